@@ -1,0 +1,48 @@
+# Everything runs inside .venv, which is made from the hashed lock; only Python >= 3.11, make and git are needed.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: demo test test-all test-next lint format types bench lock clean
+
+demo: $(READY)  ## train the default language model on the embedded corpus and sample from it (about 3 minutes)
+	$(BIN)/python experiments/language_model.py --run runs/demo
+
+test: $(READY)  ## the test suite
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-all: $(READY)  ## with the soak tests (many minutes)
+	$(BIN)/python -m pytest -n 2
+
+test-next:  ## the test suite on a newer Python (3.12+, a newer jax), where one is found
+	$(PYTHON) tests/next_python.py
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)  ## the benchmarks: ratios against flax, jax.nn and, where installed, torch (about 10 minutes)
+	$(BIN)/python benchmarks/recurrence.py
+	$(BIN)/python benchmarks/attention.py
+
+lock:  ## resolve requirements.lock again (needs uv)
+	uv pip compile pyproject.toml --universal --generate-hashes --no-emit-index-url --no-header \
+	  --extra plots --extra text --extra tensorboard --extra dev -o requirements.lock
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else f"jaxseq needs Python >= 3.11; {sys.executable} is {v.major}.{v.minor}: make PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .venv-next

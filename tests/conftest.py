@@ -1,0 +1,29 @@
+"""Every test runs with shapes checked, strict dtype promotion, rank promotion refused, and warnings as errors."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAXSEQ_COMPILATION_CACHE", "")
+
+from jaxtyping import install_import_hook
+
+install_import_hook("jaxseq", "beartype.beartype")
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def key() -> jax.Array:
+    """A typed random key, the same in every test."""
+    return jax.random.key(0)
+
+
+@pytest.fixture
+def x64():
+    """Run the test in double precision."""
+    with jax.enable_x64(True):
+        yield
