@@ -1,0 +1,231 @@
+"""The one timing harness: compile apart, warm up, interleave, check against float64, then print a number.
+
+A benchmark names a case (a flat dict of what was run), some candidates that all compute the same thing, at
+least two input sets, and a reference::
+
+    rows = measure(
+        {"T": 512},
+        [compiled("jaxseq", f), compiled("jax.nn", g), plain("torch", h, to_torch)],
+        inputs,                      # a list of argument tuples of numpy arrays
+        reference=r,                 # runs in float64; outputs and gradients of all must agree with it
+    )
+    report("attention", rows, baseline="jaxseq")
+
+What fails (is not installed, does not compile, runs out of memory, misses the reference) is a row with its
+error. Times are seconds of wall clock, memory is bytes. Rows of one case compare; absolute figures drift.
+"""
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+Row = dict[str, Any]
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A candidate ready to be timed: ``run(i)`` works on input set i and returns when the result is there."""
+
+    run: Callable[[int], Any]
+    facts: Row
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A name, and what makes it ready: ``prepare(inputs) -> Prepared``. If it raises, the row says why."""
+
+    name: str
+    prepare: Callable[[Sequence[tuple]], Prepared]
+
+
+def compiled(name: str, function: Callable[..., Any]) -> Candidate:
+    """A JAX function, lowered and compiled ahead of time; its row holds compile time and memory."""
+
+    def prepare(inputs: Sequence[tuple]) -> Prepared:
+        on_device = [jax.device_put(args) for args in inputs]
+        start = time.perf_counter()
+        executable = jax.jit(function).lower(*on_device[0]).compile()
+        seconds = time.perf_counter() - start
+        memory = executable.memory_analysis()
+        facts = {"compile_s": seconds, "temp_bytes": getattr(memory, "temp_size_in_bytes", None)}
+        return Prepared(lambda i: jax.block_until_ready(executable(*on_device[i])), facts)
+
+    return Candidate(name, prepare)
+
+
+def plain(
+    name: str, function: Callable[..., Any], convert: Callable[[np.ndarray], Any] = lambda x: x
+) -> Candidate:
+    """Any Python callable that is done when it returns (torch, numpy); ``convert`` is put on every input."""
+
+    def prepare(inputs: Sequence[tuple]) -> Prepared:
+        converted = [jax.tree.map(convert, args) for args in inputs]
+        return Prepared(lambda i: function(*converted[i]), {})
+
+    return Candidate(name, prepare)
+
+
+def unavailable(name: str, reason: str) -> Candidate:
+    """A candidate that cannot run here (a peer that is not installed): its row holds the reason."""
+
+    def prepare(inputs: Sequence[tuple]) -> Prepared:
+        raise RuntimeError(reason)
+
+    return Candidate(name, prepare)
+
+
+def measure(
+    case: Row,
+    candidates: Sequence[Candidate],
+    inputs: Sequence[tuple],
+    *,
+    reference: Callable[..., Any] | None,
+    tolerance: float = 1e-3,
+    warmup: int = 2,
+    repeats: int = 9,
+) -> list[Row]:
+    """Time the candidates on one case, in turn, over all input sets; one row each.
+
+    ``reference`` gets float64 inputs and returns the same tree as the candidates; the error of a leaf is its
+    largest absolute deviation over the reference's largest absolute value. ``None`` leaves the check out, and the
+    row says so (``"error_vs_reference": null``).
+
+    Raises:
+        ValueError: fewer than two input sets.
+    """
+    if len(inputs) < 2:
+        raise ValueError(f"a benchmark needs at least two input sets, got {len(inputs)}")
+    expected = None if reference is None else _in_float64(reference, inputs[0])
+    rows: list[Row] = []
+    ready: list[tuple[Row, Prepared, list[float]]] = []
+    for candidate in candidates:
+        row = {"name": candidate.name, **case, **environment()}
+        rows.append(row)
+        try:
+            prepared = candidate.prepare(inputs)
+            row |= prepared.facts
+            row["error_vs_reference"] = None if expected is None else _error(prepared.run(0), expected)
+            if expected is not None and not row["error_vs_reference"] <= tolerance:
+                raise ArithmeticError(
+                    f"misses the reference: error {row['error_vs_reference']:.2g} > {tolerance:g}"
+                )
+            for i in range(warmup):
+                prepared.run(i % len(inputs))
+        except Exception as error:  # a peer may fail in any way; the others are still measured
+            row["error"] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        else:
+            ready.append((row, prepared, []))
+    _interleave(ready, len(inputs), repeats)
+    for row, _, seconds in ready:
+        low, middle, high = np.percentile(seconds, [25, 50, 75])
+        row |= {
+            "median_s": float(middle),
+            "iqr_s": float(high - low),
+            "best_s": min(seconds),
+            "repeats": repeats,
+        }
+    return rows
+
+
+def _interleave(ready: Sequence[tuple[Row, Prepared, list[float]]], num_inputs: int, repeats: int) -> None:
+    """One timing of each candidate per round, the first place going round, so that drift hits all alike."""
+    for repeat in range(repeats):
+        for turn in range(len(ready)):
+            _, prepared, seconds = ready[(repeat + turn) % len(ready)]
+            start = time.perf_counter()
+            prepared.run(repeat % num_inputs)
+            seconds.append(time.perf_counter() - start)
+
+
+def _in_float64(function: Callable[..., Any], args: tuple) -> list[np.ndarray]:
+    def widen(x: Any) -> Any:
+        x = np.asarray(x)
+        return x.astype(np.float64) if jax.numpy.issubdtype(x.dtype, jax.numpy.floating) else x
+
+    with jax.enable_x64(True):
+        out = jax.jit(function)(*jax.tree.map(widen, args))
+        return [np.asarray(leaf) for leaf in jax.tree.leaves(out)]
+
+
+def _error(got: Any, expected: list[np.ndarray]) -> float:
+    leaves = [np.asarray(leaf).astype(np.float64) for leaf in jax.tree.leaves(got)]
+    if [leaf.shape for leaf in leaves] != [leaf.shape for leaf in expected]:
+        raise ValueError(
+            f"returns shapes {[x.shape for x in leaves]}, the reference {[x.shape for x in expected]}"
+        )
+    pairs = zip(leaves, expected, strict=True)
+    return float(max(np.max(np.abs(a - b)) / max(np.max(np.abs(b)), 1e-30) for a, b in pairs))
+
+
+def device_name() -> str:
+    """The first device's kind as a file name: ``cpu2`` (two cores), ``nvidia-h200``."""
+    kind = jax.devices()[0].device_kind.lower().replace(" ", "-")
+    return f"{kind}{len(os.sched_getaffinity(0))}" if kind == "cpu" else kind
+
+
+def environment() -> Row:
+    """What a figure depends on besides the code: versions, flags, device."""
+    versions: dict[str, str | None] = {}
+    for package in ("jax", "jaxlib", "flax", "numpy", "torch"):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    return {
+        "device": device_name(),
+        "processor": _processor(),
+        "python": platform.python_version(),
+        "versions": versions,
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    names = [line for line in info.read_text().splitlines() if "model name" in line] if info.exists() else []
+    return names[0].split(":")[1].strip() if names else platform.machine()
+
+
+def report(benchmark: str, rows: Sequence[Row], *, baseline: str, write: bool = True) -> None:
+    """Print a table and write the rows as JSON lines.
+
+    The last column is a row's time over ``baseline``'s: 3 means that the baseline is three times as fast. The
+    file is ``benchmarks/results/<benchmark>-<device>.jsonl``, written anew each time.
+    """
+    hidden = {*environment(), "compile_s", "temp_bytes", "median_s", "iqr_s", "best_s", "repeats"}
+    hidden |= {"name", "error", "error_vs_reference"}
+    cases: dict[str, list[Row]] = {}
+    for row in rows:
+        cases.setdefault(" ".join(f"{k}={v}" for k, v in row.items() if k not in hidden), []).append(row)
+    print(f"{benchmark} on {device_name()} ({_processor()}), jax {metadata.version('jax')}")
+    for case, members in cases.items():
+        base = next((r["median_s"] for r in members if r["name"] == baseline and "median_s" in r), None)
+        print(f"\n{case}\n  {'':24}{'ms':>10}{'IQR':>8}{'compile s':>11}{'temp MB':>9}{f'/ {baseline}':>12}")
+        for row in members:
+            print("  " + _line(row, base))
+    if not write:
+        return
+    path = RESULTS / f"{benchmark}-{device_name()}.jsonl"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    print(f"\nwritten: {path.relative_to(RESULTS.parent.parent)}")
+
+
+def _line(row: Row, base: float | None) -> str:
+    if "error" in row:
+        return f"{row['name']:24}{row['error']}"
+    compile_s = f"{row['compile_s']:.2f}" if row.get("compile_s") is not None else "-"
+    memory = f"{row['temp_bytes'] / 1e6:.1f}" if row.get("temp_bytes") is not None else "-"
+    ratio = f"{row['median_s'] / base:.2f}" if base else "-"
+    times = f"{1e3 * row['median_s']:10.2f}{1e3 * row['iqr_s']:8.2f}"
+    return f"{row['name']:24}{times}{compile_s:>11}{memory:>9}{ratio:>12}"
