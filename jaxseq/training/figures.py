@@ -1,0 +1,118 @@
+"""The figures of a run, drawn with matplotlib (extra `plots`); import this module lazily."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+
+INK, SOFT, GRID = "#20242a", "#667080", "#e8eaed"
+BLUE, RED, PALE = "#2b5c8f", "#b5483a", "#a9c0d8"
+
+
+def draw_figures(
+    rows: list[dict[str, Any]], folder: Path, *, clip_norm: float | None = None
+) -> dict[str, Path]:
+    """``loss.png``, ``learning_rate.png``, ``gradient_norm.png`` against tokens seen, where there is data."""
+    folder.mkdir(parents=True, exist_ok=True)
+    drawings = {
+        "Loss": ("loss", lambda axes: _loss(axes, rows)),
+        "Learning rate": ("learning_rate", lambda axes: _learning_rate(axes, rows)),
+        "Gradient norm before clipping": (
+            "gradient_norm",
+            lambda axes: _gradient_norm(axes, rows, clip_norm),
+        ),
+    }
+    files = {}
+    for title, (name, draw) in drawings.items():
+        if not points(rows, name)[0]:
+            continue
+        figure = Figure(figsize=(6.4, 3.8), dpi=150, layout="constrained", facecolor="white")
+        axes = figure.subplots()
+        _prepare(axes, title)
+        draw(axes)
+        files[title] = folder / f"{name}.png"
+        figure.savefig(files[title], metadata={"Software": None})
+    return files
+
+
+def points(rows: list[dict[str, Any]], name: str) -> tuple[list[float], list[float]]:
+    """Tokens seen, and the metric there, of the rows that have it as a finite number."""
+    pairs = [
+        (row["tokens"], row[name])
+        for row in rows
+        if isinstance(row.get(name), int | float) and math.isfinite(row[name]) and "tokens" in row
+    ]
+    return [float(x) for x, _ in pairs], [float(y) for _, y in pairs]
+
+
+def smoothed(values: list[float], span: int) -> list[float]:
+    """The mean over the last ``span`` values."""
+    return [sum(values[max(0, i + 1 - span) : i + 1]) / min(span, i + 1) for i in range(len(values))]
+
+
+def _prepare(axes: Axes, title: str) -> None:
+    axes.set_title(title, loc="left", fontsize=11, color=INK, pad=10)
+    axes.set_xlabel("tokens seen", fontsize=9, color=SOFT)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.tick_params(labelsize=9, colors=SOFT, length=0)
+    axes.grid(color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side == "bottom")
+        spine.set_color(GRID)
+
+
+def _loss(axes: Axes, rows: list[dict[str, Any]]) -> None:
+    tokens, loss = points(rows, "loss")
+    _curve(axes, tokens, loss, "training")
+    # The first steps stand far above the rest: leave them out of the view where there are enough others.
+    visible = sorted(loss)[: max(1, math.ceil(0.97 * len(loss)))]
+    margin = 0.06 * (visible[-1] - visible[0]) or 0.1
+    axes.set_ylim(visible[0] - margin, visible[-1] + margin)
+    axes.set_ylabel("nats per token", fontsize=9, color=SOFT)
+    bits = axes.secondary_yaxis("right", functions=(_bits, _nats))
+    bits.set_ylabel("bits per token", fontsize=9, color=SOFT)
+    bits.tick_params(labelsize=9, colors=SOFT, length=0)
+    bits.spines["right"].set_visible(False)
+    x, held_out = points(rows, "evaluation/loss")
+    if x:
+        axes.plot(x, held_out, color=RED, linewidth=1.4, marker="o", markersize=3, label="held out")
+        axes.legend(frameon=False, fontsize=9, labelcolor=SOFT)
+
+
+def _bits(nats: Any) -> Any:
+    return nats / math.log(2)
+
+
+def _nats(bits: Any) -> Any:
+    return bits * math.log(2)
+
+
+def _learning_rate(axes: Axes, rows: list[dict[str, Any]]) -> None:
+    axes.plot(*points(rows, "learning_rate"), color=BLUE, linewidth=1.6)
+    axes.set_ylim(bottom=0)
+
+
+def _gradient_norm(axes: Axes, rows: list[dict[str, Any]], clip_norm: float | None) -> None:
+    tokens, norms = points(rows, "gradient_norm")
+    if any(norm > 0 for norm in norms):
+        axes.set_yscale("log")
+    _curve(axes, tokens, norms, "gradient norm")
+    if clip_norm:
+        axes.axhline(
+            clip_norm, color=RED, linewidth=1, linestyle=(0, (4, 3)), label=f"clipped above {clip_norm:g}"
+        )
+        axes.legend(frameon=False, fontsize=9, labelcolor=SOFT)
+
+
+def _curve(axes: Axes, x: list[float], y: list[float], label: str) -> None:
+    """The values, pale, with their running mean; a short run has the values alone."""
+    span = len(y) // 40
+    if span < 2:
+        axes.plot(x, y, color=BLUE, linewidth=1.6, label=label)
+        return
+    axes.plot(x, y, color=PALE, linewidth=0.8)
+    axes.plot(x, smoothed(y, span), color=BLUE, linewidth=1.6, label=label)

@@ -1,0 +1,36 @@
+"""Losses over real positions only."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxseq.typing import Array, Bool, Float, Int
+
+
+class CrossEntropy(NamedTuple):
+    """A cross-entropy in nats: ``mean = total / count``, and 0 where there is nothing to count."""
+
+    mean: Float[Array, ""]
+    total: Float[Array, ""]
+    count: Float[Array, ""]  # type: ignore[assignment]
+
+
+def cross_entropy(
+    logits: Float[Array, "*B T V"], targets: Int[Array, "*B T"], mask: Bool[Array, "*B T"]
+) -> CrossEntropy:
+    """The sum over real positions of ``log sum_v exp(l_v) - l_target``, and its mean.
+
+    Computed in at least float32. What stands at padding (NaN too, and targets out of range) changes neither
+    the value nor any gradient. Means over parts of a batch are joined as ``sum(total) / sum(count)``.
+    """
+    dtype = jnp.promote_types(jnp.float32, logits.dtype)
+    real = mask[..., None]
+    logits = jnp.where(real, logits.astype(dtype), jnp.zeros((), dtype))
+    vocabulary = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1)
+    # A comparison fuses with the sum, and so does its gradient; a gather's gradient is a scatter.
+    chosen = jnp.sum(jnp.where(vocabulary == targets[..., None], logits, jnp.zeros((), dtype)), axis=-1)
+    losses = jnp.where(mask, jax.nn.logsumexp(logits, axis=-1) - chosen, jnp.zeros((), dtype))
+    total = jnp.sum(losses)
+    count = jnp.sum(mask, dtype=dtype)
+    return CrossEntropy(total / jnp.maximum(count, jnp.ones((), dtype)), total, count)

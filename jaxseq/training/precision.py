@@ -1,0 +1,31 @@
+"""Mixed precision: which dtype the parameters, the computation and the outputs have."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxseq.typing import DType
+
+
+class Policy(NamedTuple):
+    """Three dtypes. Accumulations, carries and softmax statistics stay at least float32 under each."""
+
+    parameters: DType
+    compute: DType
+    output: DType
+
+
+POLICIES: dict[str, Policy] = {
+    "float32": Policy(jnp.float32, jnp.float32, jnp.float32),
+    "bfloat16": Policy(jnp.float32, jnp.bfloat16, jnp.float32),
+}
+
+
+def cast_floating(tree: Any, dtype: DType) -> Any:
+    """The tree with its floating-point leaves in ``dtype``; whole numbers, masks and keys are left alone."""
+
+    def cast(leaf: Any) -> Any:
+        return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    return jax.tree.map(cast, tree)
