@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int32
@@ -20,6 +20,7 @@ class Batch(NamedTuple):
     segment_ids: Int32[np.ndarray, "B T"]
 
 
+@runtime_checkable
 class Dataset(Protocol):
     """A pure function of the step; what must be remembered to resume is its fingerprint alone."""
 

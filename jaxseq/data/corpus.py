@@ -116,6 +116,8 @@ def text_corpus(
         documents, skipped = reading.documents, reading.skipped
     else:
         documents, skipped = (readers.read_text(path),), ()
+    if len(documents) == 1 and len(documents[0]) < 2 * BLOCKS:
+        raise ValueError(f"{path}: too little text: {len(documents[0])} characters")
     if split == "auto":
         split = "documents" if len(documents) >= FEWEST_FILES else "blocks"
     source = f"{path}, split by {split}" if split != "tail" else f"{path}, its tail held out"

@@ -26,7 +26,7 @@ LARGEST = 1 / 3
 def run_hashes(text: str, *, length: int = RUN) -> UInt64[np.ndarray, " runs"]:
     """A 64-bit hash of every run of ``length`` characters, in order.
 
-    Those of m and of n characters join to those of m + n, h(uv) = mix(h(u)) + h(v): log2(length) passes do.
+    Those of m and of n characters join to those of m + n, h(uv) = mix(mix(h(u)) + h(v)): log2(length) passes.
     """
     if length < 1:
         raise ValueError(f"length must be at least 1, not {length}")
@@ -153,7 +153,7 @@ def _share_known(train: list[np.ndarray], held_out: list[np.ndarray]) -> float:
 def _joined(left: np.ndarray, right: np.ndarray, width: int) -> np.ndarray:
     """Hashes of the runs that are a left run (of ``width``) followed by a right one."""
     count = min(len(left), len(right) - width)
-    return _mix(left[:count]) + right[width : width + count] if count > 0 else left[:0]
+    return _mix(_mix(left[:count]) + right[width : width + count]) if count > 0 else left[:0]
 
 
 def _mix(x: np.ndarray) -> np.ndarray:

@@ -6,8 +6,6 @@ import numpy as np
 
 from jaxseq.data.batch import Batch, as_tokens, check_sizes, check_step, fingerprint_of
 
-OPEN_ROWS = 64
-
 
 class PackedDocuments:
     """Whole documents side by side in rows, each a segment of its own; no target crosses documents.
@@ -17,9 +15,9 @@ class PackedDocuments:
     document longer than a row is cut into pieces, each of which starts afresh. Every prediction stands in
     exactly one row.
 
-    The pieces are packed once, in an order drawn from the seed (first fit into the ``OPEN_ROWS`` latest
-    rows); an epoch takes the rows in an order drawn from (seed, epoch). The last batch of an epoch may hold
-    empty rows.
+    The pieces are packed once, longest first, each into the row it fills best (those of one length in an order
+    drawn from the seed); an epoch takes the rows in an order drawn from (seed, epoch). The last batch of an
+    epoch may hold empty rows.
 
     Raises:
         ValueError: fewer rows than ``batch_size``, or nothing to predict.
@@ -35,15 +33,14 @@ class PackedDocuments:
         separator: int | None = None,
     ) -> None:
         texts = [_delimited(as_tokens(text), separator, ends=True) for text in documents]
-        available = sum(max(0, len(text) - 1) for text in texts)
-        check_sizes("packed documents", batch_size=batch_size, length=length, available=max(available, 1))
+        check_sizes("packed documents", batch_size=batch_size, length=length, available=batch_size * length)
         pieces = _pieces(texts, length)
         self.tokens, self.targets, self.segment_ids = _packed(pieces, length, seed)
         self.rows = len(self.tokens)
-        if not available or self.rows < batch_size:
+        if self.rows < batch_size:
             raise ValueError(
                 f"a batch larger than the data: {batch_size} rows of {length} tokens, "
-                f"but the documents fill only {self.rows if available else 0}"
+                f"but the documents fill only {self.rows}"
             )
         self.batch_size, self.length, self.seed, self.separator = batch_size, length, seed, separator
         self.steps_per_epoch = -(-self.rows // batch_size)
@@ -134,18 +131,22 @@ def _pieces(texts: list[np.ndarray], length: int) -> list[np.ndarray]:
 
 
 def _packed(pieces: list[np.ndarray], length: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    order = np.random.default_rng((seed, 0)).permutation(len(pieces)).tolist()
     rows: list[list[np.ndarray]] = []
-    room = np.zeros(OPEN_ROWS, np.int64)  # what is left in each open row
-    where = np.zeros(OPEN_ROWS, np.int64)  # which row that is
-    for index in np.random.default_rng((seed, 0)).permutation(len(pieces)):
+    with_room: list[list[int]] = [[] for _ in range(length + 1)]  # the rows that have just so much room
+    counts = np.zeros(length + 1, np.int64)
+    for index in sorted(order, key=lambda i: -len(pieces[i])):
         size = len(pieces[index]) - 1
-        fits = room >= size
-        slot = int(np.argmax(fits)) if fits.any() else len(rows) % OPEN_ROWS
-        if not fits.any():
-            room[slot], where[slot] = length, len(rows)
+        room = size + int(np.argmax(counts[size:] > 0))
+        if counts[room]:
+            row = with_room[room].pop()
+            counts[room] -= 1
+        else:
+            row, room = len(rows), length
             rows.append([])
-        rows[where[slot]].append(pieces[index])
-        room[slot] -= size
+        rows[row].append(pieces[index])
+        with_room[room - size].append(row)
+        counts[room - size] += 1
     tokens, targets, segment_ids = np.zeros((3, len(rows), length), np.int32)
     for row, parts in enumerate(rows):
         start = 0

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int32
@@ -21,6 +21,7 @@ UNKNOWN = "\ufffd"
 UNICODE_BITS = math.log2(0x110000)
 
 
+@runtime_checkable
 class Vocabulary(Protocol):
     """What every vocabulary can do."""
 
@@ -211,12 +212,12 @@ class BPE:
 
     def to_json(self) -> str:
         """The whole model."""
-        return json.dumps({"kind": "bpe", "model": json.loads(self.model)})
+        return json.dumps({"kind": "bpe", "model": self.model})
 
     @classmethod
     def from_json(cls, text: str) -> "BPE":
         """The inverse of ``to_json``."""
-        return cls(json.dumps(_fields(text, "bpe")["model"]))
+        return cls(_fields(text, "bpe")["model"])
 
 
 VOCABULARIES: dict[str, Any] = {"characters": Characters, "bytes": Bytes, "bpe": BPE}

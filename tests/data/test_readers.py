@@ -1,0 +1,116 @@
+"""Readers: what cannot be read is one clear line, and never another exception."""
+
+import gzip
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxseq.data import read_folder, read_text
+
+
+def write(folder, name: str, raw: bytes):
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(raw)
+    return path
+
+
+def one_line(error) -> str:
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_text_is_read_as_it_stands_but_for_line_ends_and_byte_order_mark(tmp_path, packed):
+    raw = "\ufeffstraße\r\n日本\rend\n".encode()
+    path = write(tmp_path, "a.gz" if packed else "a", gzip.compress(raw) if packed else raw)
+    assert read_text(path) == "straße\n日本\nend\n"
+    assert read_text(str(path)) == read_text(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    for read in (read_text, read_folder):
+        with pytest.raises(FileNotFoundError, match=r"no such .*nowhere\.txt") as error:
+            read(tmp_path / "nowhere.txt")
+        one_line(error)
+
+
+@pytest.mark.parametrize("raw", [b"", b" \n\t\n", b"\xef\xbb\xbf\r\n"])
+def test_an_empty_text_is_refused(tmp_path, raw):
+    for path in (write(tmp_path, "a.txt", raw), write(tmp_path, "a.gz", gzip.compress(raw))):
+        with pytest.raises(ValueError, match=rf"{path.name}: holds no text") as error:
+            read_text(path)
+        one_line(error)
+
+
+def test_a_file_that_is_not_utf8_is_named_with_the_byte_offset(tmp_path):
+    path = write(tmp_path, "latin.txt", "ab\né".encode() + "é".encode("latin-1") + b" more")
+    with pytest.raises(ValueError, match=r"latin\.txt: not UTF-8 at byte offset 5 \(0xe9\)") as error:
+        read_text(path)
+    one_line(error)
+
+
+def test_a_broken_gzip_is_named(tmp_path):
+    good = gzip.compress(b"some text, long enough to be cut " * 50)
+    for name, raw in [
+        ("cut", good[:-20]),
+        ("no", b"not a gzip at all"),
+        ("flip", good[:-6] + b"\0" + good[-5:]),
+    ]:
+        path = write(tmp_path, f"{name}.gz", raw)
+        with pytest.raises(ValueError, match=rf"{name}\.gz: broken gzip") as error:
+            read_text(path)
+        one_line(error)
+
+
+@given(raw=st.binary(max_size=300), packed=st.booleans(), cut=st.integers(0, 40), flip=st.integers(0, 300))
+@settings(deadline=None, max_examples=300)
+def test_any_bytes_give_a_text_or_one_clear_line(tmp_path_factory, raw, packed, cut, flip):
+    folder = tmp_path_factory.getbasetemp()
+    if packed:
+        data = bytearray(gzip.compress(raw))
+        data[flip % len(data)] ^= 1 << flip % 8
+        raw = bytes(data[: len(data) - cut])
+    path = write(folder, "fuzz.gz" if packed else "fuzz.txt", raw)
+    try:
+        assert read_text(path).strip()
+    except ValueError as error:
+        assert not isinstance(error, UnicodeError)
+        assert str(error).startswith(str(path))
+        assert "\n" not in str(error)
+
+
+def test_a_folder_is_read_in_the_order_of_its_paths_and_names_what_it_passes_over(tmp_path):
+    write(tmp_path, "b.txt", b"bee")
+    write(tmp_path, "a/c.md", b"sea")
+    write(tmp_path, "a/d.txt.gz", gzip.compress(b"dee"))
+    write(tmp_path, "a/bad.txt", b"\xff\xfe")
+    write(tmp_path, "empty.txt", b"")
+    write(tmp_path, "image.png", b"\x89PNG")
+    write(tmp_path, ".git/x.txt", b"hidden")
+    write(tmp_path, ".hidden.txt", b"hidden")
+    reading = read_folder(tmp_path)
+    assert reading.documents == ("sea", "dee", "bee")
+    assert [path.name for path in reading.paths] == ["c.md", "d.txt.gz", "b.txt"]
+    assert len(reading.skipped) == 2
+    assert "bad.txt: not UTF-8 at byte offset 0" in reading.skipped[0]
+    assert "empty.txt: holds no text" in reading.skipped[1]
+    assert len(read_folder(tmp_path, suffixes=("",)).skipped) == 3
+
+
+def test_a_folder_without_text_says_what_was_looked_for(tmp_path):
+    write(tmp_path, "a.png", b"x")
+    write(tmp_path, "b.txt", b"\xff")
+    with pytest.raises(ValueError, match=r"\.txt.*1 unreadable and 1 other.*b\.txt: not UTF-8") as error:
+        read_folder(tmp_path)
+    one_line(error)
+
+
+def test_a_file_is_no_folder_and_a_folder_no_file(tmp_path):
+    path = write(tmp_path, "a.txt", b"x")
+    with pytest.raises(ValueError, match="a file, not a folder"):
+        read_folder(path)
+    with pytest.raises(ValueError, match="a folder, not a file"):
+        read_text(tmp_path)
