@@ -15,9 +15,9 @@ class PackedDocuments:
     document longer than a row is cut into pieces, each of which starts afresh. Every prediction stands in
     exactly one row.
 
-    The pieces are packed once, longest first, each into the row it fills best (those of one length in an order
-    drawn from the seed); an epoch takes the rows in an order drawn from (seed, epoch). The last batch of an
-    epoch may hold empty rows.
+    The pieces are packed once, longest first, each into the row it fills best (those of one length in an
+    order drawn from the seed); an epoch takes the rows in an order drawn from (seed, epoch). The last batch
+    of an epoch may hold empty rows.
 
     Raises:
         ValueError: fewer rows than ``batch_size``, or nothing to predict.
