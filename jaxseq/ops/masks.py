@@ -1,0 +1,384 @@
+"""Who may see whom, as a small algebra instead of an array of queries by keys.
+
+``causal() & segments(q_ids, kv_ids)``, ``causal() | prefix(100)``: a mask is a frozen pytree (it passes
+through ``jit``, ``vmap`` and ``scan``) that can evaluate itself on a tile, be written out in full, and tell of every
+tile of a grid whether it is certainly empty (and skipped), certainly full or mixed. True = may be seen.
+
+Query i sits at position i and key j at position j, unless a mask is given positions.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxseq.ops.tiled import (
+    LEAST,
+    MOST,
+    STATIC,
+    Span,
+    Tiled,
+    Tiles,
+    align,
+    blocks,
+    cross,
+    cut,
+    leaf,
+    positions,
+    whole_numbers,
+)
+from jaxseq.typing import Array, Bool, Int
+
+
+class Mask(Tiled):
+    """A set of visible (query, key) pairs; join with ``&`` and ``|``."""
+
+    def __and__(self, other: "Mask") -> "Mask":
+        return And(self, _is_mask(other))
+
+    def __or__(self, other: "Mask") -> "Mask":
+        return Or(self, _is_mask(other))
+
+    def materialize(self, num_queries: int, num_keys: int) -> Bool[Array, "..."]:
+        """The whole mask, ``[*B, N or 1, T, S]``: for the reference and for looking at it."""
+        whole = self.tile(Span(0, num_queries), Span(0, num_keys))
+        return jnp.broadcast_to(whole, (*whole.shape[:-2], num_queries, num_keys))
+
+    def tiles(self, num_queries: int, num_keys: int, row_tile: int, column_tile: int) -> Tiles:
+        """What is certain of each tile of the grid, by comparing the ends of each tile's rows and columns."""
+        num_rows, num_columns = -(-num_queries // row_tile), -(-num_keys // column_tile)
+        padded = self.pad(num_rows * row_tile, num_columns * column_tile)
+        return padded._tiles(num_rows, num_columns, row_tile, column_tile)
+
+    @abstractmethod
+    def _tiles(self, num_rows: int, num_columns: int, row_tile: int, column_tile: int) -> Tiles: ...
+
+    def without_arrays(self) -> "Mask":
+        """The part known from shapes alone: sees at least what this mask sees."""
+        return self if not jax.tree.leaves(self) else _Everything()
+
+    def visible_keys(self) -> Bool[Array, "*B S"] | None:
+        """False for keys that no query can ever see because of what they are; None: no such key is known."""
+        return None
+
+    def visible_queries(self) -> Bool[Array, "*B T"] | None:
+        """False for queries that can never see anything because of what they are; None: no such query."""
+        return None
+
+
+def _is_mask(mask: Any) -> Mask:
+    if not isinstance(mask, Mask):
+        raise TypeError(f"a mask joins with a mask, got {type(mask).__name__}; wrap an array as dense(array)")
+    return mask
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class _Everything(Mask):
+    """All may be seen; what remains of a mask when its arrays are not looked at."""
+
+    def tile(self, rows: Span, columns: Span, heads: Span | None = None) -> Array:
+        return jnp.ones((1, 1, 1), bool)
+
+    def _tiles(self, num_rows: int, num_columns: int, row_tile: int, column_tile: int) -> Tiles:
+        every = np.ones((num_rows, num_columns), bool)
+        return Tiles(every, ~every)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class Band(Mask):
+    """``0 <= q - k``, and ``q - k < window`` where there is one; by position, and k < 0 is no key."""
+
+    window: int | None = field(default=None, metadata=STATIC)
+    offset: int = field(default=0, metadata=STATIC)
+    q_positions: Any = field(default=None, metadata=leaf("T", -1))
+    kv_positions: Any = field(default=None, metadata=leaf("S", -1))
+
+    def tile(self, rows: Span, columns: Span, heads: Span | None = None) -> Array:
+        q, k = positions(self.q_positions, rows, self.offset), positions(self.kv_positions, columns)
+        q, k = align(q[..., None, :, None], k[..., None, None, :])
+        seen = q >= k
+        if self.window is not None:
+            seen &= q - k < self.window
+        return seen if self.kv_positions is None else seen & (k >= 0)
+
+    def _tiles(self, num_rows: int, num_columns: int, row_tile: int, column_tile: int) -> Tiles:
+        q_low: Any = np.arange(num_rows, dtype=np.int32) * row_tile + np.int32(self.offset)
+        q_high: Any = q_low + np.int32(row_tile - 1)
+        if self.q_positions is not None:
+            block = blocks(self.q_positions, num_rows, row_tile)
+            q_low, q_high = block.min(-1), block.max(-1)
+        k_low: Any = np.arange(num_columns, dtype=np.int32) * column_tile
+        k_high: Any = k_low + np.int32(column_tile - 1)
+        filled: Any = k_low >= 0
+        if self.kv_positions is not None:
+            block = blocks(self.kv_positions, num_columns, column_tile)
+            k_low, k_high = jnp.where(block >= 0, block, MOST).min(-1), block.max(-1)
+            filled = (block >= 0).all(-1)
+        q_low, q_high, k_low, k_high, filled = cross((q_low, q_high), (k_low, k_high, filled))
+        live, full = q_high >= k_low, filled & (q_low >= k_high)
+        if self.window is not None:
+            live, full = live & (q_low - k_high < self.window), full & (q_high - k_low < self.window)
+        return Tiles(live, full)
+
+    def visible_keys(self) -> Bool[Array, "*B S"] | None:
+        return None if self.kv_positions is None else self.kv_positions >= 0
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class Prefix(Mask):
+    """``j < size`` by the key's index, the same for all (static) or one a batch element."""
+
+    size: int | None = field(default=None, metadata=STATIC)
+    sizes: Any = field(default=None, metadata=leaf(""))
+
+    def tile(self, rows: Span, columns: Span, heads: Span | None = None) -> Array:
+        size = jnp.asarray(self.size, jnp.int32) if self.sizes is None else self.sizes
+        j, size = align(positions(None, columns)[None, None, :], size[..., None, None, None])
+        return j < size
+
+    def _tiles(self, num_rows: int, num_columns: int, row_tile: int, column_tile: int) -> Tiles:
+        start = np.arange(num_columns, dtype=np.int32) * column_tile
+        size = np.int32(self.size) if self.sizes is None else self.sizes[..., None, None]  # type: ignore[arg-type]
+        start, size = align(np.broadcast_to(start, (num_rows, num_columns)), size)
+        return Tiles(start < size, start + column_tile <= size)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class Padding(Mask):
+    """Real keys may be seen."""
+
+    kv_real: Any = field(default=None, metadata=leaf("S", False))
+
+    def tile(self, rows: Span, columns: Span, heads: Span | None = None) -> Array:
+        return cut(self.kv_real, columns)[..., None, None, :]
+
+    def _tiles(self, num_rows: int, num_columns: int, row_tile: int, column_tile: int) -> Tiles:
+        block = blocks(self.kv_real, num_columns, column_tile)[..., None, :, :]
+        shape = (*self.kv_real.shape[:-1], num_rows, num_columns)
+        return Tiles(jnp.broadcast_to(block.any(-1), shape), jnp.broadcast_to(block.all(-1), shape))
+
+    def visible_keys(self) -> Bool[Array, "*B S"] | None:
+        return self.kv_real
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class Segments(Mask):
+    """Same id, and not 0."""
+
+    q_ids: Any = field(default=None, metadata=leaf("T"))
+    kv_ids: Any = field(default=None, metadata=leaf("S"))
+
+    def tile(self, rows: Span, columns: Span, heads: Span | None = None) -> Array:
+        q, k = align(cut(self.q_ids, rows)[..., None, :, None], cut(self.kv_ids, columns)[..., None, None, :])
+        return (q == k) & (q != 0)
+
+    def _tiles(self, num_rows: int, num_columns: int, row_tile: int, column_tile: int) -> Tiles:
+        def ends(ids: Array, count: int, size: int) -> tuple[Array, Array, Array]:
+            block = blocks(ids, count, size)
+            real = block != 0
+            low = jnp.where(real, block, MOST).min(-1)
+            return low, jnp.where(real, block, LEAST).max(-1), real.all(-1)
+
+        q, k = ends(self.q_ids, num_rows, row_tile), ends(self.kv_ids, num_columns, column_tile)
+        q_low, q_high, q_real, k_low, k_high, k_real = cross(q, k)
+        alike = (q_low == q_high) & (k_low == k_high) & (q_low == k_low)
+        return Tiles((q_low <= k_high) & (k_low <= q_high), alike & q_real & k_real)
+
+    def visible_keys(self) -> Bool[Array, "*B S"] | None:
+        return self.kv_ids != 0
+
+    def visible_queries(self) -> Bool[Array, "*B T"] | None:
+        return self.q_ids != 0
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class Dense(Mask):
+    """A boolean array, the same for all heads."""
+
+    array: Any = field(default=None, metadata=leaf("TS", False))
+
+    def tile(self, rows: Span, columns: Span, heads: Span | None = None) -> Array:
+        return cut(cut(self.array, columns), rows, axis=-2)[..., None, :, :]
+
+    def _tiles(self, num_rows: int, num_columns: int, row_tile: int, column_tile: int) -> Tiles:
+        block = self.array.reshape(*self.array.shape[:-2], num_rows, row_tile, num_columns, column_tile)
+        return Tiles(block.any((-3, -1)), block.all((-3, -1)))
+
+    def visible_keys(self) -> Bool[Array, "*B S"] | None:
+        return self.array.any(-2)
+
+    def visible_queries(self) -> Bool[Array, "*B T"] | None:
+        return self.array.any(-1)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class DenseByHead(Mask):
+    """A boolean array, one a head."""
+
+    array: Any = field(default=None, metadata=leaf("NTS", False))
+
+    def tile(self, rows: Span, columns: Span, heads: Span | None = None) -> Array:
+        array = self.array if heads is None else cut(self.array, heads, axis=-3)
+        return cut(cut(array, columns), rows, axis=-2)
+
+    def _tiles(self, num_rows: int, num_columns: int, row_tile: int, column_tile: int) -> Tiles:
+        block = self.array.reshape(*self.array.shape[:-2], num_rows, row_tile, num_columns, column_tile)
+        return Tiles(block.any((-5, -3, -1)), block.all((-5, -3, -1)))
+
+    def visible_keys(self) -> Bool[Array, "*B S"] | None:
+        return self.array.any((-3, -2))
+
+    def visible_queries(self) -> Bool[Array, "*B T"] | None:
+        return self.array.any((-3, -1))
+
+
+class _Joined(Mask):
+    """Two masks joined; what is certain of both decides what is certain of the two."""
+
+    left: Mask
+    right: Mask
+    _operator: ClassVar[str]
+
+    def _join(self, left: Any, right: Any) -> Any:
+        left, right = align(left, right)
+        return left & right if self._operator == "and" else left | right
+
+    def map_leaves(self, function: Callable[[str, str, Any, Array], Array]) -> Any:
+        left, right = self.left.map_leaves(function), self.right.map_leaves(function)
+        return replace(self, left=left, right=right)  # type: ignore[type-var]
+
+    def tile(self, rows: Span, columns: Span, heads: Span | None = None) -> Array:
+        return self._join(self.left.tile(rows, columns, heads), self.right.tile(rows, columns, heads))
+
+    def _tiles(self, num_rows: int, num_columns: int, row_tile: int, column_tile: int) -> Tiles:
+        grid = (num_rows, num_columns, row_tile, column_tile)
+        left, right = self.left._tiles(*grid), self.right._tiles(*grid)
+        return Tiles(self._join(left.live, right.live), self._join(left.full, right.full))
+
+    def without_arrays(self) -> Mask:
+        return replace(self, left=self.left.without_arrays(), right=self.right.without_arrays())  # type: ignore[type-var]
+
+    def visible_keys(self) -> Bool[Array, "*B S"] | None:
+        return self._both(self.left.visible_keys(), self.right.visible_keys())
+
+    def visible_queries(self) -> Bool[Array, "*B T"] | None:
+        return self._both(self.left.visible_queries(), self.right.visible_queries())
+
+    def _both(self, left: Array | None, right: Array | None) -> Array | None:
+        if left is not None and right is not None:
+            return self._join(left, right)
+        if self._operator == "or":
+            return None
+        return right if left is None else left
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class And(_Joined):
+    """Seen by both."""
+
+    left: Mask
+    right: Mask
+    _operator: ClassVar[str] = "and"
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class Or(_Joined):
+    """Seen by either."""
+
+    left: Mask
+    right: Mask
+    _operator: ClassVar[str] = "or"
+
+
+def causal(
+    q_positions: Int[Array, "*B T"] | None = None,
+    kv_positions: Int[Array, "*#B S"] | None = None,
+    *,
+    offset: int = 0,
+) -> Mask:
+    """A query sees itself and what came before: ``k <= q``, by position.
+
+    Without positions, query i sits at ``i + offset`` and key j at j. A key with a negative position is
+    an empty slot (of a cache) and never seen, in whatever order the slots lie.
+    """
+    return _band(None, q_positions, kv_positions, offset)
+
+
+def sliding_window(
+    window: int,
+    q_positions: Int[Array, "*B T"] | None = None,
+    kv_positions: Int[Array, "*#B S"] | None = None,
+    *,
+    offset: int = 0,
+) -> Mask:
+    """A query sees itself and the ``window - 1`` before it: ``0 <= q - k < window``, so it is causal too.
+
+    Raises:
+        ValueError: the window holds no position.
+    """
+    if window < 1:
+        raise ValueError(f"a sliding window needs at least 1 position, got {window}")
+    return _band(window, q_positions, kv_positions, offset)
+
+
+def _band(window: int | None, q_positions: Any, kv_positions: Any, offset: int) -> Mask:
+    if offset and q_positions is not None:
+        raise ValueError(f"offset={offset} and q_positions both say where queries sit; give one")
+    q, k = whole_numbers("q_positions", q_positions), whole_numbers("kv_positions", kv_positions)
+    return Band(window=window, offset=offset, q_positions=q, kv_positions=k)
+
+
+def prefix(size: int | Int[Array, "*B"]) -> Mask:
+    """All queries see the first ``size`` keys, later ones included: ``j < size``, by the key's index.
+
+    ``causal() | prefix(n)`` is the prefix language model's mask.
+    """
+    if isinstance(size, int | np.integer):
+        if size < 0:
+            raise ValueError(f"a prefix has at least 0 keys, got {size}")
+        return Prefix(size=int(size))
+    return Prefix(sizes=whole_numbers("prefix size", size))
+
+
+def padding(kv_real: Bool[Array, "*B S"]) -> Mask:
+    """Real keys may be seen, padding may not."""
+    return Padding(kv_real=_booleans("padding", kv_real, 1))
+
+
+def segments(q_ids: Int[Array, "*B T"], kv_ids: Int[Array, "*#B S"]) -> Mask:
+    """A query sees the keys of its own segment: equal ids, and not 0, which is padding."""
+    return Segments(q_ids=whole_numbers("q_ids", q_ids), kv_ids=whole_numbers("kv_ids", kv_ids))
+
+
+def dense(array: Bool[Array, "*B T S"]) -> Mask:
+    """Any mask, written out, the same for all heads."""
+    return Dense(array=_booleans("dense", array, 2))
+
+
+def dense_by_head(array: Bool[Array, "*B N T S"]) -> Mask:
+    """Any mask, written out for every head."""
+    return DenseByHead(array=_booleans("dense_by_head", array, 3))
+
+
+def _booleans(name: str, array: Any, least_rank: int) -> Array:
+    array = jnp.asarray(array)
+    if array.dtype != jnp.bool_:
+        raise TypeError(
+            f"{name} needs booleans (True = may be seen), got {array.dtype} of shape {array.shape}"
+        )
+    if array.ndim < least_rank:
+        raise ValueError(f"{name} needs at least {least_rank} dims, got shape {array.shape}")
+    return array

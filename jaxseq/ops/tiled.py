@@ -1,0 +1,162 @@
+"""What attention evaluates tile by tile: masks and biases, never written out as queries by keys."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import Any, NamedTuple, TypeVar
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxseq.typing import Array, Int
+
+MOST = np.iinfo(np.int32).max
+LEAST = np.iinfo(np.int32).min
+
+
+class Span(NamedTuple):
+    """``size`` neighbouring indices from ``start`` on; the start may be traced."""
+
+    start: Any
+    size: int
+
+
+class Tiles(NamedTuple):
+    """What is certain of each tile: not ``live`` = no True in it, ``full`` = nothing but True.
+
+    Both are ``[*B, row tiles, column tiles]``; numpy arrays where shapes alone decide, else traced ones.
+    """
+
+    live: Any
+    full: Any
+
+
+STATIC = {"static": True}
+
+
+def leaf(dims: str, fill: Any = 0) -> dict[str, Any]:
+    """Metadata of a field of ``[*B, *dims]``; padded queries and keys get ``fill``, which is never seen."""
+    return {"dims": dims, "fill": fill}
+
+
+Same = TypeVar("Same", bound="Tiled")
+
+
+class Tiled(ABC):
+    """What is evaluated tile by tile: a mask, or a bias on the scores. Its arrays lead with batch dims."""
+
+    @abstractmethod
+    def tile(self, rows: Span, columns: Span, heads: Span | None = None) -> Array:
+        """The values on a tile, ``[*B, N or 1, rows, columns]``; ``heads`` picks the heads, default all."""
+
+    def map_leaves(self: Same, function: Callable[[str, str, Any, Array], Array]) -> Same:
+        """Put ``function(name, dims, fill, array)`` on every array there is."""
+        new = {}
+        for f in fields(self):  # type: ignore[arg-type]
+            leaf = getattr(self, f.name)
+            if "dims" in f.metadata and leaf is not None:
+                new[f.name] = function(f.name, f.metadata["dims"], f.metadata["fill"], leaf)
+        return replace(self, **new)  # type: ignore[type-var]
+
+    def validate(self, batch: tuple[int, ...], num_heads: int, num_queries: int, num_keys: int) -> None:
+        """Raise ValueError where an array does not fit queries, keys, heads or batch."""
+        sizes = {"N": num_heads, "T": num_queries, "S": num_keys}
+
+        def check(name: str, dims: str, fill: Any, leaf: Array) -> Array:
+            split = leaf.ndim - len(dims)
+            wanted = tuple(sizes[d] for d in dims)
+            lead, rest = leaf.shape[: max(split, 0)], leaf.shape[max(split, 0) :]
+            if rest != wanted:
+                raise ValueError(
+                    f"{name} of {type(self).__name__} has shape {leaf.shape}, but must end in {wanted}: "
+                    f"{num_queries} queries, {num_keys} keys, {num_heads} heads"
+                )
+            if len(lead) > len(batch) or any(
+                a not in (1, b) for a, b in zip(lead[::-1], batch[::-1], strict=False)
+            ):
+                raise ValueError(
+                    f"{name} of {type(self).__name__} has batch {lead}, not broadcastable to {batch}"
+                )
+            return leaf
+
+        self.map_leaves(check)
+
+    def flatten_batch(self: Same, batch: tuple[int, ...]) -> Same:
+        """Every array as ``[B, *dims]``: B is the product of ``batch``, or 1 where all share it."""
+
+        def flatten(name: str, dims: str, fill: Any, leaf: Array) -> Array:
+            split = leaf.ndim - len(dims)
+            lead, rest = leaf.shape[:split], leaf.shape[split:]
+            if all(size == 1 for size in lead):
+                return leaf.reshape(1, *rest)
+            lead = (1,) * (len(batch) - len(lead)) + lead
+            return jnp.broadcast_to(leaf.reshape(*lead, *rest), (*batch, *rest)).reshape(-1, *rest)
+
+        return self.map_leaves(flatten)
+
+    def at_batch(self: Same, index: Int[Array, ""]) -> Same:
+        """The one of the batch at ``index``; arrays must be as ``flatten_batch`` leaves them."""
+        return self.map_leaves(
+            lambda name, dims, fill, leaf: (
+                leaf[0] if leaf.shape[0] == 1 else lax.dynamic_index_in_dim(leaf, index, 0, keepdims=False)
+            )
+        )
+
+    def pad(self: Same, num_queries: int, num_keys: int) -> Same:
+        """Longer arrays: what is added is never seen as far as arrays decide."""
+        sizes = {"T": num_queries, "S": num_keys}
+
+        def extend(name: str, dims: str, fill: Any, leaf: Array) -> Array:
+            by = [(0, 0)] * (leaf.ndim - len(dims))
+            by += [
+                (0, max(sizes.get(d, 0) - leaf.shape[leaf.ndim - len(dims) + i], 0))
+                for i, d in enumerate(dims)
+            ]
+            return jnp.pad(leaf, by, constant_values=fill) if any(after for _, after in by) else leaf
+
+        return self.map_leaves(extend)
+
+
+def positions(given: Array | None, span: Span, offset: int = 0) -> Array:
+    """The positions of a span: given ones, else indices plus ``offset``."""
+    if given is not None:
+        return cut(given, span)
+    # Behind a barrier: XLA's CPU backend computes an iota that it sees afresh for every element (slow).
+    start = jnp.asarray(span.start, jnp.int32) + jnp.int32(offset)
+    return lax.optimization_barrier(jnp.arange(span.size, dtype=jnp.int32) + start)
+
+
+def cut(array: Array, span: Span, axis: int = -1) -> Array:
+    """The span of an array's axis."""
+    return lax.dynamic_slice_in_dim(array, span.start, span.size, axis=axis)
+
+
+def align(*arrays: Any) -> list[Any]:
+    """The arrays with leading axes of 1, so that all have the same rank; numpy stays numpy."""
+    rank = max(array.ndim for array in arrays)
+    return [array.reshape((1,) * (rank - array.ndim) + array.shape) for array in arrays]
+
+
+def cross(rows: tuple, columns: tuple) -> list[Any]:
+    """Facts of row tiles and of column tiles, ready to be compared each with each."""
+    return align(*(fact[..., :, None] for fact in rows), *(fact[..., None, :] for fact in columns))
+
+
+def blocks(array: Array, count: int, size: int) -> Array:
+    """The last axis cut into ``count`` tiles of ``size``."""
+    return array.reshape(*array.shape[:-1], count, size)
+
+
+def whole_numbers(name: str, array: Any) -> Array | None:
+    """Ids or positions as int32; None stays None.
+
+    Raises:
+        TypeError: these are no whole numbers.
+    """
+    if array is None:
+        return None
+    array = jnp.asarray(array)
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise TypeError(f"{name} needs whole numbers, got {array.dtype} of shape {array.shape}")
+    return array.astype(jnp.int32)
