@@ -1,0 +1,86 @@
+"""Filters of logits: against brute force, in the stated order."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxseq.decoding import filtered, keep_top_k, keep_top_p, scale
+
+TABLE = jax.random.normal(jax.random.key(3), (4, 9))
+LOGITS = st.lists(st.integers(-4, 4), min_size=6, max_size=6)
+top_k_of_six = {k: jax.jit(lambda logits, k=k: keep_top_k(logits, k)) for k in range(1, 7)}
+top_p_of_six = jax.jit(keep_top_p)
+
+
+def kept(filtered_logits) -> set[int]:
+    return set(np.flatnonzero(np.isfinite(np.asarray(filtered_logits))).tolist())
+
+
+def best_first(values) -> list[int]:
+    return sorted(range(len(values)), key=lambda i: (-values[i], i))
+
+
+@given(LOGITS, st.integers(1, 6))
+@settings(deadline=None, max_examples=100)
+def test_top_k_keeps_exactly_the_k_best_and_of_equals_the_first(logits, k):
+    result = top_k_of_six[k](jnp.array(logits, jnp.float32))
+    assert kept(result) == set(best_first(logits)[:k])
+    assert all(result[i] == logits[i] for i in kept(result))
+
+
+@given(LOGITS, st.floats(0.01, 0.99))
+@settings(deadline=None, max_examples=100)
+def test_top_p_keeps_the_fewest_that_reach_p(logits, p):
+    result = top_p_of_six(jnp.array(logits, jnp.float32), p)
+    probabilities = np.exp(np.array(logits, np.float64))
+    probabilities /= probabilities.sum()
+    order, nucleus, mass = best_first(logits), set(), 0.0
+    while mass < p:
+        nucleus.add(order[len(nucleus)])
+        mass += probabilities[order[len(nucleus) - 1]]
+    sums = np.cumsum(probabilities[order])
+    if np.min(np.abs(sums - p)) > 1e-5:  # where rounding cannot decide
+        assert kept(result) == nucleus
+
+
+def test_nothing_is_ruled_out_by_the_widest_filters():
+    spread = jnp.array([30.0, 0.0, -30.0, -80.0])
+    assert jnp.array_equal(keep_top_p(spread, 1.0), spread)
+    assert jnp.array_equal(keep_top_k(spread, 4), spread)
+    assert jnp.array_equal(filtered(spread), spread)
+
+
+def test_one_token_always_stays():
+    assert jnp.isfinite(keep_top_p(TABLE, 1e-9)).sum(axis=-1).tolist() == [1] * 4
+    assert kept(keep_top_p(jnp.zeros(5), 1e-9)) == {0}
+
+
+def test_temperature_comes_first_then_top_k_then_top_p():
+    expected = keep_top_p(keep_top_k(scale(TABLE, 0.7), 5), 0.8)
+    assert jnp.array_equal(filtered(TABLE, temperature=0.7, top_k=5, top_p=0.8), expected)
+    logits = jnp.log(jnp.array([0.4, 0.3, 0.2, 0.1]))
+    assert kept(filtered(logits, top_k=2, top_p=0.56)) == {0}  # 0.4 / 0.7 reaches it; 0.4 alone would not
+    assert kept(keep_top_p(logits, 0.56)) == {0, 1}
+    assert kept(filtered(logits, temperature=0.2, top_p=0.56)) == {0}
+
+
+def test_rows_are_filtered_alone(key):
+    for function in (lambda x: keep_top_k(x, 3), lambda x: keep_top_p(x, 0.6)):
+        rows = jnp.stack([function(row) for row in TABLE])
+        assert jnp.array_equal(function(TABLE), rows)
+        assert jnp.array_equal(function(TABLE.reshape(2, 2, 9)), rows.reshape(2, 2, 9))
+
+
+@pytest.mark.parametrize("k", [0, 10, -1])
+def test_a_k_outside_the_vocabulary_is_refused(k):
+    with pytest.raises(ValueError, match=rf"\[1, 9\].*not {k}"):
+        keep_top_k(TABLE, k)
+
+
+def test_the_dtype_is_kept(x64):
+    for dtype in (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64):
+        result = filtered(jnp.arange(5).astype(dtype), temperature=0.5, top_k=3, top_p=0.9)
+        assert result.dtype == dtype

@@ -1,0 +1,329 @@
+"""Greedy decoding, sampling and streaming: against plain loops, over any carry, row by row."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from jaxseq.decoding import filtered, greedy, sample, stream
+
+V, B, L, END = 7, 5, 12, 3
+
+
+class Memory(NamedTuple):
+    hidden: jax.Array
+    count: jax.Array
+
+
+CARRIES = {
+    "array": (lambda h, n: h, lambda c: (c, 0)),
+    "tuple": (lambda h, n: (h, n), lambda c: c),
+    "named": (lambda h, n: Memory(h, n), lambda c: (c.hidden, c.count)),
+    "dict": (lambda h, n: {"h": [h], "n": n}, lambda c: (c["h"][0], c["n"])),
+}
+
+
+def recurrent(params, carry, tokens):
+    """A small recurrent model without matrix products, so that a row alone is exactly the same."""
+    hidden = jnp.tanh(0.5 * carry["h"] + params["in"][tokens])
+    logits = 3.0 * jnp.sum(hidden[..., None] * params["out"].reshape((1,) * tokens.ndim + (4, V)), axis=-2)
+    return {"h": hidden, "n": carry["n"] + 1}, logits
+
+
+def start(batch_shape=(B,), dtype=jnp.float32):
+    return {"h": jnp.zeros((*batch_shape, 4), dtype), "n": jnp.zeros(batch_shape, jnp.int32)}
+
+
+def params_of(seed: int, dtype=jnp.float32):
+    a, b = jax.random.split(jax.random.key(seed))
+    return {"in": jax.random.normal(a, (V, 4), dtype), "out": jax.random.normal(b, (4, V), dtype)}
+
+
+PARAMS = params_of(0)
+STEP = jax.tree_util.Partial(recurrent, PARAMS)
+FIRST = jnp.arange(B, dtype=jnp.int32)
+step_jit = jax.jit(recurrent)
+
+
+def single(carry, tokens):
+    """The same for one row without batch dimensions."""
+    carry, logits = recurrent(PARAMS, jax.tree.map(lambda x: x[None], carry), tokens[None])
+    return jax.tree.map(lambda x: x[0], (carry, logits))
+
+
+def loop(choose, *, max_length=L, end_token=END, first=FIRST):
+    """Decoding as one would write it by hand; choose(logits [B V], position) -> tokens."""
+    carry, tokens = start(), first
+    rows = [[] for _ in range(B)]
+    totals, done = np.zeros(B), np.zeros(B, bool)
+    for position in range(max_length):
+        carry, logits = step_jit(PARAMS, carry, tokens)
+        scores = np.asarray(jax.nn.log_softmax(logits))
+        chosen = np.asarray(choose(logits, position)).copy()
+        for row in range(B):
+            if done[row]:
+                chosen[row] = end_token
+                continue
+            rows[row].append(int(chosen[row]))
+            totals[row] += scores[row, chosen[row]]
+            done[row] = end_token is not None and chosen[row] == end_token
+        tokens = jnp.asarray(chosen, jnp.int32)
+    fill = 0 if end_token is None else end_token
+    padded = [row + [fill] * (max_length - len(row)) for row in rows]
+    return np.array(padded), np.array([len(row) for row in rows]), totals
+
+
+def same(generation, expected):
+    tokens, lengths, totals = expected
+    assert np.array_equal(generation.tokens, tokens)
+    assert np.array_equal(generation.lengths, lengths)
+    np.testing.assert_allclose(generation.log_probabilities, totals, rtol=1e-5)
+
+
+@pytest.mark.parametrize("end_token", [END, None])
+def test_greedy_is_the_plain_loop(end_token):
+    expected = loop(lambda logits, _: jnp.argmax(logits, axis=-1), end_token=end_token)
+    generation = greedy(STEP, start(), FIRST, max_length=L, end_token=end_token)
+    same(generation, expected)
+    assert generation.tokens.dtype == FIRST.dtype
+    if end_token is None:
+        assert generation.lengths.tolist() == [L] * B
+
+
+def test_sampling_is_the_plain_loop(key):
+    filters = {"temperature": 1.3, "top_k": 5, "top_p": 0.9}
+
+    def choose(logits, position):
+        logits = filtered(logits, **filters)
+        keys = [jax.random.fold_in(jax.random.fold_in(key, row), position) for row in range(B)]
+        return [int(jax.random.categorical(k, row)) for k, row in zip(keys, logits, strict=True)]
+
+    generation = sample(STEP, start(), FIRST, key=key, max_length=L, end_token=END, **filters)
+    same(generation, loop(choose))
+    assert len(set(generation.lengths.tolist())) > 1  # rows end at different times
+
+
+def test_behind_the_end_stand_end_tokens_only_and_count_for_nothing(key):
+    made = sample(STEP, start(), FIRST, key=key, max_length=L, end_token=END, temperature=2.0)
+    for tokens, length in zip(made.tokens.tolist(), made.lengths.tolist(), strict=True):
+        assert END not in tokens[: length - 1]
+        assert set(tokens[length:]) <= {END}
+        assert length == L or tokens[length - 1] == END
+    assert int(made.lengths.min()) < L
+
+
+def test_log_probabilities_are_those_of_scoring_what_was_returned(key, x64):
+    params = params_of(1, jnp.float64)
+    step = jax.tree_util.Partial(recurrent, params)
+    made = sample(step, start(dtype=jnp.float64), FIRST, key=key, max_length=L, end_token=END, top_k=4)
+    assert made.log_probabilities.dtype == jnp.float64
+    carry, tokens, total = start(dtype=jnp.float64), FIRST, np.zeros(B)
+    for position in range(L):
+        carry, logits = step_jit(params, carry, tokens)
+        tokens = made.tokens[:, position]
+        scores = np.asarray(jax.nn.log_softmax(logits))[np.arange(B), np.asarray(tokens)]
+        total += np.where(position < np.asarray(made.lengths), scores, 0)
+    np.testing.assert_allclose(made.log_probabilities, total, rtol=1e-12)
+
+
+def test_a_step_in_half_precision_is_scored_in_float32(key):
+    def step(carry, tokens):
+        return carry, jnp.zeros((*tokens.shape, V), jnp.bfloat16)
+
+    made = sample(step, (), FIRST, key=key, max_length=3)
+    assert made.log_probabilities.dtype == jnp.float32
+    np.testing.assert_allclose(made.log_probabilities, -3 * np.log(V), rtol=1e-6)
+
+
+def test_a_batch_gives_what_each_row_gives_alone(key):
+    filters = {"max_length": L, "end_token": END, "temperature": 1.5, "top_p": 0.95}
+    batch = sample(STEP, start(), FIRST, key=key, **filters)
+    for row in range(B):
+        alone = sample(single, start(()), FIRST[row], key=jax.random.fold_in(key, row), **filters)
+        assert alone.tokens.shape == (L,)
+        assert np.array_equal(alone.tokens, batch.tokens[row])
+        assert alone.lengths == batch.lengths[row]
+        np.testing.assert_allclose(alone.log_probabilities, batch.log_probabilities[row], rtol=1e-5)
+
+
+def test_a_key_for_each_row_is_used_as_it_is(key):
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(B))
+    one = sample(STEP, start(), FIRST, key=key, max_length=L)
+    each = sample(STEP, start(), FIRST, key=keys, max_length=L)
+    assert np.array_equal(one.tokens, each.tokens)
+    turned = sample(STEP, start(), FIRST[::-1], key=keys[::-1], max_length=L)
+    assert np.array_equal(turned.tokens[::-1], one.tokens)
+
+
+def test_any_leading_dimensions_are_rows(key):
+    first = jnp.arange(6, dtype=jnp.int32)
+    flat = sample(STEP, start((6,)), first, key=key, max_length=L, end_token=END)
+    grid = sample(STEP, start((2, 3)), first.reshape(2, 3), key=key, max_length=L, end_token=END)
+    for a, b in zip(flat, grid, strict=True):
+        np.testing.assert_allclose(a, b.reshape(a.shape), rtol=1e-5)
+    best = greedy(STEP, start((2, 3)), first.reshape(2, 3), max_length=4)
+    assert best.tokens.shape == (2, 3, 4)
+
+
+def test_a_longer_generation_goes_on_where_a_shorter_one_ended(key):
+    short = sample(STEP, start(), FIRST, key=key, max_length=5)
+    long = sample(STEP, start(), FIRST, key=key, max_length=L)
+    assert np.array_equal(short.tokens, long.tokens[:, :5])
+
+
+@pytest.mark.parametrize("kind", list(CARRIES))
+def test_any_carry_will_do(kind):
+    make, take = CARRIES[kind]
+
+    def step(carry, tokens):
+        hidden, count = take(carry)
+        after, logits = recurrent(PARAMS, {"h": hidden, "n": jnp.zeros(B, jnp.int32) + count}, tokens)
+        return make(after["h"], after["n"]), logits
+
+    carry = start()
+    made = greedy(step, make(carry["h"], carry["n"]), FIRST, max_length=6)
+    assert np.array_equal(made.tokens, greedy(STEP, carry, FIRST, max_length=6).tokens)
+
+
+def test_the_loop_stops_when_every_row_has_ended():
+    calls: list[int] = []
+
+    def step(carry, tokens):
+        jax.debug.callback(lambda: calls.append(1))
+        count = carry + 1
+        ends = count >= jnp.arange(2, 2 + B)
+        return count, jnp.where(ends[:, None] == (jnp.arange(V) == END)[None], 5.0, 0.0)
+
+    made = greedy(step, jnp.zeros(B, jnp.int32), FIRST, max_length=500, end_token=END)
+    jax.effects_barrier()
+    assert made.lengths.tolist() == list(range(2, 2 + B))
+    assert len(calls) == 1 + B
+    assert made.tokens.shape == (B, 500)
+
+
+def test_new_parameters_and_temperatures_need_no_new_compilation(key):
+    traces: list[int] = []
+
+    def step(params, carry, tokens):
+        traces.append(1)
+        return recurrent(params, carry, tokens)
+
+    def both(seed, temperature, top_p):
+        bound = jax.tree_util.Partial(step, params_of(seed))
+        a = greedy(bound, start(), FIRST, max_length=4)
+        b = sample(
+            bound, start(), FIRST, key=key, max_length=4, top_k=3, temperature=temperature, top_p=top_p
+        )
+        return a.tokens, b.tokens
+
+    first = both(0, 0.8, 0.9)
+    before = len(traces)
+    assert before > 0
+    second = both(1, 1.7, 0.5)
+    assert len(traces) == before
+    assert not all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_sampled_frequencies_are_those_of_a_known_markov_chain():
+    table = jax.random.dirichlet(jax.random.key(5), jnp.ones(4), (4,))
+    rows, length = 400, 25
+
+    def step(carry, tokens):
+        return carry, jnp.log(table)[tokens]
+
+    first = jnp.zeros(rows, jnp.int32)
+    for temperature, top_k in [(1.0, None), (0.5, 3)]:
+        law = jax.nn.softmax(filtered(jnp.log(table), temperature=temperature, top_k=top_k))
+        law = np.asarray(law, np.float64)
+        made = sample(
+            step, (), first, key=jax.random.key(1), max_length=length, temperature=temperature, top_k=top_k
+        )
+        chain = np.concatenate([np.zeros((rows, 1), int), np.asarray(made.tokens)], axis=1)
+        counts = np.zeros((4, 4))
+        np.add.at(counts, (chain[:, :-1].ravel(), chain[:, 1:].ravel()), 1)
+        for seen, probabilities in zip(counts, law, strict=True):
+            possible = probabilities > 0
+            assert seen[~possible].sum() == 0
+            expected = seen.sum() * probabilities[possible] / probabilities[possible].sum()
+            assert scipy.stats.chisquare(seen[possible], expected).pvalue > 1e-3
+
+
+def test_a_low_temperature_is_greedy(key):
+    cold = sample(STEP, start(), FIRST, key=key, max_length=L, temperature=1e-4)
+    assert np.array_equal(cold.tokens, greedy(STEP, start(), FIRST, max_length=L).tokens)
+    one = sample(STEP, start(), FIRST, key=key, max_length=L, top_k=1)
+    assert np.array_equal(cold.tokens, one.tokens)
+
+
+@pytest.mark.parametrize("block_length", [1, 5, 64])
+@pytest.mark.parametrize("sampled", [True, False])
+def test_a_stream_gives_the_tokens_of_the_whole(key, block_length, sampled):
+    extra = {"key": key, "temperature": 1.4, "top_p": 0.9} if sampled else {}
+    whole = (sample if sampled else greedy)(STEP, start(), FIRST, max_length=L, end_token=END, **extra)
+    pieces = list(
+        stream(STEP, start(), FIRST, max_length=L, end_token=END, block_length=block_length, **extra)
+    )
+    assert len(pieces) == int(whole.lengths.max())
+    assert np.array_equal(np.stack(pieces, axis=-1), whole.tokens[:, : len(pieces)])
+
+
+def test_a_stream_of_one_row_gives_single_tokens(key):
+    made = list(stream(single, start(()), FIRST[2], max_length=6, key=key))
+    assert [piece.shape for piece in made] == [()] * 6
+    assert made == sample(single, start(()), FIRST[2], max_length=6, key=key).tokens.tolist()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"max_length": 0}, "max_length must be at least 1, not 0"),
+        ({"end_token": V}, rf"end_token {V} outside the vocabulary of {V}"),
+        ({"end_token": -1}, "end_token -1 outside"),
+        ({"temperature": 0.0}, "use greedy"),
+        ({"temperature": -1.0}, "above 0, not -1"),
+        ({"temperature": float("nan")}, "above 0, not nan"),
+        ({"top_k": 0}, rf"\[1, {V}\].*not 0"),
+        ({"top_k": V + 1}, rf"\[1, {V}\].*not {V + 1}"),
+        ({"top_p": 0.0}, r"\(0, 1\], not 0"),
+        ({"top_p": 1.1}, r"\(0, 1\], not 1.1"),
+        ({"key": jax.random.split(jax.random.key(0), B + 1)}, r"one for each row, \(5,\), not \(6,\)"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_anything_runs(key, wrong, message):
+    arguments = {"max_length": 4, "end_token": END, "key": key} | wrong
+    with pytest.raises(ValueError, match=message):
+        sample(STEP, start(), FIRST, **arguments)
+    with pytest.raises(ValueError, match=message):
+        stream(STEP, start(), FIRST, **arguments)
+    if not set(wrong) - {"max_length", "end_token"}:
+        with pytest.raises(ValueError, match=message):
+            greedy(STEP, start(), FIRST, **{k: v for k, v in arguments.items() if k != "key"})
+
+
+def test_a_stream_without_a_key_takes_no_filters():
+    with pytest.raises(ValueError, match="ask for a key"):
+        stream(STEP, start(), FIRST, max_length=4, top_k=3)
+    with pytest.raises(ValueError, match="block_length must be at least 1"):
+        stream(STEP, start(), FIRST, max_length=4, block_length=0)
+
+
+def test_a_step_that_changes_its_carry_is_named():
+    def grows(carry, tokens):
+        return {"h": jnp.zeros((B, 9)), "n": carry["n"]}, jnp.zeros((B, V))
+
+    def loses(carry, tokens):
+        return {"h": carry["h"]}, jnp.zeros((B, V))
+
+    def flat(carry, tokens):
+        return carry, jnp.zeros(V)
+
+    for step, message in [
+        (grows, r"\['h'\].*\(5, 4\).*\(5, 9\)"),
+        (loses, "structure"),
+        (flat, "logits of shape"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            greedy(step, start(), FIRST, max_length=3)
