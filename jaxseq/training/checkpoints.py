@@ -26,12 +26,14 @@ from jaxseq.training.files import sync_folder, write_json
 from jaxseq.training.manifest import (
     DamagedError,
     HostLeaf,
+    describe_files,
     differences,
     host_copy,
     make_manifest,
     one_line,
     read_manifest,
     verify,
+    verify_files,
 )
 
 MANIFEST = "manifest.json"
@@ -161,7 +163,8 @@ class Checkpoints:
             writing.mkdir()
             with _quiet():
                 write_arrays(writing / ARRAYS, leaves)
-            write_json(writing / MANIFEST, make_manifest(step, leaves, meta))
+            files = describe_files(writing / ARRAYS)
+            write_json(writing / MANIFEST, make_manifest(step, leaves, files, meta))
             sync_folder(writing)
             os.rename(writing, self.folder / name)
             sync_folder(self.folder)
@@ -193,6 +196,7 @@ class Checkpoints:
                 f"the checkpoint of step {entry.step} in {self.folder} belongs to another state:\n  "
                 + "\n  ".join(unlike[:20] + ([f"and {len(unlike) - 20} more"] if len(unlike) > 20 else []))
             )
+        verify_files(folder / ARRAYS, body["files"])
         try:
             with _quiet():
                 arrays = read_arrays(folder / ARRAYS, body["leaves"])
@@ -206,7 +210,7 @@ class Checkpoints:
 
 
 def write_arrays(folder: Path, leaves: list[HostLeaf]) -> None:
-    """Through Orbax. Empty arrays, which it refuses, stand in the manifest alone."""
+    """Write through Orbax. Empty arrays, which it refuses, stand in the manifest alone."""
     tree = {_slot(leaf.name): leaf.value for leaf in leaves if leaf.value.size}
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         checkpointer.save(folder, args=ocp.args.PyTreeSave(tree))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 PACKAGES = ("jaxseq", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 CACHE_VARIABLE = "JAXSEQ_COMPILATION_CACHE"
@@ -30,7 +31,7 @@ def describe_environment(fingerprint: str) -> dict[str, Any]:
         "device_count": len(devices),
         "cpu_count": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
-        "x64": bool(jax.config.read("jax_enable_x64")),
+        "x64": bool(jax.config.jax_enable_x64),  # type: ignore[attr-defined]
         "git": _git_commit(),
         "data_fingerprint": fingerprint,
     }
@@ -71,9 +72,8 @@ def enable_compilation_cache(path: str | os.PathLike | None = None) -> Path | No
     The folder is ``path``, else ``$JAXSEQ_COMPILATION_CACHE``, else ``~/.cache/jaxseq/xla``; an empty
     string means off. A folder that JAX itself was already told of (``JAX_COMPILATION_CACHE_DIR``) stays.
     """
-    if path is None:
-        path = os.environ.get(CACHE_VARIABLE)
-    known = jax.config.read("jax_compilation_cache_dir")
+    known = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    path = os.environ.get(CACHE_VARIABLE) if path is None else path
     if path is None and known:
         return Path(known)
     if path is None:
@@ -85,7 +85,10 @@ def enable_compilation_cache(path: str | os.PathLike | None = None) -> Path | No
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
         return None  # A read-only home is no reason not to train.
+    if known == str(folder):
+        return folder
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+    compilation_cache.reset_cache()  # JAX decides at its first compilation; that may be over.
     return folder

@@ -139,8 +139,7 @@ class _Loop:
             while self.step < self.config.steps and interrupts.name is None:
                 self.advance(first)
                 first = False
-            if self.step > self.saved or self.step == 0:
-                self.save_for_sure()
+            self.save_for_sure()
             if interrupts.name is not None:
                 self.progress.note(
                     f"{interrupts.name}: stopped at step {self.step} of {self.config.steps}, saved; the same "
@@ -289,7 +288,7 @@ class _Loop:
 
     def save_for_sure(self) -> None:
         """The last save before the process may end: on disk, and tried twice."""
-        if self.saved != self.step or not self.checkpoints.wait():
+        if self.saved != self.step:
             self.save()
         if not self.checkpoints.wait():
             self.save()

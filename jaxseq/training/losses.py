@@ -4,7 +4,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from jaxseq.training.precision import at_least_float32
 from jaxseq.typing import Array, Bool, Float, Int
 
 
@@ -17,14 +19,17 @@ class CrossEntropy(NamedTuple):
 
 
 def cross_entropy(
-    logits: Float[Array, "*B T V"], targets: Int[Array, "*B T"], mask: Bool[Array, "*B T"]
+    logits: Float[Array, "*B T V"],
+    targets: Int[Array | np.ndarray, "*B T"],
+    mask: Bool[Array | np.ndarray, "*B T"],
 ) -> CrossEntropy:
     """The sum over real positions of ``log sum_v exp(l_v) - l_target``, and its mean.
 
     Computed in at least float32. What stands at padding (NaN too, and targets out of range) changes neither
     the value nor any gradient. Means over parts of a batch are joined as ``sum(total) / sum(count)``.
     """
-    dtype = jnp.promote_types(jnp.float32, logits.dtype)
+    dtype = at_least_float32(logits.dtype)
+    targets, mask = jnp.asarray(targets), jnp.asarray(mask)
     real = mask[..., None]
     logits = jnp.where(real, logits.astype(dtype), jnp.zeros((), dtype))
     vocabulary = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1)

@@ -1,4 +1,8 @@
-"""The manifest of a checkpoint: name, SHA-256, shape and dtype of every leaf, under a checksum of its own."""
+"""The manifest of a checkpoint: what every leaf and every file must be, under a checksum of its own.
+
+The files are compared before they are read, so that a damaged one never reaches a parser; the leaves, whose
+SHA-256 was taken from memory before anything was written, are compared after.
+"""
 
 import hashlib
 import json
@@ -64,7 +68,9 @@ def digest(array: np.ndarray) -> str:
     return hashlib.sha256(flat.view(np.uint8).data).hexdigest()
 
 
-def make_manifest(step: int, leaves: list[HostLeaf], meta: dict[str, Any]) -> dict[str, Any]:
+def make_manifest(
+    step: int, leaves: list[HostLeaf], files: dict[str, Any], meta: dict[str, Any]
+) -> dict[str, Any]:
     """What is written beside the arrays."""
     rows = {
         leaf.name: {
@@ -75,7 +81,7 @@ def make_manifest(step: int, leaves: list[HostLeaf], meta: dict[str, Any]) -> di
         }
         for leaf in leaves
     }
-    body = {"format": FORMAT, "step": step, "meta": meta, "leaves": rows}
+    body = {"format": FORMAT, "step": step, "meta": meta, "files": files, "leaves": rows}
     return {"sha256": _checksum(body), "body": body}
 
 
@@ -99,6 +105,31 @@ def read_manifest(file: Path, step: int) -> dict[str, Any]:
     if body["step"] != step:
         raise DamagedError(f"its manifest is of step {body['step']}")
     return body
+
+
+def describe_files(folder: Path) -> dict[str, Any]:
+    """Size and SHA-256 of every file under a folder, by its path there."""
+    rows = {}
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with open(file, "rb") as stream:
+            sha = hashlib.file_digest(stream, "sha256").hexdigest()
+        rows[file.relative_to(folder).as_posix()] = {"size": file.stat().st_size, "sha256": sha}
+    return rows
+
+
+def verify_files(folder: Path, rows: dict[str, Any]) -> None:
+    """Raises DamagedError unless the folder holds exactly the files of the manifest's rows."""
+    try:
+        found = describe_files(folder)
+    except OSError as error:
+        raise DamagedError(f"its files cannot be read ({one_line(error)})") from None
+    for name in sorted(rows.keys() | found.keys()):
+        if name not in found:
+            raise DamagedError(f"its file {name} is missing")
+        if name not in rows:
+            raise DamagedError(f"its file {name} was not written with it")
+        if found[name] != rows[name]:
+            raise DamagedError(f"its file {name} does not match its SHA-256")
 
 
 def differences(body: dict[str, Any], like: Any) -> list[str]:

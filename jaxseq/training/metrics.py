@@ -4,11 +4,12 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from jaxseq.training.files import write_atomic
 
 
+@runtime_checkable
 class Writer(Protocol):
     """Where metrics go. A step is written once, in order, unless the run is taken back by :meth:`rewind`."""
 

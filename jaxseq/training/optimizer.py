@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxseq.training.precision import at_least_float32
 from jaxseq.typing import Array, Float, Int, Scalar
 
 OptimizerName = Literal["adamw", "adam", "lion", "sgd"]
@@ -96,8 +97,8 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     stages.append(OPTIMIZERS[config.name](config, schedule))
     chain = optax.chain(*stages)
     if config.accumulate_steps == 1:
-        return chain
-    return optax.MultiSteps(chain, config.accumulate_steps).gradient_transformation()
+        return relaxed(chain)
+    return relaxed(optax.MultiSteps(chain, config.accumulate_steps).gradient_transformation())
 
 
 def report_updates(
@@ -129,6 +130,20 @@ def report_updates(
     return optax.GradientTransformation(init, update)
 
 
+def relaxed(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The same optimizer under JAX's standard dtype promotion: optax mixes counts and rates without casts."""
+
+    def init(params: Any) -> Any:
+        with jax.numpy_dtype_promotion("standard"):
+            return optimizer.init(params)
+
+    def update(gradients: Any, state: Any, params: Any = None) -> Any:
+        with jax.numpy_dtype_promotion("standard"):
+            return optimizer.update(gradients, state, params)
+
+    return optax.GradientTransformation(init, update)
+
+
 def read_report(opt_state: Any) -> UpdateReport | None:
     """The report inside an optax state, or None if its chain keeps none."""
 
@@ -141,9 +156,8 @@ def read_report(opt_state: Any) -> UpdateReport | None:
 
 def norm_dtype(tree: Any) -> Any:
     """At least float32, float64 if any leaf is."""
-    return jnp.result_type(
-        jnp.float32, *{jnp.promote_types(jnp.float32, x.dtype) for x in jax.tree.leaves(tree)}
-    )
+    dtypes = [at_least_float32(x.dtype) for x in jax.tree.leaves(tree)]
+    return max(dtypes, key=lambda dtype: dtype.itemsize, default=jnp.dtype(jnp.float32))
 
 
 def global_norm(tree: Any) -> Scalar:

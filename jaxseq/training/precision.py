@@ -22,6 +22,12 @@ POLICIES: dict[str, Policy] = {
 }
 
 
+def at_least_float32(dtype: DType) -> DType:
+    """Where sums and averages are kept: float64 for double precision, float32 for everything else."""
+    wide = jnp.issubdtype(dtype, jnp.inexact) and jnp.finfo(dtype).bits == 64
+    return jnp.dtype(jnp.float64 if wide else jnp.float32)
+
+
 def cast_floating(tree: Any, dtype: DType) -> Any:
     """The tree with its floating-point leaves in ``dtype``; whole numbers, masks and keys are left alone."""
 

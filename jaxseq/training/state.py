@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxseq.training.optimizer import relaxed
+from jaxseq.training.precision import at_least_float32
 from jaxseq.typing import Array, Int
 
 
@@ -44,7 +46,7 @@ def create_state(params: Any, optimizer: Any, *, key: Any, carry: Any = (), ema:
     state = TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        opt_state=optimizer.init(params),
+        opt_state=relaxed(optimizer).init(params),
         carry=carry,
         key=key,
         ema=initial_average(params) if ema else None,
@@ -56,7 +58,7 @@ def create_state(params: Any, optimizer: Any, *, key: Any, carry: Any = (), ema:
 
 def initial_average(params: Any) -> Any:
     """The parameters in at least float32, where a slow average does not round away."""
-    return jax.tree.map(lambda x: x.astype(jnp.promote_types(jnp.float32, x.dtype)), params)
+    return jax.tree.map(lambda x: x.astype(at_least_float32(x.dtype)), params)
 
 
 def own_buffers(tree: Any) -> Any:

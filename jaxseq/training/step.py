@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxseq.training.optimizer import global_norm, read_report
+from jaxseq.training.optimizer import global_norm, read_report, relaxed
 from jaxseq.training.state import TrainState
 
 
@@ -59,7 +59,7 @@ def make_train_step(
         (value, aux), gradients = gradient(state.params, state.carry, batch, step_key(state.key, state.step))
         norm = global_norm(gradients)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        updates, opt_state = relaxed(optimizer).update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = None if state.ema is None else _average(state.ema, params, ema_decay)
         carry = jax.lax.stop_gradient(aux.carry) if keep_carry else state.carry

@@ -1,0 +1,87 @@
+"""Processes that are killed or told to stop, and started again."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tiny_training import Config, digest, train
+
+from jaxseq.training import EXIT_INTERRUPTED, Checkpoints, read_json_lines
+
+SCRIPT = Path(__file__).parent / "resumed_training.py"
+STEPS = Config().train.steps
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """One compilation cache for all processes, so that a start takes as long as its imports."""
+    cache = tmp_path_factory.mktemp("xla")
+    return os.environ | {"JAXSEQ_COMPILATION_CACHE": str(cache), "JAX_PLATFORMS": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory, environment):
+    """The end of a run that nobody disturbs, in a process of its own."""
+    end, code = start(tmp_path_factory.mktemp("whole"), environment)
+    assert code == 0
+    return end
+
+
+def start(folder, environment, stop=None, number=signal.SIGKILL):
+    """Run the script; it gets a signal once its metrics have reached the step `stop`."""
+    command = [sys.executable, "-W", "error", str(SCRIPT), str(folder)]
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        if stop is not None:
+            while process.poll() is None and not reached(folder, stop):
+                time.sleep(0.002)
+            if number == signal.SIGKILL:
+                time.sleep(random.Random(stop).uniform(0, 0.06))
+            process.send_signal(number)
+        out, err = process.communicate(timeout=120)
+    assert "Traceback" not in err, err
+    end = out.split()[-1] if "end " in out else None
+    return end, process.returncode
+
+
+def reached(folder, step):
+    return any(row["step"] >= step for row in read_json_lines(folder / "metrics.jsonl"))
+
+
+def kill_and_resume(folder, environment, points):
+    for point in points:
+        end, code = start(folder, environment, stop=point)
+        assert (end, code) == (None, -signal.SIGKILL) or point >= STEPS - 3
+    return start(folder, environment)
+
+
+def test_the_state_in_this_process_is_the_one_in_another(tmp_path, expected):
+    assert digest(train(tmp_path, Config())) == expected
+
+
+def test_killed_at_three_points_it_ends_bit_for_bit_the_same(tmp_path, environment, expected):
+    assert kill_and_resume(tmp_path, environment, [3, 9, 15]) == (expected, 0)
+    steps = [row["step"] for row in read_json_lines(tmp_path / "metrics.jsonl")]
+    assert steps == sorted(set(steps)) and steps[-1] == STEPS
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_points_it_ends_bit_for_bit_the_same(tmp_path, environment, expected):
+    for index in range(20):
+        point = random.Random(index).randrange(1, STEPS - 3)
+        assert kill_and_resume(tmp_path / str(index), environment, [point]) == (expected, 0)
+
+
+def test_terminated_it_saves_once_and_exits_with_the_documented_code(tmp_path, environment, expected):
+    end, code = start(tmp_path, environment, stop=6, number=signal.SIGTERM)
+    assert (end, code) == (None, EXIT_INTERRUPTED)
+    steps = Checkpoints(tmp_path / "checkpoints").steps()
+    assert steps[-1] >= 6 and len(steps) == 2
+    assert sum(step % 5 != 0 for step in steps) <= 1
+    assert start(tmp_path, environment) == (expected, 0)

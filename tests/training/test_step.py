@@ -1,0 +1,143 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tiny_training import Stream, initial_carry, initial_params, loss, plain_loss
+
+from jaxseq.training import Aux, OptimizerConfig, create_state, make_optimizer, make_train_step
+
+
+@functools.cache
+def optimizer_and_step(ema_decay=None):
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2), 20)
+    return optimizer, make_train_step(loss, optimizer, ema_decay=ema_decay)
+
+
+def state_of(optimizer, ema=False):
+    return create_state(initial_params(), optimizer, carry=initial_carry(), key=jax.random.key(3), ema=ema)
+
+
+def test_a_step_that_is_not_finite_changes_nothing_but_the_counts():
+    optimizer, step = optimizer_and_step(0.9)
+    state, _ = step(state_of(optimizer, ema=True), Stream()(0))
+    kept = jax.device_get((state.params, state.opt_state, state.carry, state.ema))
+    state, metrics = step(state, Stream(poison=(1,))(1))
+    jax.tree.map(np.testing.assert_array_equal, kept, (state.params, state.opt_state, state.carry, state.ema))
+    assert (int(state.step), int(state.nonfinite), int(state.nonfinite_in_row)) == (2, 1, 1)
+    assert metrics["skipped"] and not np.isfinite(metrics["loss"])
+    state, metrics = step(state, Stream()(2))
+    assert (int(state.step), int(state.nonfinite), int(state.nonfinite_in_row)) == (3, 1, 0)
+    assert not np.array_equal(kept[0]["head"], state.params["head"])
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_though_the_loss_is():
+    def root(params, carry, batch, key):
+        return jnp.sqrt(params["w"]).sum(), Aux(carry, {})  # at 0: value 0, gradient infinite
+
+    optimizer = optax.sgd(0.1)
+    state = create_state({"w": jnp.zeros((2,))}, optimizer, key=jax.random.key(0))
+    state, metrics = make_train_step(root, optimizer)(state, ())
+    assert metrics["loss"] == 0 and metrics["skipped"]
+    assert not np.any(state.params["w"])
+
+
+def test_each_step_has_its_own_key_and_the_same_one_again():
+    optimizer, step = optimizer_and_step()
+    batch = Stream()(0)
+    first = step(state_of(optimizer), batch)[1]["loss"]
+    again = step(state_of(optimizer), batch)[1]["loss"]
+    other = step(state_of(optimizer)._replace(step=jnp.asarray(1, jnp.int32)), batch)[1]["loss"]
+    assert first == again
+    assert first != other
+
+
+def test_the_moving_average_follows_its_formula():
+    optimizer, step = optimizer_and_step(0.9)
+    state = state_of(optimizer, ema=True)
+    expected = jax.device_get(state.params)
+    for index in range(4):
+        state, _ = step(state, Stream()(index))
+        expected = jax.tree.map(lambda mean, p: 0.9 * mean + 0.1 * np.asarray(p), expected, state.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), expected, state.ema)
+    jax.tree.map(np.testing.assert_array_equal, state.averaged, state.ema)
+
+
+def test_metrics_outlive_the_step_that_reuses_the_state():
+    optimizer, step = optimizer_and_step()
+    state, first = step(state_of(optimizer), Stream()(0))
+    before = {name: np.array(value) for name, value in first.items()}
+    step(state, Stream()(1))
+    assert {name: np.array(value) for name, value in first.items()} == before
+
+
+def test_the_callers_parameters_survive_the_step():
+    optimizer, step = optimizer_and_step()
+    params = initial_params()
+    step(create_state(params, optimizer, carry=initial_carry(), key=jax.random.key(0)), Stream()(0))
+    assert np.isfinite(params["head"]).all()
+
+
+def test_half_a_batch_twice_is_a_whole_batch_once():
+    def halves(size):
+        def part(batch, index):
+            return jax.tree.map(lambda x: x[index * size : (index + 1) * size], batch)
+
+        return part
+
+    batch, results = Stream()(0), []
+    for every in (1, 2):
+        config = OptimizerConfig(learning_rate=1e-2, accumulate_steps=every, clip_norm=0.2)
+        optimizer = make_optimizer(config, 4 * every)
+        size = 4 // every
+        carry = jax.tree.map(lambda x, size=size: x[:size], initial_carry())
+        state = create_state(initial_params(), optimizer, carry=carry, key=jax.random.key(0))
+        step = make_train_step(plain_loss, optimizer, keep_carry=False)
+        for index in range(every):
+            state, metrics = step(state, halves(size)(batch, index))
+        results.append((state.params, metrics["gradient_norm"], metrics["clipped"]))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), *results)
+
+
+def test_a_loss_that_changes_its_carry_is_named():
+    def grows(params, carry, batch, key):
+        return jnp.sum(params), Aux({"h": jnp.zeros((2, 3))}, {})
+
+    state = create_state(jnp.ones(2), optax.sgd(0.1), carry={"h": jnp.zeros((2, 2))}, key=jax.random.key(0))
+    with pytest.raises(ValueError, match=r"'h'.*float32\[2, 2\].*float32\[2, 3\]"):
+        make_train_step(grows, optax.sgd(0.1))(state, ())
+
+
+def test_a_metric_cannot_hide_one_of_the_steps_own():
+    def clashes(params, carry, batch, key):
+        return jnp.sum(params), Aux(carry, {"learning_rate": jnp.ones(())})
+
+    state = create_state(jnp.ones(2), optax.sgd(0.1), key=jax.random.key(0))
+    with pytest.raises(ValueError, match="learning_rate"):
+        make_train_step(clashes, optax.sgd(0.1))(state, ())
+
+
+def test_a_step_compiles_once():
+    optimizer, step = optimizer_and_step()
+    state = state_of(optimizer)
+    for index in range(3):
+        state, _ = step(state, Stream()(index))
+    assert step._cache_size() == 1
+
+
+def test_double_precision_stays_double(x64):
+    optimizer = make_optimizer(OptimizerConfig(warmup_steps=2, clip_value=0.1), 20)
+    params, carry = initial_params(dtype=jnp.float64), initial_carry(jnp.float64)
+    state = create_state(params, optimizer, carry=carry, key=jax.random.key(0), ema=True)
+    state, metrics = make_train_step(loss, optimizer, ema_decay=0.9)(state, Stream()(0))
+    assert {leaf.dtype.name for leaf in jax.tree.leaves((state.params, state.ema, state.carry))} == {
+        "float64"
+    }
+    assert metrics["loss"].dtype == metrics["gradient_norm"].dtype == jnp.float64
+
+
+def test_an_untyped_key_is_refused():
+    with pytest.raises(TypeError, match=r"jax\.random\.key"):
+        create_state(initial_params(), optax.sgd(0.1), key=jax.random.PRNGKey(0))
