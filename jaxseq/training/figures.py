@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, NullLocator, StrMethodFormatter
 
 INK, SOFT, GRID = "#20242a", "#667080", "#e8eaed"
 BLUE, RED, PALE = "#2b5c8f", "#b5483a", "#a9c0d8"
@@ -49,8 +49,13 @@ def points(rows: list[dict[str, Any]], name: str) -> tuple[list[float], list[flo
 
 
 def smoothed(values: list[float], span: int) -> list[float]:
-    """The mean over the last ``span`` values."""
-    return [sum(values[max(0, i + 1 - span) : i + 1]) / min(span, i + 1) for i in range(len(values))]
+    """The mean over about ``span`` values around each; fewer, as many on either side, towards the ends."""
+    means = []
+    for index in range(len(values)):
+        reach = min(span // 2, index, len(values) - 1 - index)
+        around = values[index - reach : index + reach + 1]
+        means.append(sum(around) / len(around))
+    return means
 
 
 def _prepare(axes: Axes, title: str) -> None:
@@ -100,6 +105,9 @@ def _gradient_norm(axes: Axes, rows: list[dict[str, Any]], clip_norm: float | No
     tokens, norms = points(rows, "gradient_norm")
     if any(norm > 0 for norm in norms):
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_locator(NullLocator())
     _curve(axes, tokens, norms, "gradient norm")
     if clip_norm:
         axes.axhline(

@@ -28,11 +28,11 @@ class OptimizerConfig:
     learning_rate: float = 1e-3
     """The peak, reached after the warm-up."""
     schedule: ScheduleName = "cosine"
-    """What follows the warm-up, down to `end_fraction` at the last step."""
+    """What follows the warm-up, down to `end_fraction` as the last step is made."""
     warmup_steps: int = 0
     """Updates over which the rate rises in a straight line; it is never 0."""
     end_fraction: float = 0.0
-    """The rate at the last step, as a fraction of the peak (cosine and linear)."""
+    """Where the rate ends, as a fraction of the peak (cosine and linear)."""
     weight_decay: float = 0.0
     """For parameters of rank 2 and more: biases and norm scales are left alone."""
     b1: float = 0.9
@@ -79,7 +79,7 @@ class UpdateReport(NamedTuple):
 def make_schedule(config: OptimizerConfig, updates: int) -> Callable[[Any], Any]:
     """The learning rate after n updates: ``peak (n + 1) / (warmup + 1)``, then the decay."""
     peak, end = config.learning_rate, config.learning_rate * config.end_fraction
-    decay = SCHEDULES[config.schedule](peak, end, max(updates - 1 - config.warmup_steps, 1))
+    decay = SCHEDULES[config.schedule](peak, end, max(updates - config.warmup_steps, 1))
     if not config.warmup_steps:
         return decay
     rise = optax.linear_schedule(peak / (config.warmup_steps + 1), peak, config.warmup_steps)

@@ -38,13 +38,14 @@ pre { background: var(--wash); border: 1px solid var(--line); border-radius: 6px
   overflow-wrap: anywhere; }
 .card span { color: var(--soft); font-size: .84rem; overflow-wrap: anywhere; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1rem; }
+figure:first-child { grid-column: 1 / -1; }
 figure { margin: 0; border: 1px solid var(--line); border-radius: 6px; padding: .5rem; }
 img { display: block; width: 100%; height: auto; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; }
 td, th { text-align: left; vertical-align: top;
   padding: .32rem .75rem .32rem 0; border-bottom: 1px solid var(--line); }
 th { color: var(--soft); font-weight: 600; }
-td.name { color: var(--soft); width: 40%; overflow-wrap: anywhere; }
+td.name { color: var(--soft); width: 40%; overflow-wrap: break-word; }
 td.value { overflow-wrap: anywhere; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; padding-right: 0; }
 @media print { main { padding: 0; } }
@@ -156,7 +157,7 @@ def _samples(samples: Sequence[str] | Mapping[str, str]) -> str:
 
 def _table(rows: Mapping[str, Any]) -> str:
     cells = [
-        f'<tr><td class="name">{_text(name)}</td><td class="value">{_text(_number(value))}</td></tr>'
+        f'<tr><td class="name">{_name(name)}</td><td class="value">{_text(_number(value))}</td></tr>'
         for name, value in rows.items()
     ]
     return f"<table>{''.join(cells)}</table>" if cells else ""
@@ -185,11 +186,16 @@ def _number(value: Any) -> str:
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:.5g}"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return (value or "none") if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _text(value: Any) -> str:
     return html.escape(str(value), quote=True)
+
+
+def _name(dotted: str) -> str:
+    """A dotted name that a narrow page breaks at its joints."""
+    return _text(dotted).replace(".", ".<wbr>").replace("_", "_<wbr>")
 
 
 def _find(config: Any, name: str) -> Any:
