@@ -1,5 +1,6 @@
 """Stopping when asked: a signal lets the step finish and the state be saved."""
 
+import os
 import signal
 import threading
 from types import FrameType
@@ -38,4 +39,7 @@ class Interrupts:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.name is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.name = signal.Signals(number).name
+        if self.name is None:
+            self.name = signal.Signals(number).name
+            again = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
+            os.write(2, f"{self.name}: finishing the step, then saving{again}\n".encode())

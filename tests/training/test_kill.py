@@ -32,8 +32,8 @@ def expected(tmp_path_factory, environment):
     return end
 
 
-def start(folder, environment, stop=None, number=signal.SIGKILL):
-    """Run the script; it gets a signal once its metrics have reached the step `stop`."""
+def start(folder, environment, stop=None, number=signal.SIGKILL, delay=0.0):
+    """Run the script; it gets a signal `delay` seconds after its metrics have reached the step `stop`."""
     command = [sys.executable, "-W", "error", str(SCRIPT), str(folder)]
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -41,8 +41,7 @@ def start(folder, environment, stop=None, number=signal.SIGKILL):
         if stop is not None:
             while process.poll() is None and not reached(folder, stop):
                 time.sleep(0.002)
-            if number == signal.SIGKILL:
-                time.sleep(random.Random(stop).uniform(0, 0.06))
+            time.sleep(delay)
             process.send_signal(number)
         out, err = process.communicate(timeout=120)
     assert "Traceback" not in err, err
@@ -51,14 +50,9 @@ def start(folder, environment, stop=None, number=signal.SIGKILL):
 
 
 def reached(folder, step):
+    if step == 0:
+        return (folder / "config.json").exists()
     return any(row["step"] >= step for row in read_json_lines(folder / "metrics.jsonl"))
-
-
-def kill_and_resume(folder, environment, points):
-    for point in points:
-        end, code = start(folder, environment, stop=point)
-        assert (end, code) == (None, -signal.SIGKILL) or point >= STEPS - 3
-    return start(folder, environment)
 
 
 def test_the_state_in_this_process_is_the_one_in_another(tmp_path, expected):
@@ -66,16 +60,24 @@ def test_the_state_in_this_process_is_the_one_in_another(tmp_path, expected):
 
 
 def test_killed_at_three_points_it_ends_bit_for_bit_the_same(tmp_path, environment, expected):
-    assert kill_and_resume(tmp_path, environment, [3, 9, 15]) == (expected, 0)
+    for point in (3, 9, 15):
+        assert start(tmp_path, environment, stop=point, delay=point / 500) == (None, -signal.SIGKILL)
+    assert start(tmp_path, environment) == (expected, 0)
     steps = [row["step"] for row in read_json_lines(tmp_path / "metrics.jsonl")]
     assert steps == sorted(set(steps)) and steps[-1] == STEPS
 
 
 @pytest.mark.slow
-def test_killed_at_twenty_points_it_ends_bit_for_bit_the_same(tmp_path, environment, expected):
+def test_killed_at_twenty_random_moments_it_ends_bit_for_bit_the_same(tmp_path, environment, expected):
+    killed = []
     for index in range(20):
-        point = random.Random(index).randrange(1, STEPS - 3)
-        assert kill_and_resume(tmp_path / str(index), environment, [point]) == (expected, 0)
+        folder = tmp_path / str(index)
+        delay = random.Random(index).uniform(0, 1.2)
+        _, code = start(folder, environment, stop=0, delay=delay)
+        killed.append(code == -signal.SIGKILL)
+        saved = Checkpoints(folder / "checkpoints").steps()
+        assert start(folder, environment) == (expected, 0), (index, delay, saved)
+    assert sum(killed) >= 10
 
 
 def test_terminated_it_saves_once_and_exits_with_the_documented_code(tmp_path, environment, expected):

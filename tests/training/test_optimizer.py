@@ -41,7 +41,9 @@ def test_the_rate_rises_in_a_line_peaks_after_the_warm_up_and_ends_at_its_fracti
 @pytest.mark.parametrize(("name", "last"), [("constant", 0.4), ("linear", 0.1), ("cosine", 0.2)])
 def test_schedules_without_warm_up_begin_at_the_peak(name, last):
     schedule = make_schedule(OptimizerConfig(learning_rate=0.4, schedule=name), 4)
-    np.testing.assert_allclose([schedule(0), schedule(3 if name == "linear" else 2)], [0.4, last], rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(
+        [schedule(0), schedule(3 if name == "linear" else 2)], [0.4, last], rtol=1e-6, atol=1e-8
+    )
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
