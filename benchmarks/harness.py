@@ -96,9 +96,9 @@ def measure(
 ) -> list[Row]:
     """Time the candidates on one case, in turn, over all input sets; one row each.
 
-    ``reference`` gets float64 inputs and returns the same tree as the candidates; the error of a leaf is its
-    largest absolute deviation over the reference's largest absolute value. ``None`` leaves the check out, and the
-    row says so (``"error_vs_reference": null``).
+    ``reference`` gets float64 inputs and returns the same tree as the candidates; the error of a leaf is
+    its largest absolute deviation over the reference's largest absolute value. ``None`` leaves the check
+    out, and the row says so (``"error_vs_reference": null``).
 
     Raises:
         ValueError: fewer than two input sets.

@@ -1,12 +1,14 @@
 """Attention tile by tile, with its own gradient: memory grows with the length, not with its square.
 
-The forward pass goes over the live tiles of a row of tiles with the online softmax (running maximum and sum) and
-keeps the log-sum-exp of each query; the backward pass computes the scores again from it, tile by tile. Tiles that the
-mask leaves empty are not in the list that is gone over. One *program* is a batch element and a key-value head with
-all the query heads that share it, their rows stacked, so that grouped heads repeat no key.
+The forward pass goes over the live tiles of a row of tiles with the online softmax (running maximum and
+sum) and keeps the log-sum-exp of each query; the backward pass computes the scores again from it, tile by
+tile. Tiles that the mask leaves empty are not in the list that is gone over. One *program* is a batch
+element and a key-value head with all the query heads that share it, their rows stacked: grouped heads
+repeat no key.
 
-Every product has its long side last, from transposes made once before the loops: XLA's CPU products that
-contract over the rows of a row-major tile run at less than half the speed.
+The backward pass works on transposed scores (keys by queries): no product then contracts over the rows of a
+tile (XLA's CPU products do that at half speed), and two slices of queries are taken a step, each of which
+is a copy.
 
 Rabe & Staats 2021 (Self-attention does not need O(n²) memory); Dao et al. 2022 (FlashAttention).
 """
@@ -22,7 +24,7 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 
 from jaxseq.ops.masks import Mask, prefix
-from jaxseq.ops.tiled import Span, Tiled
+from jaxseq.ops.tiled import Span, Tiled, at_least_float32
 from jaxseq.typing import Array
 
 FLOOR = -1e30
@@ -53,7 +55,7 @@ class Sizes(NamedTuple):
 def attention_tiles(
     query: Array, key: Array, value: Array, mask: Mask | None, bias: Tiled | None, plan: Plan
 ) -> Array:
-    """``softmax(scale · query keyᵀ + bias, where mask) value``; arrays ``[B, T, N, H]``, masks with flat batch.
+    """``softmax(scale · query keyᵀ + bias, where mask) value``; arrays are ``[B, T, N, H]``.
 
     Reverse mode only, once: use ``attention_reference`` for forward mode and second derivatives.
     """
@@ -78,7 +80,7 @@ attention_tiles.defvjp(_attention_forward, _attention_backward)
 
 @functools.lru_cache
 def _kernel(function: Callable, plan: Plan) -> Callable:
-    """``function(plan, arrays, shared)`` that takes a ``vmap`` axis as more batch, at the cost of a batched call.
+    """``function(plan, arrays, shared)``, which takes an axis of ``vmap`` as more batch.
 
     ``arrays`` lead with B; what masks and biases hold leads with B, or with 1 where all share it.
     """
@@ -104,11 +106,11 @@ def _kernel(function: Callable, plan: Plan) -> Callable:
 
 def _forward(plan: Plan, arrays: tuple, shared: tuple) -> tuple[Array, Array]:
     query, key, value = arrays
-    sizes, scores, live = _prepare(plan, query, key, shared)
+    sizes, finish, live = _prepare(plan, query, key, shared)
     order, count = _live_first(live)
 
     def group(_: None, xs: tuple) -> tuple[None, tuple[Array, Array]]:
-        queries, keys, values, program, order, count = xs
+        queries, keys_t, values, program, order, count = xs
 
         def row(_: None, xs: tuple) -> tuple[None, tuple[Array, Array]]:
             q, i, order, count = xs
@@ -116,13 +118,13 @@ def _forward(plan: Plan, arrays: tuple, shared: tuple) -> tuple[Array, Array]:
             def column(n: Array, carry: tuple) -> tuple:
                 highest, total, mixed = carry
                 j = order[n]
-                s = scores(q, keys[j], program, i, j)
+                s = finish(_dot(q, keys_t[j]), program, i, j)
                 higher = jnp.maximum(highest, s.max(-1))
                 shrink, p = jnp.exp(highest - higher), jnp.exp(s - higher[..., None])
                 mixed = mixed * shrink[..., None] + _dot(p.astype(values.dtype), values[j])
                 return higher, total * shrink + p.sum(-1), mixed
 
-            total = jnp.zeros(q.shape[:-1], _statistics(q))
+            total = jnp.zeros(q.shape[:-1], at_least_float32(q.dtype))
             mixed = jnp.zeros((*q.shape[:-1], values.shape[-1]), total.dtype)
             highest, total, mixed = lax.fori_loop(0, count, column, (total + FLOOR, total, mixed))
             safe = jnp.where(total == 0, 1, total)
@@ -130,41 +132,45 @@ def _forward(plan: Plan, arrays: tuple, shared: tuple) -> tuple[Array, Array]:
 
         return None, lax.scan(row, None, (queries, jnp.arange(sizes.rows), order, count))[1]
 
-    xs = (_tile_rows(query, plan, sizes), _tile_columns(key, plan, sizes).mT, _tile_columns(value, plan, sizes))
+    xs = (
+        _tile_rows(query, plan, sizes),
+        _tile_columns(key, plan, sizes).mT,
+        _tile_columns(value, plan, sizes),
+    )
     _, (out, logsumexp) = lax.scan(group, None, (*xs, _programs(sizes), order, count))
     return _untile_rows(out, plan, sizes, query.shape[1]), logsumexp.reshape(sizes.batch, -1)
 
 
 def _backward(plan: Plan, arrays: tuple, shared: tuple) -> tuple[Array, Array, Array]:
     query, key, value, out, logsumexp, cotangent = arrays
-    sizes, scores, live = _prepare(plan, query, key, shared)
+    sizes, finish, live = _prepare(plan, query, key, shared)
     order, count = _live_first(live.mT)
-    wide = _statistics(query)
+    wide = at_least_float32(query.dtype)
 
     def group(_: None, xs: tuple) -> tuple[None, tuple[Array, Array, Array]]:
         (queries, cotangents, logsumexps, deltas), columns, program, order, count = xs
-        queries_t, cotangents_t = queries.mT, cotangents.mT
 
-        def column(dq: Array, xs: tuple) -> tuple[Array, tuple[Array, Array]]:
+        def column(dq_t: Array, xs: tuple) -> tuple[Array, tuple[Array, Array]]:
             (k, v), j, order, count = xs
-            k_t, v_t = k.mT, v.mT
+            k_t = k.mT
 
             def row(n: Array, carry: tuple) -> tuple:
-                dq, dk_t, dv_t = carry
+                dq_t, dk, dv = carry
                 i = order[n]
-                p = jnp.exp(scores(queries[i], k_t, program, i, j) - logsumexps[i][..., None])
-                ds = p * (_dot(cotangents[i], v_t) - deltas[i][..., None])
-                p, ds = p.astype(k.dtype), ds.astype(k.dtype)
-                dq = lax.dynamic_update_index_in_dim(dq, dq[i] + _dot(ds, k), i, 0)
-                return dq, dk_t + _dot(queries_t[i], ds), dv_t + _dot(cotangents_t[i], p)
+                q, do = queries[i], cotangents[i]
+                s_t = finish(_dot_rows(k, q), program, i, j, transposed=True)
+                p_t = jnp.exp(s_t - logsumexps[i][:, None])
+                ds_t = (p_t * (_dot_rows(v, do) - deltas[i][:, None])).astype(k.dtype)
+                dq_t = lax.dynamic_update_index_in_dim(dq_t, dq_t[i] + _dot(k_t, ds_t), i, 0)
+                return dq_t, dk + _dot(ds_t, q), dv + _dot(p_t.astype(k.dtype), do)
 
-            zeros = jnp.zeros(k_t.shape, wide), jnp.zeros(v_t.shape, wide)
-            dq, dk_t, dv_t = lax.fori_loop(0, count, row, (dq, *zeros))
-            return dq, (dk_t.mT, dv_t.mT)
+            zeros = jnp.zeros(k.shape, wide), jnp.zeros(v.shape, wide)
+            dq_t, dk, dv = lax.fori_loop(0, count, row, (dq_t, *zeros))
+            return dq_t, (dk, dv)
 
-        xs = (columns, jnp.arange(sizes.columns), order, count)
-        dq, (dk, dv) = lax.scan(column, jnp.zeros(queries.shape, wide), xs)
-        return None, (dq * plan.scale, dk * plan.scale, dv)
+        dq_t = jnp.zeros(queries.mT.shape, wide)
+        dq_t, (dk, dv) = lax.scan(column, dq_t, (columns, jnp.arange(sizes.columns), order, count))
+        return None, (dq_t.mT * plan.scale, dk * plan.scale, dv)
 
     delta = (out.astype(wide) * cotangent.astype(wide)).sum(-1, keepdims=True)
     row_arrays = (_tile_rows(query, plan, sizes), _tile_rows(cotangent.astype(query.dtype), plan, sizes))
@@ -178,7 +184,7 @@ def _backward(plan: Plan, arrays: tuple, shared: tuple) -> tuple[Array, Array, A
 
 
 def _prepare(plan: Plan, query: Array, key: Array, shared: tuple) -> tuple[Sizes, Callable, Any]:
-    """The sizes, the function that scores a tile, and which tiles are live in each group of programs."""
+    """The sizes, what makes scores of products, and which tiles are live in each group of programs."""
     (batch, T, N, _), (S, M) = query.shape, key.shape[1:3]
     rows, columns = -(-T // plan.row_tile), -(-S // plan.column_tile)
     sizes = Sizes(batch, M, N // M, rows, columns, batch * M // plan.programs)
@@ -199,30 +205,35 @@ def _prepare(plan: Plan, query: Array, key: Array, shared: tuple) -> tuple[Sizes
         heads = Span(program % M * sizes.share, sizes.share)
         return part.at_batch(program // M).tile(rows, columns, heads)
 
-    def scores(q: Array, k_t: Array, program: Array, i: Array, j: Array) -> Array:
-        s = _dot(q, k_t) * plan.scale
-        by_head = s.reshape(s.shape[0], sizes.share, plan.row_tile, plan.column_tile)
+    def finish(products: Array, program: Array, i: Array, j: Array, transposed: bool = False) -> Array:
+        """Scores of the products ``[programs, heads · rows, columns]``, or of their transpose."""
+        by_head = (sizes.share, plan.row_tile)
+        shape = (-1, plan.column_tile, *by_head) if transposed else (-1, *by_head, plan.column_tile)
+        s = products.reshape(shape) * plan.scale
+        turn = (lambda x: x.transpose(0, 3, 1, 2)) if transposed else (lambda x: x)
         if bias is not None:
-            by_head += jax.vmap(lambda p: evaluate(bias, p, i, j))(program).astype(s.dtype)
+            s += turn(jax.vmap(lambda p: evaluate(bias, p, i, j))(program)).astype(s.dtype)
         if mask is not None:
-            by_head = jnp.where(jax.vmap(lambda p: evaluate(mask, p, i, j))(program), by_head, -jnp.inf)
-        return by_head.reshape(s.shape)
+            s = jnp.where(turn(jax.vmap(lambda p: evaluate(mask, p, i, j))(program)), s, -jnp.inf)
+        return s.reshape(products.shape)
 
-    return sizes, scores, live
+    return sizes, finish, live
 
 
 def _live_first(live: Array) -> tuple[Array, Array]:
-    """For each tile of the second-last axis: the other axis' tiles, live ones first in order, and their number."""
+    """For each tile of axis -2: the tiles of axis -1, live ones first and in order, and their number."""
     order = jnp.argsort(jnp.where(live, 0, 1), axis=-1, stable=True).astype(jnp.int32)
     return order, live.sum(-1, dtype=jnp.int32)
 
 
-def _statistics(x: Array) -> Any:
-    return jnp.promote_types(x.dtype, jnp.float32)
-
-
 def _dot(left: Array, right: Array) -> Array:
-    return jnp.matmul(left, right, preferred_element_type=_statistics(left))
+    return jnp.matmul(left, right, preferred_element_type=at_least_float32(left.dtype))
+
+
+def _dot_rows(left: Array, right: Array) -> Array:
+    """``left rightᵀ`` with both as they lie."""
+    dims = (((2,), (2,)), ((0,), (0,)))
+    return lax.dot_general(left, right, dims, preferred_element_type=at_least_float32(left.dtype))
 
 
 def _programs(sizes: Sizes) -> Array:

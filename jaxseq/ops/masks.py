@@ -1,8 +1,9 @@
 """Who may see whom, as a small algebra instead of an array of queries by keys.
 
 ``causal() & segments(q_ids, kv_ids)``, ``causal() | prefix(100)``: a mask is a frozen pytree (it passes
-through ``jit``, ``vmap`` and ``scan``) that can evaluate itself on a tile, be written out in full, and tell of every
-tile of a grid whether it is certainly empty (and skipped), certainly full or mixed. True = may be seen.
+through ``jit``, ``vmap`` and ``scan``) that can evaluate itself on a tile, be written out in full, and tell
+of every tile of a grid whether it is certainly empty (and skipped), certainly full or mixed. True = may be
+seen.
 
 Query i sits at position i and key j at position j, unless a mask is given positions.
 """
@@ -145,7 +146,7 @@ class Prefix(Mask):
 
     def _tiles(self, num_rows: int, num_columns: int, row_tile: int, column_tile: int) -> Tiles:
         start = np.arange(num_columns, dtype=np.int32) * column_tile
-        size = np.int32(self.size) if self.sizes is None else self.sizes[..., None, None]  # type: ignore[arg-type]
+        size: Any = np.int32(self.size or 0) if self.sizes is None else self.sizes[..., None, None]
         start, size = align(np.broadcast_to(start, (num_rows, num_columns)), size)
         return Tiles(start < size, start + column_tile <= size)
 
@@ -267,7 +268,8 @@ class _Joined(Mask):
         return Tiles(self._join(left.live, right.live), self._join(left.full, right.full))
 
     def without_arrays(self) -> Mask:
-        return replace(self, left=self.left.without_arrays(), right=self.right.without_arrays())  # type: ignore[type-var]
+        left, right = self.left.without_arrays(), self.right.without_arrays()
+        return replace(self, left=left, right=right)  # type: ignore[type-var]
 
     def visible_keys(self) -> Bool[Array, "*B S"] | None:
         return self._both(self.left.visible_keys(), self.right.visible_keys())

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxseq.typing import Array, Int
+from jaxseq.typing import Array, DType, Int
 
 MOST = np.iinfo(np.int32).max
 LEAST = np.iinfo(np.int32).min
@@ -69,15 +69,13 @@ class Tiled(ABC):
             lead, rest = leaf.shape[: max(split, 0)], leaf.shape[max(split, 0) :]
             if rest != wanted:
                 raise ValueError(
-                    f"{name} of {type(self).__name__} has shape {leaf.shape}, but must end in {wanted}: "
+                    f"{name} has shape {leaf.shape}, but must end in {wanted}: "
                     f"{num_queries} queries, {num_keys} keys, {num_heads} heads"
                 )
             if len(lead) > len(batch) or any(
                 a not in (1, b) for a, b in zip(lead[::-1], batch[::-1], strict=False)
             ):
-                raise ValueError(
-                    f"{name} of {type(self).__name__} has batch {lead}, not broadcastable to {batch}"
-                )
+                raise ValueError(f"{name} has batch {lead}, not broadcastable to {batch}")
             return leaf
 
         self.map_leaves(check)
@@ -160,3 +158,8 @@ def whole_numbers(name: str, array: Any) -> Array | None:
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(f"{name} needs whole numbers, got {array.dtype} of shape {array.shape}")
     return array.astype(jnp.int32)
+
+
+def at_least_float32(dtype: DType) -> DType:
+    """The dtype of sums and of softmax statistics."""
+    return jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype

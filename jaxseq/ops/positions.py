@@ -1,0 +1,106 @@
+"""Where a token sits: sinusoids for the input, rotated queries and keys, or a bias on the scores (ALiBi)."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxseq.ops.tiled import STATIC, Span, Tiled, align, at_least_float32, cut, leaf, positions, whole_numbers
+from jaxseq.typing import Array, Float, Int
+
+
+def sinusoid(
+    positions: Int[Array, "*B T"], features: int, *, base: float = 10000.0
+) -> Float[Array, "*B T {features}"]:
+    """``sin(t / base^(2i/D))`` in the first half of the features, the cosines in the second.
+
+    (The paper interleaves the two; the order of the features is of no account to what follows.) Vaswani et
+    al. 2017.
+
+    Raises:
+        ValueError: features is odd.
+    """
+    angles = _angles(positions, features, base, "features")
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
+def rotary(
+    x: Float[Array, "*B T N H"], positions: Int[Array, "*B T"], *, base: float = 10000.0
+) -> Float[Array, "*B T N H"]:
+    """Turn each pair of features by ``position / base^(2i/H)``; products then depend on the distance only.
+
+    Feature i is paired with feature i + H/2 (half-split, as GPT-NeoX and LLaMA have it, not interleaved). The
+    angles are at least float32. Su et al. 2021 (RoFormer).
+
+    Raises:
+        ValueError: H is odd.
+    """
+    angles = _angles(positions, x.shape[-1], base, "head size H")[..., None, :]
+    wide = at_least_float32(x.dtype)
+    cos, sin = jnp.cos(angles).astype(wide), jnp.sin(angles).astype(wide)
+    left, right = jnp.split(x.astype(wide), 2, axis=-1)
+    return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(x.dtype)
+
+
+def _angles(positions: Array, features: int, base: float, name: str) -> Array:
+    if features % 2:
+        raise ValueError(f"{name} must be even to be split into pairs, got {features}")
+    wide = jnp.result_type(float)
+    exponents = jnp.arange(0, features, 2, dtype=wide) / features
+    steps = jnp.asarray(base, wide) ** -exponents
+    return positions[..., None].astype(wide) * steps.reshape((1,) * positions.ndim + steps.shape)
+
+
+def alibi_slopes(num_heads: int) -> Float[Array, "{num_heads}"]:
+    """The paper's slopes: ``2^(-8 i / N)`` for i = 1..N when N is a power of two.
+
+    Else those of the largest power of two below N, and after them every second one of twice as many. Press
+    et al. 2022.
+
+    Raises:
+        ValueError: there is no head.
+    """
+    if num_heads < 1:
+        raise ValueError(f"num_heads must be at least 1, got {num_heads}")
+    power = 2 ** (num_heads.bit_length() - 1)
+    slopes = 2.0 ** (-8.0 * np.arange(1, power + 1) / power)
+    more = 2.0 ** (-8.0 * np.arange(1, 2 * power + 1, 2) / (2 * power))
+    return jnp.asarray(np.concatenate([slopes, more])[:num_heads], jnp.result_type(float))
+
+
+def alibi(
+    slopes: Float[Array, " N"],
+    q_positions: Int[Array, "*B T"] | None = None,
+    kv_positions: Int[Array, "*#B S"] | None = None,
+    *,
+    offset: int = 0,
+) -> Tiled:
+    """The bias ``-slope · |q - k|`` on the scores: ``attention(..., bias=alibi(alibi_slopes(N)))``.
+
+    Without positions, query i sits at ``i + offset`` and key j at j. It is worked out tile by tile. The
+    slopes are constants: no gradient reaches them. Press et al. 2022 (Train short, test long).
+    """
+    if offset and q_positions is not None:
+        raise ValueError(f"offset={offset} and q_positions both say where queries sit; give one")
+    q, k = whole_numbers("q_positions", q_positions), whole_numbers("kv_positions", kv_positions)
+    return Alibi(offset=offset, slopes=lax.stop_gradient(jnp.asarray(slopes)), q_positions=q, kv_positions=k)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class Alibi(Tiled):
+    """``-slope · |q - k|``, made by ``alibi``."""
+
+    offset: int = field(default=0, metadata=STATIC)
+    slopes: Any = field(default=None, metadata=leaf("N"))
+    q_positions: Any = field(default=None, metadata=leaf("T"))
+    kv_positions: Any = field(default=None, metadata=leaf("S"))
+
+    def tile(self, rows: Span, columns: Span, heads: Span | None = None) -> Array:
+        q, k = positions(self.q_positions, rows, self.offset), positions(self.kv_positions, columns)
+        slopes = self.slopes if heads is None else cut(self.slopes, heads)
+        q, k, slopes = align(q[..., None, :, None], k[..., None, None, :], slopes[..., None, None])
+        return -slopes * jnp.abs(q - k).astype(slopes.dtype)

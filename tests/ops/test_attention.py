@@ -1,0 +1,307 @@
+"""Attention: the fast form against the equation, values and gradients, for every mask and odd sizes."""
+
+import math
+from functools import partial
+from inspect import unwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxseq.ops.attention import (
+    attention,
+    attention_implementation,
+    attention_reference,
+    attention_weights,
+)
+from jaxseq.ops.attention_tiles import Plan, attention_tiles
+from jaxseq.ops.masks import (
+    Mask,
+    causal,
+    dense,
+    dense_by_head,
+    padding,
+    prefix,
+    segments,
+    sliding_window,
+)
+from jaxseq.ops.positions import alibi, alibi_slopes
+from jaxseq.ops.tiled import Tiled
+
+B, T, S, N, M, H, HV = 2, 21, 27, 4, 2, 6, 5
+
+
+def _normal(seed: int, *shape: int, dtype: str = "float64") -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
+
+
+def _inputs(dtype: str = "float64", batch: int = B) -> tuple[jax.Array, ...]:
+    shapes = (batch, T, N, H), (batch, S, M, H), (batch, S, M, HV), (batch, T, N, HV)
+    return tuple(_normal(i, *shape, dtype=dtype) for i, shape in enumerate(shapes))
+
+
+def _tiled(
+    query: jax.Array, key: jax.Array, value: jax.Array, *, mask=None, bias=None, scale=None, tiles=(8, 9)
+):
+    """The fast form with tiles small enough that every kind of tile occurs."""
+    batch = query.shape[:1]
+    mask, bias = (x if x is None else x.flatten_batch(batch) for x in (mask, bias))
+    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    return attention_tiles(query, key, value, mask, bias, Plan(scale, *tiles, key.shape[2]))
+
+
+def _value_and_grads(function, query, key, value, cotangent, *parts):
+    out, pullback = jax.vjp(lambda *qkv: function(*qkv, *parts), query, key, value)
+    return out, *pullback(cotangent)
+
+
+def _masks() -> dict[str, tuple[Mask | None, Tiled | None]]:
+    rng = np.random.default_rng(1)
+    q_ids = jnp.asarray(np.sort(rng.integers(0, 4, (B, T))))
+    kv_ids = jnp.asarray(np.sort(rng.integers(0, 4, (B, S))))
+    real = jnp.asarray(rng.random((B, S)) < 0.7)
+    q_positions = jnp.asarray(rng.integers(0, 30, (B, T)))
+    ring = jnp.asarray(rng.permuted(np.arange(-3, S - 3)[None].repeat(B, 0), axis=1))
+    array = jnp.asarray(rng.random((B, T, S)) < 0.4)
+    by_head = jnp.asarray(rng.random((B, N, T, S)) < 0.4)
+    slopes = alibi_slopes(N)
+    return {
+        "none": (None, None),
+        "causal": (causal(), None),
+        "causal offset": (causal(offset=S - T), None),
+        "window": (sliding_window(4), None),
+        "causal ring": (causal(q_positions, ring), None),
+        "window ring": (sliding_window(7, q_positions, ring), None),
+        "prefix": (prefix(11), None),
+        "prefix or causal": (causal() | prefix(jnp.asarray([3, 20])), None),
+        "padding": (padding(real), None),
+        "segments": (segments(q_ids, kv_ids), None),
+        "segments causal window": (segments(q_ids, kv_ids) & causal() & sliding_window(9), None),
+        "dense": (dense(array), None),
+        "dense shared": (dense(array[0]), None),
+        "dense by head": (dense_by_head(by_head) | (padding(real) & causal(offset=2)), None),
+        "alibi": (causal(), alibi(slopes)),
+        "alibi positions": (segments(q_ids, kv_ids), alibi(slopes, q_positions, ring)),
+        "nothing": (prefix(0), None),
+    }
+
+
+@pytest.mark.parametrize("name", list(_masks()))
+def test_tiles_equal_the_equation_in_value_and_gradients(name: str, x64: None) -> None:
+    mask, bias = _masks()[name]
+
+    @jax.jit
+    def both(inputs, mask, bias):
+        fast = _value_and_grads(lambda *qkv: _tiled(*qkv, mask=mask, bias=bias), *inputs)
+        plain = _value_and_grads(lambda *qkv: attention_reference(*qkv, mask=mask, bias=bias), *inputs)
+        return fast, plain
+
+    for fast, plain in zip(*both(_inputs(), mask, bias), strict=True):
+        np.testing.assert_allclose(fast, plain, rtol=0, atol=1e-10)
+        assert np.isfinite(plain).all()
+        assert name == "nothing" or np.abs(plain).max() > 1e-3
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 40), (33, 1), (16, 18), (40, 7)])
+def test_odd_lengths_and_one_head(shape: tuple[int, int], x64: None) -> None:
+    t, s = shape
+    inputs = _normal(0, 1, t, 1, 3), _normal(1, 1, s, 1, 3), _normal(2, 1, s, 1, 3), _normal(3, 1, t, 1, 3)
+    mask = causal(offset=max(s - t, 0))
+    both = jax.jit(
+        lambda *x: [
+            _value_and_grads(partial(f, mask=mask), *x)
+            for f in (partial(_tiled, tiles=(16, 16)), attention_reference)
+        ]
+    )
+    for fast, plain in zip(*both(*inputs), strict=True):
+        np.testing.assert_allclose(fast, plain, rtol=0, atol=1e-10)
+
+
+def test_programs_side_by_side_and_larger_tiles_give_the_same(x64: None) -> None:
+    mask, bias = _masks()["alibi positions"]
+    plain = attention_reference(*_inputs()[:3], mask=mask, bias=bias)
+    batch = (B,)
+    flat = mask.flatten_batch(batch), bias.flatten_batch(batch)
+    for programs in (1, B * M):
+        out = attention_tiles(*_inputs()[:3], *flat, Plan(1 / math.sqrt(H), 32, 16, programs))
+        np.testing.assert_allclose(out, plain, rtol=0, atol=1e-10)
+
+
+def test_the_equation_is_the_textbook_one(x64: None) -> None:
+    query, key, value, _ = _inputs()
+    mask = causal(offset=3)
+    expected = np.zeros((B, T, N, HV))
+    for b in range(B):
+        for n in range(N):
+            scores = np.asarray(query[b, :, n] @ key[b, :, n // 2].T) / np.sqrt(H)
+            weights = np.exp(scores) * (np.arange(S) <= np.arange(T)[:, None] + 3)
+            expected[b, :, n] = weights / weights.sum(-1, keepdims=True) @ value[b, :, n // 2]
+    np.testing.assert_allclose(attention_reference(query, key, value, mask=mask), expected, atol=1e-12)
+    weights = attention_weights(query, key, mask=mask)
+    np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-12)
+    assert weights.shape == (B, N, T, S)
+
+
+def test_the_equation_keeps_forward_mode_and_second_derivatives(x64: None) -> None:
+    query, key, value = (x[:, :5] for x in _inputs()[:3])
+
+    def f(q: jax.Array) -> jax.Array:
+        return attention_reference(q, key, value, mask=sliding_window(2)).sum()
+
+    hessian = jax.jacfwd(jax.grad(f))(query)
+    np.testing.assert_allclose(hessian, jax.jacrev(jax.grad(f))(query), atol=1e-12)
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jacfwd(lambda q: attention(q, key, value, implementation="tiles"))(query)
+
+
+def test_a_row_with_nothing_to_see_gives_zeros_and_zero_gradients(x64: None) -> None:
+    mask = causal(offset=-4)
+    for implementation in ("reference", "tiles"):
+        f = partial(attention, mask=mask, implementation=implementation)
+        out, dq, dk, dv = _value_and_grads(f, *_inputs())
+        assert (out[:, :4] == 0).all()
+        assert (dq[:, :4] == 0).all()
+        assert all(np.isfinite(x).all() for x in (out, dq, dk, dv))
+
+
+def test_vmap_is_the_batch(x64: None) -> None:
+    mask, _ = _masks()["segments causal window"]
+    inputs = _inputs()
+    batched = jax.jit(partial(_value_and_grads, partial(_tiled, mask=mask)))(*inputs)
+
+    def one(query, key, value, cotangent, mask):
+        f = partial(attention, mask=mask, implementation="tiles")
+        return _value_and_grads(f, query, key, value, cotangent)
+
+    for a, b in zip(jax.jit(jax.vmap(one))(*inputs, mask), batched, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-10)
+
+    def shared(q: jax.Array) -> jax.Array:
+        return attention(q, inputs[1][0], inputs[2][0], mask=causal(), implementation="tiles")
+
+    separate = jnp.stack([shared(q) for q in inputs[0]])
+    np.testing.assert_allclose(jax.vmap(shared)(inputs[0]), separate, rtol=0, atol=1e-12)
+
+
+def test_vmap_adds_no_loop_and_no_branch() -> None:
+    """A batch under vmap is more programs in the same loops, so it costs what a batched call costs."""
+    inputs = _inputs("float32")
+    f = partial(_value_and_grads, partial(attention, mask=causal(), implementation="tiles"))
+    assert str(jax.make_jaxpr(jax.jit(jax.vmap(f)))(*inputs)).count("while[") == 2
+    assert str(jax.make_jaxpr(jax.jit(f))(*inputs)).count("while[") == 2
+
+
+def test_memory_grows_with_the_length() -> None:
+    def temporary(implementation: str, length: int) -> int:
+        x = jax.ShapeDtypeStruct((1, length, 2, 16), jnp.float32)
+        f = partial(attention, mask=causal(), implementation=implementation)
+        return (
+            jax.jit(partial(_value_and_grads, f))
+            .lower(x, x, x, x)
+            .compile()
+            .memory_analysis()
+            .temp_size_in_bytes
+        )
+
+    assert temporary("tiles", 4096) * 10 <= temporary("reference", 4096)
+    assert temporary("tiles", 4096) <= 2.2 * temporary("tiles", 2048)
+
+
+@pytest.mark.parametrize("implementation", ["reference", "tiles"])
+def test_nan_in_what_is_ruled_out_poisons_nothing(implementation: str, x64: None) -> None:
+    inputs = _inputs()
+    q_ids = jnp.asarray([[0] * 3 + [1] * 18, [2] * 21])
+    kv_ids = jnp.asarray([[1] * 20 + [0] * 7, [0] * 2 + [2] * 25])
+    mask = segments(q_ids, kv_ids) & padding(kv_ids > 0)
+    f = jax.jit(partial(_value_and_grads, partial(attention, mask=mask, implementation=implementation)))
+    clean = f(*inputs)
+    dead_q, dead_k = q_ids[..., None, None] == 0, kv_ids[..., None, None] == 0
+    dirty = f(
+        *(
+            jnp.where(dead, jnp.nan, x)
+            for dead, x in zip((dead_q, dead_k, dead_k, dead_q), inputs, strict=True)
+        )
+    )
+    for a, b in zip(clean, dirty, strict=True):
+        np.testing.assert_array_equal(a, b)
+    for dead, gradient in zip((dead_q, dead_k, dead_k), clean[1:], strict=True):
+        assert (jnp.where(dead, gradient, 0.0) == 0).all()
+
+
+def test_bfloat16_stays_close_to_float32() -> None:
+    inputs = _inputs("float32")
+    f = partial(attention, mask=causal(), implementation="tiles")
+    wide = _value_and_grads(f, *inputs)
+    for a, b in zip(_value_and_grads(f, *(x.astype(jnp.bfloat16) for x in inputs)), wide, strict=True):
+        assert a.dtype == jnp.bfloat16
+        np.testing.assert_allclose(a.astype(jnp.float32), b, atol=0.03 * float(jnp.abs(b).max()))
+
+
+def test_any_batch_dims_and_scale(x64: None) -> None:
+    query, key, value, _ = _inputs()
+    ids = jnp.arange(T)[None] // 8 + 1
+    mask = segments(ids, jnp.pad(ids, [(0, 0), (0, S - T)]))
+    for implementation in ("reference", "tiles"):
+        f = partial(attention, mask=mask, scale=0.3, implementation=implementation)
+        whole = f(query, key, value)
+        np.testing.assert_allclose(f(*(x[:, None] for x in (query, key, value)))[:, 0], whole, atol=1e-12)
+        one = attention(
+            query[0],
+            key[0],
+            value[0],
+            mask=segments(mask.q_ids[0], mask.kv_ids[0]),
+            scale=0.3,
+            implementation=implementation,
+        )
+        np.testing.assert_allclose(one, whole[0], atol=1e-12)
+
+
+def test_auto_says_what_it_takes_and_takes_it() -> None:
+    query, key, value, _ = _inputs("float32")
+    assert attention_implementation(query[:, :1], key, value, causal(offset=S)) == "reference"
+    long = jnp.zeros((1, 1024, N, H))
+    assert attention_implementation(long, long, long, causal()) == "tiles"
+    auto, plain = attention(query, key, value), attention(query, key, value, implementation="reference")
+    np.testing.assert_array_equal(auto, plain)
+
+
+def test_wrong_calls_say_what_is_wrong() -> None:
+    query, key, value, _ = _inputs("float32")
+    with pytest.raises(ValueError, match="4 query heads are no multiple of 3"):
+        attention(query, jnp.zeros((B, S, 3, H)), jnp.zeros((B, S, 3, HV)))
+    with pytest.raises(ValueError, match="unknown implementation 'flash'; known: auto, reference"):
+        attention(query, key, value, implementation="flash")
+    with pytest.raises(ValueError, match="'cudnn' cannot do this call: the default device is no CUDA device"):
+        attention(query, key, value, implementation="cudnn")
+    with pytest.raises(ValueError, match=r"kv_real has shape \(2, 9\)"):
+        attention(query, key, value, mask=padding(jnp.ones((B, 9), bool)))
+    with pytest.raises(ValueError, match=r"float32, bfloat16"):
+        attention(query, key.astype(jnp.bfloat16), value)
+    with pytest.raises(ValueError, match="slopes has shape"):
+        attention(query, key, value, bias=alibi(alibi_slopes(3)))
+
+
+def test_wrong_shapes_are_refused_without_a_type_checker_too() -> None:
+    query, key, value, _ = _inputs("float32")
+    plain = unwrap(attention)
+    with pytest.raises(ValueError, match="head size, 6 and 5"):
+        plain(query, key[..., :5], value)
+    with pytest.raises(ValueError, match=r"key \(2, 27, 2, 6\), value \(2, 26, 2, 5\)"):
+        plain(query, key, value[:, 1:])
+    with pytest.raises(ValueError, match="same batch dims"):
+        plain(query[:1], key, value)
+    with pytest.raises(TypeError, match=r"dense\(array\) makes one"):
+        plain(query, key, value, mask=jnp.ones((T, S), bool))
+    with pytest.raises(TypeError, match="alibi"):
+        plain(query, key, value, bias=causal())
+
+
+def test_torch_agrees() -> None:
+    torch = pytest.importorskip("torch")
+    query, key, value = (_normal(i, 2, 40, 3, 8, dtype="float32") for i in range(3))
+    ours = attention(query, key, value, mask=causal(), implementation="tiles")
+    theirs = torch.nn.functional.scaled_dot_product_attention(
+        *(torch.tensor(np.asarray(x)).transpose(1, 2) for x in (query, key, value)), is_causal=True
+    )
+    np.testing.assert_allclose(ours, theirs.transpose(1, 2).numpy(), atol=2e-6)
