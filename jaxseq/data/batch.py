@@ -42,17 +42,13 @@ def as_tokens(tokens: Sequence[int] | np.ndarray) -> Int32[np.ndarray, " length"
     if array.size == 0:
         array = array.astype(np.int32)
     if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
-        raise ValueError(
-            f"tokens must be one flat array of whole numbers, not {array.dtype} of shape {array.shape}"
-        )
+        raise ValueError(f"tokens must be one flat array of whole numbers, not {array.dtype} of shape {array.shape}")
     if array.size and (array.min() < 0 or array.max() >= 2**31):
         raise ValueError(f"token ids must lie in [0, 2**31), not [{array.min()}, {array.max()}]")
     return np.ascontiguousarray(array, np.int32)
 
 
-def joined(
-    documents: Sequence[np.ndarray | Sequence[int]], *, separator: int
-) -> Int32[np.ndarray, " length"]:
+def joined(documents: Sequence[np.ndarray | Sequence[int]], *, separator: int) -> Int32[np.ndarray, " length"]:
     """One stream of tokens: the separator, then the document, again and again."""
     mark = np.array([separator], np.int32)
     return np.concatenate([mark[:0], *(part for text in documents for part in (mark, as_tokens(text)))])

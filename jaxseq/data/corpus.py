@@ -123,9 +123,7 @@ def text_corpus(
     source = f"{path}, split by {split}" if split != "tail" else f"{path}, its tail held out"
     if split == "documents":
         if len(documents) < 2:
-            raise ValueError(
-                f"{path}: one document cannot be split by document; use split='blocks' or 'tail'"
-            )
+            raise ValueError(f"{path}: one document cannot be split by document; use split='blocks' or 'tail'")
         return _split_by_document(documents, fraction=held_out, seed=seed, source=source, skipped=skipped)
     return _split_by_block(
         documents, fraction=held_out, seed=seed, source=source, skipped=skipped, tail=split == "tail"
@@ -149,16 +147,12 @@ def _split_by_block(
     documents: Sequence[str], *, fraction: float, seed: int, source: str, skipped: tuple[str, ...], tail: bool
 ) -> Corpus:
     size = max(1, min(BLOCK_LIMIT, sum(map(len, documents)) // BLOCKS))
-    blocks = [
-        (owner, block) for owner, text in enumerate(documents) for block in cut_in_blocks(text, size=size)
-    ]
+    blocks = [(owner, block) for owner, text in enumerate(documents) for block in cut_in_blocks(text, size=size)]
     texts = [block for _, block in blocks]
     if tail:
         kept = honesty.drop_near_copies(texts)
         if len(kept) < 2:
-            raise ValueError(
-                f"{source}: too little text that is not a copy of itself; nothing could be held out"
-            )
+            raise ValueError(f"{source}: too little text that is not a copy of itself; nothing could be held out")
         wanted, count = fraction * sum(len(texts[index]) for index in kept), 1
         while count + 1 < len(kept) and sum(len(texts[index]) for index in kept[-count - 1 :]) <= wanted:
             count += 1
@@ -201,9 +195,7 @@ def cut_in_blocks(text: str, *, size: int) -> list[str]:
     return [*blocks, text[start:]]
 
 
-def _corpus(
-    train: list[str], held_out: list[str], *, dropped: int, source: str, skipped: tuple[str, ...]
-) -> Corpus:
+def _corpus(train: list[str], held_out: list[str], *, dropped: int, source: str, skipped: tuple[str, ...]) -> Corpus:
     digest = hashlib.sha256()
     for part in (train, held_out):
         digest.update(f"{len(part)}\n".encode())
@@ -221,7 +213,5 @@ def _corpus(
     )
     logger.info("%s", corpus.describe())
     if corpus.overlap > 0.05:
-        logger.warning(
-            "%s: %.1f %% of the held-out text stands in the training part", source, 100 * corpus.overlap
-        )
+        logger.warning("%s: %.1f %% of the held-out text stands in the training part", source, 100 * corpus.overlap)
     return corpus

@@ -78,9 +78,7 @@ def honest_split(
     return min(seen, key=lambda split: split.overlap)
 
 
-def drop_near_copies(
-    documents: Sequence[str], *, length: int = RUN, threshold: float = THRESHOLD
-) -> tuple[int, ...]:
+def drop_near_copies(documents: Sequence[str], *, length: int = RUN, threshold: float = THRESHOLD) -> tuple[int, ...]:
     """The indices, in order, of the documents that stay when near copies are dropped (see the module)."""
     ids = _run_ids(documents, length=length)
     return _without_near_copies([len(text) for text in documents], ids, threshold=threshold)

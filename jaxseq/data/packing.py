@@ -123,11 +123,7 @@ def _delimited(text: np.ndarray, separator: int | None, *, ends: bool) -> np.nda
 
 def _pieces(texts: list[np.ndarray], length: int) -> list[np.ndarray]:
     """Stretches of at most ``length`` predictions (one token more than that)."""
-    return [
-        text[start : start + length + 1]
-        for text in texts
-        for start in range(0, max(0, len(text) - 1), length)
-    ]
+    return [text[start : start + length + 1] for text in texts for start in range(0, max(0, len(text) - 1), length)]
 
 
 def _packed(pieces: list[np.ndarray], length: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -35,9 +35,7 @@ class ContiguousStreams:
         separator: int | None = None,
     ) -> None:
         self.tokens = as_tokens(tokens)
-        check_sizes(
-            "contiguous streams", batch_size=batch_size, length=length, available=len(self.tokens) - 1
-        )
+        check_sizes("contiguous streams", batch_size=batch_size, length=length, available=len(self.tokens) - 1)
         self.batch_size, self.length, self.seed, self.separator = batch_size, length, seed, separator
         self.steps_per_epoch = (len(self.tokens) - 1) // (batch_size * length)
         self._starts = _documents_begun(self.tokens, separator)
@@ -109,9 +107,7 @@ class RandomCrops:
         first = random.integers(len(self.tokens) - self.length, size=(self.batch_size, 1))
         places = first + np.arange(self.length)[None]
         begun = self._starts[places]
-        return Batch(
-            self.tokens[places], self.tokens[places + 1], (1 + begun - begun[:, :1]).astype(np.int32)
-        )
+        return Batch(self.tokens[places], self.tokens[places + 1], (1 + begun - begun[:, :1]).astype(np.int32))
 
 
 def _documents_begun(tokens: np.ndarray, separator: int | None) -> np.ndarray:

@@ -68,9 +68,7 @@ def check(
     now: Any = jax.tree.structure(after)
     if was != now:
         raise ValueError(f"step must give back a carry of the same structure: {was} became {now}")
-    for (path, a), b in zip(
-        jax.tree_util.tree_flatten_with_path(carry)[0], jax.tree.leaves(after), strict=True
-    ):
+    for (path, a), b in zip(jax.tree_util.tree_flatten_with_path(carry)[0], jax.tree.leaves(after), strict=True):
         if (a.shape, a.dtype) != (b.shape, b.dtype):
             name = jax.tree_util.keystr(path) or "the carry"
             raise ValueError(f"step must keep {name} as {a.dtype}{a.shape}; it became {b.dtype}{b.shape}")
@@ -130,9 +128,7 @@ def _at_least_float32(dtype: DType) -> DType:
     return dtype if jnp.dtype(dtype).itemsize >= 4 else jnp.float32
 
 
-def _next(
-    step: Step, sampler: Sampler | None, state: State, *, end_token: int | None, top_k: int | None
-) -> State:
+def _next(step: Step, sampler: Sampler | None, state: State, *, end_token: int | None, top_k: int | None) -> State:
     """One token more in every row; a row that has ended gets end tokens, which count for nothing."""
     carry, logits = step(state.carry, state.tokens)
     logits = logits.astype(state.log_probabilities.dtype)
@@ -154,9 +150,7 @@ def _next(
     )
 
 
-def _chosen(
-    logits: Logits, sampler: Sampler | None, position: Int[Array, ""], top_k: int | None
-) -> Int[Array, "*B"]:
+def _chosen(logits: Logits, sampler: Sampler | None, position: Int[Array, ""], top_k: int | None) -> Int[Array, "*B"]:
     if sampler is None:
         return jnp.argmax(logits, axis=-1)
     kept = filtered(logits, temperature=sampler.temperature, top_k=top_k, top_p=sampler.top_p)

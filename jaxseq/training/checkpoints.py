@@ -94,11 +94,7 @@ class Checkpoints:
             return True
         if not isinstance(error, Exception):
             raise error
-        kept = (
-            f"the newest on disk is step {steps[-1]}"
-            if (steps := self.steps())
-            else "there is none on disk yet"
-        )
+        kept = f"the newest on disk is step {steps[-1]}" if (steps := self.steps()) else "there is none on disk yet"
         warnings.warn(
             f"the checkpoint of step {step} was not written ({one_line(error)}); {kept}",
             CheckpointWarning,
@@ -218,16 +214,10 @@ def write_arrays(folder: Path, leaves: list[HostLeaf]) -> None:
 
 def read_arrays(folder: Path, rows: dict[str, Any]) -> dict[str, np.ndarray]:
     """Every leaf of a manifest by name, as NumPy arrays."""
-    tree = {
-        _slot(name): ocp.RestoreArgs(restore_type=np.ndarray) for name, row in rows.items() if _filled(row)
-    }
+    tree = {_slot(name): ocp.RestoreArgs(restore_type=np.ndarray) for name, row in rows.items() if _filled(row)}
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         stored = checkpointer.restore(folder, args=ocp.args.PyTreeRestore(item=tree, restore_args=tree))
-    empty = {
-        name: np.empty(row["shape"], jnp.dtype(row["dtype"]))
-        for name, row in rows.items()
-        if not _filled(row)
-    }
+    empty = {name: np.empty(row["shape"], jnp.dtype(row["dtype"])) for name, row in rows.items() if not _filled(row)}
     return empty | {name: stored[_slot(name)] for name, row in rows.items() if _filled(row)}
 
 

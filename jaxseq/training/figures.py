@@ -12,9 +12,7 @@ INK, SOFT, GRID = "#20242a", "#667080", "#e8eaed"
 BLUE, RED, PALE = "#2b5c8f", "#b5483a", "#a9c0d8"
 
 
-def draw_figures(
-    rows: list[dict[str, Any]], folder: Path, *, clip_norm: float | None = None
-) -> dict[str, Path]:
+def draw_figures(rows: list[dict[str, Any]], folder: Path, *, clip_norm: float | None = None) -> dict[str, Path]:
     """``loss.png``, ``learning_rate.png``, ``gradient_norm.png`` against tokens seen, where there is data."""
     folder.mkdir(parents=True, exist_ok=True)
     drawings = {
@@ -110,9 +108,7 @@ def _gradient_norm(axes: Axes, rows: list[dict[str, Any]], clip_norm: float | No
         axes.yaxis.set_minor_locator(NullLocator())
     _curve(axes, tokens, norms, "gradient norm")
     if clip_norm:
-        axes.axhline(
-            clip_norm, color=RED, linewidth=1, linestyle=(0, (4, 3)), label=f"clipped above {clip_norm:g}"
-        )
+        axes.axhline(clip_norm, color=RED, linewidth=1, linestyle=(0, (4, 3)), label=f"clipped above {clip_norm:g}")
         axes.legend(frameon=False, fontsize=9, labelcolor=SOFT)
 
 

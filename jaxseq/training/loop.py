@@ -156,9 +156,7 @@ class _Loop:
             self.tokens, self.seconds = meta["tokens"], meta["train_seconds"]
             self.window = Window(meta["window"])
         if self.step > self.config.steps:
-            raise ConfigMismatchError(
-                f"{self.run.path} is at step {self.step}, past train steps {self.config.steps}"
-            )
+            raise ConfigMismatchError(f"{self.run.path} is at step {self.step}, past train steps {self.config.steps}")
         for writer in [*self.writers, self.faults]:
             writer.rewind(self.step)
         self.state = self.truncation.ready(self.state, self.step)

@@ -68,9 +68,7 @@ def digest(array: np.ndarray) -> str:
     return hashlib.sha256(flat.view(np.uint8).data).hexdigest()
 
 
-def make_manifest(
-    step: int, leaves: list[HostLeaf], files: dict[str, Any], meta: dict[str, Any]
-) -> dict[str, Any]:
+def make_manifest(step: int, leaves: list[HostLeaf], files: dict[str, Any], meta: dict[str, Any]) -> dict[str, Any]:
     """What is written beside the arrays."""
     rows = {
         leaf.name: {

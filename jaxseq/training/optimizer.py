@@ -123,9 +123,7 @@ def report_updates(
             largest = [jnp.max(jnp.abs(g), initial=0).astype(norm.dtype) for g in jax.tree.leaves(gradients)]
             clipped = clipped | (scale * jnp.max(jnp.stack(largest)) > clip_value)
         rate = jnp.asarray(schedule(state.updates), norm.dtype)
-        return gradients, UpdateReport(
-            norm, rate, state.updates + 1, state.clipped + clipped.astype(jnp.int32)
-        )
+        return gradients, UpdateReport(norm, rate, state.updates + 1, state.clipped + clipped.astype(jnp.int32))
 
     return optax.GradientTransformation(init, update)
 

@@ -150,8 +150,7 @@ def _samples(samples: Sequence[str] | Mapping[str, str]) -> str:
     named = isinstance(samples, Mapping)
     pairs = samples.items() if isinstance(samples, Mapping) else enumerate(samples)
     return "\n".join(
-        (f"<h3>{_text(name)}</h3>" if named else "<h3></h3>") + f"<pre>{_text(text)}</pre>"
-        for name, text in pairs
+        (f"<h3>{_text(name)}</h3>" if named else "<h3></h3>") + f"<pre>{_text(text)}</pre>" for name, text in pairs
     )
 
 
@@ -169,9 +168,7 @@ def _parameters(rows: list[dict[str, Any]]) -> str:
     cells = []
     for row in rows:
         shape = " × ".join(map(str, row["shape"])) or "scalar"
-        texts = "".join(
-            f'<td class="value">{_text(text)}</td>' for text in (row["name"], shape, row["dtype"])
-        )
+        texts = "".join(f'<td class="value">{_text(text)}</td>' for text in (row["name"], shape, row["dtype"]))
         cells.append(f'<tr>{texts}<td class="number">{row["size"]:,}</td></tr>')
     total = sum(row["size"] for row in rows)
     head = '<tr><th>name</th><th>shape</th><th>dtype</th><th class="number">count</th></tr>'

@@ -161,9 +161,7 @@ def _lock(folder: Path) -> int | None:
     except BlockingIOError:
         holder = os.read(handle, 64).decode(errors="replace").strip()
         os.close(handle)
-        raise RunLockedError(
-            f"{folder} is in use by another process" + (f" ({holder})" if holder else "")
-        ) from None
+        raise RunLockedError(f"{folder} is in use by another process" + (f" ({holder})" if holder else "")) from None
     except OSError:  # A file system without locks.
         os.close(handle)
         return None

@@ -83,8 +83,6 @@ def is_key(leaf: Any) -> bool:
 def parameter_table(params: Any) -> list[Parameter]:
     """One row a leaf: its name (`block/kernel`), shape, dtype and count."""
     return [
-        Parameter(
-            jax.tree_util.keystr(path, simple=True, separator="/"), tuple(x.shape), str(x.dtype), int(x.size)
-        )
+        Parameter(jax.tree_util.keystr(path, simple=True, separator="/"), tuple(x.shape), str(x.dtype), int(x.size))
         for path, x in jax.tree_util.tree_leaves_with_path(params)
     ]

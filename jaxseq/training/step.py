@@ -110,11 +110,8 @@ def check_carry(before: Any, after: Any) -> None:
     old, new = (dict(jax.tree_util.tree_leaves_with_path(tree)) for tree in (before, after))
     for path in sorted(old.keys() | new.keys(), key=jax.tree_util.keystr):
         shapes = [
-            f"{x.dtype}{list(x.shape)}" if (x := tree.get(path)) is not None else "nothing"
-            for tree in (old, new)
+            f"{x.dtype}{list(x.shape)}" if (x := tree.get(path)) is not None else "nothing" for tree in (old, new)
         ]
         if shapes[0] != shapes[1]:
             name = jax.tree_util.keystr(path)
-            raise ValueError(
-                f"the loss changes its carry: {name} goes in as {shapes[0]}, comes out as {shapes[1]}"
-            )
+            raise ValueError(f"the loss changes its carry: {name} goes in as {shapes[0]}, comes out as {shapes[1]}")

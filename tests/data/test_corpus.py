@@ -93,9 +93,7 @@ def test_a_split_partitions_what_is_kept():
     split = honest_split(documents, fraction=0.2, seed=0)
     assert split.dropped == (20, 21)
     assert sorted(split.train + split.held_out + split.dropped) == list(range(22))
-    assert split.overlap == overlap(
-        [documents[i] for i in split.train], [documents[i] for i in split.held_out]
-    )
+    assert split.overlap == overlap([documents[i] for i in split.train], [documents[i] for i in split.held_out])
 
 
 def test_of_several_draws_one_with_little_overlap_is_taken():

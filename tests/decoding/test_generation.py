@@ -214,9 +214,7 @@ def test_new_parameters_and_temperatures_need_no_new_compilation(key):
     def both(seed, temperature, top_p):
         bound = jax.tree_util.Partial(step, params_of(seed))
         a = greedy(bound, start(), FIRST, max_length=4)
-        b = sample(
-            bound, start(), FIRST, key=key, max_length=4, top_k=3, temperature=temperature, top_p=top_p
-        )
+        b = sample(bound, start(), FIRST, key=key, max_length=4, top_k=3, temperature=temperature, top_p=top_p)
         return a.tokens, b.tokens
 
     first = both(0, 0.8, 0.9)
@@ -238,9 +236,7 @@ def test_sampled_frequencies_are_those_of_a_known_markov_chain():
     for temperature, top_k in [(1.0, None), (0.5, 3)]:
         law = jax.nn.softmax(filtered(jnp.log(table), temperature=temperature, top_k=top_k))
         law = np.asarray(law, np.float64)
-        made = sample(
-            step, (), first, key=jax.random.key(1), max_length=length, temperature=temperature, top_k=top_k
-        )
+        made = sample(step, (), first, key=jax.random.key(1), max_length=length, temperature=temperature, top_k=top_k)
         chain = np.concatenate([np.zeros((rows, 1), int), np.asarray(made.tokens)], axis=1)
         counts = np.zeros((4, 4))
         np.add.at(counts, (chain[:, :-1].ravel(), chain[:, 1:].ravel()), 1)
@@ -263,9 +259,7 @@ def test_a_low_temperature_is_greedy(key):
 def test_a_stream_gives_the_tokens_of_the_whole(key, block_length, sampled):
     extra = {"key": key, "temperature": 1.4, "top_p": 0.9} if sampled else {}
     whole = (sample if sampled else greedy)(STEP, start(), FIRST, max_length=L, end_token=END, **extra)
-    pieces = list(
-        stream(STEP, start(), FIRST, max_length=L, end_token=END, block_length=block_length, **extra)
-    )
+    pieces = list(stream(STEP, start(), FIRST, max_length=L, end_token=END, block_length=block_length, **extra))
     assert len(pieces) == int(whole.lengths.max())
     assert np.array_equal(np.stack(pieces, axis=-1), whole.tokens[:, : len(pieces)])
 

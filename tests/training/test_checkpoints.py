@@ -212,9 +212,7 @@ def test_a_save_that_fails_warns_and_the_next_one_is_tried(tmp_path, monkeypatch
         target = {"arrays": "write_arrays", "manifest": "write_json"}.get(moment)
         patch.setattr(checkpoints if target else checkpoints.os, target or "rename", full)
         store.save(2, state(2))
-        with pytest.warns(
-            CheckpointWarning, match=r"step 2 was not written \(OSError.*No space.*step 1"
-        ) as caught:
+        with pytest.warns(CheckpointWarning, match=r"step 2 was not written \(OSError.*No space.*step 1") as caught:
             assert not store.wait()
     assert "page more" not in str(caught[0].message)
     assert store.steps() == [1]

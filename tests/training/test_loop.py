@@ -131,9 +131,7 @@ def test_the_start_tells_device_parameters_data_and_compile_time(tmp_path, capsy
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_finishes_the_step_saves_once_and_exits_with_the_code(
-    tmp_path, straight, monkeypatch, number
-):
+def test_a_signal_finishes_the_step_saves_once_and_exits_with_the_code(tmp_path, straight, monkeypatch, number):
     class Signalling(Stream):
         def __call__(self, step):
             if step == 7:
@@ -142,9 +140,7 @@ def test_a_signal_finishes_the_step_saves_once_and_exits_with_the_code(
 
     written = []
     write = checkpoints.write_arrays
-    monkeypatch.setattr(
-        checkpoints, "write_arrays", lambda folder, x: (written.append(folder), write(folder, x))
-    )
+    monkeypatch.setattr(checkpoints, "write_arrays", lambda folder, x: (written.append(folder), write(folder, x)))
     handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with pytest.raises(Interrupted) as stopped:
         train(tmp_path, Config(), data=Signalling())
@@ -188,9 +184,7 @@ def test_steps_that_are_not_finite_are_skipped_counted_and_dumped(tmp_path, pois
     assert rows(tmp_path)[-1]["nonfinite"] == len(poison)
 
 
-@pytest.mark.parametrize(
-    ("most", "poison", "stops"), [(3, (7, 8, 9), True), (4, (7, 8, 9), False), (1, (19,), True)]
-)
+@pytest.mark.parametrize(("most", "poison", "stops"), [(3, (7, 8, 9), True), (4, (7, 8, 9), False), (1, (19,), True)])
 def test_too_many_in_a_row_stop_it_with_finite_parameters_saved(tmp_path, most, poison, stops):
     train_config = dataclasses.replace(Config().train, max_consecutive_nonfinite=most)
     config = dataclasses.replace(Config(), train=train_config)
@@ -302,9 +296,7 @@ def test_without_an_average_the_state_has_none(tmp_path):
     assert state.ema is None and digest(state.averaged) == digest(state.params)
 
 
-@pytest.mark.parametrize(
-    ("field", "value"), [("steps", 0), ("log_every", 0), ("ema_decay", 1.0), ("keep", 0)]
-)
+@pytest.mark.parametrize(("field", "value"), [("steps", 0), ("log_every", 0), ("ema_decay", 1.0), ("keep", 0)])
 def test_a_senseless_config_is_refused_by_name(field, value):
     with pytest.raises(ValueError, match=f"{field}.*{value}"):
         TrainConfig(**{field: value})

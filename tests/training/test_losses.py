@@ -54,9 +54,9 @@ def test_in_double_precision_its_gradient_is_softmax_minus_one_hot(problem, x64)
     logits, targets, mask = problem
     logits = logits.astype(jnp.float64)
     gradient = jax.grad(lambda x: cross_entropy(x, targets, mask).total)(logits)
-    expected = (jax.nn.softmax(logits) - jax.nn.one_hot(targets, 11, dtype=jnp.float64)) * mask[
-        ..., None
-    ].astype(jnp.float64)
+    expected = (jax.nn.softmax(logits) - jax.nn.one_hot(targets, 11, dtype=jnp.float64)) * mask[..., None].astype(
+        jnp.float64
+    )
     assert gradient.dtype == jnp.float64
     np.testing.assert_allclose(gradient, expected, atol=1e-14)
 

@@ -41,9 +41,7 @@ def test_the_rate_rises_in_a_line_peaks_after_the_warm_up_and_ends_at_its_fracti
 @pytest.mark.parametrize(("name", "last"), [("constant", 0.4), ("linear", 0.1), ("cosine", 0.2)])
 def test_schedules_without_warm_up_begin_at_the_peak(name, last):
     schedule = make_schedule(OptimizerConfig(learning_rate=0.4, schedule=name), 4)
-    np.testing.assert_allclose(
-        [schedule(0), schedule(3 if name == "linear" else 2)], [0.4, last], rtol=1e-6, atol=1e-8
-    )
+    np.testing.assert_allclose([schedule(0), schedule(3 if name == "linear" else 2)], [0.4, last], rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -63,9 +61,7 @@ def test_weight_decay_leaves_biases_alone(name):
 def test_the_report_has_the_norm_before_clipping_and_counts_what_was_clipped():
     config = OptimizerConfig(name="sgd", b1=0.0, learning_rate=1.0, schedule="constant", clip_norm=3.0)
     params, reports = updates_of(config, [0.5, 1.5, 0.9, 2.0])
-    np.testing.assert_allclose(
-        [r.gradient_norm for r in reports], np.array([0.5, 1.5, 0.9, 2]) * 3, rtol=1e-6
-    )
+    np.testing.assert_allclose([r.gradient_norm for r in reports], np.array([0.5, 1.5, 0.9, 2]) * 3, rtol=1e-6)
     assert [int(r.clipped) for r in reports] == [0, 1, 1, 2]
     assert [int(r.updates) for r in reports] == [1, 2, 3, 4]
     np.testing.assert_allclose(params["bias"], 1 - (0.5 + 1 + 0.9 + 1), rtol=1e-5)
@@ -89,9 +85,7 @@ def test_the_report_has_the_rate_that_was_used():
 def test_accumulated_gradients_are_clipped_and_applied_once_as_their_mean():
     config = OptimizerConfig(name="adamw", learning_rate=0.1, clip_norm=3.5, weight_decay=0.1)
     whole, _ = updates_of(config, [1.5, 0.8])
-    parts, reports = updates_of(
-        dataclasses.replace(config, accumulate_steps=2), [1.0, 2.0, 0.5, 1.1], steps=20
-    )
+    parts, reports = updates_of(dataclasses.replace(config, accumulate_steps=2), [1.0, 2.0, 0.5, 1.1], steps=20)
     assert [int(r.updates) for r in reports] == [0, 1, 1, 2]
     assert [int(r.clipped) for r in reports] == [0, 1, 1, 1]
     np.testing.assert_allclose(reports[-1].gradient_norm, 2.4, rtol=1e-6)

@@ -41,9 +41,7 @@ def test_zero_is_independent_chunks():
 
 def test_carry_has_the_loss_of_the_whole_sequence():
     _, losses = run("carry", STILL, CHUNKS)
-    whole = Chunk(
-        *(np.concatenate(part, axis=1) for part in zip(*map(Stream(CHUNKS), range(CHUNKS)), strict=True))
-    )
+    whole = Chunk(*(np.concatenate(part, axis=1) for part in zip(*map(Stream(CHUNKS), range(CHUNKS)), strict=True)))
     value, _ = plain_loss(initial_params(), initial_carry(), whole, jax.random.key(1))
     np.testing.assert_allclose(np.mean(losses), value, rtol=1e-6)
 

@@ -99,9 +99,7 @@ class Config:
         default=OptimizerConfig(learning_rate=1e-2, warmup_steps=3, clip_norm=0.5)
     )
     train: TrainConfig = dataclasses.field(
-        default=TrainConfig(
-            steps=20, truncation="carry", ema_decay=0.9, log_every=3, checkpoint_every=5, keep=2
-        )
+        default=TrainConfig(steps=20, truncation="carry", ema_decay=0.9, log_every=3, checkpoint_every=5, keep=2)
     )
 
 
@@ -111,9 +109,7 @@ def fresh_state(config: Config) -> tuple[Any, Any]:
     return optimizer, state
 
 
-def train(
-    folder: Path, config: Config, *, data: Any = None, stop_at: int | None = None, **options: Any
-) -> Any:
+def train(folder: Path, config: Config, *, data: Any = None, stop_at: int | None = None, **options: Any) -> Any:
     """Train, or go on training, in a folder; `stop_at` keeps the schedule of the whole run."""
     data = data or Stream(config.chunks)
     with Run.open(folder, config, fingerprint=data.fingerprint) as run:

@@ -1,0 +1,182 @@
+"""Causal self-attention as a core: its carry is the key-value cache."""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxseq.cores.core import Core, no_segment, without_padding
+from jaxseq.ops import attention, masks, positions, segments
+from jaxseq.typing import Array, DType, Features, Float, Int, SegmentIds, Sequence
+
+POSITIONS = ("rotary", "alibi", "none")
+
+
+class Cache(NamedTuple):
+    """The last keys and values, each in the slot ``position mod slots``, and where the sequence stands.
+
+    A negative position marks an empty slot. ``document`` counts documents from 1, so that an id used twice is
+    not taken for one document.
+    """
+
+    keys: Float[Array, "*B S M H"]
+    values: Float[Array, "*B S M H"]
+    positions: Int[Array, "*B S"]
+    documents: Int[Array, "*B S"]
+    position: Int[Array, "*B"]
+    document: Int[Array, "*B"]
+    segment_id: Int[Array, "*B"]
+
+
+class _Stretch(NamedTuple):
+    """Position and document (0: padding) of every place in a stretch of time."""
+
+    positions: Int[Array, "*B T"]
+    documents: Int[Array, "*B T"]
+
+
+class Attention(Core):
+    """Multi-head causal self-attention (Vaswani et al. 2017), grouped if ``num_kv_heads < num_heads`` (GQA, 2023).
+
+    ``y = softmax(q kᵀ / √H + causal mask) v W_o``. ``positions`` is ``"rotary"`` (Su et al. 2021), ``"alibi"`` (Press
+    et al. 2022) or ``"none"``; ``window`` lets a position see itself and the ``window - 1`` before it. Unless given,
+    there is one head for every 64 features where that divides, else one head.
+
+    ``initial_carry(..., context)`` keeps ``context`` earlier positions (a window needs ``window - 1`` at most): the
+    splitting law is exact while the history fits. ``context=0``, for training on whole sequences, keeps nothing.
+
+    Raises:
+      ValueError: heads do not divide features, key-value heads do not divide heads, the head size is odd with
+        rotary positions, or ``positions`` is unknown.
+    """
+
+    features: int
+    num_heads: int | None = None
+    num_kv_heads: int | None = None
+    window: int | None = None
+    positions: str = "rotary"
+    implementation: str = "auto"
+    dtype: DType = jnp.float32
+    param_dtype: DType = jnp.float32
+
+    def _sizes(self) -> tuple[int, int, int]:
+        """Heads, key-value heads and head size, checked."""
+        heads = self.num_heads
+        if heads is None:
+            heads = self.features // 64 if self.features % 64 == 0 else 1
+        if heads < 1 or self.features % heads:
+            raise ValueError(f"features={self.features} is not divisible by num_heads={heads}")
+        groups = heads if self.num_kv_heads is None else self.num_kv_heads
+        if groups < 1 or heads % groups:
+            raise ValueError(f"num_heads={heads} is not divisible by num_kv_heads={groups}")
+        if self.positions not in POSITIONS:
+            raise ValueError(f"positions={self.positions!r}; known: {', '.join(POSITIONS)}")
+        if self.positions == "rotary" and (self.features // heads) % 2:
+            raise ValueError(f"rotary positions need an even head size, got {self.features // heads}")
+        return heads, groups, self.features // heads
+
+    def initial_carry(self, batch_shape: tuple[int, ...], context: int = 0) -> Cache:
+        """An empty cache that can look ``context`` positions back."""
+        _, groups, size = self._sizes()
+        if self.window is not None:
+            context = min(context, self.window - 1)
+        slots = context + 1 if context else 0
+        room = jnp.zeros((*batch_shape, slots, groups, size), self.dtype)
+        empty = jnp.full((*batch_shape, slots), -1, jnp.int32)
+        nothing = no_segment(batch_shape)
+        return Cache(room, room, empty, jnp.zeros_like(empty), nothing, nothing, nothing)
+
+    @nn.compact
+    def __call__(self, carry: Cache, xs: Sequence, segment_ids: SegmentIds | None = None) -> tuple[Cache, Features]:
+        """Attends within the stretch and, where the carry has room, to what came before it."""
+        heads, groups, size = self._sizes()
+        xs = without_padding(xs.astype(self.dtype), segment_ids)
+        query, key, value = (
+            self._project(name, xs, count, size)
+            for name, count in (("query", heads), ("key", groups), ("value", groups))
+        )
+        here, after = _places(carry, xs.shape[:-1], segment_ids)
+        if self.positions == "rotary":
+            query, key = positions.rotary(query, here.positions), positions.rotary(key, here.positions)
+        slots = carry.keys.shape[-3]
+        after = _written(after, key, value, here)
+        if not slots:
+            out = self._attend(query, key, value, here, here, segment_ids is not None)
+        elif xs.shape[-2] == 1:
+            out = self._attend(query, after.keys, after.values, here, _Stretch(after.positions, after.documents))
+        else:
+            keys, values = (jnp.concatenate(pair, -3) for pair in ((carry.keys, key), (carry.values, value)))
+            seen = _Stretch(carry.positions, carry.documents)
+            there = jax.tree.map(lambda a, b: jnp.concatenate([a, b], -1), seen, here)
+            out = self._attend(query, keys, values, here, there)
+        out = out.reshape(*xs.shape[:-1], heads * size)
+        ys = nn.Dense(self.features, use_bias=False, dtype=self.dtype, param_dtype=self.param_dtype, name="out")(out)
+        return after, without_padding(ys, segment_ids)
+
+    def _project(self, name: str, xs: Sequence, heads: int, size: int) -> Float[Array, "*B T N H"]:
+        dense = nn.Dense(heads * size, use_bias=False, dtype=self.dtype, param_dtype=self.param_dtype, name=name)
+        return dense(xs).reshape(*xs.shape[:-1], heads, size)
+
+    def _attend(
+        self,
+        query: Float[Array, "*B T N H"],
+        key: Float[Array, "*B S M H"],
+        value: Float[Array, "*B S M H"],
+        here: _Stretch,
+        there: _Stretch,
+        placed: bool = True,
+    ) -> Float[Array, "*B T N H"]:
+        """Attention under the mask; ``placed=False``: no padding, no cache, so places are just 0, 1, 2, ..."""
+        q, k = (here.positions, there.positions) if placed else (None, None)
+        mask = masks.causal(q, k) if self.window is None else masks.sliding_window(self.window, q, k)
+        if placed:
+            mask = mask & masks.segments(here.documents, there.documents)
+        bias = None
+        if self.positions == "alibi":
+            bias = positions.alibi(positions.alibi_slopes(query.shape[-2]), q, k)
+        return attention(query, key, value, mask=mask, bias=bias, implementation=self.implementation)
+
+
+def _places(carry: Cache, shape: tuple[int, ...], segment_ids: SegmentIds | None) -> tuple[_Stretch, Cache]:
+    """Where every position of the stretch stands, and the carry after it (its slots not yet written)."""
+    if segment_ids is None:
+        order = jnp.broadcast_to(jnp.arange(shape[-1], dtype=jnp.int32), shape)
+        document = jnp.maximum(carry.document, 1)
+        here = _Stretch(carry.position[..., None] + order, jnp.broadcast_to(document[..., None], shape))
+        last = jnp.where(carry.segment_id == 0, 1, carry.segment_id)
+        return here, carry._replace(position=carry.position + shape[-1], document=document, segment_id=last)
+    ids = segment_ids.astype(jnp.int32)
+    real = segments.is_real(ids)
+    count = jnp.cumsum(real, axis=-1, dtype=jnp.int32)
+    begun = jnp.cumsum(segments.starts(ids, carry.segment_id), axis=-1, dtype=jnp.int32)
+    document = jnp.where(count[..., -1] > 0, jnp.maximum(carry.document, 1), carry.document)
+    documents = document[..., None] + begun
+    here = _Stretch(jnp.where(real, carry.position[..., None] + count - 1, -1), jnp.where(real, documents, 0))
+    after = carry._replace(
+        position=carry.position + count[..., -1],
+        document=documents[..., -1],
+        segment_id=segments.last_id(ids, carry.segment_id),
+    )
+    return here, after
+
+
+def _written(carry: Cache, key: Float[Array, "*B T M H"], value: Float[Array, "*B T M H"], here: _Stretch) -> Cache:
+    """The cache with the last real positions of the stretch in their slots."""
+    slots = carry.positions.shape[-1]
+    if not slots:
+        return carry
+    kept = (here.documents != 0) & (here.positions >= carry.position[..., None] - slots)
+    slot = jnp.where(kept, here.positions % slots, slots)
+
+    def write(old: Array, slot: Array, new: Array) -> Array:
+        return old.at[slot].set(new, mode="drop")
+
+    for _ in range(slot.ndim - 1):
+        write = jax.vmap(write)
+    return carry._replace(
+        keys=write(carry.keys, slot, key.astype(carry.keys.dtype)),
+        values=write(carry.values, slot, value.astype(carry.values.dtype)),
+        positions=write(carry.positions, slot, here.positions),
+        documents=write(carry.documents, slot, here.documents),
+    )

@@ -1,0 +1,22 @@
+"""The simple recurrent network."""
+
+from collections.abc import Callable
+
+from jaxseq.cores.recurrent import Recurrent
+from jaxseq.ops import cells
+
+
+class Elman(Recurrent):
+    """``h_t = φ(x_t W + b + h_{t-1} R)`` with φ ``"tanh"``, ``"relu"`` or ``"identity"`` (Elman 1990).
+
+    Raises:
+      ValueError: ``activation`` is not one of these.
+    """
+
+    activation: str = "tanh"
+
+    def cell(self) -> Callable:
+        """One gate, no squashing but φ."""
+        if self.activation not in cells.ELMAN:
+            raise ValueError(f"activation={self.activation!r}; known: {', '.join(cells.ELMAN)}")
+        return cells.ELMAN[self.activation]

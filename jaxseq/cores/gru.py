@@ -1,0 +1,26 @@
+"""Gated recurrent unit."""
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import flax.linen as nn
+from jax.tree_util import Partial
+
+from jaxseq.cores.core import state_dtype
+from jaxseq.cores.recurrent import Recurrent
+from jaxseq.ops import cells
+
+
+class GRU(Recurrent):
+    """GRU with its reset after the product, as cuDNN and torch have it (Cho et al. 2014, arXiv:1406.1078v1).
+
+    ``ρ, z = σ(x_t W + b + h_{t-1} R)``; ``n = tanh(x_t W_n + b_n + ρ ⊙ (h_{t-1} R_n + b'))``;
+    ``h_t = (1 - z) ⊙ n + z ⊙ h_{t-1}``. The reset before the product is ``jaxseq.ops.gru_reset_before``.
+    """
+
+    gates: ClassVar[int] = 3
+
+    def cell(self) -> Callable:
+        """The cell with its own bias b' bound to it."""
+        bias = self.param("recurrent_bias", nn.initializers.zeros, (self.features,), self.param_dtype)
+        return Partial(cells.gru, bias.astype(state_dtype(self.param_dtype)))

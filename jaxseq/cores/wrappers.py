@@ -1,0 +1,177 @@
+"""Cores made of cores: in a row, with a residual, around a function of one position, with positions added."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import lax
+
+from jaxseq.cores.core import Core, StateCarry, entering, no_segment, without_padding
+from jaxseq.layers.feed_forward import FeedForward
+from jaxseq.ops import segments
+from jaxseq.ops.positions import sinusoid
+from jaxseq.typing import Array, Carry, DType, Features, Int, SegmentIds, Sequence
+
+NORMS = ("pre", "post")
+
+
+class Stacked(Core):
+    """Cores in a row, each reading what the one before puts out; the carry is the tuple of theirs."""
+
+    cores: tuple[Core, ...]
+
+    @property
+    def features(self) -> int:
+        """The last core's."""
+        return self.cores[-1].features
+
+    def initial_carry(self, batch_shape: tuple[int, ...], context: int = 0) -> tuple[Carry, ...]:
+        """One carry a core."""
+        return tuple(core.initial_carry(batch_shape, context) for core in self.cores)
+
+    @nn.compact
+    def __call__(
+        self, carry: tuple[Carry, ...], xs: Sequence, segment_ids: SegmentIds | None = None
+    ) -> tuple[tuple[Carry, ...], Features]:
+        """Runs them in order."""
+        after = []
+        for core, before in zip(self.cores, carry, strict=True):
+            one, xs = core(before, xs, segment_ids)
+            after.append(one)
+        return tuple(after), xs
+
+
+class Residual(Core):
+    """``x + core(norm(x))`` (``norm="pre"``) or ``norm(x + core(x))`` (``"post"``: Vaswani et al. 2017).
+
+    Dropout falls on the core's output, before the sum. Norms are LayerNorm over the features of each position.
+
+    Raises:
+      ValueError: the core puts out another width than it is given, or ``norm`` is unknown.
+    """
+
+    core: Core
+    norm: str = "pre"
+    dropout: float = 0.0
+    dtype: DType = jnp.float32
+    param_dtype: DType = jnp.float32
+
+    @property
+    def features(self) -> int:
+        """The core's."""
+        return self.core.features
+
+    def initial_carry(self, batch_shape: tuple[int, ...], context: int = 0) -> Carry:
+        """The core's."""
+        return self.core.initial_carry(batch_shape, context)
+
+    @nn.compact
+    def __call__(self, carry: Carry, xs: Sequence, segment_ids: SegmentIds | None = None) -> tuple[Carry, Features]:
+        """The core beside a path that leaves its input as it is."""
+        if self.norm not in NORMS:
+            raise ValueError(f"norm={self.norm!r}; known: {', '.join(NORMS)}")
+        norm = nn.LayerNorm(dtype=self.dtype, param_dtype=self.param_dtype)
+        xs = without_padding(xs.astype(self.dtype), segment_ids)
+        carry, ys = self.core(carry, norm(xs) if self.norm == "pre" else xs, segment_ids)
+        if ys.shape != xs.shape:
+            raise ValueError(f"a residual needs equal widths: {xs.shape[-1]} in, {ys.shape[-1]} out")
+        ys = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(ys)
+        ys = norm(xs + ys) if self.norm == "post" else xs + ys
+        return carry, without_padding(ys, segment_ids)
+
+
+class Pointwise(Core):
+    """A layer of one position at a time (a norm, a feed-forward block) as a core: nothing to carry."""
+
+    layer: nn.Module
+    features: int
+
+    def initial_carry(self, batch_shape: tuple[int, ...], context: int = 0) -> tuple[()]:
+        """Nothing."""
+        return ()
+
+    @nn.compact
+    def __call__(
+        self, carry: tuple[()], xs: Sequence, segment_ids: SegmentIds | None = None
+    ) -> tuple[tuple[()], Features]:
+        """The layer at every position."""
+        return (), without_padding(self.layer(without_padding(xs, segment_ids)), segment_ids)
+
+
+def block(
+    core: Core,
+    *,
+    feed_forward: int | None = None,
+    norm: str = "pre",
+    dropout: float = 0.0,
+    dtype: DType = jnp.float32,
+    param_dtype: DType = jnp.float32,
+) -> Core:
+    """A residual around the core and, given its width, one around a feed-forward layer: a Transformer's block."""
+    options: dict[str, Any] = {"norm": norm, "dropout": dropout, "dtype": dtype, "param_dtype": param_dtype}
+    mixed = Residual(core, **options)
+    if feed_forward is None:
+        return mixed
+    layer = FeedForward(core.features, feed_forward, dtype=dtype, param_dtype=param_dtype)
+    return Stacked((mixed, Residual(Pointwise(layer, core.features), **options)))
+
+
+class Added(NamedTuple):
+    """Where the document stands: how many of its positions were seen."""
+
+    count: Int[Array, "*B 1"]
+
+
+class AddPositions(Core):
+    """Adds each position's vector, counted from its document's beginning: ``"sinusoid"`` or ``"learned"``.
+
+    A step must know how far the sequence has come, so positions are a core and their carry is a count. Learned
+    positions beyond ``max_length`` take the last one's vector.
+
+    Raises:
+      ValueError: ``kind`` is unknown, or features are odd with a sinusoid.
+    """
+
+    features: int
+    kind: str = "sinusoid"
+    max_length: int = 4096
+    dtype: DType = jnp.float32
+    param_dtype: DType = jnp.float32
+
+    def initial_carry(self, batch_shape: tuple[int, ...], context: int = 0) -> StateCarry:
+        """Nothing seen."""
+        return StateCarry(Added(jnp.zeros((*batch_shape, 1), jnp.int32)), no_segment(batch_shape))
+
+    @nn.compact
+    def __call__(
+        self, carry: StateCarry, xs: Sequence, segment_ids: SegmentIds | None = None
+    ) -> tuple[StateCarry, Features]:
+        """Counts on, and adds."""
+        xs = without_padding(xs.astype(self.dtype), segment_ids)
+        carry = entering(carry, segment_ids)
+        places, count = _counted(carry.state.count, xs.shape[:-1], segment_ids)
+        vectors = self._vectors()(places).astype(self.dtype)
+        return StateCarry(Added(count), carry.segment_id), without_padding(xs + vectors, segment_ids)
+
+    def _vectors(self) -> Callable[[Int[Array, "*B T"]], Array]:
+        if self.kind == "sinusoid":
+            return lambda places: sinusoid(places, self.features)
+        if self.kind == "learned":
+            size = (self.max_length, self.features)
+            table = self.param("table", nn.initializers.normal(0.02), size, self.param_dtype)
+            return lambda places: table[jnp.minimum(places, self.max_length - 1)]
+        raise ValueError(f"kind={self.kind!r}; known: sinusoid, learned")
+
+
+def _counted(
+    before: Int[Array, "*B 1"], shape: tuple[int, ...], segment_ids: SegmentIds | None
+) -> tuple[Int[Array, "*B T"], Int[Array, "*B 1"]]:
+    """The place of every position in its document, and the count after the stretch."""
+    if segment_ids is None:
+        order = jnp.broadcast_to(jnp.arange(shape[-1], dtype=before.dtype), shape)
+        return before + order, before + shape[-1]
+    seen = jnp.cumsum(segments.is_real(segment_ids), axis=-1, dtype=before.dtype)
+    start = segments.starts(segment_ids, segments.no_ids(segment_ids))
+    begun = lax.cummax(jnp.where(start, seen - 1, -before), axis=seen.ndim - 1)
+    return jnp.maximum(seen - 1 - begun, 0), seen[..., -1:] - begun[..., -1:]

@@ -1,0 +1,94 @@
+"""Pointwise cells: the equation of one step, and no more.
+
+A cell is ``cell(x, r, state) -> state``: ``x`` holds the input's projection, one ``[F]`` vector a gate, ``r`` the
+same of ``h @ R``, and ``state`` is a NamedTuple whose first field ``h`` is what is put out and multiplied by R.
+Whatever parameters a cell has of its own come first; bind them with ``jax.tree_util.Partial``. Cells know nothing
+of batches, heads, time, gradients or padding: ``jaxseq.ops.recurrence`` does.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from jaxseq.typing import Array, Float
+
+Gates = Sequence[Float[Array, "F"]]
+
+
+class Hidden(NamedTuple):
+    """The state of a cell that remembers ``h`` alone."""
+
+    h: Float[Array, "*B F"]
+
+
+class LSTMState(NamedTuple):
+    """The hidden state ``h`` (put out) and the cell state ``c``."""
+
+    h: Float[Array, "*B F"]
+    c: Float[Array, "*B F"]
+
+
+class Peepholes(NamedTuple):
+    """The weights by which the gates of a peephole LSTM see the cell state, one a unit."""
+
+    i: Float[Array, "F"]
+    f: Float[Array, "F"]
+    o: Float[Array, "F"]
+
+
+def sigmoid(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The logistic function as ``(1 + tanh(x / 2)) / 2``: the same numbers, and one fast function for all gates."""
+    half = jnp.asarray(0.5, x.dtype)
+    return jnp.tanh(x * half) * half + half
+
+
+def _elman(activation: Callable, x: Gates, r: Gates, state: Hidden) -> Hidden:
+    return Hidden(activation(x[0] + r[0]))
+
+
+def elman_tanh(x: Gates, r: Gates, state: Hidden) -> Hidden:
+    """``h = tanh(x + h R)`` (Elman 1990)."""
+    return _elman(jnp.tanh, x, r, state)
+
+
+def elman_relu(x: Gates, r: Gates, state: Hidden) -> Hidden:
+    """``h = max(0, x + h R)`` (Le, Jaitly, Hinton 2015, with R begun at the identity)."""
+    return _elman(lambda z: jnp.maximum(z, jnp.zeros_like(z)), x, r, state)
+
+
+def elman_identity(x: Gates, r: Gates, state: Hidden) -> Hidden:
+    """``h = x + h R``: the linear recurrent network, for analysis."""
+    return _elman(lambda z: z, x, r, state)
+
+
+ELMAN = {"tanh": elman_tanh, "relu": elman_relu, "identity": elman_identity}
+
+
+def gru(bias: Float[Array, "F"], x: Gates, r: Gates, state: Hidden) -> Hidden:
+    """GRU with its reset after the product, as in cuDNN and torch (Cho et al. 2014, arXiv:1406.1078, version 1).
+
+    ``ρ = σ(x_ρ + r_ρ)``, ``z = σ(x_z + r_z)``, ``n = tanh(x_n + ρ ⊙ (r_n + bias))``, ``h = (1 - z) ⊙ n + z ⊙ h``.
+    """
+    reset, update = sigmoid(x[0] + r[0]), sigmoid(x[1] + r[1])
+    candidate = jnp.tanh(x[2] + reset * (r[2] + bias))
+    return Hidden(candidate + update * (state.h - candidate))
+
+
+def lstm(x: Gates, r: Gates, state: LSTMState) -> LSTMState:
+    """LSTM with a forget gate (Hochreiter & Schmidhuber 1997; Gers et al. 2000).
+
+    ``i, f, o = σ(x + r)``, ``g = tanh(x_g + r_g)``, ``c = f ⊙ c + i ⊙ g``, ``h = o ⊙ tanh(c)``; gates in the order
+    i, f, g, o.
+    """
+    i, f, g, o = map(jnp.add, x, r)
+    c = sigmoid(f) * state.c + sigmoid(i) * jnp.tanh(g)
+    return LSTMState(sigmoid(o) * jnp.tanh(c), c)
+
+
+def peephole_lstm(peepholes: Peepholes, x: Gates, r: Gates, state: LSTMState) -> LSTMState:
+    """LSTM whose gates see the cell state: i and f the one before, o the new one (Gers & Schmidhuber 2000)."""
+    i, f, g, o = map(jnp.add, x, r)
+    c = sigmoid(f + peepholes.f * state.c) * state.c
+    c = c + sigmoid(i + peepholes.i * state.c) * jnp.tanh(g)
+    return LSTMState(sigmoid(o + peepholes.o * c) * jnp.tanh(c), c)
