@@ -63,9 +63,7 @@ def compiled(name: str, function: Callable[..., Any]) -> Candidate:
     return Candidate(name, prepare)
 
 
-def plain(
-    name: str, function: Callable[..., Any], convert: Callable[[np.ndarray], Any] = lambda x: x
-) -> Candidate:
+def plain(name: str, function: Callable[..., Any], convert: Callable[[np.ndarray], Any] = lambda x: x) -> Candidate:
     """Any Python callable that is done when it returns (torch, numpy); ``convert`` is put on every input."""
 
     def prepare(inputs: Sequence[tuple]) -> Prepared:
@@ -116,9 +114,7 @@ def measure(
             row |= prepared.facts
             row["error_vs_reference"] = None if expected is None else _error(prepared.run(0), expected)
             if expected is not None and not row["error_vs_reference"] <= tolerance:
-                raise ArithmeticError(
-                    f"misses the reference: error {row['error_vs_reference']:.2g} > {tolerance:g}"
-                )
+                raise ArithmeticError(f"misses the reference: error {row['error_vs_reference']:.2g} > {tolerance:g}")
             for i in range(warmup):
                 prepared.run(i % len(inputs))
         except Exception as error:  # a peer may fail in any way; the others are still measured
@@ -160,9 +156,7 @@ def _in_float64(function: Callable[..., Any], args: tuple) -> list[np.ndarray]:
 def _error(got: Any, expected: list[np.ndarray]) -> float:
     leaves = [np.asarray(leaf).astype(np.float64) for leaf in jax.tree.leaves(got)]
     if [leaf.shape for leaf in leaves] != [leaf.shape for leaf in expected]:
-        raise ValueError(
-            f"returns shapes {[x.shape for x in leaves]}, the reference {[x.shape for x in expected]}"
-        )
+        raise ValueError(f"returns shapes {[x.shape for x in leaves]}, the reference {[x.shape for x in expected]}")
     pairs = zip(leaves, expected, strict=True)
     return float(max(np.max(np.abs(a - b)) / max(np.max(np.abs(b)), 1e-30) for a, b in pairs))
 
@@ -199,8 +193,9 @@ def _processor() -> str:
 def report(benchmark: str, rows: Sequence[Row], *, baseline: str, write: bool = True) -> None:
     """Print a table and write the rows as JSON lines.
 
-    The last column is a row's time over ``baseline``'s: 3 means that the baseline is three times as fast. The
-    file is ``benchmarks/results/<benchmark>-<device>.jsonl``, written anew each time.
+    The last column is a row's time over ``baseline``'s (over the first row's in a case without it): 3 means
+    that the baseline is three times as fast. The file is ``benchmarks/results/<benchmark>-<device>.jsonl``,
+    written anew each time.
     """
     hidden = {*environment(), "compile_s", "temp_bytes", "median_s", "iqr_s", "best_s", "repeats"}
     hidden |= {"name", "error", "error_vs_reference"}
@@ -209,8 +204,9 @@ def report(benchmark: str, rows: Sequence[Row], *, baseline: str, write: bool = 
         cases.setdefault(" ".join(f"{k}={v}" for k, v in row.items() if k not in hidden), []).append(row)
     print(f"{benchmark} on {device_name()} ({_processor()}), jax {metadata.version('jax')}")
     for case, members in cases.items():
-        base = next((r["median_s"] for r in members if r["name"] == baseline and "median_s" in r), None)
-        print(f"\n{case}\n  {'':24}{'ms':>10}{'IQR':>8}{'compile s':>11}{'temp MB':>9}{f'/ {baseline}':>12}")
+        against = baseline if any(row["name"] == baseline for row in members) else members[0]["name"]
+        base = next((r["median_s"] for r in members if r["name"] == against and "median_s" in r), None)
+        print(f"\n{case}\n  {'':24}{'ms':>10}{'IQR':>8}{'compile s':>11}{'temp MB':>9}{f'/ {against}':>12}")
         for row in members:
             print("  " + _line(row, base))
     if not write:

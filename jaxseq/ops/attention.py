@@ -15,8 +15,8 @@ from jaxseq.typing import Array, Float
 Implementation = Literal["auto", "reference", "tiles", "cudnn"]
 IMPLEMENTATIONS = ("auto", "reference", "tiles", "cudnn")
 
-SMALL = 128 * 128
-"""Up to this many scores a head, the plain equation (docs/performance.md)."""
+FEW_SCORES, FEW_QUERIES = 8192, 16
+"""Up to so many scores a head, or with fewer queries than that (a decoding step): the plain equation."""
 
 TILE = 512
 """Queries and keys of a tile on a CPU (measured: docs/performance.md)."""
@@ -79,7 +79,8 @@ def attention_implementation(
     """
     if _why_not_cudnn(query, key, value, mask, bias) is None:
         return "cudnn"
-    return "reference" if query.shape[-3] * key.shape[-3] <= SMALL else "tiles"
+    T, S = query.shape[-3], key.shape[-3]
+    return "reference" if T * S <= FEW_SCORES or T < FEW_QUERIES else "tiles"
 
 
 def attention_reference(
@@ -136,17 +137,13 @@ def _check(query: Array, key: Array, value: Array, mask: Any, bias: Any) -> None
     if query.shape[:-3] != key.shape[:-3]:
         raise ValueError(f"attention needs the same batch dims of query, key and value; got {shapes}")
     if query.shape[-1] != key.shape[-1]:
-        raise ValueError(
-            f"query and key differ in head size, {query.shape[-1]} and {key.shape[-1]}: {shapes}"
-        )
+        raise ValueError(f"query and key differ in head size, {query.shape[-1]} and {key.shape[-1]}: {shapes}")
     if query.shape[-2] % key.shape[-2]:
         raise ValueError(f"{query.shape[-2]} query heads are no multiple of {key.shape[-2]} key-value heads")
     if not (query.dtype == key.dtype == value.dtype):
         raise ValueError(f"attention needs one dtype, got {query.dtype}, {key.dtype}, {value.dtype}")
     if mask is not None and not isinstance(mask, Mask):
-        raise TypeError(
-            f"mask must be made by jaxseq.ops.masks, got {type(mask).__name__}: dense(array) makes one"
-        )
+        raise TypeError(f"mask must be made by jaxseq.ops.masks, got {type(mask).__name__}: dense(array) makes one")
     if bias is not None and (isinstance(bias, Mask) or not isinstance(bias, Tiled)):
         raise TypeError(f"bias must be made by jaxseq.ops.positions.alibi, got {type(bias).__name__}")
     for part in (mask, bias):
@@ -154,9 +151,7 @@ def _check(query: Array, key: Array, value: Array, mask: Any, bias: Any) -> None
             part.validate(query.shape[:-3], query.shape[-2], query.shape[-3], key.shape[-3])
 
 
-def _without_the_unseen(
-    query: Array, key: Array, value: Array, mask: Mask | None
-) -> tuple[Array, Array, Array]:
+def _without_the_unseen(query: Array, key: Array, value: Array, mask: Mask | None) -> tuple[Array, Array, Array]:
     """Zeros for what the mask rules out for good: 0 · NaN is NaN, in the products and in their gradients."""
     keys = None if mask is None else mask.visible_keys()
     return _zero_unseen(query, mask), _where_seen(keys, key), _where_seen(keys, value)
@@ -171,9 +166,7 @@ def _where_seen(seen: Array | None, x: Array) -> Array:
     return x if seen is None else jnp.where(align(seen[..., None, None], x)[0], x, jnp.zeros((), x.dtype))
 
 
-def _tiles(
-    query: Array, key: Array, value: Array, mask: Mask | None, bias: Tiled | None, scale: float
-) -> Array:
+def _tiles(query: Array, key: Array, value: Array, mask: Mask | None, bias: Tiled | None, scale: float) -> Array:
     batch = query.shape[:-3]
     flat = (x.reshape(-1, *x.shape[-3:]) for x in (query, key, value))
     mask = None if mask is None else mask.flatten_batch(batch)
@@ -196,9 +189,7 @@ def _plan(num_programs: int, share: int, query: Array, key: Array, scale: float)
     return Plan(float(scale), row_tile, column_tile, programs)
 
 
-def _cudnn(
-    query: Array, key: Array, value: Array, mask: Mask | None, bias: Tiled | None, scale: float
-) -> Array:
+def _cudnn(query: Array, key: Array, value: Array, mask: Mask | None, bias: Tiled | None, scale: float) -> Array:
     reason = _why_not_cudnn(query, key, value, mask, bias)
     if reason is not None:
         raise ValueError(f"implementation 'cudnn' cannot do this call: {reason}")
@@ -210,9 +201,7 @@ def _cudnn(
     return out.reshape(query.shape)
 
 
-def _why_not_cudnn(
-    query: Array, key: Array, value: Array, mask: Mask | None, bias: Tiled | None
-) -> str | None:
+def _why_not_cudnn(query: Array, key: Array, value: Array, mask: Mask | None, bias: Tiled | None) -> str | None:
     """None if cuDNN's attention does exactly this call on the default device."""
     device = jax.devices()[0]
     if device.platform not in ("gpu", "cuda") or "rocm" in device.client.platform_version.lower():
@@ -222,15 +211,11 @@ def _why_not_cudnn(
     if bias is not None:
         return "it has no bias that is worked out tile by tile"
     if query.shape[-1] != value.shape[-1] or query.shape[-1] % 8 or query.shape[-1] > 256:
-        return (
-            f"it needs one head size, a multiple of 8 up to 256, not {query.shape[-1]} and {value.shape[-1]}"
-        )
+        return f"it needs one head size, a multiple of 8 up to 256, not {query.shape[-1]} and {value.shape[-1]}"
     if mask is None:
         return None
     if not isinstance(mask, Band) or jax.tree.leaves(mask) or mask.offset:
         return "of the masks it has causal and sliding_window only, by index, without offset or positions"
     if query.shape[-3] != key.shape[-3]:
-        return (
-            f"its causal mask needs as many queries as keys here, not {query.shape[-3]} and {key.shape[-3]}"
-        )
+        return f"its causal mask needs as many queries as keys here, not {query.shape[-3]} and {key.shape[-3]}"
     return None

@@ -52,9 +52,7 @@ class Sizes(NamedTuple):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def attention_tiles(
-    query: Array, key: Array, value: Array, mask: Mask | None, bias: Tiled | None, plan: Plan
-) -> Array:
+def attention_tiles(query: Array, key: Array, value: Array, mask: Mask | None, bias: Tiled | None, plan: Plan) -> Array:
     """``softmax(scale · query keyᵀ + bias, where mask) value``; arrays are ``[B, T, N, H]``.
 
     Reverse mode only, once: use ``attention_reference`` for forward mode and second derivatives.

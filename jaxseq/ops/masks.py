@@ -378,9 +378,7 @@ def dense_by_head(array: Bool[Array, "*B N T S"]) -> Mask:
 def _booleans(name: str, array: Any, least_rank: int) -> Array:
     array = jnp.asarray(array)
     if array.dtype != jnp.bool_:
-        raise TypeError(
-            f"{name} needs booleans (True = may be seen), got {array.dtype} of shape {array.shape}"
-        )
+        raise TypeError(f"{name} needs booleans (True = may be seen), got {array.dtype} of shape {array.shape}")
     if array.ndim < least_rank:
         raise ValueError(f"{name} needs at least {least_rank} dims, got shape {array.shape}")
     return array

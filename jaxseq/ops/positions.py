@@ -12,9 +12,7 @@ from jaxseq.ops.tiled import STATIC, Span, Tiled, align, at_least_float32, cut, 
 from jaxseq.typing import Array, Float, Int
 
 
-def sinusoid(
-    positions: Int[Array, "*B T"], features: int, *, base: float = 10000.0
-) -> Float[Array, "*B T {features}"]:
+def sinusoid(positions: Int[Array, "*B T"], features: int, *, base: float = 10000.0) -> Float[Array, "*B T {features}"]:
     """``sin(t / base^(2i/D))`` in the first half of the features, the cosines in the second.
 
     (The paper interleaves the two; the order of the features is of no account to what follows.) Vaswani et

@@ -72,9 +72,7 @@ class Tiled(ABC):
                     f"{name} has shape {leaf.shape}, but must end in {wanted}: "
                     f"{num_queries} queries, {num_keys} keys, {num_heads} heads"
                 )
-            if len(lead) > len(batch) or any(
-                a not in (1, b) for a, b in zip(lead[::-1], batch[::-1], strict=False)
-            ):
+            if len(lead) > len(batch) or any(a not in (1, b) for a, b in zip(lead[::-1], batch[::-1], strict=False)):
                 raise ValueError(f"{name} has batch {lead}, not broadcastable to {batch}")
             return leaf
 
@@ -107,10 +105,7 @@ class Tiled(ABC):
 
         def extend(name: str, dims: str, fill: Any, leaf: Array) -> Array:
             by = [(0, 0)] * (leaf.ndim - len(dims))
-            by += [
-                (0, max(sizes.get(d, 0) - leaf.shape[leaf.ndim - len(dims) + i], 0))
-                for i, d in enumerate(dims)
-            ]
+            by += [(0, max(sizes.get(d, 0) - leaf.shape[leaf.ndim - len(dims) + i], 0)) for i, d in enumerate(dims)]
             return jnp.pad(leaf, by, constant_values=fill) if any(after for _, after in by) else leaf
 
         return self.map_leaves(extend)

@@ -41,9 +41,7 @@ def _inputs(dtype: str = "float64", batch: int = B) -> tuple[jax.Array, ...]:
     return tuple(_normal(i, *shape, dtype=dtype) for i, shape in enumerate(shapes))
 
 
-def _tiled(
-    query: jax.Array, key: jax.Array, value: jax.Array, *, mask=None, bias=None, scale=None, tiles=(8, 9)
-):
+def _tiled(query: jax.Array, key: jax.Array, value: jax.Array, *, mask=None, bias=None, scale=None, tiles=(8, 9)):
     """The fast form with tiles small enough that every kind of tile occurs."""
     batch = query.shape[:1]
     mask, bias = (x if x is None else x.flatten_batch(batch) for x in (mask, bias))
@@ -110,8 +108,7 @@ def test_odd_lengths_and_one_head(shape: tuple[int, int], x64: None) -> None:
     mask = causal(offset=max(s - t, 0))
     both = jax.jit(
         lambda *x: [
-            _value_and_grads(partial(f, mask=mask), *x)
-            for f in (partial(_tiled, tiles=(16, 16)), attention_reference)
+            _value_and_grads(partial(f, mask=mask), *x) for f in (partial(_tiled, tiles=(16, 16)), attention_reference)
         ]
     )
     for fast, plain in zip(*both(*inputs), strict=True):
@@ -196,13 +193,7 @@ def test_memory_grows_with_the_length() -> None:
     def temporary(implementation: str, length: int) -> int:
         x = jax.ShapeDtypeStruct((1, length, 2, 16), jnp.float32)
         f = partial(attention, mask=causal(), implementation=implementation)
-        return (
-            jax.jit(partial(_value_and_grads, f))
-            .lower(x, x, x, x)
-            .compile()
-            .memory_analysis()
-            .temp_size_in_bytes
-        )
+        return jax.jit(partial(_value_and_grads, f)).lower(x, x, x, x).compile().memory_analysis().temp_size_in_bytes
 
     assert temporary("tiles", 4096) * 10 <= temporary("reference", 4096)
     assert temporary("tiles", 4096) <= 2.2 * temporary("tiles", 2048)
@@ -217,12 +208,7 @@ def test_nan_in_what_is_ruled_out_poisons_nothing(implementation: str, x64: None
     f = jax.jit(partial(_value_and_grads, partial(attention, mask=mask, implementation=implementation)))
     clean = f(*inputs)
     dead_q, dead_k = q_ids[..., None, None] == 0, kv_ids[..., None, None] == 0
-    dirty = f(
-        *(
-            jnp.where(dead, jnp.nan, x)
-            for dead, x in zip((dead_q, dead_k, dead_k, dead_q), inputs, strict=True)
-        )
-    )
+    dirty = f(*(jnp.where(dead, jnp.nan, x) for dead, x in zip((dead_q, dead_k, dead_k, dead_q), inputs, strict=True)))
     for a, b in zip(clean, dirty, strict=True):
         np.testing.assert_array_equal(a, b)
     for dead, gradient in zip((dead_q, dead_k, dead_k), clean[1:], strict=True):

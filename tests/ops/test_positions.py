@@ -1,0 +1,85 @@
+"""Positions: the papers' equations, and what depends on distances only."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxseq.ops.positions import alibi, alibi_slopes, rotary, sinusoid
+from jaxseq.ops.tiled import Span
+
+
+def _normal(seed: int, *shape: int) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
+
+
+def test_sinusoid_is_the_equation(x64: None) -> None:
+    positions = np.asarray([[0, 1, 7], [100, 3, 5000]])
+    encoding = sinusoid(jnp.asarray(positions), 6)
+    for i in range(3):
+        angle = positions / 10000 ** (2 * i / 6)
+        np.testing.assert_allclose(encoding[..., i], np.sin(angle), atol=1e-12)
+        np.testing.assert_allclose(encoding[..., i + 3], np.cos(angle), atol=1e-12)
+
+
+def test_products_of_sinusoids_depend_on_the_distance_only(x64: None) -> None:
+    encoding = sinusoid(jnp.arange(12), 8)
+    products = encoding @ encoding.T
+    np.testing.assert_allclose(products[1:, 1:], products[:-1, :-1], atol=1e-12)
+
+
+def test_rotary_turns_each_pair_by_its_angle(x64: None) -> None:
+    x, positions = _normal(0, 2, 5, 3, 6), np.asarray([[0, 1, 2, 3, 4], [9, 7, 50, 1, 0]])
+    pairs = np.asarray(x)[..., :3] + 1j * np.asarray(x)[..., 3:]
+    angles = positions[..., None, None] * 100.0 ** (-np.arange(3) * 2 / 6)
+    turned = pairs * np.exp(1j * angles)
+    expected = np.concatenate([turned.real, turned.imag], axis=-1)
+    np.testing.assert_allclose(rotary(x, jnp.asarray(positions), base=100.0), expected, atol=1e-12)
+
+
+def test_rotary_scores_depend_on_the_distance_only(x64: None) -> None:
+    query, key = _normal(0, 7, 2, 8), _normal(1, 7, 2, 8)
+
+    def scores(shift: int) -> jax.Array:
+        positions = jnp.arange(7) + shift
+        return jnp.einsum("tnh,snh->nts", rotary(query, positions), rotary(key, positions))
+
+    np.testing.assert_allclose(scores(0), scores(123), atol=1e-10)
+    assert np.abs(scores(0) - jnp.einsum("tnh,snh->nts", query, key)).max() > 0.1
+
+
+def test_rotary_keeps_norms_and_dtype() -> None:
+    x = _normal(0, 4, 2, 8).astype(jnp.bfloat16)
+    turned = rotary(x, jnp.asarray([0, 1, 1000, 4000]))
+    assert turned.dtype == jnp.bfloat16
+    norms = [jnp.linalg.norm(y.astype(jnp.float32), axis=-1) for y in (x, turned)]
+    np.testing.assert_allclose(*norms, rtol=0.02)
+    np.testing.assert_array_equal(turned[0], x[0])
+
+
+def test_alibi_slopes_follow_the_recipe() -> None:
+    np.testing.assert_allclose(alibi_slopes(8), 2.0 ** -np.arange(1, 9), rtol=1e-6)
+    np.testing.assert_allclose(alibi_slopes(1), 2.0**-8, rtol=1e-6)
+    # The paper's 12 heads: the 8 of 8 heads, then 1st, 3rd, 5th, 7th of 16 heads.
+    more = 2.0 ** -np.asarray([0.5, 1.5, 2.5, 3.5])
+    np.testing.assert_allclose(alibi_slopes(12), np.concatenate([2.0 ** -np.arange(1, 9), more]), rtol=1e-6)
+
+
+def test_alibi_is_minus_slope_times_distance(x64: None) -> None:
+    bias = alibi(alibi_slopes(4), offset=2)
+    whole = bias.tile(Span(0, 5), Span(0, 7))
+    distance = np.abs(np.arange(5)[:, None] + 2 - np.arange(7))
+    np.testing.assert_allclose(whole, -np.asarray(alibi_slopes(4))[:, None, None] * distance)
+    part = bias.tile(Span(1, 3), Span(2, 4), Span(1, 2))
+    np.testing.assert_array_equal(part, whole[..., 1:3, 1:4, 2:6])
+
+
+def test_wrong_sizes_name_what_is_wrong() -> None:
+    with pytest.raises(ValueError, match="head size H must be even to be split into pairs, got 5"):
+        rotary(_normal(0, 3, 1, 5), jnp.arange(3))
+    with pytest.raises(ValueError, match="features must be even to be split into pairs, got 7"):
+        sinusoid(jnp.arange(3), 7)
+    with pytest.raises(ValueError, match="got 0"):
+        alibi_slopes(0)
+    with pytest.raises(ValueError, match="offset=1"):
+        alibi(alibi_slopes(2), jnp.arange(3), offset=1)
