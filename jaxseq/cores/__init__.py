@@ -7,7 +7,7 @@ from jaxseq.cores.gru import GRU
 from jaxseq.cores.lstm import LSTM
 from jaxseq.cores.mingru import MinGRU
 from jaxseq.cores.recurrent import Recurrent
-from jaxseq.cores.table import CORES
+from jaxseq.cores.table import CORES, find_core, make_core
 from jaxseq.cores.wrappers import AddPositions, Pointwise, Residual, Stacked, block
 
 __all__ = [
@@ -25,4 +25,6 @@ __all__ = [
     "Stacked",
     "StateCarry",
     "block",
+    "find_core",
+    "make_core",
 ]

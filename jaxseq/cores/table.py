@@ -1,5 +1,12 @@
 """The table of cores: a new one is its file and one line here; tests, benchmarks and experiments read it."""
 
+import ast
+import dataclasses
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
 from jaxseq.cores.attention import Attention
 from jaxseq.cores.core import Core
 from jaxseq.cores.elman import Elman
@@ -14,3 +21,48 @@ CORES: dict[str, type[Core]] = {
     "mingru": MinGRU,
     "attention": Attention,
 }
+
+
+def find_core(name: str) -> type[Core]:
+    """A row of the table, or the class that a user's own file defines: ``FILE.py:CLASS``.
+
+    Raises:
+      ValueError: there is no such row (the known ones are listed), file or class.
+    """
+    file, colon, attribute = name.rpartition(":")
+    if not colon or not file.endswith(".py"):
+        if name not in CORES:
+            raise ValueError(f"unknown core {name!r}; known: {', '.join(CORES)}, or FILE.py:CLASS")
+        return CORES[name]
+    if not Path(file).is_file():
+        raise ValueError(f"core {name!r}: there is no file {file}")
+    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    core = getattr(module, attribute, None)
+    if not (isinstance(core, type) and issubclass(core, Core)):
+        raise ValueError(f"core {name!r}: {file} defines no core {attribute}")
+    return core
+
+
+def make_core(name: str, features: int, options: Sequence[str] = (), **fields: Any) -> Core:
+    """The core of that name, with further fields as a command line gives them: ``["num_heads=8"]``.
+
+    Values are Python literals, or else text; they win over ``fields``.
+
+    Raises:
+      ValueError: an unknown core, an option without ``=``, or one that the core does not have.
+    """
+    core = find_core(name)
+    known = [field.name for field in dataclasses.fields(core) if field.name not in ("parent", "name")]
+    for option in options:
+        field, equals, value = option.partition("=")
+        if not equals or field not in known:
+            raise ValueError(f"core {name!r} takes options field=value for {', '.join(known)}; not {option!r}")
+        try:
+            fields[field] = ast.literal_eval(value)
+        except (SyntaxError, ValueError):
+            fields[field] = value
+    make: Any = core
+    return make(features=features, **fields)

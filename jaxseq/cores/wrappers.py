@@ -120,7 +120,7 @@ def block(
 class Added(NamedTuple):
     """Where the document stands: how many of its positions were seen."""
 
-    count: Int[Array, "*B 1"]
+    seen: Int[Array, "*B 1"]
 
 
 class AddPositions(Core):
@@ -150,7 +150,7 @@ class AddPositions(Core):
         """Counts on, and adds."""
         xs = without_padding(xs.astype(self.dtype), segment_ids)
         carry = entering(carry, segment_ids)
-        places, count = _counted(carry.state.count, xs.shape[:-1], segment_ids)
+        places, count = _counted(carry.state.seen, xs.shape[:-1], segment_ids)
         vectors = self._vectors()(places).astype(self.dtype)
         return StateCarry(Added(count), carry.segment_id), without_padding(xs + vectors, segment_ids)
 

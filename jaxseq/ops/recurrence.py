@@ -134,13 +134,15 @@ def _marks(segment_ids: SegmentIds | None) -> _Marks:
 def _begin(state: Any, mark: _Marks) -> Any:
     if mark.start is None:
         return state
-    return jax.tree.map(lambda s: jnp.where(mark.start[..., None], jnp.zeros_like(s), s), state)
+    start = mark.start[..., None]
+    return jax.tree.map(lambda s: jnp.where(start, jnp.zeros_like(s), s), state)
 
 
 def _hold(new: Any, old: Any, mark: _Marks) -> Any:
     if mark.real is None:
         return new
-    return jax.tree.map(lambda n, o: jnp.where(mark.real[..., None], n, o), new, old)
+    real = mark.real[..., None]
+    return jax.tree.map(lambda n, o: jnp.where(real, n, o), new, old)
 
 
 def _recur(h: Float[Array, "*B F"], R: Float[Array, "N H G H"]) -> tuple[Float[Array, "*B F"], ...]:

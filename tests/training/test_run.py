@@ -53,7 +53,7 @@ class Config:
     either: Near | Far = dataclasses.field(default_factory=Near)
     options: Any = None
     log_every: int = free(10)
-    place: Path = free(factory=Path)  # noqa: RUF009
+    place: Path = free(factory=Path)
 
 
 CHANGES = {
