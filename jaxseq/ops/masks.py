@@ -58,10 +58,6 @@ class Mask(Tiled):
     @abstractmethod
     def _tiles(self, num_rows: int, num_columns: int, row_tile: int, column_tile: int) -> Tiles: ...
 
-    def without_arrays(self) -> "Mask":
-        """The part known from shapes alone: sees at least what this mask sees."""
-        return self if not jax.tree.leaves(self) else _Everything()
-
     def visible_keys(self) -> Bool[Array, "*B S"] | None:
         """False for keys that no query can ever see because of what they are; None: no such key is known."""
         return None
@@ -75,19 +71,6 @@ def _is_mask(mask: Any) -> Mask:
     if not isinstance(mask, Mask):
         raise TypeError(f"a mask joins with a mask, got {type(mask).__name__}; wrap an array as dense(array)")
     return mask
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, eq=False)
-class _Everything(Mask):
-    """All may be seen; what remains of a mask when its arrays are not looked at."""
-
-    def tile(self, rows: Span, columns: Span, heads: Span | None = None) -> Array:
-        return jnp.ones((1, 1, 1), bool)
-
-    def _tiles(self, num_rows: int, num_columns: int, row_tile: int, column_tile: int) -> Tiles:
-        every = np.ones((num_rows, num_columns), bool)
-        return Tiles(every, ~every)
 
 
 @jax.tree_util.register_dataclass
@@ -266,10 +249,6 @@ class _Joined(Mask):
         grid = (num_rows, num_columns, row_tile, column_tile)
         left, right = self.left._tiles(*grid), self.right._tiles(*grid)
         return Tiles(self._join(left.live, right.live), self._join(left.full, right.full))
-
-    def without_arrays(self) -> Mask:
-        left, right = self.left.without_arrays(), self.right.without_arrays()
-        return replace(self, left=left, right=right)  # type: ignore[type-var]
 
     def visible_keys(self) -> Bool[Array, "*B S"] | None:
         return self._both(self.left.visible_keys(), self.right.visible_keys())
