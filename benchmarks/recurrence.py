@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from harness import Candidate, Row, compiled, measure, plain, report, unavailable
 
-from jaxseq.ops import recurrence
+from jaxseq.ops import project, recurrence
 from jaxseq.ops.cells import LSTMState, lstm
 
 CASES = ((32, 256, 256), (64, 128, 512), (16, 1024, 128), (8, 512, 512))
@@ -29,9 +29,9 @@ CASES = ((32, 256, 256), (64, 128, 512), (16, 1024, 128), (8, 512, 512))
 def lstm_sequence(x: Any, W: Any, R: Any, b: Any, *, implementation: str) -> Any:
     """``[*B, T, D]`` to ``[*B, T, F]`` from a state of zeros; W, R and b hold gates i, f, g, o."""
     features = R.shape[0]
-    projected = (x @ W + jnp.broadcast_to(b, (*x.shape[:-1], b.shape[0]))).reshape(*x.shape[:-1], 4, features)
     zeros = jnp.zeros((*x.shape[:-2], features), x.dtype)
     R = R.reshape(1, features, 4, features)
+    projected = project(x, W, b, 4)
     return recurrence(lstm, projected, R, LSTMState(zeros, zeros), implementation=implementation)[1]
 
 

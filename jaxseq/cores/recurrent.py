@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxseq.cores.core import Core, StateCarry, entering, no_segment, state_dtype, without_padding
-from jaxseq.ops import recurrence
+from jaxseq.ops import project, recurrence
 from jaxseq.ops.cells import Hidden
 from jaxseq.typing import Array, DType, Features, SegmentIds, Sequence
 
@@ -66,12 +66,10 @@ class Recurrent(Core):
         bias = self.param("bias", self.bias_init, (width,), self.param_dtype)
         R = self.param("recurrent", self.recurrent_init, (heads, size, self.gates, size), self.param_dtype)
         xs = without_padding(xs.astype(self.dtype), segment_ids)
-        projected = xs @ kernel.astype(self.dtype)
-        projected += jnp.broadcast_to(bias.astype(self.dtype), projected.shape)
         carry = entering(carry, segment_ids)
         state, ys = recurrence(
             self.cell(),
-            projected.reshape(*xs.shape[:-1], self.gates, self.features),
+            project(xs, kernel.astype(self.dtype), bias.astype(self.dtype), self.gates),
             R.astype(self.dtype),
             carry.state,
             segment_ids=segment_ids,

@@ -2,7 +2,7 @@
 
 from jaxseq.ops.attention import attention, attention_implementation, attention_reference, attention_weights
 from jaxseq.ops.linear_recurrence import linear_recurrence, linear_recurrence_reference
-from jaxseq.ops.recurrence import plain_recurrence, recurrence, recurrence_reference
+from jaxseq.ops.recurrence import plain_recurrence, project, recurrence, recurrence_reference
 from jaxseq.ops.reset_before import gru_reset_before
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "linear_recurrence",
     "linear_recurrence_reference",
     "plain_recurrence",
+    "project",
     "recurrence",
     "recurrence_reference",
 ]

@@ -61,11 +61,27 @@ def recurrence(
     if not isinstance(cell, Partial):
         cell = Partial(cell)
     marks = _marks(segment_ids)
-    time_major = tuple(jnp.moveaxis(x[..., g, :], -2, 0) for g in range(x.shape[-2]))
+    time_major = _split_gates(jnp.moveaxis(x, -3, 0))
     run = _in_chunks if residuals == "chunks" else _run
     parameters, structure = jax.tree.flatten(cell)
     state, hs = run(structure, tuple(parameters), time_major, R, state, marks)
     return state, jnp.moveaxis(hs, 0, -2).astype(x.dtype)
+
+
+def project(
+    xs: Float[Array, "*B T D"], kernel: Float[Array, "D GF"], bias: Float[Array, " GF"], gates: int
+) -> Float[Array, "*B T {gates} F"]:
+    """``xs @ kernel + bias`` for all gates: products over the whole sequence, ahead of ``recurrence``.
+
+    They are made time first and gate by gate, as the loop will read them: of input and projection the input is
+    the smaller one to turn round.
+    """
+    rows = jnp.moveaxis(xs, -2, 0)
+    kernels = _split_gates(kernel.reshape(kernel.shape[0], gates, -1))
+    products = [rows @ k for k in kernels]
+    biases = _split_gates(bias.reshape(gates, -1))
+    out = [p + jnp.broadcast_to(b, p.shape) for p, b in zip(products, biases, strict=True)]
+    return jnp.moveaxis(jnp.stack(out, axis=-2), 0, -3)
 
 
 def recurrence_reference(
@@ -145,15 +161,20 @@ def _hold(new: Any, old: Any, mark: _Marks) -> Any:
     return jax.tree.map(lambda n, o: jnp.where(real, n, o), new, old)
 
 
+def _split_gates(x: Float[Array, "*A G F"]) -> tuple[Float[Array, "*A F"], ...]:
+    """One array a gate, by the operation whose transpose puts them together again in one pass."""
+    return tuple(jnp.squeeze(part, -2) for part in lax.split(x, (1,) * x.shape[-2], axis=x.ndim - 2))
+
+
 def _recur(h: Float[Array, "*B F"], R: Float[Array, "N H G H"]) -> tuple[Float[Array, "*B F"], ...]:
     """``h @ R``, one product a gate: separate buffers keep the cell's loops simple, and the products side by side."""
-    heads, size, gates, _ = R.shape
+    heads, size, _, _ = R.shape
     low = h.astype(R.dtype)
+    blocks = _split_gates(R)
     if heads == 1:
-        return tuple((low @ R[0, :, g]).astype(h.dtype) for g in range(gates))
+        return tuple((low @ R_g[0]).astype(h.dtype) for R_g in blocks)
     split = low.reshape(*low.shape[:-1], heads, size)
-    products = (jnp.einsum("...nh,nhk->...nk", split, R[:, :, g]) for g in range(gates))
-    return tuple(p.reshape(h.shape).astype(h.dtype) for p in products)
+    return tuple(jnp.einsum("...nh,nhk->...nk", split, R_g).reshape(h.shape).astype(h.dtype) for R_g in blocks)
 
 
 def _over_batch(cell: Callable, batch_rank: int) -> Callable:
