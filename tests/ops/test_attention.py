@@ -117,11 +117,12 @@ def test_odd_lengths_and_one_head(shape: tuple[int, int], x64: None) -> None:
 
 def test_programs_side_by_side_and_larger_tiles_give_the_same(x64: None) -> None:
     mask, bias = _masks()["alibi positions"]
-    plain = attention_reference(*_inputs()[:3], mask=mask, bias=bias)
+    plain = jax.jit(attention_reference)(*_inputs()[:3], mask=mask, bias=bias)
     batch = (B,)
     flat = mask.flatten_batch(batch), bias.flatten_batch(batch)
     for programs in (1, B * M):
-        out = attention_tiles(*_inputs()[:3], *flat, Plan(1 / math.sqrt(H), 32, 16, programs))
+        fast = jax.jit(attention_tiles, static_argnums=5)
+        out = fast(*_inputs()[:3], *flat, Plan(1 / math.sqrt(H), 32, 16, programs))
         np.testing.assert_allclose(out, plain, rtol=0, atol=1e-10)
 
 
@@ -146,8 +147,8 @@ def test_the_equation_keeps_forward_mode_and_second_derivatives(x64: None) -> No
     def f(q: jax.Array) -> jax.Array:
         return attention_reference(q, key, value, mask=sliding_window(2)).sum()
 
-    hessian = jax.jacfwd(jax.grad(f))(query)
-    np.testing.assert_allclose(hessian, jax.jacrev(jax.grad(f))(query), atol=1e-12)
+    forward, reverse = jax.jit(lambda q: (jax.jacfwd(jax.grad(f))(q), jax.jacrev(jax.grad(f))(q)))(query)
+    np.testing.assert_allclose(forward, reverse, atol=1e-12)
     with pytest.raises(TypeError, match="forward-mode"):
         jax.jacfwd(lambda q: attention(q, key, value, implementation="tiles"))(query)
 
@@ -156,7 +157,7 @@ def test_a_row_with_nothing_to_see_gives_zeros_and_zero_gradients(x64: None) -> 
     mask = causal(offset=-4)
     for implementation in ("reference", "tiles"):
         f = partial(attention, mask=mask, implementation=implementation)
-        out, dq, dk, dv = _value_and_grads(f, *_inputs())
+        out, dq, dk, dv = jax.jit(partial(_value_and_grads, f))(*_inputs())
         assert (out[:, :4] == 0).all()
         assert (dq[:, :4] == 0).all()
         assert all(np.isfinite(x).all() for x in (out, dq, dk, dv))
@@ -177,8 +178,8 @@ def test_vmap_is_the_batch(x64: None) -> None:
     def shared(q: jax.Array) -> jax.Array:
         return attention(q, inputs[1][0], inputs[2][0], mask=causal(), implementation="tiles")
 
-    separate = jnp.stack([shared(q) for q in inputs[0]])
-    np.testing.assert_allclose(jax.vmap(shared)(inputs[0]), separate, rtol=0, atol=1e-12)
+    separate = jnp.stack([jax.jit(shared)(q) for q in inputs[0]])
+    np.testing.assert_allclose(jax.jit(jax.vmap(shared))(inputs[0]), separate, rtol=0, atol=1e-12)
 
 
 def test_vmap_adds_no_loop_and_no_branch() -> None:
@@ -217,9 +218,9 @@ def test_nan_in_what_is_ruled_out_poisons_nothing(implementation: str, x64: None
 
 def test_bfloat16_stays_close_to_float32() -> None:
     inputs = _inputs("float32")
-    f = partial(attention, mask=causal(), implementation="tiles")
-    wide = _value_and_grads(f, *inputs)
-    for a, b in zip(_value_and_grads(f, *(x.astype(jnp.bfloat16) for x in inputs)), wide, strict=True):
+    f = jax.jit(partial(_value_and_grads, partial(attention, mask=causal(), implementation="tiles")))
+    narrow = f(*(x.astype(jnp.bfloat16) for x in inputs))
+    for a, b in zip(narrow, f(*inputs), strict=True):
         assert a.dtype == jnp.bfloat16
         np.testing.assert_allclose(a.astype(jnp.float32), b, atol=0.03 * float(jnp.abs(b).max()))
 
@@ -228,18 +229,18 @@ def test_any_batch_dims_and_scale(x64: None) -> None:
     query, key, value, _ = _inputs()
     ids = jnp.arange(T)[None] // 8 + 1
     mask = segments(ids, jnp.pad(ids, [(0, 0), (0, S - T)]))
+
+    @partial(jax.jit, static_argnums=3)
+    def three_ways(query, key, value, implementation):
+        f = partial(attention, scale=0.3, implementation=implementation)
+        whole = f(query, key, value, mask=mask)
+        more = f(*(x[:, None] for x in (query, key, value)), mask=mask)
+        one = f(query[0], key[0], value[0], mask=segments(mask.q_ids[0], mask.kv_ids[0]))
+        return whole, more[:, 0], one
+
     for implementation in ("reference", "tiles"):
-        f = partial(attention, mask=mask, scale=0.3, implementation=implementation)
-        whole = f(query, key, value)
-        np.testing.assert_allclose(f(*(x[:, None] for x in (query, key, value)))[:, 0], whole, atol=1e-12)
-        one = attention(
-            query[0],
-            key[0],
-            value[0],
-            mask=segments(mask.q_ids[0], mask.kv_ids[0]),
-            scale=0.3,
-            implementation=implementation,
-        )
+        whole, more, one = three_ways(query, key, value, implementation)
+        np.testing.assert_allclose(more, whole, atol=1e-12)
         np.testing.assert_allclose(one, whole[0], atol=1e-12)
 
 
@@ -286,7 +287,7 @@ def test_wrong_shapes_are_refused_without_a_type_checker_too() -> None:
 def test_torch_agrees() -> None:
     torch = pytest.importorskip("torch")
     query, key, value = (_normal(i, 2, 40, 3, 8, dtype="float32") for i in range(3))
-    ours = attention(query, key, value, mask=causal(), implementation="tiles")
+    ours = jax.jit(partial(attention, mask=causal(), implementation="tiles"))(query, key, value)
     theirs = torch.nn.functional.scaled_dot_product_attention(
         *(torch.tensor(np.asarray(x)).transpose(1, 2) for x in (query, key, value)), is_causal=True
     )
