@@ -11,6 +11,7 @@ from jaxseq.cores.core import Core, StateCarry, entering, no_segment, without_pa
 from jaxseq.layers.feed_forward import FeedForward
 from jaxseq.ops import segments
 from jaxseq.ops.positions import sinusoid
+from jaxseq.ops.tiled import at_least_float32
 from jaxseq.typing import Array, Carry, DType, Features, Int, SegmentIds, Sequence
 
 NORMS = ("pre", "post")
@@ -71,7 +72,12 @@ class Residual(Core):
         """The core beside a path that leaves its input as it is."""
         if self.norm not in NORMS:
             raise ValueError(f"norm={self.norm!r}; known: {', '.join(NORMS)}")
-        norm = nn.LayerNorm(dtype=self.dtype, param_dtype=self.param_dtype)
+        wide = at_least_float32(self.dtype)
+        layer = nn.LayerNorm(dtype=wide, param_dtype=self.param_dtype, force_float32_reductions=False)
+
+        def norm(x: Features) -> Features:
+            return layer(x.astype(wide)).astype(self.dtype)
+
         xs = without_padding(xs.astype(self.dtype), segment_ids)
         carry, ys = self.core(carry, norm(xs) if self.norm == "pre" else xs, segment_ids)
         if ys.shape != xs.shape:
