@@ -203,7 +203,10 @@ def _reads_sum(cell: Callable, x: tuple, state: Any) -> tuple[bool, ...]:
         return [i for i, equation in enumerate(jaxpr.eqns) for v in equation.invars if v is variable]
 
     def one_sum(g: int) -> bool:
-        by_x, by_r = readers(jaxpr.invars[g]), readers(jaxpr.invars[count + g])
+        x_g, r_g = jaxpr.invars[g], jaxpr.invars[count + g]
+        if any(out is x_g or out is r_g for out in jaxpr.outvars):
+            return False
+        by_x, by_r = readers(x_g), readers(r_g)
         return len(by_x) == 1 and by_x == by_r and jaxpr.eqns[by_x[0]].primitive.name == "add"
 
     return tuple(one_sum(g) for g in range(count))
