@@ -1,0 +1,173 @@
+"""The language model experiment: from a command to a resumed run, and what it says to wrong input."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.language_model import Config, main
+from jaxseq.cores import CORES
+from jaxseq.training import Checkpoints, ConfigMismatchError, OptimizerConfig, TrainConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+TEXT = "the quick brown fox jumps over the lazy dog, and the dog does not mind at all.\n\n" * 3
+
+
+@pytest.fixture(scope="module")
+def text_file(tmp_path_factory) -> Path:
+    """A user's file: words in a random order, so that no part is a copy of another."""
+    random = np.random.default_rng(0)
+    words = sorted(set(TEXT.split()))
+    paragraphs = [" ".join(random.choice(words, 40)) for _ in range(60)]
+    file = tmp_path_factory.mktemp("text") / "book.txt"
+    file.write_text("\n\n".join(paragraphs), encoding="utf-8")
+    return file
+
+
+def small(run: Path, text: Path, **changes) -> Config:
+    """Seconds on one core."""
+    train = TrainConfig(steps=6, truncation="carry", log_every=2, checkpoint_every=2)
+    sizes = {"features": 8, "batch_size": 2, "length": 8, "samples": 1, "sample_length": 12}
+    optimizer = OptimizerConfig(learning_rate=1e-2)
+    return Config(**({"run": run, "text": text, "train": train, "optimizer": optimizer} | sizes | changes))
+
+
+def test_a_smoke_run_leaves_a_whole_run_folder(tmp_path):
+    results = main(Config(run=tmp_path / "run", smoke=True))
+    files = {str(f.relative_to(tmp_path / "run")) for f in (tmp_path / "run").rglob("*") if f.is_file()}
+    expected = {"config.json", "environment.json", "metrics.jsonl", "results.json", "report.html", "vocabulary.json"}
+    assert expected <= files
+    assert json.loads((tmp_path / "run/results.json").read_text()) == pytest.approx(results)
+    assert 0 < results["lzma_bits_per_character"] < results["bits_per_character"] < 8
+    assert results["held_out_overlap"] < 0.05
+
+
+@pytest.mark.parametrize("name", CORES)
+def test_every_core_of_the_table_trains_by_name(name, tmp_path, text_file):
+    results = main(small(tmp_path / "run", text_file, core=name))
+    assert np.isfinite(results["bits_per_character"])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"batches": "packed", "train": TrainConfig(steps=3), "tokens": "bytes", "precision": "bfloat16"},
+        {"batches": "crops", "train": TrainConfig(steps=3, ema_decay=0.9), "tied": True, "dropout": 0.1, "layers": 2},
+        {"train": TrainConfig(steps=5, truncation="recompute"), "block": "post", "feed_forward": 16},
+        {"core": "attention", "context": 7, "core_options": ("num_heads=2", "num_kv_heads=1", "positions=alibi")},
+    ],
+    ids=["packed-bytes-bf16", "crops-ema-tied-dropout", "recompute-post-norm", "attention-context-options"],
+)
+def test_the_options_work_together(changes, tmp_path, text_file):
+    results = main(small(tmp_path / "run", text_file, **changes))
+    assert np.isfinite(results["bits_per_character"])
+
+
+def test_bpe_is_measured_per_character(tmp_path, text_file):
+    pytest.importorskip("tokenizers", reason="the text extra is not installed")
+    results = main(small(tmp_path / "run", text_file, tokens="bpe", vocabulary_size=300))
+    assert 0 < results["bits_per_character"] < 12
+
+
+def test_a_run_that_was_stopped_ends_bitwise_where_it_would_have(tmp_path, text_file):
+    whole = small(tmp_path / "whole", text_file, dropout=0.1)
+    main(whole)
+    halves = dataclasses.replace(whole, run=tmp_path / "halves")
+    stop_after(halves, 3)
+    main(halves)
+    like = None
+    trees = []
+    for config in (whole, halves):
+        like = like or fresh_state(config)
+        trees.append(Checkpoints(config.run / "checkpoints").restore_latest(like))
+    assert [t.step for t in trees] == [6, 6]
+    for one, other in zip(*(jax.tree.leaves(t.state) for t in trees), strict=True):
+        if jax.dtypes.issubdtype(one.dtype, jax.dtypes.prng_key):
+            one, other = jax.random.key_data(one), jax.random.key_data(other)
+        np.testing.assert_array_equal(one, other)
+
+
+def stop_after(config: Config, steps: int) -> None:
+    """Ctrl-C in the middle of a run."""
+    import signal
+
+    from jaxseq import data, training
+
+    original = data.ContiguousStreams.__call__
+
+    def interrupting(self, step):
+        if step == steps:
+            signal.raise_signal(signal.SIGINT)
+        return original(self, step)
+
+    data.ContiguousStreams.__call__ = interrupting
+    try:
+        with pytest.raises(training.Interrupted) as stopped:
+            main(config)
+    finally:
+        data.ContiguousStreams.__call__ = original
+    assert stopped.value.code == training.EXIT_INTERRUPTED
+
+
+def fresh_state(config: Config):
+    """A state of the shapes that the run's checkpoints have."""
+    from experiments.language_model import build
+    from jaxseq import data, training
+
+    vocabulary = data.fit_vocabulary(config.tokens, data.text_corpus(config.text).train)
+    model = build(config, vocabulary.size)
+    carry = model.initial_carry((config.batch_size,), config.context)
+    key, init_key = jax.random.split(jax.random.key(config.seed))
+    tokens = jax.numpy.zeros((config.batch_size, config.length), "int32")
+    params = model.init(init_key, carry, tokens)["params"]
+    optimizer = training.make_optimizer(config.optimizer, config.train.steps)
+    return training.create_state(params, optimizer, carry=carry, key=key)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"core": "transformer"}, ["transformer", "elman", "gru", "lstm", "mingru", "attention"]),
+        ({"core": "nowhere.py:Core"}, ["nowhere.py"]),
+        ({"core": "attention", "core_options": ("num_heads=3",)}, ["features=8", "num_heads=3"]),
+        ({"core_options": ("num_heads=3",)}, ["features=8", "num_heads=3"]),
+        ({"core_options": ("heads=2",)}, ["heads=2", "num_heads"]),
+        ({"batch_size": 100_000}, ["100", "000"]),
+        ({"text": Path("no/such/book.txt")}, ["no/such/book.txt"]),
+    ],
+    ids=["core", "core-file", "attention-heads", "lstm-heads", "option", "batch", "file"],
+)
+def test_wrong_input_is_said_and_makes_no_folder(changes, words, tmp_path, text_file):
+    with pytest.raises((ValueError, OSError)) as error:
+        main(small(tmp_path / "run", text_file, **changes) if "text" not in changes
+             else dataclasses.replace(small(tmp_path / "run", text_file), **changes))  # fmt: skip
+    assert all(word in str(error.value) for word in words), str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_empty_text_is_refused(tmp_path):
+    (tmp_path / "empty.txt").write_text("")
+    with pytest.raises(ValueError, match=r"empty\.txt"):
+        main(small(tmp_path / "run", tmp_path / "empty.txt"))
+
+
+def test_a_folder_of_another_config_is_refused_with_the_difference(tmp_path, text_file):
+    config = small(tmp_path / "run", text_file)
+    main(config)
+    before = {f: f.read_bytes() for f in (tmp_path / "run").rglob("*") if f.is_file()}
+    with pytest.raises(ConfigMismatchError, match="features: 8 -> 16"):
+        main(dataclasses.replace(config, features=16))
+    assert before == {f: f.read_bytes() for f in (tmp_path / "run").rglob("*") if f.is_file()}
+
+
+def test_the_command_line_says_one_line_and_exits_non_zero(tmp_path):
+    command = [sys.executable, "experiments/language_model.py", "--core", "transformer", "--run", str(tmp_path / "r")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode not in (0, 75)
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: unknown core 'transformer'"), done.stderr
