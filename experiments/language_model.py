@@ -40,6 +40,8 @@ class Config:
     """A UTF-8 file, a .gz or a folder of files; the embedded corpus if not given."""
     split: Literal["auto", "documents", "blocks", "tail"] = "auto"
     """How held-out text is chosen from --text: whole files, blocks, or the end."""
+    split_seed: int = 0
+    """Draws which documents are held out."""
     tokens: Literal["characters", "bytes", "bpe"] = "characters"
     vocabulary_size: int = 1024
     """Of a bpe vocabulary."""
@@ -68,7 +70,7 @@ class Config:
     samples: int = free(2)
     sample_length: int = free(400)
     temperature: float = free(0.8)
-    train: training.TrainConfig = training.TrainConfig(steps=800, truncation="carry")
+    train: training.TrainConfig = training.TrainConfig(steps=1000, truncation="carry", eval_every=100)
     optimizer: training.OptimizerConfig = training.OptimizerConfig(
         learning_rate=1.6e-2, warmup_steps=40, weight_decay=1e-4, b2=0.99
     )
@@ -81,7 +83,7 @@ def main(config: Config) -> dict[str, Any]:
     """Read, build, train, measure, sample, report; returns the results."""
     if config.smoke:
         config = smoke(config)
-    corpus = data.embedded_corpus() if config.text is None else data.text_corpus(config.text, split=config.split)
+    corpus = read(config)
     print(corpus.describe(), flush=True)
     options = {"size": config.vocabulary_size} if config.tokens == "bpe" else {}
     vocabulary = data.fit_vocabulary(config.tokens, corpus.train, **options)
@@ -126,6 +128,13 @@ def main(config: Config) -> dict[str, Any]:
         f"--- a sample ---\n{texts[0] if texts else ''}\n---\nreport: {report}"
     )
     return results
+
+
+def read(config: Config) -> data.Corpus:
+    """The user's text, or the embedded one, split honestly."""
+    if config.text is None:
+        return data.embedded_corpus(seed=config.split_seed)
+    return data.text_corpus(config.text, split=config.split, seed=config.split_seed)
 
 
 def smoke(config: Config) -> Config:

@@ -123,10 +123,8 @@ IMPLEMENTATIONS: dict[str, Callable] = {
 
 
 def _chosen(a: Array) -> str:
-    """On a CPU the plain scan has the least traffic; an accelerator has lanes to fill (docs/performance.md)."""
-    if jax.default_backend() == "cpu" or a.shape[-2] < 8:
-        return "sequential"
-    return "two-level"
+    """On a CPU the plain scan has the least traffic (docs/performance.md); an accelerator has lanes to fill."""
+    return "sequential" if jax.default_backend() == "cpu" else "associative"
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
