@@ -31,6 +31,7 @@ format: $(READY)
 
 bench: $(READY)  ## the benchmarks: ratios against flax, jax.nn and, where installed, torch (about 10 minutes)
 	$(BIN)/python benchmarks/recurrence.py
+	$(BIN)/python benchmarks/linear_recurrence.py
 	$(BIN)/python benchmarks/attention.py
 
 lock:  ## resolve requirements.lock again (needs uv)
