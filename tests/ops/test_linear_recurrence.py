@@ -1,0 +1,135 @@
+"""The linear recurrence: every implementation against a loop, against the plain scan's gradient, and scipy's filter."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.signal import lfilter
+
+from jaxseq.ops.linear_recurrence import IMPLEMENTATIONS, linear_recurrence, linear_recurrence_reference
+
+B, F = 2, 3
+NAMES = ["auto", *IMPLEMENTATIONS]
+jitted = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def inputs(time: int, dtype: str, batch: tuple[int, ...] = (B,)) -> tuple[jax.Array, ...]:
+    """Random a (some of it exactly zero), b and state."""
+    rng = np.random.default_rng(time)
+
+    def normal(*shape: int) -> np.ndarray:
+        real, imaginary = rng.normal(size=shape), rng.normal(size=shape)
+        return (real + 1j * imaginary if "complex" in dtype else real).astype(dtype)
+
+    a = 0.7 * normal(*batch, time, F)
+    a[rng.random(a.shape) < 0.2] = 0
+    return jnp.asarray(a), jnp.asarray(normal(*batch, time, F)), jnp.asarray(normal(*batch, F))
+
+
+def ragged(time: int) -> np.ndarray:
+    """Ids used twice, padding anywhere."""
+    return np.repeat(np.random.default_rng(time).integers(0, 3, (B, -(-time // 2))), 2, axis=1)[:, :time].astype(
+        np.int32
+    )
+
+
+def in_a_loop(a: Any, b: Any, state: Any, ids: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """The equation and the meaning of ids, one step after another."""
+    a, b, state = np.asarray(a), np.asarray(b), np.array(state)
+    out = np.zeros_like(b)
+    for row in range(a.shape[0]):
+        previous = 0
+        for t in range(a.shape[1]):
+            current = 1 if ids is None else ids[row, t]
+            if current != 0:
+                if previous not in (0, current):
+                    state[row] = 0
+                state[row] = a[row, t] * state[row] + b[row, t]
+                previous = current
+            out[row, t] = state[row]
+    return state, out
+
+
+def close(actual: Any, expected: Any, tolerance: float = 1e-10) -> None:
+    """All leaves equal, to ``tolerance``."""
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance), actual, expected)
+
+
+@pytest.mark.parametrize(
+    ("time", "dtype"),
+    [*((time, "float64") for time in (0, 1, 2, 7, 33, 100)), (1, "complex128"), (33, "complex128")],
+)
+def test_values_and_gradients_are_those_of_the_loop(time: int, dtype: str, x64: None) -> None:
+    args, ids = inputs(time, dtype), ragged(time)
+    weights = inputs(time, dtype)[1] * 2
+
+    def scalar(run: Any, segment_ids: Any) -> Any:
+        def function(*args: jax.Array) -> Any:
+            state, hs = run(*args, segment_ids=segment_ids)
+            return jnp.real((hs * weights).sum() + (state**2).sum()), (state, hs)
+
+        return jax.value_and_grad(function, (0, 1, 2), has_aux=True)
+
+    for cut in (None, ids):
+        segment_ids = None if cut is None else jnp.asarray(cut)
+        runs = [linear_recurrence_reference]
+        runs += [functools.partial(linear_recurrence, implementation=name) for name in NAMES]
+        functions = [scalar(run, segment_ids) for run in runs]
+        want, *others = jitted(lambda *args, functions=functions: [f(*args) for f in functions])(*args)
+        close(want[0][1], in_a_loop(*args, cut), 1e-12)
+        for got in others:
+            close(got, want)
+
+
+@pytest.mark.parametrize("implementation", NAMES)
+def test_second_derivatives_and_forward_mode_are_open(implementation: str, x64: None) -> None:
+    args = inputs(7, "float64")
+    along = tuple(jnp.cos(3 * x) for x in args)
+
+    def derivatives(run: Any) -> Any:
+        def function(*args: jax.Array) -> jax.Array:
+            return jnp.sin(run(*args)[1]).sum()
+
+        return jax.jvp(jax.grad(function, (0, 1, 2)), args, along)
+
+    fast = functools.partial(linear_recurrence, implementation=implementation)
+    close(*jitted(lambda: (derivatives(fast), derivatives(linear_recurrence_reference)))())
+
+
+@pytest.mark.parametrize("implementation", NAMES)
+def test_vmap_is_the_batch(implementation: str, x64: None) -> None:
+    args, ids = inputs(7, "float64"), jnp.asarray(ragged(7))
+
+    def run(a: jax.Array, b: jax.Array, state: jax.Array, ids: jax.Array) -> Any:
+        return linear_recurrence(a, b, state, segment_ids=ids, implementation=implementation)
+
+    def in_rows(x: jax.Array) -> jax.Array:
+        return x[None]
+
+    batch, by_row, rows = jitted(lambda *args: (run(*args), jax.vmap(run)(*args), run(*(in_rows(x) for x in args))))(
+        *args, ids
+    )
+    close(by_row, batch, 1e-13)
+    close(rows, jax.tree.map(in_rows, batch), 1e-13)
+
+
+@pytest.mark.parametrize("implementation", NAMES)
+def test_a_constant_decay_is_scipys_filter(implementation: str, x64: None) -> None:
+    _, b, state = inputs(33, "float64")
+    decay = np.array([0.9, -0.5, 0.0])
+    _, hs = linear_recurrence(jnp.broadcast_to(decay, b.shape), b, state, implementation=implementation)
+    for row in range(B):
+        for f in range(F):
+            want, _ = lfilter([1.0], [1.0, -decay[f]], b[row, :, f], zi=[decay[f] * state[row, f]])
+            np.testing.assert_allclose(hs[row, :, f], want, rtol=1e-12, atol=1e-12)
+
+
+def test_errors_name_the_value() -> None:
+    a, b, state = inputs(4, "float32")
+    with pytest.raises(ValueError, match="implementation='fast'; known: auto, sequential, associative, two-level"):
+        linear_recurrence(a, b, state, implementation="fast")
+    with pytest.raises(ValueError, match=r"a \(float32\), b \(bfloat16\)"):
+        linear_recurrence(a, b.astype(jnp.bfloat16), state)
