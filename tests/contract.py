@@ -238,6 +238,14 @@ def check_low_precision(low: Subject, exact: Subject, tolerance: float, gradient
     close(got[2:], want[2:], gradient_tolerance, "gradients in bfloat16")
 
 
+def check_nothing(core: Core, params: Any) -> None:
+    """A stretch of no length changes nothing."""
+    carry, xs = core.initial_carry((BATCH,), TIME), jnp.zeros((BATCH, 0, WIDTH))
+    after, ys = jax.jit(core.apply)(params, carry, xs, jnp.zeros((BATCH, 0), jnp.int32))
+    close(after, carry, 0.0, "the carry after nothing")
+    assert ys.shape == jax.jit(core.apply)(params, carry, xs)[1].shape == (BATCH, 0, core.features)
+
+
 def check_initial_carry(core: Core) -> None:
     """It works unbound, for any batch dims, and every leaf leads with them."""
     for context in (0, 7):

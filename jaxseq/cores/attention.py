@@ -128,6 +128,8 @@ class Attention(Core):
         placed: bool = True,
     ) -> Float[Array, "*B T N H"]:
         """Attention under the mask; ``placed=False``: no padding, no cache, so places are just 0, 1, 2, ..."""
+        if query.shape[-3] == 0:
+            return query
         q, k = (here.positions, there.positions) if placed else (None, None)
         mask = masks.causal(q, k) if self.window is None else masks.sliding_window(self.window, q, k)
         if placed:
@@ -148,14 +150,14 @@ def _places(carry: Cache, shape: tuple[int, ...], segment_ids: SegmentIds | None
         return here, carry._replace(position=carry.position + shape[-1], document=document, segment_id=last)
     ids = segment_ids.astype(jnp.int32)
     real = segments.is_real(ids)
-    count = jnp.cumsum(real, axis=-1, dtype=jnp.int32)
-    begun = jnp.cumsum(segments.starts(ids, carry.segment_id), axis=-1, dtype=jnp.int32)
-    document = jnp.where(count[..., -1] > 0, jnp.maximum(carry.document, 1), carry.document)
+    starts = segments.starts(ids, carry.segment_id)
+    count, begun = (jnp.cumsum(marks, axis=-1, dtype=jnp.int32) for marks in (real, starts))
+    document = jnp.where(real.any(-1), jnp.maximum(carry.document, 1), carry.document)
     documents = document[..., None] + begun
     here = _Stretch(jnp.where(real, carry.position[..., None] + count - 1, -1), jnp.where(real, documents, 0))
     after = carry._replace(
-        position=carry.position + count[..., -1],
-        document=documents[..., -1],
+        position=carry.position + real.sum(-1, dtype=jnp.int32),
+        document=document + starts.sum(-1, dtype=jnp.int32),
         segment_id=segments.last_id(ids, carry.segment_id),
     )
     return here, after

@@ -180,4 +180,5 @@ def _counted(
     seen = jnp.cumsum(segments.is_real(segment_ids), axis=-1, dtype=before.dtype)
     start = segments.starts(segment_ids, segments.no_ids(segment_ids))
     begun = lax.cummax(jnp.where(start, seen - 1, -before), axis=seen.ndim - 1)
-    return jnp.maximum(seen - 1 - begun, 0), seen[..., -1:] - begun[..., -1:]
+    counts = jnp.concatenate([before, seen - begun], axis=-1)
+    return jnp.maximum(counts[..., 1:] - 1, 0), counts[..., -1:]

@@ -105,5 +105,11 @@ def test_bfloat16_stays_near(name: str, exact: contract.Subject) -> None:
 
 
 @EVERY
+def test_a_stretch_of_no_length_changes_nothing(name: str) -> None:
+    single = subject(name, "float32", "float32")
+    contract.check_nothing(single.core, single.params)
+
+
+@EVERY
 def test_initial_carry_leads_with_the_batch_dims(name: str) -> None:
     contract.check_initial_carry(CASES[name]())
