@@ -16,6 +16,7 @@ from jax import lax
 from jax.tree_util import Partial
 
 from jaxseq.ops import segments
+from jaxseq.ops.rows import rows_product
 from jaxseq.typing import Array, Bool, Float, SegmentIds
 
 IMPLEMENTATIONS = ("auto", "fused", "reference")
@@ -76,11 +77,11 @@ def project(
     They are made time first and gate by gate, as the loop will read them: of input and projection the input is
     the smaller one to turn round.
     """
-    rows = jnp.moveaxis(xs, -2, 0)
-    kernels = _split_gates(kernel.reshape(kernel.shape[0], gates, -1))
-    products = [rows @ k for k in kernels]
-    biases = _split_gates(bias.reshape(gates, -1))
-    out = [p + jnp.broadcast_to(b, p.shape) for p, b in zip(products, biases, strict=True)]
+    time_major = jnp.moveaxis(xs, -2, 0)
+    rows = time_major.reshape(-1, xs.shape[-1])
+    kernels, biases = _split_gates(kernel.reshape(-1, gates, bias.size // gates)), _split_gates(bias.reshape(gates, -1))
+    out = [rows_product(rows, k) + b[None] for k, b in zip(kernels, biases, strict=True)]
+    out = [projection.reshape(*time_major.shape[:-1], -1) for projection in out]
     return jnp.moveaxis(jnp.stack(out, axis=-2), 0, -3)
 
 
@@ -278,8 +279,11 @@ def _joined(summed: tuple[bool, ...], x: tuple, r: tuple) -> tuple[tuple, tuple]
 
 def _weight_tangent(h: Float[Array, "T *B F"], d_R: Float[Array, "N H G H"]) -> tuple[Float[Array, "T *B F"], ...]:
     """``h_prev @ dR`` over the whole sequence; its transpose is the one weight product of the gradient."""
-    rows = h.reshape(-1, h.shape[-1])
-    return tuple(product.reshape(h.shape) for product in _recur(rows, d_R))
+    heads, size, _, _ = d_R.shape
+    if heads > 1:
+        return _recur(h, d_R)
+    rows = h.reshape(-1, size).astype(d_R.dtype)
+    return tuple(rows_product(rows, block[0]).reshape(h.shape).astype(h.dtype) for block in _split_gates(d_R))
 
 
 def _in_chunks(
