@@ -81,7 +81,7 @@ def project(
     rows = time_major.reshape(-1, xs.shape[-1])
     kernels, biases = _split_gates(kernel.reshape(-1, gates, bias.size // gates)), _split_gates(bias.reshape(gates, -1))
     out = [rows_product(rows, k) + b[None] for k, b in zip(kernels, biases, strict=True)]
-    out = [projection.reshape(*time_major.shape[:-1], -1) for projection in out]
+    out = [projection.reshape(*time_major.shape[:-1], bias.size // gates) for projection in out]
     return jnp.moveaxis(jnp.stack(out, axis=-2), 0, -3)
 
 

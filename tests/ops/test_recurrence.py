@@ -155,8 +155,9 @@ def carried_by_scans(jaxpr: Any) -> list[tuple[int, ...]]:
     shapes = []
     for equation in equations(jaxpr):
         if equation.primitive.name == "scan":
-            first, count = equation.params["num_consts"], equation.params["num_carry"]
-            shapes += [v.aval.shape for v in equation.params["jaxpr"].jaxpr.invars[first : first + count]]
+            # What is carried leaves a scan as it leaves its body; everything else is stacked along time.
+            pairs = zip(equation.outvars, equation.params["jaxpr"].jaxpr.outvars, strict=True)
+            shapes += [after.aval.shape for after, out in pairs if after.aval.shape == out.aval.shape]
     return shapes
 
 
