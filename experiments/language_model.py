@@ -70,7 +70,7 @@ class Config:
     samples: int = free(2)
     sample_length: int = free(400)
     temperature: float = free(0.8)
-    train: training.TrainConfig = training.TrainConfig(steps=1000, truncation="carry", eval_every=100)
+    train: training.TrainConfig = training.TrainConfig(steps=800, truncation="carry", eval_every=100)
     optimizer: training.OptimizerConfig = training.OptimizerConfig(
         learning_rate=1.6e-2, warmup_steps=40, weight_decay=1e-4, b2=0.99
     )
