@@ -1,22 +1,24 @@
-"""The figures of a run, drawn with matplotlib (extra `plots`); import this module lazily."""
+"""The figures of a run, drawn with matplotlib (extra `plots`), which is imported when a figure is drawn."""
 
 import math
 from pathlib import Path
 from typing import Any
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, LogLocator, NullLocator, StrMethodFormatter
 
 INK, SOFT, GRID = "#20242a", "#667080", "#e8eaed"
 BLUE, RED, PALE = "#2b5c8f", "#b5483a", "#a9c0d8"
 
 
 def draw_figures(rows: list[dict[str, Any]], folder: Path, *, clip_norm: float | None = None) -> dict[str, Path]:
-    """``loss.png``, ``learning_rate.png``, ``gradient_norm.png`` against tokens seen, where there is data."""
+    """``loss.png``, ``bits_per_character.png``, ``learning_rate.png``, ``gradient_norm.png`` against tokens seen, where there is data."""
+    from matplotlib.figure import Figure
+
     folder.mkdir(parents=True, exist_ok=True)
     drawings = {
         "Loss": ("loss", lambda axes: _loss(axes, rows)),
+        "Held-out bits per character": (
+            "evaluation/bits_per_character",
+            lambda axes: _held_out(axes, rows),
+        ),
         "Learning rate": ("learning_rate", lambda axes: _learning_rate(axes, rows)),
         "Gradient norm before clipping": (
             "gradient_norm",
@@ -31,7 +33,7 @@ def draw_figures(rows: list[dict[str, Any]], folder: Path, *, clip_norm: float |
         axes = figure.subplots()
         _prepare(axes, title)
         draw(axes)
-        files[title] = folder / f"{name}.png"
+        files[title] = folder / f"{name.rpartition('/')[2]}.png"
         figure.savefig(files[title], metadata={"Software": None})
     return files
 
@@ -56,7 +58,9 @@ def smoothed(values: list[float], span: int) -> list[float]:
     return means
 
 
-def _prepare(axes: Axes, title: str) -> None:
+def _prepare(axes: Any, title: str) -> None:
+    from matplotlib.ticker import EngFormatter
+
     axes.set_title(title, loc="left", fontsize=11, color=INK, pad=10)
     axes.set_xlabel("tokens seen", fontsize=9, color=SOFT)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -68,7 +72,7 @@ def _prepare(axes: Axes, title: str) -> None:
         spine.set_color(GRID)
 
 
-def _loss(axes: Axes, rows: list[dict[str, Any]]) -> None:
+def _loss(axes: Any, rows: list[dict[str, Any]]) -> None:
     tokens, loss = points(rows, "loss")
     _curve(axes, tokens, loss, "training")
     # The first steps stand far above the rest: leave them out of the view where there are enough others.
@@ -86,6 +90,11 @@ def _loss(axes: Axes, rows: list[dict[str, Any]]) -> None:
         axes.legend(frameon=False, fontsize=9, labelcolor=SOFT)
 
 
+def _held_out(axes: Any, rows: list[dict[str, Any]]) -> None:
+    axes.plot(*points(rows, "evaluation/bits_per_character"), color=RED, linewidth=1.6, marker="o", markersize=3)
+    axes.set_ylabel("bits per character", fontsize=9, color=SOFT)
+
+
 def _bits(nats: Any) -> Any:
     return nats / math.log(2)
 
@@ -94,14 +103,16 @@ def _nats(bits: Any) -> Any:
     return bits * math.log(2)
 
 
-def _learning_rate(axes: Axes, rows: list[dict[str, Any]]) -> None:
+def _learning_rate(axes: Any, rows: list[dict[str, Any]]) -> None:
     axes.plot(*points(rows, "learning_rate"), color=BLUE, linewidth=1.6)
     axes.set_ylim(bottom=0)
 
 
-def _gradient_norm(axes: Axes, rows: list[dict[str, Any]], clip_norm: float | None) -> None:
+def _gradient_norm(axes: Any, rows: list[dict[str, Any]], clip_norm: float | None) -> None:
     tokens, norms = points(rows, "gradient_norm")
     if any(norm > 0 for norm in norms):
+        from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
@@ -112,7 +123,7 @@ def _gradient_norm(axes: Axes, rows: list[dict[str, Any]], clip_norm: float | No
         axes.legend(frameon=False, fontsize=9, labelcolor=SOFT)
 
 
-def _curve(axes: Axes, x: list[float], y: list[float], label: str) -> None:
+def _curve(axes: Any, x: list[float], y: list[float], label: str) -> None:
     """The values, pale, with their running mean; a short run has the values alone."""
     span = len(y) // 40
     if span < 2:

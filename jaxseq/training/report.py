@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxseq.training.figures import draw_figures
 from jaxseq.training.files import write_atomic
 from jaxseq.training.metrics import read_json_lines
 from jaxseq.training.run import Run
@@ -69,12 +70,10 @@ def write_report(
     note = ""
     drawn: dict[str, Path] = {}
     try:
-        from jaxseq.training.figures import draw_figures
+        drawn = draw_figures(rows, run.path / "figures", clip_norm=_find(run.config, "clip_norm"))
     except ImportError:
         note = "no figures: they need matplotlib (pip install 'jaxseq[plots]')"
         print(note, flush=True)
-    else:
-        drawn = draw_figures(rows, run.path / "figures", clip_norm=_find(run.config, "clip_norm"))
     page = _page(run, title or run.path.name, rows, samples, drawn | dict(figures or {}), note)
     write_atomic(run.path / "report.html", page)
     return run.path / "report.html"
