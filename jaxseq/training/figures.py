@@ -9,7 +9,10 @@ BLUE, RED, PALE = "#2b5c8f", "#b5483a", "#a9c0d8"
 
 
 def draw_figures(rows: list[dict[str, Any]], folder: Path, *, clip_norm: float | None = None) -> dict[str, Path]:
-    """``loss.png``, ``bits_per_character.png``, ``learning_rate.png``, ``gradient_norm.png`` against tokens seen, where there is data."""
+    """Figures against tokens seen, where there is data; PNGs by their titles.
+
+    ``loss.png``, ``bits_per_character.png``, ``learning_rate.png``, ``gradient_norm.png``.
+    """
     from matplotlib.figure import Figure
 
     folder.mkdir(parents=True, exist_ok=True)
