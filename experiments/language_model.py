@@ -8,6 +8,7 @@ language reference that the standard library carries). DEMO_FIGURES
 """
 
 import dataclasses
+import hashlib
 import math
 import os
 import sys
@@ -57,14 +58,14 @@ class Config:
     """Width of a feed-forward layer in each block, 0 for none; by default 4 x features for attention."""
     tied: bool = False
     """Read the embedding backwards instead of a head of its own."""
-    dropout: float = 0.0
+    dropout: float = 0.1
     batches: Literal["streams", "packed", "crops"] = "streams"
     """Contiguous streams (for carried states), packed whole documents, or random crops."""
     batch_size: int = 32
     length: int = 128
-    """Tokens a chunk; also the window of attention."""
+    """Tokens a chunk; attention's window is length + context."""
     context: int = 0
-    """Earlier positions that attention keeps over a cut (with train.truncation carry)."""
+    """Earlier positions that attention keeps over a cut; needs train.truncation carry or recompute."""
     precision: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0
     samples: int = free(2)
@@ -76,7 +77,25 @@ class Config:
     )
     allow_config_change: bool = free(False)
     smoke: bool = False
-    """A few seconds' run of a tiny model, to see that everything works."""
+    """A few seconds' run, to see that everything works; sets sizes, steps and samples itself."""
+
+    def __post_init__(self) -> None:
+        least = {"layers": 1, "features": 1, "batch_size": 1, "length": 1, "context": 0, "feed_forward": 0}
+        least |= {"samples": 0, "sample_length": 1, "seed": 0, "split_seed": 0}
+        for name, bound in least.items():
+            value = getattr(self, name)
+            if value is not None and value < bound:
+                raise ValueError(f"{name} must be at least {bound}, not {value}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), not {self.dropout}")
+        if self.samples and not self.temperature > 0:
+            raise ValueError(f"temperature must be above 0, not {self.temperature}")
+        if self.batches != "streams" and self.train.truncation != "zero":
+            raise ValueError(
+                f"batches {self.batches} are no streams: train.truncation must be zero, not {self.train.truncation}"
+            )
+        if self.context and self.train.truncation == "zero":
+            raise ValueError(f"context={self.context} looks over a cut, but train.truncation is zero")
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -91,10 +110,10 @@ def main(config: Config) -> dict[str, Any]:
     model = build(config, vocabulary.size)
     carry = model.initial_carry((config.batch_size,), config.context)
     tokens = jnp.zeros((config.batch_size, config.length), jnp.int32)
-    key, init_key = jax.random.split(jax.random.key(config.seed))
+    key, init_key, sample_key = jax.random.split(jax.random.key(config.seed), 3)
     jax.eval_shape(model.init, init_key, carry, tokens)  # whatever does not fit is said before a folder is made
 
-    fingerprint = batches.fingerprint
+    fingerprint = fingerprint_of(config, batches, corpus)
     change = config.allow_config_change
     with training.Run.open(config.run, config, fingerprint=fingerprint, allow_config_change=change) as run:
         run.write("vocabulary.json", vocabulary.to_json())
@@ -112,6 +131,7 @@ def main(config: Config) -> dict[str, Any]:
             "lzma_bits_per_character": lzma,
             "held_out_characters": corpus.held_out_characters,
             "held_out_overlap": corpus.overlap,
+            "text_sha256": corpus.sha256,
             "near_copies_dropped": corpus.dropped,
             "train_characters": corpus.train_characters,
             "parameters": sum(p.size for p in jax.tree.leaves(state.params)),
@@ -119,7 +139,7 @@ def main(config: Config) -> dict[str, Any]:
             "train_seconds": train_seconds(run),
         }
         run.write_results(results)
-        texts = sample_text(config, model, state.averaged, vocabulary, key)
+        texts = sample_text(config, model, state.averaged, vocabulary, sample_key)
         report = training.write_report(run, title=f"Language model: {config.core}", samples=texts)
     print(
         f"held-out text: {results['bits_per_character']:.3f} bits per character "
@@ -147,9 +167,23 @@ def make_batches(config: Config, documents: list[Any], separator: int) -> Any:
     """The dataset: a pure function of the step."""
     sizes = {"batch_size": config.batch_size, "length": config.length, "seed": config.seed}
     if config.batches == "packed":
-        return data.PackedDocuments(documents, **sizes)
+        return data.PackedDocuments(documents, separator=separator, **sizes)
     kind = data.ContiguousStreams if config.batches == "streams" else data.RandomCrops
     return kind(data.joined(documents, separator=separator), **sizes)
+
+
+def fingerprint_of(config: Config, batches: Any, corpus: data.Corpus) -> str:
+    """Of all that the run's figures rest on: training batches, held-out text, a core's own file."""
+    digest = hashlib.sha256((batches.fingerprint + corpus.sha256).encode())
+    file = Path(config.core.rpartition(":")[0])
+    if file.suffix == ".py":
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def reach(config: Config) -> int:
+    """How far attention may look back, in training over a cut, and so in evaluation and sampling."""
+    return config.length + config.context - 1
 
 
 def build(config: Config, vocab_size: int) -> LanguageModel:
@@ -161,7 +195,7 @@ def build(config: Config, vocab_size: int) -> LanguageModel:
     if norm == "auto":
         norm = "pre" if attention or config.layers > 1 else "none"
     hidden = config.feed_forward if config.feed_forward is not None else 4 * config.features * attention
-    fields = types | ({"window": config.length} if attention else {})
+    fields = types | ({"window": reach(config) + 1} if attention else {})
     cores = [make_core(config.core, config.features, config.core_options, **fields) for _ in range(config.layers)]
     if norm != "none":
         dropout = config.dropout
@@ -202,7 +236,7 @@ def make_evaluation(config: Config, model: LanguageModel, corpus: data.Corpus, v
     step = jax.jit(partial(forward, model))
 
     def evaluate(params: Any) -> dict[str, float]:
-        carry, nats = model.initial_carry((16,), config.length - 1), 0.0
+        carry, nats = model.initial_carry((16,), reach(config)), 0.0
         for batch in batches:
             carry, entropy = step(params, carry, batch)
             nats += float(entropy.total)
@@ -224,9 +258,9 @@ def sample_text(config: Config, model: LanguageModel, params: Any, vocabulary: A
     first = jnp.full((config.samples,), vocabulary.separator, jnp.int32)
     drawn = decoding.sample(
         Partial(step, params),
-        model.initial_carry((config.samples,), config.length - 1),
+        model.initial_carry((config.samples,), reach(config)),
         first,
-        key=jax.random.fold_in(key, 1),
+        key=key,
         max_length=config.sample_length,
         end_token=vocabulary.separator,
         temperature=config.temperature,
@@ -247,3 +281,6 @@ if __name__ == "__main__":
         if os.environ.get("JAXSEQ_TRACEBACK"):
             raise
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(training.EXIT_INTERRUPTED)

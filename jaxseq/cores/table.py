@@ -39,7 +39,10 @@ def find_core(name: str) -> type[Core]:
     spec = importlib.util.spec_from_file_location(Path(file).stem, file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ValueError(f"core {name!r}: {file} does not import: {type(error).__name__}: {error}") from error
     core = getattr(module, attribute, None)
     if not (isinstance(core, type) and issubclass(core, Core)):
         raise ValueError(f"core {name!r}: {file} defines no core {attribute}")
@@ -55,14 +58,25 @@ def make_core(name: str, features: int, options: Sequence[str] = (), **fields: A
       ValueError: an unknown core, an option without ``=``, or one that the core does not have.
     """
     core = find_core(name)
-    known = [field.name for field in dataclasses.fields(core) if field.name not in ("parent", "name")]
+    hidden = ("features", "dtype", "param_dtype", "parent", "name")
+    known = {field.name: field.default for field in dataclasses.fields(core) if field.name not in hidden}
     for option in options:
         field, equals, value = option.partition("=")
         if not equals or field not in known:
             raise ValueError(f"core {name!r} takes options field=value for {', '.join(known)}; not {option!r}")
-        try:
-            fields[field] = ast.literal_eval(value)
-        except (SyntaxError, ValueError):
-            fields[field] = value
+        fields[field] = _parsed(option, value, known[field])
     make: Any = core
     return make(features=features, **fields)
+
+
+def _parsed(option: str, text: str, default: Any) -> Any:
+    """A Python literal or text, of the default's kind (None stands for whole numbers)."""
+    try:
+        value = ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        value = text
+    kind = int if default is None else type(default)
+    fits = type(value) is kind or (kind is float and type(value) is int) or (default is None and value is None)
+    if not fits:
+        raise ValueError(f"core option {option!r} needs a value of type {kind.__name__}")
+    return value

@@ -29,7 +29,8 @@ def linear_recurrence(
       a: the decay; any value (products of decays are formed, never quotients: zeros are safe).
       b: what is added.
       state: ``h`` before the first step. ``a``, ``b`` and ``state`` share one dtype.
-      segment_ids: 0 is padding (the state stands still), a change of id begins again from zeros.
+      segment_ids: 0 is padding (the state stands still), a change of id begins again from zeros (the state is
+        multiplied by 0: one that is infinite or NaN is not forgotten).
       implementation: ``"sequential"`` (a scan over time), ``"associative"`` (``jax.lax.associative_scan``: log T
         passes over everything; Blelloch 1990), ``"two-level"`` (chunks side by side, then a scan over the chunks'
         ends: √T steps twice) or ``"auto"``.

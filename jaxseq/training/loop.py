@@ -139,11 +139,12 @@ class _Loop:
             while self.step < self.config.steps and interrupts.name is None:
                 self.advance(first)
                 first = False
-            self.save_for_sure()
+            saved = self.save_for_sure()
             if interrupts.name is not None:
+                place = "saved; the same command goes on from here" if saved else "NOT saved; it goes on from before"
                 self.progress.note(
-                    f"{interrupts.name}: stopped at step {self.step} of {self.config.steps}, saved; the same "
-                    f"command goes on from here (exit code {EXIT_INTERRUPTED})"
+                    f"{interrupts.name}: stopped at step {self.step} of {self.config.steps}, {place} "
+                    f"(exit code {EXIT_INTERRUPTED})"
                 )
                 raise Interrupted(self.step)
         return self.state
@@ -231,10 +232,10 @@ class _Loop:
     def give_up(self) -> None:
         most, self.most_in_row = self.most_in_row, 0
         self.settle(0)
-        self.save_for_sure()
+        saved = "saved" if self.save_for_sure() else "could NOT be saved"
         raise NonfiniteError(
             f"{most} steps in a row had a loss or gradient that is not finite, up to step {self.step}. The "
-            f"parameters from before are kept, and saved; {self.faults.file} names the batches. "
+            f"parameters from before are kept, and {saved}; {self.faults.file} names the batches. "
             "A lower learning rate or a tighter clip_norm may help."
         )
 
@@ -284,10 +285,11 @@ class _Loop:
         self.saved = self.step
         self.mark = time.perf_counter()
 
-    def save_for_sure(self) -> None:
-        """The last save before the process may end: on disk, and tried twice."""
+    def save_for_sure(self) -> bool:
+        """The last save before the process may end: tried twice; True if it is on disk."""
         if self.saved != self.step:
             self.save()
-        if not self.checkpoints.wait():
-            self.save()
-            self.checkpoints.wait()
+        if self.checkpoints.wait():
+            return True
+        self.save()
+        return self.checkpoints.wait()

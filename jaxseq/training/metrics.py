@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import warnings
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -28,12 +29,20 @@ class JsonLines:
 
     def __init__(self, file: str | os.PathLike):
         self.file = Path(file)
+        self._failed = False
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:
-        """Append ``{"step": step, ...}``."""
+        """Append ``{"step": step, ...}``. A full disk is warned of once and costs the lines that do not fit."""
         row = {"step": step} | {name: _plain(value) for name, value in metrics.items()}
-        with open(self.file, "a", encoding="utf-8") as stream:
-            stream.write(json.dumps(row) + "\n")
+        try:
+            with open(self.file, "a", encoding="utf-8") as stream:
+                # After a failure the last line may be torn: an empty line keeps the next one whole.
+                stream.write("\n" * self._failed + json.dumps(row) + "\n")
+            self._failed = False
+        except OSError as error:
+            if not self._failed:
+                warnings.warn(f"{self.file} was not written ({error}); training goes on", stacklevel=2)
+            self._failed = True
 
     def rewind(self, step: int) -> None:
         """Drop the lines past ``step``, and a line torn by a crash."""

@@ -129,6 +129,22 @@ def fresh_state(config: Config):
     return training.create_state(params, optimizer, carry=carry, key=key)
 
 
+def test_a_core_file_that_does_not_import_is_named(tmp_path, text_file):
+    (tmp_path / "broken.py").write_text("def core(:")
+    with pytest.raises(ValueError, match=r"broken\.py.*SyntaxError"):
+        main(small(tmp_path / "run", text_file, core=f"{tmp_path}/broken.py:Core"))
+
+
+def test_other_held_out_text_is_other_data(tmp_path, text_file):
+    book = tmp_path / "book.txt"
+    text = text_file.read_text()
+    book.write_text(text)
+    main(small(tmp_path / "run", book, split="tail"))
+    book.write_text(text[:-40] + text[-40:][::-1])
+    with pytest.raises(ConfigMismatchError, match="fingerprint"):
+        main(small(tmp_path / "run", book, split="tail"))
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -137,10 +153,32 @@ def fresh_state(config: Config):
         ({"core": "attention", "core_options": ("num_heads=3",)}, ["features=8", "num_heads=3"]),
         ({"core_options": ("num_heads=3",)}, ["features=8", "num_heads=3"]),
         ({"core_options": ("heads=2",)}, ["heads=2", "num_heads"]),
+        ({"core_options": ("features=16",)}, ["features=16", "num_heads"]),
+        ({"core_options": ("peepholes=maybe",)}, ["peepholes=maybe", "bool"]),
+        ({"layers": 0}, ["layers", "0"]),
+        ({"dropout": 1.5}, ["dropout", "1.5"]),
+        ({"temperature": 0.0}, ["temperature", "0.0"]),
+        ({"batches": "packed"}, ["packed", "truncation", "carry"]),
+        ({"context": 4, "train": TrainConfig(steps=2)}, ["context=4", "zero"]),
         ({"batch_size": 100_000}, ["100", "000"]),
         ({"text": Path("no/such/book.txt")}, ["no/such/book.txt"]),
     ],
-    ids=["core", "core-file", "attention-heads", "lstm-heads", "option", "batch", "file"],
+    ids=[
+        "core",
+        "core-file",
+        "attention-heads",
+        "lstm-heads",
+        "option",
+        "features",
+        "option-type",
+        "layers",
+        "dropout",
+        "temperature",
+        "packed",
+        "context",
+        "batch",
+        "file",
+    ],  # fmt: skip
 )
 def test_wrong_input_is_said_and_makes_no_folder(changes, words, tmp_path, text_file):
     with pytest.raises((ValueError, OSError)) as error:

@@ -89,3 +89,34 @@ def test_tensorboard_writes_events_or_says_what_is_missing(tmp_path, monkeypatch
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ImportError, match=r"jaxseq\[tensorboard\]"):
         TensorBoard(tmp_path)
+
+
+def test_a_full_disk_is_warned_of_once_and_the_next_line_is_whole(tmp_path, monkeypatch):
+    lines, real, full = JsonLines(tmp_path / "metrics.jsonl"), builtins.open, True
+
+    class Full:
+        def __init__(self, stream):
+            self.stream = stream
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *exception):
+            self.stream.close()
+
+        def write(self, text):
+            self.stream.write(text[: len(text) // 2])
+            raise OSError(28, "No space left on device")
+
+    def open_full(*arguments, **options):
+        return Full(real(*arguments, **options)) if full and "a" in arguments else real(*arguments, **options)
+
+    monkeypatch.setattr(builtins, "open", open_full)
+    with pytest.warns(UserWarning, match="No space left") as caught:
+        lines.write(1, {"loss": 1.0})
+        lines.write(2, {"loss": 2.0})
+    assert len(caught) == 1
+    full = False
+    lines.write(3, {"loss": 3.0})
+    lines.write(4, {"loss": 4.0})
+    assert [row["step"] for row in read_json_lines(lines.file)] == [3, 4]
