@@ -178,7 +178,7 @@ def test_other_held_out_text_is_other_data(tmp_path, text_file):
         "context",
         "batch",
         "file",
-    ],  # fmt: skip
+    ],
 )
 def test_wrong_input_is_said_and_makes_no_folder(changes, words, tmp_path, text_file):
     with pytest.raises((ValueError, OSError)) as error:
