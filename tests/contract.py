@@ -67,11 +67,11 @@ class Subject:
     def fresh(self) -> Any:
         """A carry before anything was seen, with room for all of it."""
         with self.precision():
-            return jax.tree.map(np.asarray, self.core.initial_carry((BATCH,), TIME))
+            return jax.tree.map(np.asarray, self.core.initial_carry((BATCH,), PIECE + TIME))
 
     def carry(self, seed: int = 3) -> Any:
-        """The same with random states: the laws hold from any."""
-        return _filled(self.fresh(), seed)
+        """A carry that a stretch of document 1 has left: no zeros, and nothing that no sequence leads to."""
+        return self(self.fresh(), self.xs(seed, PIECE), np.ones((BATCH, PIECE), np.int32)).carry
 
     def __call__(
         self, carry: Any, xs: Any, ids: Any, d_carry: list | None = None, d_ys: Any = None, run: str = "batched"
@@ -240,7 +240,7 @@ def check_low_precision(low: Subject, exact: Subject, tolerance: float, gradient
 
 def check_nothing(core: Core, params: Any) -> None:
     """A stretch of no length changes nothing."""
-    carry, xs = core.initial_carry((BATCH,), TIME), jnp.zeros((BATCH, 0, WIDTH))
+    carry, xs = core.initial_carry((BATCH,), PIECE + TIME), jnp.zeros((BATCH, 0, WIDTH))
     after, ys = jax.jit(core.apply)(params, carry, xs, jnp.zeros((BATCH, 0), jnp.int32))
     close(after, carry, 0.0, "the carry after nothing")
     assert ys.shape == jax.jit(core.apply)(params, carry, xs)[1].shape == (BATCH, 0, core.features)

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxseq.ops import segments
-from jaxseq.typing import Array, Carry, DType, Float, Int, SegmentIds, Sequence
+from jaxseq.typing import Array, Bool, Carry, DType, Float, Int, SegmentIds, Sequence
 
 
 class Core(nn.Module, abc.ABC):
@@ -65,8 +65,13 @@ def entering(carry: StateCarry, segment_ids: SegmentIds | None) -> StateCarry:
     ids = segment_ids.astype(carry.segment_id.dtype)
     first = segments.first_id(ids)
     afresh = (first != 0) & (carry.segment_id != 0) & (first != carry.segment_id)
-    state = jax.tree.map(lambda s: jnp.where(afresh[..., None], jnp.zeros_like(s), s), carry.state)
+    state = jax.tree.map(lambda s: jnp.where(_over(afresh, s), jnp.zeros_like(s), s), carry.state)
     return StateCarry(state, segments.last_id(ids, carry.segment_id))
+
+
+def _over(mark: Bool[Array, "*B"], like: Array) -> Array:
+    """The mark with as many dimensions as ``like``."""
+    return mark.reshape(*mark.shape, *(1,) * (like.ndim - mark.ndim))
 
 
 def without_padding(xs: Float[Array, "*B T D"], segment_ids: SegmentIds | None) -> Float[Array, "*B T D"]:
