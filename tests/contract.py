@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from compilation import jitted
 
 from jaxseq.cores import Core
 
@@ -51,10 +52,7 @@ class Subject:
             shapes = jax.eval_shape(self.core.init, jax.random.key(0), self.core.initial_carry((1,)), self.xs(0)[:1])
         self.params = _filled(shapes, seed=7, scale=0.4)
         forms: dict[str, Callable] = {"batched": self.core.apply, "vmapped": self._vmapped}
-        quick = {"xla_backend_optimization_level": 0}  # compiling is what the tests cost
-        self.runs = {
-            form: jax.jit(partial(self._run, form, apply), compiler_options=quick) for form, apply in forms.items()
-        }
+        self.runs = {form: jitted(partial(self._run, form, apply)) for form, apply in forms.items()}
 
     def precision(self) -> AbstractContextManager:
         """Double precision is switched on for float64 alone."""
@@ -241,9 +239,10 @@ def check_low_precision(low: Subject, exact: Subject, tolerance: float, gradient
 def check_nothing(core: Core, params: Any) -> None:
     """A stretch of no length changes nothing."""
     carry, xs = core.initial_carry((BATCH,), PIECE + TIME), jnp.zeros((BATCH, 0, WIDTH))
-    after, ys = jax.jit(core.apply)(params, carry, xs, jnp.zeros((BATCH, 0), jnp.int32))
+    run = jitted(core.apply)
+    after, ys = run(params, carry, xs, jnp.zeros((BATCH, 0), jnp.int32))
     close(after, carry, 0.0, "the carry after nothing")
-    assert ys.shape == jax.jit(core.apply)(params, carry, xs)[1].shape == (BATCH, 0, core.features)
+    assert ys.shape == run(params, carry, xs)[1].shape == (BATCH, 0, core.features)
 
 
 def check_initial_carry(core: Core) -> None:

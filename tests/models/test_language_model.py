@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compilation import jitted
 from jax.tree_util import Partial
 
 from jaxseq.cores import GRU, AddPositions, Attention, Core, Elman, Stacked, block
@@ -16,7 +17,6 @@ from jaxseq.layers import Embedding
 from jaxseq.models import LanguageModel
 
 V, F, B, T = 11, 8, 3, 8
-jitted = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, V, (B, T)), jnp.int32)
 IDS = jnp.asarray([[1, 1, 1, 2, 2, 1, 1, 1], [0, 0, 3, 3, 3, 3, 0, 0], [1, 1, 0, 1, 4, 4, 4, 4]], jnp.int32)
 
