@@ -29,10 +29,12 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)  ## the benchmarks: ratios against flax, jax.nn and, where installed, torch (about 10 minutes)
+bench: $(READY)  ## the benchmarks: ratios against flax, jax.nn and, where installed, torch (about half an hour)
 	$(BIN)/python benchmarks/recurrence.py
 	$(BIN)/python benchmarks/linear_recurrence.py
+	$(BIN)/python benchmarks/linear_attention.py
 	$(BIN)/python benchmarks/attention.py
+	$(BIN)/python benchmarks/throughput.py --preset cpu
 
 lock:  ## resolve requirements.lock again (needs uv)
 	uv pip compile pyproject.toml --universal --generate-hashes --no-emit-index-url --no-header \

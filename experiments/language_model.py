@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import tyro
 from jax.tree_util import Partial
 
-from jaxseq import data, decoding, training
+from jaxseq import data, decoding, ops, training
 from jaxseq.cores import Pointwise, Stacked, block, make_core
 from jaxseq.layers import Embedding
 from jaxseq.models import LanguageModel
@@ -124,6 +124,9 @@ def main(config: Config) -> dict[str, Any]:
         params = jax.jit(model.init)(init_key, carry, tokens)["params"]
         optimizer = training.make_optimizer(config.optimizer, config.train.steps)
         state = training.create_state(params, optimizer, carry=carry, key=key)
+        chosen = ops.implementations(partial(forward, model), params, carry, batches(0))
+        runs = ", ".join(f"{op}={'/'.join(names)}" for op, names in chosen.items())
+        print(f"implementations: {runs}", flush=True)
         evaluate = make_evaluation(config, model, corpus, vocabulary)
         state = training.fit(make_loss(model), state, optimizer, batches, run, config.train, evaluate=evaluate)
 
@@ -138,6 +141,7 @@ def main(config: Config) -> dict[str, Any]:
             "train_characters": corpus.train_characters,
             "parameters": sum(p.size for p in jax.tree.leaves(state.params)),
             "steps": int(state.step),
+            "implementations": runs,
             "train_seconds": train_seconds(run),
         }
         run.write_results(results)

@@ -20,7 +20,7 @@ def test_the_cell_of_ones_own_trains_as_pasted(tmp_path):
     file = tmp_path / "my_cell.py"
     file.write_text(BLOCKS[1], encoding="utf-8")
     train = TrainConfig(steps=30, truncation="carry")
-    config = Config(run=tmp_path / "run", core=f"{file}:MGU", smoke=True, train=train)
+    config = Config(run=tmp_path / "run", core=f"{file}:UGRNN", smoke=True, train=train)
     results = main(config)
     assert np.isfinite(results["bits_per_character"])
 

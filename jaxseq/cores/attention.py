@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxseq.cores.core import Core, no_segment, without_padding
+from jaxseq.cores.core import Core, count_heads, no_segment, without_padding
 from jaxseq.ops import attention, masks, positions, segments
 from jaxseq.typing import Array, DType, Features, Float, Int, SegmentIds, Sequence
 
@@ -40,8 +40,9 @@ class Attention(Core):
     """Multi-head causal self-attention (Vaswani et al. 2017), grouped if ``num_kv_heads < num_heads`` (GQA, 2023).
 
     ``y = softmax(q kᵀ / √H + causal mask) v W_o``. ``positions`` is ``"rotary"`` (Su et al. 2021), ``"alibi"`` (Press
-    et al. 2022) or ``"none"``; ``window`` lets a position see itself and the ``window - 1`` before it. Unless given,
-    there is one head for every 64 features where that divides, else one head.
+    et al. 2022) or ``"none"``; ``window`` lets a position see itself and the ``window - 1`` before it. ``soft_cap``
+    bounds the scaled scores, ``cap · tanh(scores / cap)``, before mask and ALiBi (Gemma 2, arXiv:2408.00118).
+    Unless given, there is one head for every 64 features where that divides, else one head.
 
     ``initial_carry(..., context)`` keeps ``context`` earlier positions (a window needs ``window - 1`` at most): the
     splitting law is exact while the history fits. ``context=0``, for training on whole sequences, keeps nothing.
@@ -50,13 +51,14 @@ class Attention(Core):
 
     Raises:
       ValueError: heads do not divide features, key-value heads do not divide heads, the head size is odd with
-        rotary positions, or ``positions`` is unknown.
+        rotary positions, ``positions`` is unknown, or ``soft_cap`` is not positive.
     """
 
     features: int
     num_heads: int | None = None
     num_kv_heads: int | None = None
     window: int | None = None
+    soft_cap: float | None = None
     positions: str = "rotary"
     implementation: str = "auto"
     dtype: DType = jnp.float32
@@ -64,16 +66,16 @@ class Attention(Core):
 
     def _sizes(self) -> tuple[int, int, int]:
         """Heads, key-value heads and head size, checked."""
-        heads = self.num_heads
-        if heads is None:
-            heads = self.features // 64 if self.features % 64 == 0 else 1
-        if heads < 1 or self.features % heads:
-            raise ValueError(f"features={self.features} is not divisible by num_heads={heads}")
+        if self.window is not None and self.window < 1:
+            raise ValueError(f"window={self.window} is not positive")
+        heads = count_heads(self.features, self.num_heads)
         groups = heads if self.num_kv_heads is None else self.num_kv_heads
         if groups < 1 or heads % groups:
             raise ValueError(f"num_heads={heads} is not divisible by num_kv_heads={groups}")
         if self.positions not in POSITIONS:
             raise ValueError(f"positions={self.positions!r}; known: {', '.join(POSITIONS)}")
+        if self.soft_cap is not None and not self.soft_cap > 0:
+            raise ValueError(f"soft_cap={self.soft_cap} is not positive")
         if self.positions == "rotary" and (self.features // heads) % 2:
             raise ValueError(f"rotary positions need an even head size, got {self.features // heads}")
         return heads, groups, self.features // heads
@@ -139,7 +141,9 @@ class Attention(Core):
         bias = None
         if self.positions == "alibi":
             bias = positions.alibi(positions.alibi_slopes(query.shape[-2]), q, k)
-        return attention(query, key, value, mask=mask, bias=bias, implementation=self.implementation)
+        return attention(
+            query, key, value, mask=mask, bias=bias, soft_cap=self.soft_cap, implementation=self.implementation
+        )
 
 
 def _places(carry: Cache, shape: tuple[int, ...], segment_ids: SegmentIds | None) -> tuple[_Stretch, Cache]:

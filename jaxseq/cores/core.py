@@ -54,6 +54,20 @@ def state_dtype(param_dtype: DType) -> DType:
     return param_dtype if jnp.dtype(param_dtype).itemsize >= 4 else jnp.float32
 
 
+def count_heads(features: int, num_heads: int | None) -> int:
+    """``num_heads``, or one for every 64 features where that divides, else one.
+
+    Raises:
+      ValueError: they do not divide ``features``.
+    """
+    heads = num_heads
+    if heads is None:
+        heads = features // 64 if features % 64 == 0 else 1
+    if heads < 1 or features % heads:
+        raise ValueError(f"features={features} is not divisible by num_heads={heads}")
+    return heads
+
+
 def entering(carry: StateCarry, segment_ids: SegmentIds | None) -> StateCarry:
     """The state to begin this stretch with, and the id to carry out of it.
 

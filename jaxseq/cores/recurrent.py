@@ -1,4 +1,4 @@
-"""What every nonlinear recurrent core shares: one product with the input, then ``jaxseq.ops.recurrence``."""
+"""What every nonlinear recurrent core shares: its parameters, and ``jaxseq.ops.projected_recurrence`` over them."""
 
 import abc
 from collections.abc import Callable
@@ -8,8 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxseq.cores.core import Core, StateCarry, entering, no_segment, state_dtype, without_padding
-from jaxseq.ops import project, recurrence
+from jaxseq.cores.core import Core, StateCarry, count_heads, entering, no_segment, state_dtype, without_padding
+from jaxseq.ops import projected_recurrence
 from jaxseq.ops.cells import Hidden
 from jaxseq.typing import Array, DType, Features, SegmentIds, Sequence
 
@@ -43,10 +43,7 @@ class Recurrent(Core):
 
     def recurrent_init(self, key: Array, shape: tuple[int, ...], dtype: DType) -> Array:
         """The recurrent matrix, ``[N, H, G, H]``: every block orthogonal."""
-        heads, size, gates, _ = shape
-        keys = jax.random.split(key, (heads, gates))
-        blocks = jax.vmap(jax.vmap(lambda k: nn.initializers.orthogonal()(k, (size, size), dtype)))(keys)
-        return jnp.swapaxes(blocks, 1, 2)
+        return orthogonal_blocks(key, shape, dtype)
 
     def initial_carry(self, batch_shape: tuple[int, ...], context: int = 0) -> StateCarry:
         """Zeros; a recurrent state needs no room to look back."""
@@ -57,22 +54,32 @@ class Recurrent(Core):
     def __call__(
         self, carry: StateCarry, xs: Sequence, segment_ids: SegmentIds | None = None
     ) -> tuple[StateCarry, Features]:
-        """Projects the whole stretch at once, then runs the cell along it."""
-        heads, size = self.num_heads, self.features // max(self.num_heads, 1)
-        if heads < 1 or heads * size != self.features:
-            raise ValueError(f"features={self.features} is not divisible by num_heads={heads}")
+        """Runs the cell along the stretch."""
+        heads = count_heads(self.features, self.num_heads)
+        size = self.features // heads
         width = self.gates * self.features
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (xs.shape[-1], width), self.param_dtype)
         bias = self.param("bias", self.bias_init, (width,), self.param_dtype)
         R = self.param("recurrent", self.recurrent_init, (heads, size, self.gates, size), self.param_dtype)
         xs = without_padding(xs.astype(self.dtype), segment_ids)
         carry = entering(carry, segment_ids)
-        state, ys = recurrence(
-            self.cell(),
-            project(xs, kernel.astype(self.dtype), bias.astype(self.dtype), self.gates),
-            R.astype(self.dtype),
-            carry.state,
-            segment_ids=segment_ids,
-            residuals=self.residuals,
-        )
+        weights = (kernel.astype(self.dtype), bias.astype(self.dtype), R.astype(self.dtype))
+        state, ys = self.run(xs, *weights, carry.state, segment_ids)
         return StateCarry(state, carry.segment_id), without_padding(ys, segment_ids)
+
+    def run(
+        self, xs: Sequence, kernel: Array, bias: Array, R: Array, state: Any, segment_ids: SegmentIds | None
+    ) -> tuple[Any, Features]:
+        """The last state and all outputs."""
+        return projected_recurrence(
+            self.cell(), xs, kernel, bias, R, state, segment_ids=segment_ids, residuals=self.residuals
+        )
+
+
+def orthogonal_blocks(key: Array, shape: tuple[int, ...], dtype: DType) -> Array:
+    """A recurrent matrix ``[N, H, G, H]``, each gate's block of each head orthogonal."""
+    heads, size, gates, _ = shape
+    keys = jax.random.split(key, (heads, gates))
+    orthogonal = nn.initializers.orthogonal()
+    blocks = jax.vmap(jax.vmap(lambda k: orthogonal(k, (size, size), state_dtype(dtype))))(keys)
+    return jnp.swapaxes(blocks, 1, 2).astype(dtype)

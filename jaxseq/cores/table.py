@@ -8,17 +8,39 @@ from pathlib import Path
 from typing import Any
 
 from jaxseq.cores.attention import Attention
+from jaxseq.cores.conv import Conv
 from jaxseq.cores.core import Core
+from jaxseq.cores.delta import Delta
 from jaxseq.cores.elman import Elman
+from jaxseq.cores.gla import GLA
 from jaxseq.cores.gru import GRU
+from jaxseq.cores.layer_norm_lstm import LayerNormLSTM
+from jaxseq.cores.lru import LRU
 from jaxseq.cores.lstm import LSTM
+from jaxseq.cores.mamba2 import Mamba2
+from jaxseq.cores.mgu import MGU
 from jaxseq.cores.mingru import MinGRU
+from jaxseq.cores.minlstm import MinLSTM
+from jaxseq.cores.mlstm import MLSTM
+from jaxseq.cores.rglru import RGLRU
+from jaxseq.cores.slstm import SLSTM
 
 CORES: dict[str, type[Core]] = {
     "elman": Elman,
     "gru": GRU,
     "lstm": LSTM,
+    "layer_norm_lstm": LayerNormLSTM,
+    "mgu": MGU,
+    "slstm": SLSTM,
     "mingru": MinGRU,
+    "minlstm": MinLSTM,
+    "lru": LRU,
+    "rglru": RGLRU,
+    "gla": GLA,
+    "mamba2": Mamba2,
+    "mlstm": MLSTM,
+    "delta": Delta,
+    "conv": Conv,
     "attention": Attention,
 }
 
@@ -59,7 +81,7 @@ def make_core(name: str, features: int, options: Sequence[str] = (), **fields: A
     """
     core = find_core(name)
     hidden = ("features", "dtype", "param_dtype", "parent", "name")
-    known = {field.name: field.default for field in dataclasses.fields(core) if field.name not in hidden}
+    known = {field.name: field for field in dataclasses.fields(core) if field.name not in hidden}
     for option in options:
         field, equals, value = option.partition("=")
         if not equals or field not in known:
@@ -69,14 +91,19 @@ def make_core(name: str, features: int, options: Sequence[str] = (), **fields: A
     return make(features=features, **fields)
 
 
-def _parsed(option: str, text: str, default: Any) -> Any:
-    """A Python literal or text, of the default's kind (None stands for whole numbers)."""
+def _parsed(option: str, text: str, field: Any) -> Any:
+    """A Python literal or text, of the default's kind; where that is None, of the kind that the annotation names."""
     try:
         value = ast.literal_eval(text)
     except (SyntaxError, ValueError):
         value = text
-    kind = int if default is None else type(default)
-    fits = type(value) is kind or (kind is float and type(value) is int) or (default is None and value is None)
-    if not fits:
+    kind = type(field.default)
+    if field.default is None:
+        if value is None:
+            return None
+        kind = next((kind for kind in (float, str, bool) if kind.__name__ in str(field.type)), int)
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
         raise ValueError(f"core option {option!r} needs a value of type {kind.__name__}")
     return value

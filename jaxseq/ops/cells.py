@@ -29,6 +29,18 @@ class LSTMState(NamedTuple):
     c: Float[Array, "*B F"]
 
 
+class SLSTMState(NamedTuple):
+    """The hidden state ``h`` (put out), cell state ``c``, normaliser ``n`` (0: nothing seen) and stabiliser ``m``.
+
+    ``c`` and ``n`` are those of the equation times ``exp(-m)``.
+    """
+
+    h: Float[Array, "*B F"]
+    c: Float[Array, "*B F"]
+    n: Float[Array, "*B F"]
+    m: Float[Array, "*B F"]
+
+
 class Peepholes(NamedTuple):
     """The weights by which the gates of a peephole LSTM see the cell state, one a unit."""
 
@@ -75,6 +87,16 @@ def gru(bias: Float[Array, "F"], x: Gates, r: Gates, state: Hidden) -> Hidden:
     return Hidden(candidate + update * (state.h - candidate))
 
 
+def mgu(x: Gates, r: Gates, state: Hidden) -> Hidden:
+    """Minimal gated unit with its reset after the product (Zhou et al. 2016, arXiv:1603.09420, has it before).
+
+    ``f = σ(x_f + r_f)``, ``n = tanh(x_n + f ⊙ r_n)``, ``h = (1 - f) ⊙ h + f ⊙ n``.
+    """
+    forget = sigmoid(x[0] + r[0])
+    candidate = jnp.tanh(x[1] + forget * r[1])
+    return Hidden(state.h + forget * (candidate - state.h))
+
+
 def lstm(x: Gates, r: Gates, state: LSTMState) -> LSTMState:
     """LSTM with a forget gate (Hochreiter & Schmidhuber 1997; Gers et al. 2000).
 
@@ -92,3 +114,19 @@ def peephole_lstm(peepholes: Peepholes, x: Gates, r: Gates, state: LSTMState) ->
     c = sigmoid(f + peepholes.f * state.c) * state.c
     c = c + sigmoid(i + peepholes.i * state.c) * jnp.tanh(g)
     return LSTMState(sigmoid(o + peepholes.o * c) * jnp.tanh(c), c)
+
+
+def slstm(x: Gates, r: Gates, state: SLSTMState) -> SLSTMState:
+    """sLSTM: an LSTM with an exponential input gate and a normaliser (Beck et al. 2024, arXiv:2405.04517, eq. 8-17).
+
+    ``i = exp(x_i + r_i)``, ``f, o = σ(x + r)``, ``g = tanh(x_g + r_g)``, ``c = f ⊙ c + i ⊙ g``, ``n = f ⊙ n + i``,
+    ``h = o ⊙ c / n``. Kept are ``c exp(-m)`` and ``n exp(-m)`` with ``m = max(log f + m, log i)``, so that n is at
+    least 1 once something was seen. Where nothing was (n = 0), ``m = log i``.
+    """
+    i, f, g, o = map(jnp.add, x, r)
+    log_forget = jnp.minimum(f, jnp.zeros_like(f)) - jnp.log1p(jnp.exp(-jnp.abs(f)))
+    before = jnp.where(state.n == 0, jnp.full_like(f, -jnp.inf), log_forget + state.m)
+    m = jnp.maximum(before, i)
+    forget, enter = jnp.exp(before - m), jnp.exp(i - m)
+    c, n = forget * state.c + enter * jnp.tanh(g), forget * state.n + enter
+    return SLSTMState(sigmoid(o) * c / n, c, n, m)

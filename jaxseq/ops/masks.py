@@ -58,6 +58,10 @@ class Mask(Tiled):
     @abstractmethod
     def _tiles(self, num_rows: int, num_columns: int, row_tile: int, column_tile: int) -> Tiles: ...
 
+    def width(self) -> int | None:
+        """The most neighbouring positions that a query sees, where a window says so; None: not known."""
+        return None
+
     def visible_keys(self) -> Bool[Array, "*B S"] | None:
         """False for keys that no query can ever see because of what they are; None: no such key is known."""
         return None
@@ -109,6 +113,9 @@ class Band(Mask):
         if self.window is not None:
             live, full = live & (q_low - k_high < self.window), full & (q_high - k_low < self.window)
         return Tiles(live, full)
+
+    def width(self) -> int | None:
+        return self.window
 
     def visible_keys(self) -> Bool[Array, "*B S"] | None:
         return None if self.kv_positions is None else self.kv_positions >= 0
@@ -249,6 +256,10 @@ class _Joined(Mask):
         grid = (num_rows, num_columns, row_tile, column_tile)
         left, right = self.left._tiles(*grid), self.right._tiles(*grid)
         return Tiles(self._join(left.live, right.live), self._join(left.full, right.full))
+
+    def width(self) -> int | None:
+        widths = [width for width in (self.left.width(), self.right.width()) if width is not None]
+        return min(widths) if widths and self._operator == "and" else None
 
     def visible_keys(self) -> Bool[Array, "*B S"] | None:
         return self._both(self.left.visible_keys(), self.right.visible_keys())

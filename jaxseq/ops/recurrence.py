@@ -1,33 +1,35 @@
 """Nonlinear recurrence over a pointwise cell, with a gradient that keeps the weights out of the loop.
 
-``jax.grad`` of a ``lax.scan`` carries the gradient of the recurrent matrix through every reverse step. Here the
-rule is a JVP, in which the tangent of R enters once, as one product ``h_prev @ dR`` over the whole sequence ahead of
-a linear scan; JAX transposes that into a reverse scan which carries the state's cotangent alone, followed by one
-weight product. Forward mode, ``jacfwd`` and second derivatives stay open.
+``jax.grad`` of a ``lax.scan`` carries the gradient of the recurrent matrix through every reverse step. The fast form
+(``jaxseq.ops.fused_recurrence``) makes weight gradients as one product a chunk of time. Forward mode, ``jacfwd`` and
+second derivatives stay open.
 """
 
-import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.tree_util import Partial
 
 from jaxseq.ops import segments
-from jaxseq.ops.rows import rows_product
-from jaxseq.typing import Array, Bool, Float, SegmentIds
+from jaxseq.ops.fused_recurrence import Rows, Weights, fused_recurrence
+from jaxseq.ops.implementations import running
+from jaxseq.ops.pointwise import not_pointwise
+from jaxseq.typing import Array, Float, SegmentIds
 
 IMPLEMENTATIONS = ("auto", "fused", "reference")
 RESIDUALS = ("activations", "chunks")
 
 
 class _Marks(NamedTuple):
-    """Where documents begin and what is real, time first; both None without segment ids."""
+    """Where documents begin and what is real; both None without segment ids."""
 
-    start: Bool[Array, "T *B"] | None
-    real: Bool[Array, "T *B"] | None
+    start: Any
+    real: Any
 
 
 def recurrence(
@@ -49,40 +51,62 @@ def recurrence(
       R: the recurrent matrix, block-diagonal over N heads of H units each (one head: dense), for each gate.
       state: a NamedTuple of ``[*B, F]`` arrays; its first field is ``h``. Kept in its own dtype (float32 or wider).
       segment_ids: 0 is padding (the state stands still), a change of id begins again from zeros.
-      residuals: what is kept for the way back: ``"activations"`` (the cell's transcendental functions and inputs,
-        the fastest) or ``"chunks"`` (about ``2 √T`` states, everything else computed again: long sequences).
-      implementation: ``"fused"`` is this module's gradient, ``"reference"`` the plain scan; ``"auto"`` takes the first.
+      residuals: what is kept for the way back: ``"activations"`` (the cell's transcendental functions and its state,
+        the fastest) or ``"chunks"`` (√T states, everything else computed again a chunk at a time: long sequences).
+      implementation: ``"fused"`` is the fast form, ``"reference"`` the plain scan; ``"auto"`` takes the first for a
+        pointwise cell, and the second for one whose units see one another (a norm, say). Under ``jax.shard_map`` the
+        fast form needs ``check_vma=False``.
 
     Raises:
-      ValueError: the shapes of ``x``, ``R`` and ``state`` do not agree, or an option is unknown.
+      ValueError: the shapes of ``x``, ``R`` and ``state`` do not agree, an option is unknown, or ``"fused"`` is asked
+        for a cell that is not pointwise.
     """
-    _check(x, R, state, residuals, implementation)
-    if implementation == "reference":
-        return recurrence_reference(cell, x, R, state, segment_ids=segment_ids)
-    if not isinstance(cell, Partial):
-        cell = Partial(cell)
-    marks = _marks(segment_ids)
-    time_major = _split_gates(jnp.moveaxis(x, -3, 0))
-    run = _in_chunks if residuals == "chunks" else _run
-    parameters, structure = jax.tree.flatten(cell)
-    state, hs = run(structure, tuple(parameters), time_major, R, state, marks)
-    return state, jnp.moveaxis(hs, 0, -2).astype(x.dtype)
+    _check(x, R, state, segment_ids, residuals, implementation)
+    traced = _trace(cell, R.shape[2], state, implementation)
+    if traced is None:
+        with running("recurrence", "reference"):
+            return recurrence_reference(cell, x, R, state, segment_ids=segment_ids)
+    flat = x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
+    return _run(traced, flat, None, None, R, state, segment_ids, residuals)
+
+
+def projected_recurrence(
+    cell: Callable,
+    xs: Float[Array, "*B T D"],
+    kernel: Float[Array, "D GF"],
+    bias: Float[Array, " GF"],
+    R: Float[Array, "N H G H"],
+    state: Any,
+    *,
+    segment_ids: SegmentIds | None = None,
+    residuals: str = "activations",
+    implementation: str = "auto",
+) -> tuple[Any, Float[Array, "*B T F"]]:
+    """``recurrence(cell, project(xs, kernel, bias, G), R, state)``; the projection never exists for the whole sequence.
+
+    Takes, returns and raises what ``recurrence`` does; ``kernel`` and ``bias`` hold the gates side by side.
+    """
+    if R.ndim != 4 or kernel.shape != (xs.shape[-1], bias.shape[0]) or bias.shape[0] % R.shape[2]:
+        raise ValueError(
+            f"kernel {kernel.shape} ([D, G F]), bias {bias.shape} ([G F]) and R {R.shape} ([N, H, G, H]) do not fit "
+            f"xs of shape {xs.shape} ([*B, T, D]) and one another"
+        )
+    gates = R.shape[2]
+    shape = (*xs.shape[:-1], gates, bias.shape[0] // gates)
+    _check(jax.ShapeDtypeStruct(shape, xs.dtype), R, state, segment_ids, residuals, implementation)
+    traced = _trace(cell, gates, state, implementation)
+    if traced is None:
+        x = project(xs, kernel, bias, gates)
+        return recurrence(cell, x, R, state, segment_ids=segment_ids, implementation="reference")
+    return _run(traced, xs, kernel, bias, R, state, segment_ids, residuals)
 
 
 def project(
     xs: Float[Array, "*B T D"], kernel: Float[Array, "D GF"], bias: Float[Array, " GF"], gates: int
 ) -> Float[Array, "*B T {gates} F"]:
-    """``xs @ kernel + bias`` for all gates: products over the whole sequence, ahead of ``recurrence``.
-
-    They are made time first and gate by gate, as the loop will read them: of input and projection the input is
-    the smaller one to turn round.
-    """
-    time_major = jnp.moveaxis(xs, -2, 0)
-    rows = time_major.reshape(-1, xs.shape[-1])
-    kernels, biases = _split_gates(kernel.reshape(-1, gates, bias.size // gates)), _split_gates(bias.reshape(gates, -1))
-    out = [rows_product(rows, k) + b[None] for k, b in zip(kernels, biases, strict=True)]
-    out = [projection.reshape(*time_major.shape[:-1], bias.size // gates) for projection in out]
-    return jnp.moveaxis(jnp.stack(out, axis=-2), 0, -3)
+    """``xs @ kernel + bias`` for all gates."""
+    out = xs @ kernel
+    return (out + jnp.broadcast_to(bias, out.shape)).reshape(*xs.shape[:-1], gates, bias.shape[0] // gates)
 
 
 def recurrence_reference(
@@ -112,7 +136,7 @@ def plain_recurrence(
     time_axis: int = -2,
 ) -> tuple[Any, Float[Array, "*B T F"]]:
     """``state_t = step(state_{t-1}, x_t)`` by ``lax.scan``, for cells that are not pointwise in ``h R``."""
-    marks = _marks(segment_ids)
+    marks = jax.tree.map(lambda m: jnp.moveaxis(m, -1, 0), _marks(segment_ids))
 
     def body(state: Any, inputs: tuple) -> tuple[Any, Any]:
         x_t, mark = inputs
@@ -124,7 +148,11 @@ def plain_recurrence(
     return state, jnp.moveaxis(hs, 0, -2).astype(x.dtype)
 
 
-def _check(x: Array, R: Array, state: Any, residuals: str, implementation: str) -> None:
+def _check(x: Any, R: Array, state: Any, segment_ids: Any, residuals: str, implementation: str) -> None:
+    if R.ndim != 4:
+        raise ValueError(f"R of shape {R.shape} is not [N, H, G, H]")
+    if segment_ids is not None and segment_ids.shape != x.shape[:-2]:
+        raise ValueError(f"segment_ids of shape {segment_ids.shape}; x of shape {x.shape} needs {x.shape[:-2]}")
     heads, size, gates, out = R.shape
     if size != out or heads * size != x.shape[-1] or gates != x.shape[-2]:
         raise ValueError(
@@ -141,11 +169,47 @@ def _check(x: Array, R: Array, state: Any, residuals: str, implementation: str) 
         raise ValueError(f"implementation={implementation!r}; known: {', '.join(IMPLEMENTATIONS)}")
 
 
+class _Traced:
+    """A cell that was traced for a row; what it reads that is being transformed is its first argument.
+
+    So its own parameters, bound by Partial or merely closed over, get gradients.
+    """
+
+    def __init__(self, closed: Any, structure: Any) -> None:
+        self.jaxpr, self.structure = closed.jaxpr, structure
+        self.constants = [None if isinstance(c, jax.core.Tracer) else c for c in closed.consts]
+
+    def __call__(self, own: list[Array], *inputs: Any) -> Any:
+        rest = iter(own)
+        constants = [next(rest) if c is None else c for c in self.constants]
+        out = jaxpr_as_fun(ClosedJaxpr(self.jaxpr, constants))(*jax.tree.leaves(inputs))
+        return jax.tree.unflatten(self.structure, out)
+
+
+def _trace(cell: Callable, gates: int, state: Any, implementation: str) -> Partial | None:
+    """The cell for the fast form, or None: its units see one another, say, and it takes the plain scan."""
+    if implementation == "reference":
+        return None
+    row = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape[-1:], s.dtype), state)
+    gate = (row[0],) * gates
+    closed, out = jax.make_jaxpr(lambda x, r, s: cell(x, r, s), return_shape=True)(gate, gate, row)
+    own = [c for c in closed.consts if isinstance(c, jax.core.Tracer)]
+    reason = not_pointwise(closed.jaxpr)
+    if len({s.dtype for s in jax.tree.leaves(state)}) > 1:
+        reason = "states of several dtypes"
+    if not all(jnp.issubdtype(p.dtype, jnp.inexact) for p in own):
+        reason = "parameters that are no floats"
+    if reason is None:
+        return Partial(_Traced(closed, jax.tree.structure(out)), own)
+    if implementation == "fused":
+        raise ValueError(f"implementation='fused' needs a pointwise cell of floats, but this one uses {reason}")
+    return None
+
+
 def _marks(segment_ids: SegmentIds | None) -> _Marks:
     if segment_ids is None:
         return _Marks(None, None)
-    start = segments.starts(segment_ids, segments.no_ids(segment_ids))
-    return _Marks(jnp.moveaxis(start, -1, 0), jnp.moveaxis(segments.is_real(segment_ids), -1, 0))
+    return _Marks(segments.starts(segment_ids, segments.no_ids(segment_ids)), segments.is_real(segment_ids))
 
 
 def _begin(state: Any, mark: _Marks) -> Any:
@@ -185,121 +249,32 @@ def _over_batch(cell: Callable, batch_rank: int) -> Callable:
     return cell
 
 
-# The cell's transcendental functions are worth keeping; sums and products are cheaper to compute again than to store.
-_KEPT = {"tanh", "logistic", "exp", "log", "log1p", "expm1", "erf", "sqrt", "rsqrt", "sin", "cos", "pow"}
-
-
-def _worth_keeping(primitive: Any, *_: Any, **__: Any) -> bool:
-    return primitive.name in _KEPT
-
-
-def _reads_sum(cell: Callable, x: tuple, state: Any) -> tuple[bool, ...]:
-    """For each gate: does the cell read ``x_g + r_g`` and neither of them otherwise? Then their cotangent is one."""
-    row = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[-1:], a.dtype), state)
-    gates = tuple(jax.ShapeDtypeStruct(g.shape[-1:], row[0].dtype) for g in x)
-    jaxpr = jax.make_jaxpr(lambda x, r, s: cell(x, r, s))(gates, gates, row).jaxpr
-    count = len(gates)
-
-    def readers(variable: Any) -> list[int]:
-        return [i for i, equation in enumerate(jaxpr.eqns) for v in equation.invars if v is variable]
-
-    def one_sum(g: int) -> bool:
-        x_g, r_g = jaxpr.invars[g], jaxpr.invars[count + g]
-        if any(out is x_g or out is r_g for out in jaxpr.outvars):
-            return False
-        by_x, by_r = readers(x_g), readers(r_g)
-        return len(by_x) == 1 and by_x == by_r and jaxpr.eqns[by_x[0]].primitive.name == "add"
-
-    return tuple(one_sum(g) for g in range(count))
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _run(
-    structure: Any, parameters: tuple, x: tuple, R: Array, state: Any, marks: _Marks
-) -> tuple[Any, Float[Array, "T *B F"]]:
-    cell = _over_batch(jax.tree.unflatten(structure, parameters), state[0].ndim - 1)
+    cell: Partial,
+    xs: Float[Array, "*B T D"],
+    kernel: Array | None,
+    bias: Array | None,
+    R: Array,
+    state: Any,
+    segment_ids: SegmentIds | None,
+    residuals: str,
+) -> tuple[Any, Float[Array, "*B T F"]]:
+    """The fast form, with one batch axis."""
+    own, structure = jax.tree.flatten(cell)
+    batch, (steps, width) = xs.shape[:-2], xs.shape[-2:]
+    size = math.prod(batch)
 
-    def body(state: Any, inputs: tuple) -> tuple[Any, Array]:
-        x_t, mark = inputs
-        state = _begin(state, mark)
-        x_t = tuple(g.astype(state[0].dtype) for g in x_t)
-        state = _hold(cell(x_t, _recur(state[0], R), state), state, mark)
-        return state, state[0]
+    def one_axis(a: Array, *rest: int) -> Array:
+        return a.reshape(size, *rest)
 
-    return lax.scan(body, state, (x, marks))
-
-
-@_run.defjvp
-def _run_jvp(structure: Any, primals: tuple, tangents: tuple) -> tuple[Any, Any]:
-    parameters, x, R, state, marks = primals
-    d_parameters, d_x, d_R, d_state, _ = tangents
-    dtype = state[0].dtype
-    summed = _reads_sum(jax.tree.unflatten(structure, parameters), x, state)
-
-    def equation(parameters: tuple, z: tuple, r: tuple, state: Any, mark: _Marks) -> Any:
-        """One step; z is x + r for a summed gate and x for any other, r holds the others' products alone."""
-        cell = _over_batch(jax.tree.unflatten(structure, parameters), state[0].ndim - 1)
-        others = iter(r)
-        r = tuple(jnp.zeros_like(z_g) if s else next(others) for s, z_g in zip(summed, z, strict=True))
-        state = _begin(state, mark)
-        return _hold(cell(z, r, state), state, mark)
-
-    equation = jax.checkpoint(equation, policy=_worth_keeping, prevent_cse=False)
-    linear_structure = None
-
-    def forward(state: Any, inputs: tuple) -> tuple[Any, tuple]:
-        nonlocal linear_structure
-        x_t, mark = inputs
-        h = _begin(state, mark)[0]
-        z, r = _joined(summed, tuple(g.astype(dtype) for g in x_t), _recur(h, R))
-        new, linear = jax.linearize(lambda p, z, r, s: equation(p, z, r, s, mark), parameters, z, r, state)
-        kept, linear_structure = jax.tree.flatten(linear)
-        return new, (new[0], h, kept)
-
-    last, (hs, h_before, kept) = lax.scan(forward, state, (x, marks))
-    d_z, d_r = _joined(summed, tuple(g.astype(dtype) for g in d_x), _weight_tangent(h_before, d_R))
-
-    def tangent(d_state: Any, inputs: tuple) -> tuple[Any, Array]:
-        d_z_t, d_r_t, kept_t, mark = inputs
-        linear = jax.tree.unflatten(linear_structure, kept_t)
-        into_z, into_r = _joined(summed, d_z_t, _recur(_begin(d_state, mark)[0], R))
-        into_r = tuple(map(jnp.add, into_r, d_r_t))
-        d_state = linear(d_parameters, into_z, into_r, d_state)
-        return d_state, d_state[0]
-
-    d_last, d_hs = lax.scan(tangent, d_state, (d_z, d_r, kept, marks))
-    return (last, hs), (d_last, d_hs)
-
-
-def _joined(summed: tuple[bool, ...], x: tuple, r: tuple) -> tuple[tuple, tuple]:
-    """``x + r`` for a summed gate and ``x`` for any other; then the others' ``r``."""
-    z = tuple(x_g + r_g if s else x_g for s, x_g, r_g in zip(summed, x, r, strict=True))
-    return z, tuple(r_g for s, r_g in zip(summed, r, strict=True) if not s)
-
-
-def _weight_tangent(h: Float[Array, "T *B F"], d_R: Float[Array, "N H G H"]) -> tuple[Float[Array, "T *B F"], ...]:
-    """``h_prev @ dR`` over the whole sequence; its transpose is the one weight product of the gradient."""
-    heads, size, _, _ = d_R.shape
-    if heads > 1:
-        return _recur(h, d_R)
-    rows = h.reshape(-1, size).astype(d_R.dtype)
-    return tuple(rows_product(rows, block[0]).reshape(h.shape).astype(h.dtype) for block in _split_gates(d_R))
-
-
-def _in_chunks(
-    structure: Any, parameters: tuple, x: tuple, R: Array, state: Any, marks: _Marks
-) -> tuple[Any, Float[Array, "T *B F"]]:
-    """The same over chunks of about √T steps, each computed again on the way back."""
-    steps = x[0].shape[0]
-    length = max(1, round(steps**0.5))
-    whole = steps // length * length
-    run = jax.checkpoint(functools.partial(_run, structure), prevent_cse=False)
-
-    def body(state: Any, inputs: tuple) -> tuple[Any, Array]:
-        return run(parameters, inputs[0], R, state, inputs[1])
-
-    head = jax.tree.map(lambda a: a[:whole].reshape(whole // length, length, *a.shape[1:]), (x, marks))
-    tail = jax.tree.map(lambda a: a[whole:], (x, marks))
-    state, hs = lax.scan(body, state, head)
-    state, rest = body(state, tail)
-    return state, jnp.concatenate([hs.reshape(whole, *hs.shape[2:]), rest])
+    marks = () if segment_ids is None else tuple(one_axis(m, steps) for m in _marks(segment_ids))
+    with running("recurrence", "fused"):
+        last, ys = fused_recurrence(
+            structure,
+            Weights(tuple(own), kernel, bias, R),
+            Rows(one_axis(xs, steps, width), *marks),
+            jax.tree.map(lambda s: one_axis(s, s.shape[-1]), state),
+            again=residuals == "chunks",
+        )
+    ys = ys.reshape(*batch, steps, ys.shape[-1])
+    return jax.tree.map(lambda s: s.reshape(*batch, s.shape[-1]), last), ys.astype(xs.dtype)

@@ -8,7 +8,22 @@ import contract
 import numpy as np
 import pytest
 
-from jaxseq.cores import CORES, GRU, LSTM, AddPositions, Attention, Core, Elman, MinGRU, Residual, Stacked, block
+from jaxseq.cores import (
+    CORES,
+    GRU,
+    LSTM,
+    SLSTM,
+    AddPositions,
+    Attention,
+    Conv,
+    Core,
+    Elman,
+    LayerNormLSTM,
+    MinGRU,
+    Residual,
+    Stacked,
+    block,
+)
 
 F = contract.WIDTH
 
@@ -34,14 +49,20 @@ CASES: dict[str, Callable[..., Core]] = {
     "elman-relu-two-heads": partial(Elman, F, num_heads=2, activation="relu"),
     "gru-two-heads-chunks": partial(GRU, F, num_heads=2, residuals="chunks"),
     "lstm-peepholes": partial(LSTM, F, peepholes=True),
+    "slstm-two-heads": partial(SLSTM, F, num_heads=2),
+    "layer-norm-lstm-two-heads": partial(LayerNormLSTM, F, num_heads=2),
+    "conv-dilated": partial(Conv, F, kernel_size=3, dilation=2),
     "attention-grouped-alibi": partial(Attention, F, num_heads=4, num_kv_heads=2, positions="alibi"),
     "attention-window": partial(Attention, F, num_heads=2, window=3, positions="none"),
     "hybrid": hybrid,
     "post-norm": post_norm,
 }
-# The gradient of a kink jumps where rounding turns a sign: there it is only to be of the right size.
-KINKED = {"elman-relu-two-heads": 1.0}
+# The gradient of a kink jumps where rounding turns a sign: there it is only to be of the right size. The delta rule's
+# norms (of keys, of what is read) are as sensitive here: parameters rounded to bfloat16, and nothing else, move its
+# float64 gradient by 0.1.
+SENSITIVE = {"elman-relu-two-heads": 1.0, "delta": 0.3}
 EVERY = pytest.mark.parametrize("name", CASES)
+AGAIN = pytest.mark.again
 
 
 @functools.cache
@@ -64,16 +85,19 @@ def test_split_is_whole_in_float64(exact: contract.Subject) -> None:
         contract.check_splitting(exact, ids, 1e-12, 1e-10, seed)
 
 
+@AGAIN
 @pytest.mark.parametrize("name", [*CORES, "hybrid"])
 def test_split_is_whole_in_float32_without_ids(name: str) -> None:
     contract.check_splitting(subject(name, "float32", "float32"), None, 1e-5, 1e-4)
 
 
+@AGAIN
 @EVERY
 def test_padding_changes_nothing(exact: contract.Subject) -> None:
     contract.check_padding(exact, 1e-12)
 
 
+@AGAIN
 @EVERY
 def test_packed_documents_are_those_documents_alone(exact: contract.Subject) -> None:
     contract.check_documents(exact, 1e-12)
@@ -84,16 +108,19 @@ def test_any_batch_dims_give_the_batch(exact: contract.Subject) -> None:
     contract.check_batch(exact, 1e-12)
 
 
+@AGAIN
 @EVERY
 def test_nothing_depends_on_the_future_or_on_another_document(exact: contract.Subject) -> None:
     contract.check_causality(exact)
 
 
+@AGAIN
 @EVERY
 def test_ragged_data_compiles_once(exact: contract.Subject) -> None:
     contract.check_compiles_once(exact)
 
 
+@AGAIN
 @pytest.mark.parametrize("name", [*CORES, "hybrid"])
 def test_no_ids_mean_one_document(name: str, exact: contract.Subject) -> None:
     contract.check_one_document(subject(name, "float32", "float32"), exact, 1e-4)
@@ -101,7 +128,7 @@ def test_no_ids_mean_one_document(name: str, exact: contract.Subject) -> None:
 
 @EVERY
 def test_bfloat16_stays_near(name: str, exact: contract.Subject) -> None:
-    contract.check_low_precision(subject(name, "bfloat16", "float32"), exact, 0.05, KINKED.get(name, 0.1))
+    contract.check_low_precision(subject(name, "bfloat16", "float32"), exact, 0.05, SENSITIVE.get(name, 0.1))
 
 
 @EVERY

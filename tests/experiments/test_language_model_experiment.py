@@ -10,8 +10,9 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.language_model import Config, main
+from experiments.language_model import Config, build, main, make_loss
 from jaxseq.cores import CORES
+from jaxseq.data import Batch
 from jaxseq.training import Checkpoints, ConfigMismatchError, OptimizerConfig, TrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,10 +48,29 @@ def test_a_smoke_run_leaves_a_whole_run_folder(tmp_path):
     assert results["held_out_overlap"] < 0.05
 
 
-@pytest.mark.parametrize("name", CORES)
-def test_every_core_of_the_table_trains_by_name(name, tmp_path, text_file):
+@pytest.mark.parametrize("name", ["lstm", "lru", "mamba2", "attention"])
+def test_cores_of_every_family_train_by_name(name, tmp_path, text_file):
     results = main(small(tmp_path / "run", text_file, core=name))
     assert np.isfinite(results["bits_per_character"])
+    assert results["implementations"].startswith(
+        {"lstm": "recurrence=fused", "lru": "linear_recurrence=", "mamba2": "linear_attention="}.get(name, "attention=")
+    )
+
+
+@pytest.mark.parametrize("name", CORES)
+def test_the_loss_of_every_core_of_the_table_has_a_gradient(name, tmp_path, text_file):
+    config = small(tmp_path / "run", text_file, core=name)
+    model = build(config, 11)
+    carry = model.initial_carry((config.batch_size,))
+    tokens = np.zeros((config.batch_size, config.length), np.int32)
+    batch = Batch(tokens, tokens, np.ones_like(tokens))
+
+    def gradients(key, batch):
+        params = model.init(key, carry, batch.tokens)["params"]
+        return params, jax.grad(lambda p: make_loss(model)(p, carry, batch, key)[0])(params)
+
+    params, found = jax.eval_shape(gradients, jax.random.key(0), batch)
+    assert jax.tree.map(lambda p: p.shape, found) == jax.tree.map(lambda p: p.shape, params)
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,16 @@
 import math
 from functools import partial
 from inspect import unwrap
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compilation import jitted
 
 from jaxseq.ops.attention import (
+    _plan,
     attention,
     attention_implementation,
     attention_reference,
@@ -31,6 +34,8 @@ from jaxseq.ops.tiled import Tiled
 
 B, T, S, N, M, H, HV = 2, 21, 27, 4, 2, 6, 5
 
+"""Compiling is most of these tests' time."""
+
 
 def _normal(seed: int, *shape: int, dtype: str = "float64") -> jax.Array:
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
@@ -41,12 +46,12 @@ def _inputs(dtype: str = "float64", batch: int = B) -> tuple[jax.Array, ...]:
     return tuple(_normal(i, *shape, dtype=dtype) for i, shape in enumerate(shapes))
 
 
-def _tiled(query: jax.Array, key: jax.Array, value: jax.Array, *, mask=None, bias=None, scale=None, tiles=(8, 9)):
+def _tiled(query, key, value, *, mask=None, bias=None, scale=None, soft_cap=None, tiles=(8, 9)):
     """The fast form with tiles small enough that every kind of tile occurs."""
     batch = query.shape[:1]
     mask, bias = (x if x is None else x.flatten_batch(batch) for x in (mask, bias))
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    return attention_tiles(query, key, value, mask, bias, Plan(scale, *tiles, key.shape[2]))
+    return attention_tiles(query, key, value, mask, bias, Plan(scale, *tiles, key.shape[2], soft_cap))
 
 
 def _value_and_grads(function, query, key, value, cotangent, *parts):
@@ -54,7 +59,8 @@ def _value_and_grads(function, query, key, value, cotangent, *parts):
     return out, *pullback(cotangent)
 
 
-def _masks() -> dict[str, tuple[Mask | None, Tiled | None]]:
+def _masks() -> dict[str, tuple[Mask | None, Tiled | None, float | None]]:
+    """Mask, bias and soft cap by name."""
     rng = np.random.default_rng(1)
     q_ids = jnp.asarray(np.sort(rng.integers(0, 4, (B, T))))
     kv_ids = jnp.asarray(np.sort(rng.integers(0, 4, (B, S))))
@@ -64,35 +70,39 @@ def _masks() -> dict[str, tuple[Mask | None, Tiled | None]]:
     array = jnp.asarray(rng.random((B, T, S)) < 0.4)
     by_head = jnp.asarray(rng.random((B, N, T, S)) < 0.4)
     slopes = alibi_slopes(N)
-    return {
-        "none": (None, None),
-        "causal": (causal(), None),
-        "causal offset": (causal(offset=S - T), None),
-        "window": (sliding_window(4), None),
-        "causal ring": (causal(q_positions, ring), None),
-        "window ring": (sliding_window(7, q_positions, ring), None),
-        "prefix": (prefix(11), None),
-        "prefix or causal": (causal() | prefix(jnp.asarray([3, 20])), None),
-        "padding": (padding(real), None),
-        "segments": (segments(q_ids, kv_ids), None),
-        "segments causal window": (segments(q_ids, kv_ids) & causal() & sliding_window(9), None),
-        "dense": (dense(array), None),
-        "dense shared": (dense(array[0]), None),
-        "dense by head": (dense_by_head(by_head) | (padding(real) & causal(offset=2)), None),
+    parts: dict[str, tuple] = {
+        "none": (None,),
+        "causal": (causal(),),
+        "causal offset": (causal(offset=S - T),),
+        "window": (sliding_window(4),),
+        "causal ring": (causal(q_positions, ring),),
+        "window ring": (sliding_window(7, q_positions, ring),),
+        "prefix": (prefix(11),),
+        "prefix or causal": (causal() | prefix(jnp.asarray([3, 20])),),
+        "padding": (padding(real),),
+        "segments": (segments(q_ids, kv_ids),),
+        "segments causal window": (segments(q_ids, kv_ids) & causal() & sliding_window(9),),
+        "dense": (dense(array),),
+        "dense shared": (dense(array[0]),),
+        "dense by head": (dense_by_head(by_head) | (padding(real) & causal(offset=2)),),
         "alibi": (causal(), alibi(slopes)),
         "alibi positions": (segments(q_ids, kv_ids), alibi(slopes, q_positions, ring)),
-        "nothing": (prefix(0), None),
+        "nothing": (prefix(0),),
+        "soft cap": (None, None, 0.8),
+        "soft cap, window, alibi": (sliding_window(9, offset=3), alibi(slopes), 0.5),
     }
+    return {name: (*given, None, None)[:3] for name, given in parts.items()}
 
 
 @pytest.mark.parametrize("name", list(_masks()))
 def test_tiles_equal_the_equation_in_value_and_gradients(name: str, x64: None) -> None:
-    mask, bias = _masks()[name]
+    mask, bias, soft_cap = _masks()[name]
 
-    @jax.jit
+    @jitted
     def both(inputs, mask, bias):
-        fast = _value_and_grads(lambda *qkv: _tiled(*qkv, mask=mask, bias=bias), *inputs)
-        plain = _value_and_grads(lambda *qkv: attention_reference(*qkv, mask=mask, bias=bias), *inputs)
+        more = {"mask": mask, "bias": bias, "soft_cap": soft_cap}
+        fast = _value_and_grads(lambda *qkv: _tiled(*qkv, **more), *inputs)
+        plain = _value_and_grads(lambda *qkv: attention_reference(*qkv, **more), *inputs)
         return fast, plain
 
     for fast, plain in zip(*both(_inputs(), mask, bias), strict=True):
@@ -106,7 +116,7 @@ def test_odd_lengths_and_one_head(shape: tuple[int, int], x64: None) -> None:
     t, s = shape
     inputs = _normal(0, 1, t, 1, 3), _normal(1, 1, s, 1, 3), _normal(2, 1, s, 1, 3), _normal(3, 1, t, 1, 3)
     mask = causal(offset=max(s - t, 0))
-    both = jax.jit(
+    both = jitted(
         lambda *x: [
             _value_and_grads(partial(f, mask=mask), *x) for f in (partial(_tiled, tiles=(16, 16)), attention_reference)
         ]
@@ -116,7 +126,7 @@ def test_odd_lengths_and_one_head(shape: tuple[int, int], x64: None) -> None:
 
 
 def test_programs_side_by_side_and_larger_tiles_give_the_same(x64: None) -> None:
-    mask, bias = _masks()["alibi positions"]
+    mask, bias, _ = _masks()["alibi positions"]
     plain = jax.jit(attention_reference)(*_inputs()[:3], mask=mask, bias=bias)
     batch = (B,)
     flat = mask.flatten_batch(batch), bias.flatten_batch(batch)
@@ -132,11 +142,11 @@ def test_the_equation_is_the_textbook_one(x64: None) -> None:
     expected = np.zeros((B, T, N, HV))
     for b in range(B):
         for n in range(N):
-            scores = np.asarray(query[b, :, n] @ key[b, :, n // 2].T) / np.sqrt(H)
+            scores = 2 * np.tanh(np.asarray(query[b, :, n] @ key[b, :, n // 2].T) / np.sqrt(H) / 2)
             weights = np.exp(scores) * (np.arange(S) <= np.arange(T)[:, None] + 3)
             expected[b, :, n] = weights / weights.sum(-1, keepdims=True) @ value[b, :, n // 2]
-    np.testing.assert_allclose(attention_reference(query, key, value, mask=mask), expected, atol=1e-12)
-    weights = attention_weights(query, key, mask=mask)
+    np.testing.assert_allclose(attention_reference(query, key, value, mask=mask, soft_cap=2.0), expected, atol=1e-12)
+    weights = attention_weights(query, key, mask=mask, soft_cap=2.0)
     np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-12)
     assert weights.shape == (B, N, T, S)
 
@@ -157,37 +167,37 @@ def test_a_row_with_nothing_to_see_gives_zeros_and_zero_gradients(x64: None) -> 
     mask = causal(offset=-4)
     for implementation in ("reference", "tiles"):
         f = partial(attention, mask=mask, implementation=implementation)
-        out, dq, dk, dv = jax.jit(partial(_value_and_grads, f))(*_inputs())
+        out, dq, dk, dv = jitted(partial(_value_and_grads, f))(*_inputs())
         assert (out[:, :4] == 0).all()
         assert (dq[:, :4] == 0).all()
         assert all(np.isfinite(x).all() for x in (out, dq, dk, dv))
 
 
 def test_vmap_is_the_batch(x64: None) -> None:
-    mask, _ = _masks()["segments causal window"]
+    mask, _, _ = _masks()["segments causal window"]
     inputs = _inputs()
-    batched = jax.jit(partial(_value_and_grads, partial(_tiled, mask=mask)))(*inputs)
+    batched = jitted(partial(_value_and_grads, partial(_tiled, mask=mask)))(*inputs)
 
     def one(query, key, value, cotangent, mask):
         f = partial(attention, mask=mask, implementation="tiles")
         return _value_and_grads(f, query, key, value, cotangent)
 
-    for a, b in zip(jax.jit(jax.vmap(one))(*inputs, mask), batched, strict=True):
+    for a, b in zip(jitted(jax.vmap(one))(*inputs, mask), batched, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-10)
 
     def shared(q: jax.Array) -> jax.Array:
         return attention(q, inputs[1][0], inputs[2][0], mask=causal(), implementation="tiles")
 
-    separate = jnp.stack([jax.jit(shared)(q) for q in inputs[0]])
-    np.testing.assert_allclose(jax.jit(jax.vmap(shared))(inputs[0]), separate, rtol=0, atol=1e-12)
+    separate = jnp.stack([jitted(shared)(q) for q in inputs[0]])
+    np.testing.assert_allclose(jitted(jax.vmap(shared))(inputs[0]), separate, rtol=0, atol=1e-12)
 
 
 def test_vmap_adds_no_loop_and_no_branch() -> None:
     """A batch under vmap is more programs in the same loops, so it costs what a batched call costs."""
     inputs = _inputs("float32")
     f = partial(_value_and_grads, partial(attention, mask=causal(), implementation="tiles"))
-    assert str(jax.make_jaxpr(jax.jit(jax.vmap(f)))(*inputs)).count("while[") == 2
-    assert str(jax.make_jaxpr(jax.jit(f))(*inputs)).count("while[") == 2
+    assert str(jax.make_jaxpr(jax.jit(jax.vmap(f)))(*inputs)).count("while[") == 4
+    assert str(jax.make_jaxpr(jax.jit(f))(*inputs)).count("while[") == 4
 
 
 def test_memory_grows_with_the_length() -> None:
@@ -200,13 +210,13 @@ def test_memory_grows_with_the_length() -> None:
     assert temporary("tiles", 4096) <= 2.2 * temporary("tiles", 2048)
 
 
-@pytest.mark.parametrize("implementation", ["reference", "tiles"])
+@pytest.mark.parametrize("implementation", ["reference", "few", "tiles"])
 def test_nan_in_what_is_ruled_out_poisons_nothing(implementation: str, x64: None) -> None:
     inputs = _inputs()
     q_ids = jnp.asarray([[0] * 3 + [1] * 18, [2] * 21])
     kv_ids = jnp.asarray([[1] * 20 + [0] * 7, [0] * 2 + [2] * 25])
     mask = segments(q_ids, kv_ids) & padding(kv_ids > 0)
-    f = jax.jit(partial(_value_and_grads, partial(attention, mask=mask, implementation=implementation)))
+    f = jitted(partial(_value_and_grads, partial(attention, mask=mask, implementation=implementation)))
     clean = f(*inputs)
     dead_q, dead_k = q_ids[..., None, None] == 0, kv_ids[..., None, None] == 0
     dirty = f(*(jnp.where(dead, jnp.nan, x) for dead, x in zip((dead_q, dead_k, dead_k, dead_q), inputs, strict=True)))
@@ -230,7 +240,7 @@ def test_any_batch_dims_and_scale(x64: None) -> None:
     ids = jnp.arange(T)[None] // 8 + 1
     mask = segments(ids, jnp.pad(ids, [(0, 0), (0, S - T)]))
 
-    @partial(jax.jit, static_argnums=3)
+    @partial(jitted, static_argnums=3)
     def three_ways(query, key, value, implementation):
         f = partial(attention, scale=0.3, implementation=implementation)
         whole = f(query, key, value, mask=mask)
@@ -244,9 +254,84 @@ def test_any_batch_dims_and_scale(x64: None) -> None:
         np.testing.assert_allclose(one, whole[0], atol=1e-12)
 
 
+@pytest.mark.parametrize("name", ["none", "dense by head", "alibi positions", "soft cap, window, alibi"])
+def test_the_form_for_few_queries_equals_the_equation(name: str, x64: None) -> None:
+    mask, bias, soft_cap = _masks()[name]
+
+    @jitted
+    def both(inputs, mask, bias):
+        few, plain = (
+            partial(attention, mask=mask, bias=bias, soft_cap=soft_cap, implementation=i) for i in ("few", "reference")
+        )
+        one = jax.vmap(lambda *x: attention(*x, soft_cap=soft_cap, implementation="few"))(*inputs[:3])
+        whole = attention(*inputs[:3], soft_cap=soft_cap, implementation="few")
+        return _value_and_grads(few, *inputs), _value_and_grads(plain, *inputs), one, whole
+
+    few, plain, one, whole = both(_inputs(), mask, bias)
+    for a, b in zip((*few, one), (*plain, whole), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-10)
+
+
+def test_no_queries_and_no_keys() -> None:
+    query, key, value, _ = _inputs("float32")
+    for implementation in ("reference", "few", "tiles"):
+        f = partial(attention, implementation=implementation)
+        assert f(query[:, :0], key, value).shape == (B, 0, N, HV)
+        np.testing.assert_array_equal(f(query, key[:, :0], value[:, :0]), jnp.zeros((B, T, N, HV)))
+
+
+def test_a_narrow_window_gets_small_tiles_and_the_same_numbers() -> None:
+    """The plan is chosen from mask and lengths, and not by the batch, which vmap hides."""
+    query, key, value = (_normal(i, 2, 600, 4, 8, dtype="float32") for i in range(3))
+    ids = jnp.arange(600)[None] // 400 + 1
+    mask = sliding_window(20) & segments(ids, ids)
+    assert _plan(query, key, mask, 1.0, None).row_tile == _plan(query[0], key[0], mask, 1.0, None).row_tile == 128
+    assert (
+        _plan(query, key, causal(), 1.0, None).row_tile == _plan(query, key, mask | causal(), 1.0, None).row_tile > 128
+    )
+    fast, plain = (
+        jitted(partial(attention, mask=mask, implementation=i))(query, key, value) for i in ("tiles", "reference")
+    )
+    np.testing.assert_allclose(fast, plain, atol=3e-6)
+
+
+def test_cudnn_is_given_what_the_mask_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a made-up CUDA device whose cuDNN is XLA's form of the same function: window, lengths, grouped heads."""
+    device = SimpleNamespace(
+        platform="gpu", client=SimpleNamespace(platform_version="cuda 12"), compute_capability="8.6"
+    )
+    query, key, value = (
+        _normal(i, 2, 9, heads, 8, dtype="float32").astype(jnp.bfloat16) for i, heads in enumerate((4, 2, 2))
+    )
+    masks = [None, causal(), sliding_window(3), prefix(4), causal() & prefix(jnp.asarray([0, 7])), prefix(0) & causal()]
+    expected = [attention(query, key, value, mask=mask, implementation="reference") for mask in masks]
+    theirs = jax.numpy_dtype_promotion("standard")(jax.nn.dot_product_attention)
+    with monkeypatch.context() as patched:
+        patched.setattr(jax, "devices", lambda: [device])
+        patched.setattr(jax.nn, "dot_product_attention", lambda *x, **kw: theirs(*x, **{**kw, "implementation": "xla"}))
+        for mask, out in zip(masks, expected, strict=True):
+            assert attention_implementation(query, key, value, mask) == "cudnn"
+            ours = attention(query, key, value, mask=mask)
+            np.testing.assert_allclose(ours.astype(jnp.float32), out.astype(jnp.float32), atol=0.03)
+        refused = {
+            "one of each": causal() | prefix(4),
+            "without offset": causal(offset=1),
+            "no sliding window with a prefix": sliding_window(3) & prefix(4),
+        }
+        for reason, mask in refused.items():
+            with pytest.raises(ValueError, match=reason):
+                attention(query, key, value, mask=mask, implementation="cudnn")
+        with pytest.raises(ValueError, match=r"no soft cap of the scores, here 5\.0"):
+            attention(query, key, value, soft_cap=5.0, implementation="cudnn")
+        wide = jnp.zeros((1, 4, 1, 136), jnp.bfloat16)
+        with pytest.raises(ValueError, match="multiple of 8 up to 128, not 136"):
+            attention(wide, wide, wide, implementation="cudnn")
+
+
 def test_auto_says_what_it_takes_and_takes_it() -> None:
     query, key, value, _ = _inputs("float32")
-    assert attention_implementation(query[:, :1], key, value, causal(offset=S)) == "reference"
+    assert attention_implementation(query[:, :1], key, value, causal(offset=S)) == "few"
+    assert attention_implementation(query[:, :1], key[:, :1], value[:, :1]) == "reference"
     long = jnp.zeros((1, 1024, N, H))
     assert attention_implementation(long, long, long, causal()) == "tiles"
     auto, plain = attention(query, key, value), attention(query, key, value, implementation="reference")
@@ -265,6 +350,8 @@ def test_wrong_calls_say_what_is_wrong() -> None:
         attention(query, key, value, mask=padding(jnp.ones((B, 9), bool)))
     with pytest.raises(ValueError, match=r"float32, bfloat16"):
         attention(query, key.astype(jnp.bfloat16), value)
+    with pytest.raises(ValueError, match=r"soft cap of the scores must be positive, got 0\.0"):
+        attention(query, key, value, soft_cap=0.0)
     with pytest.raises(ValueError, match="slopes has shape"):
         attention(query, key, value, bias=alibi(alibi_slopes(3)))
 
@@ -287,7 +374,7 @@ def test_wrong_shapes_are_refused_without_a_type_checker_too() -> None:
 def test_torch_agrees() -> None:
     torch = pytest.importorskip("torch")
     query, key, value = (_normal(i, 2, 40, 3, 8, dtype="float32") for i in range(3))
-    ours = jax.jit(partial(attention, mask=causal(), implementation="tiles"))(query, key, value)
+    ours = jitted(partial(attention, mask=causal(), implementation="tiles"))(query, key, value)
     theirs = torch.nn.functional.scaled_dot_product_attention(
         *(torch.tensor(np.asarray(x)).transpose(1, 2) for x in (query, key, value)), is_causal=True
     )

@@ -1,19 +1,25 @@
 """The linear recurrence: every implementation against a loop, against the plain scan's gradient, and scipy's filter."""
 
 import functools
+import re
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compilation import jitted
 from scipy.signal import lfilter
 
-from jaxseq.ops.linear_recurrence import IMPLEMENTATIONS, linear_recurrence, linear_recurrence_reference
+from jaxseq.ops.linear_recurrence import (
+    IMPLEMENTATIONS,
+    linear_recurrence,
+    linear_recurrence_implementation,
+    linear_recurrence_reference,
+)
 
 B, F = 2, 3
 NAMES = ["auto", *IMPLEMENTATIONS]
-jitted = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def inputs(time: int, dtype: str, batch: tuple[int, ...] = (B,)) -> tuple[jax.Array, ...]:
@@ -84,36 +90,103 @@ def test_values_and_gradients_are_those_of_the_loop(time: int, dtype: str, x64: 
             close(got, want)
 
 
-@pytest.mark.parametrize("implementation", NAMES)
-def test_second_derivatives_and_forward_mode_are_open(implementation: str, x64: None) -> None:
-    args = inputs(7, "float64")
+@pytest.mark.parametrize("time", [0, 1, 7])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_second_derivatives_and_forward_mode_are_open(implementation: str, time: int, x64: None) -> None:
+    args = inputs(time, "float64")
     along = tuple(jnp.cos(3 * x) for x in args)
 
     def derivatives(run: Any) -> Any:
         def function(*args: jax.Array) -> jax.Array:
-            return jnp.sin(run(*args)[1]).sum()
+            last, states = run(*args)
+            return jnp.sin(states).sum() + jnp.cos(last).sum()
 
-        return jax.jvp(jax.grad(function, (0, 1, 2)), args, along)
+        def slope(*args: jax.Array) -> jax.Array:
+            return jax.jvp(function, args, along)[1]
+
+        forward_over_reverse = jax.jvp(jax.grad(function, (0, 1, 2)), args, along)
+        return forward_over_reverse, jax.grad(slope, (0, 1, 2))(*args), jax.jvp(slope, args, along)[1]
 
     fast = functools.partial(linear_recurrence, implementation=implementation)
     close(*jitted(lambda: (derivatives(fast), derivatives(linear_recurrence_reference)))())
 
 
-@pytest.mark.parametrize("implementation", NAMES)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_any_argument_may_be_held_fixed(implementation: str, x64: None) -> None:
+    args = inputs(7, "float64")
+
+    def gradients(run: Any) -> Any:
+        def function(*args: jax.Array) -> jax.Array:
+            return jnp.sin(run(*args)[1]).sum()
+
+        return [jax.grad(function, i)(*args) for i in range(3)]
+
+    fast = functools.partial(linear_recurrence, implementation=implementation)
+    close(*jitted(lambda: (gradients(fast), gradients(linear_recurrence_reference)))())
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_a_document_forgets_even_what_is_infinite(implementation: str) -> None:
+    a, b, state = inputs(5, "float32")
+    ids = jnp.asarray([[0, 1, 2, 0, 2]] * B)
+
+    def function(a: jax.Array, b: jax.Array, state: jax.Array) -> Any:
+        _, states = linear_recurrence(a, b, state, segment_ids=ids, implementation=implementation)
+        return states[:, 2:].sum(), states
+
+    run = jitted(jax.value_and_grad(function, (1, 2), has_aux=True))
+    for bad in (jnp.inf, jnp.nan):
+        (_, states), gradients = run(a, b, state + bad)
+        (_, want), want_gradients = run(a, b, state)
+        np.testing.assert_allclose(states[:, 2:], want[:, 2:], rtol=1e-6)
+        close(gradients, want_gradients, 1e-6)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_vmap_is_the_batch(implementation: str, x64: None) -> None:
     args, ids = inputs(7, "float64"), jnp.asarray(ragged(7))
 
     def run(a: jax.Array, b: jax.Array, state: jax.Array, ids: jax.Array) -> Any:
-        return linear_recurrence(a, b, state, segment_ids=ids, implementation=implementation)
+        def function(*args: jax.Array) -> Any:
+            return linear_recurrence(*args, segment_ids=ids, implementation=implementation)
+
+        out, pullback = jax.vjp(function, a, b, state)
+        return out, pullback(out)
 
     def in_rows(x: jax.Array) -> jax.Array:
         return x[None]
 
-    batch, by_row, rows = jitted(lambda *args: (run(*args), jax.vmap(run)(*args), run(*(in_rows(x) for x in args))))(
-        *args, ids
-    )
-    close(by_row, batch, 1e-13)
-    close(rows, jax.tree.map(in_rows, batch), 1e-13)
+    def all_ways(a: jax.Array, b: jax.Array, state: jax.Array, ids: jax.Array) -> Any:
+        batch = run(a, b, state, ids)
+        by_row = jax.vmap(run)(a, b, state, ids)
+        rows = jax.tree.map(lambda x: x[0], run(*(in_rows(x) for x in (a, b, state, ids))))
+        same = jax.vmap(run, (None, 0, 0, None))(a[0], b, state, ids[0])
+        repeated = (jnp.broadcast_to(x[0], x.shape) for x in (a, ids))
+        return (by_row, rows, same), (batch, batch, jax.vmap(run)(next(repeated), b, state, next(repeated)))
+
+    got, want = jitted(all_ways)(*args, ids)
+    close(got, want, 1e-13)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_vmap_adds_no_operation(implementation: str) -> None:
+    a, b, state = inputs(7, "float32")
+
+    def gradients(a: jax.Array, b: jax.Array, state: jax.Array) -> Any:
+        out, pullback = jax.vjp(functools.partial(linear_recurrence, implementation=implementation), a, b, state)
+        return pullback(out)
+
+    def operations(function: Any) -> list[str]:
+        return sorted(re.findall(r" = \S+ ([\w-]+)\(", jitted(function).lower(a, b, state).compile().as_text()))
+
+    assert operations(jax.vmap(gradients)) == operations(gradients)
+
+
+def test_the_decay_and_the_states_are_all_that_is_kept_for_the_gradient() -> None:
+    a, b, state = inputs(7, "float32")
+    (_, states), pullback = jax.vjp(linear_recurrence, a, b, state)
+    kept = [x for x in jax.tree.leaves(pullback) if x.shape == a.shape]
+    assert kept and all(jnp.array_equal(x, a) or jnp.array_equal(x, states) for x in kept)
 
 
 @pytest.mark.parametrize("implementation", NAMES)
@@ -127,9 +200,14 @@ def test_a_constant_decay_is_scipys_filter(implementation: str, x64: None) -> No
             np.testing.assert_allclose(hs[row, :, f], want, rtol=1e-12, atol=1e-12)
 
 
+def test_the_implementation_taken_is_told() -> None:
+    a, *_ = inputs(4, "float32")
+    assert jax.default_backend() != "cpu" or linear_recurrence_implementation(a) == "sequential"
+
+
 def test_errors_name_the_value() -> None:
     a, b, state = inputs(4, "float32")
-    with pytest.raises(ValueError, match="implementation='fast'; known: auto, sequential, associative, two-level"):
+    with pytest.raises(ValueError, match="implementation='fast'; known: auto, sequential, associative"):
         linear_recurrence(a, b, state, implementation="fast")
     with pytest.raises(ValueError, match=r"a \(float32\), b \(bfloat16\)"):
         linear_recurrence(a, b.astype(jnp.bfloat16), state)

@@ -8,16 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compilation import QUICK, jitted
 from jax.tree_util import Partial
 
-from jaxseq.ops import cells, gru_reset_before, recurrence, recurrence_reference
+from jaxseq.ops import cells, gru_reset_before, projected_recurrence, recurrence, recurrence_reference
+from jaxseq.ops.implementations import implementations
 
 B, T, F = 3, 7, 6
 IDS = np.array([[1, 1, 2, 2, 1, 1, 1], [0, 3, 0, 3, 4, 0, 0], [0, 0, 0, 0, 0, 0, 0]], np.int32)
-
-
-# Compiling is what these tests cost.
-jitted = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 class Case(NamedTuple):
@@ -57,9 +55,16 @@ def products(scale, x, r, state: cells.Hidden) -> cells.Hidden:
     return cells.Hidden(gate * jnp.sin(scale * state.h) + (1 - gate) * x[1] * r[1])
 
 
+def scaled(scale, x, r, state: cells.Hidden) -> cells.Hidden:
+    """A cell whose parameter's gradient reads what its Jacobian does not."""
+    return cells.Hidden(jnp.tanh(scale * x[0] + scale * r[0]))
+
+
 OWN = {
     "own-state": Case(lambda own: remembering, (0,), 1, Remembering),
     "own-products": Case(lambda own: Partial(products, own), (F,), 2, cells.Hidden),
+    "own-on-inputs": Case(lambda own: Partial(scaled, own), (F,), 1, cells.Hidden),
+    "own-closed-over": Case(lambda own: lambda x, r, state: scaled(own, x, r, state), (F,), 1, cells.Hidden),
 }
 
 
@@ -107,8 +112,7 @@ def test_values_and_gradients_are_those_of_the_plain_scan(name: str, heads: int,
         close(got, want)
 
 
-@pytest.mark.parametrize("residuals", ["activations", "chunks"])
-@pytest.mark.parametrize("name", ["elman-tanh", "peephole-lstm"])
+@pytest.mark.parametrize(("name", "residuals"), [("elman-tanh", "chunks"), ("peephole-lstm", "activations")])
 def test_forward_mode_and_second_derivatives_are_open(name: str, residuals: str, x64: None) -> None:
     case = CELLS[name]
     args = arguments(case, batch=(1,), time=3)
@@ -168,7 +172,7 @@ def gradient_jaxpr(name: str, run: Callable, heads: int) -> Any:
 
 @pytest.mark.parametrize("heads", [1, 2])
 @pytest.mark.parametrize("name", CELLS)
-def test_no_scan_carries_a_gradient_of_the_weights(name: str, heads: int) -> None:
+def test_no_loop_over_steps_carries_a_gradient_of_the_weights(name: str, heads: int) -> None:
     size = F // heads
     weights = {(heads, size, CELLS[name].gates, size), (heads, size, size), (size, size), (1, size, size)}
     assert weights & set(carried_by_scans(gradient_jaxpr(name, recurrence_reference, heads))), "the test cannot fail"
@@ -177,24 +181,84 @@ def test_no_scan_carries_a_gradient_of_the_weights(name: str, heads: int) -> Non
 
 
 @pytest.mark.parametrize("heads", [1, 2])
-def test_vmap_leaves_one_weight_product(heads: int) -> None:
-    case, size = CELLS["lstm"], F // heads
-    _, x, R, state = arguments(case, heads, batch=(5,))
+def test_vmap_is_the_batched_program(heads: int) -> None:
+    """No product and no sum for each example: what is compiled does the same work as with a batch."""
+    case, D = CELLS["lstm"], 5
+    _, _, R, state = arguments(case, heads, batch=(9,), time=40)
+    xs, kernel, bias = (jnp.asarray(np.random.default_rng(1).normal(size=s)) for s in ((9, 40, D), (D, 4 * F), (4 * F)))
 
-    def mean(R: jax.Array, x: jax.Array, state: Any) -> jax.Array:
-        one = lambda x, state: recurrence(cells.lstm, x, R, state)[1].sum()  # noqa: E731
-        return jax.vmap(one)(x, state).mean()
+    def mean(R: jax.Array, kernel: jax.Array, bias: jax.Array, mapped: bool) -> jax.Array:
+        one = lambda xs, state: projected_recurrence(cells.lstm, xs, kernel, bias, R, state)[1]  # noqa: E731
+        return (jax.vmap(one) if mapped else one)(xs, state).mean()
 
-    shapes = [
-        variable.aval.shape
-        for equation in equations(jax.make_jaxpr(jax.grad(mean))(R, x, state).jaxpr)
-        for variable in equation.outvars
-    ]
-    assert (size, size) in shapes or (heads, size, size) in shapes
-    per_example = {(5, *s) for s in (R.shape, (heads, size, size), (size, size), (1, size, size))}
-    assert not per_example & set(shapes)
-    batched = jax.grad(lambda R: recurrence(cells.lstm, x, R, state)[1].sum() / 5)(R)
-    close(jax.grad(mean)(R, x, state), batched, 1e-5)
+    programs = [jax.jit(jax.grad(functools.partial(mean, mapped=m), (0, 1, 2))).lower(R, kernel, bias) for m in (0, 1)]
+    batched, mapped = ([line.split(" = stablehlo.")[-1] for line in p.as_text().splitlines()] for p in programs)
+    products = [sorted(line.split(",", 2)[-1] for line in text if "dot_general" in line) for text in (batched, mapped)]
+    assert len(products[0]) >= 5 and products[0] == products[1]
+    compiler_options = QUICK
+    close(*(p.compile(compiler_options)(R, kernel, bias) for p in programs), 1e-5)
+
+
+def test_vmap_over_anything_gives_the_same(x64: None) -> None:
+    """Mapped weights, per-example gradients and forward mode, for which nothing is merged."""
+    case = CELLS["gru"]
+    own, x, R, state = arguments(case)
+    function = scalar(case)
+    per_example = jax.grad(lambda own, R, x, state: function(own, x, R, state), (0, 1, 2))
+    along = jnp.ones((2, *R.shape))
+    steps = jnp.asarray([0.5, 2.0])
+
+    def check(own, x, R, state):
+        mapped = (
+            jax.vmap(per_example, (None, None, 0, 0))(own, R, x[:, None], jax.tree.map(lambda s: s[:, None], state)),
+            jax.vmap(lambda c: function(own, x, c * R, state))(steps),
+            jax.vmap(lambda d: jax.jvp(lambda R: function(own, x, R, state), (R,), (d,))[1])(along),
+        )
+        rows = [per_example(own, R, x[b : b + 1], jax.tree.map(lambda s: s[b : b + 1], state)) for b in range(B)]  # noqa: B023
+        wanted = (
+            jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows),
+            jnp.stack([function(own, x, c * R, state) for c in steps]),
+            jnp.stack([jax.jvp(lambda R: function(own, x, R, state), (R,), (d,))[1] for d in along]),
+        )
+        return mapped, wanted
+
+    close(*jitted(check)(own, x, R, state))
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru"])
+def test_chunks_with_a_rest_are_the_plain_scan(name: str, x64: None) -> None:
+    """37 steps: two whole chunks and a rest, the projection inside, documents and padding across their ends."""
+    case, D, time = {**CELLS, **OWN}[name], 5, 37
+    rng = np.random.default_rng(2)
+    own, _, R, state = arguments(case, batch=(2, 2), time=1)
+    xs, kernel, bias = (
+        jnp.asarray(0.7 * rng.normal(size=s)) for s in ((2, 2, time, D), (D, case.gates * F), case.gates * F)
+    )
+    ids = jnp.asarray(np.repeat(rng.integers(0, 3, (2, 2, 13)), 3, axis=-1)[..., :time], jnp.int32)
+
+    def both(own, xs, kernel, bias, R, state):
+        def loss(*args, **options):
+            own, xs, kernel, bias, R, state = args
+            last, ys = projected_recurrence(case.bind(own), xs, kernel, bias, R, state, segment_ids=ids, **options)
+            return jnp.sin(ys * jnp.arange(ys.size, dtype=ys.dtype).reshape(ys.shape)).sum() + (last.h**2).sum()
+
+        options = ({"implementation": "reference"}, {}, {"residuals": "chunks"})
+        return [
+            jax.value_and_grad(functools.partial(loss, **o), range(6))(own, xs, kernel, bias, R, state) for o in options
+        ]
+
+    want, *others = jitted(both)(own, xs, kernel, bias, R, state)
+    for got in others:
+        close(got, want)
+
+
+def test_an_infinite_state_is_forgotten_at_a_document_start(x64: None) -> None:
+    case = CELLS["lstm"]
+    _, x, R, state = arguments(case, batch=(1,))
+    ids = jnp.asarray([[1, 1, 2, 2, 2, 2, 2]])
+    run = lambda x: recurrence(cells.lstm, x, R, state, segment_ids=ids)[1][:, 2:].sum()  # noqa: E731
+    found, wanted = (jitted(jax.value_and_grad(run))(x.at[:, 0, 1].set(v)) for v in (jnp.inf, 0.0))
+    close(found, wanted)
 
 
 @pytest.mark.parametrize("residuals", ["activations", "chunks"])
@@ -206,18 +270,22 @@ def test_the_shortest_sequences_work(time: int, residuals: str, x64: None) -> No
     close(*jitted(lambda *args: [jax.value_and_grad(f, (1, 2, 3))(*args) for f in functions])(*args))
 
 
-def test_chunks_take_less_memory() -> None:
-    case = CELLS["lstm"]
-    args = arguments(case, time=1024, batch=(2,))
-    memory = {
-        residuals: jax.jit(jax.grad(scalar(case, residuals=residuals), 2))
-        .lower(*args)
-        .compile()
-        .memory_analysis()
-        .temp_size_in_bytes
-        for residuals in ("activations", "chunks")
-    }
-    assert memory["chunks"] < 0.75 * memory["activations"], memory
+def test_the_projection_and_its_gradient_never_exist_whole() -> None:
+    """What is held is about one array a gate and one for each part of the state; in chunks, a fraction of one."""
+    batch, time, size = 4, 512, 16
+    rng = np.random.default_rng(0)
+    shapes = (batch, time, size), (size, 4 * size), (4 * size,), (1, size, 4, size)
+    args = [jnp.asarray(rng.normal(size=s), jnp.float32) for s in shapes]
+    zeros = jnp.zeros((batch, size))
+
+    def held(**options: Any) -> float:
+        def loss(*args):
+            return projected_recurrence(cells.lstm, *args, cells.LSTMState(zeros, zeros), **options)[1].sum()
+
+        memory = jax.jit(jax.grad(loss, (0, 1, 2, 3))).lower(*args).compile().memory_analysis()
+        return memory.temp_size_in_bytes / args[0].nbytes
+
+    assert held() < 9 and held(residuals="chunks") < 4, (held(), held(residuals="chunks"))
 
 
 def test_half_precision_weights_keep_the_state_wide() -> None:
@@ -320,3 +388,41 @@ def test_gates_stand_in_torchs_order(name: str) -> None:
     state = case.state(*map(jnp.asarray, (h, c)[: len(case.state._fields)]))
     _, ys = recurrence(case.bind(jnp.asarray(own)), jnp.asarray(x), jnp.asarray(R), state)
     close(ys, want.numpy(), 1e-5)
+
+
+def test_a_cell_whose_units_see_one_another_takes_the_plain_scan() -> None:
+    """Its gradient is no number a unit, so that the fast form would be wrong."""
+
+    def normed(x, r, state: cells.Hidden) -> cells.Hidden:
+        return cells.Hidden(jnp.tanh(x[0] + r[0]) / jnp.sqrt(1 + (state.h**2).sum()))
+
+    rng = np.random.default_rng(0)
+    x, R = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((B, T, 1, F), (1, F, 1, F)))
+    state = cells.Hidden(jnp.ones((B, F)))
+
+    def run(implementation: str) -> Callable:
+        def total(x: jax.Array, R: jax.Array) -> jax.Array:
+            return (recurrence(normed, x, R, state, implementation=implementation)[1] ** 2).sum()
+
+        return jax.grad(total, (0, 1))
+
+    assert implementations(run("auto"), x, R) == {"recurrence": ("reference",)}
+    auto, plain = jitted(lambda x, R: (run("auto")(x, R), run("reference")(x, R)))(x, R)
+    jax.tree.map(np.testing.assert_array_equal, auto, plain)
+    with pytest.raises(ValueError, match="'fused' needs a pointwise cell of floats, but this one uses reduce_sum"):
+        run("fused")(x, R)
+
+
+def test_a_cell_with_a_gradient_of_its_own_making_takes_the_plain_scan() -> None:
+    @jax.custom_vjp
+    def hard(z: jax.Array) -> jax.Array:
+        return jnp.sign(z)
+
+    hard.defvjp(lambda z: (hard(z), None), lambda _, g: (g,))
+    x, R, state = jnp.ones((B, T, 1, F)), jnp.ones((1, F, 1, F)), cells.Hidden(jnp.ones((B, F)))
+
+    def total(x: jax.Array) -> jax.Array:
+        return recurrence(lambda x, r, s: cells.Hidden(hard(x[0] + r[0])), x, R, state)[1].sum()
+
+    assert implementations(jax.grad(total), x) == {"recurrence": ("reference",)}
+    assert np.abs(jitted(jax.grad(total))(x)).min() > 0

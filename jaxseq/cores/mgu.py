@@ -1,0 +1,22 @@
+"""Minimal gated unit."""
+
+from collections.abc import Callable
+from typing import ClassVar
+
+from jaxseq.cores.recurrent import Recurrent
+from jaxseq.ops import cells
+
+
+class MGU(Recurrent):
+    """MGU, one gate that forgets and resets, with its reset after the product (Zhou et al. 2016, arXiv:1603.09420).
+
+    ``f = σ(x_t W_f + b_f + h_{t-1} R_f)``; ``n = tanh(x_t W_n + b_n + f ⊙ (h_{t-1} R_n))``;
+    ``h_t = (1 - f) ⊙ h_{t-1} + f ⊙ n``. The paper resets before the product, ``(f ⊙ h_{t-1}) R_n``: that is not
+    pointwise in ``h R`` (a plain ``jaxseq.ops.plain_recurrence``).
+    """
+
+    gates: ClassVar[int] = 2
+
+    def cell(self) -> Callable:
+        """The plain cell."""
+        return cells.mgu

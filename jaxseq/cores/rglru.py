@@ -1,0 +1,84 @@
+"""Griffin's real-gated linear recurrent unit."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxseq.cores.core import Core, StateCarry, count_heads, entering, no_segment, state_dtype, without_padding
+from jaxseq.ops import linear_recurrence
+from jaxseq.ops.cells import Hidden
+from jaxseq.typing import Array, DType, Features, Float, Key, SegmentIds, Sequence
+
+STRENGTH = 8.0
+
+
+class RGLRU(Core):
+    """RG-LRU: ``h_t = a_t ⊙ h_{t-1} + sqrt(1 - a_t²) ⊙ (i_t ⊙ x_t)`` (De et al. 2024, Griffin, arXiv:2402.19427).
+
+    ``r_t = σ(W_a x_t + b_a)``, ``i_t = σ(W_x x_t + b_x)``, ``a_t = exp(-8 softplus(Λ) ⊙ r_t)``, with W_a and W_x
+    block-diagonal over ``num_heads`` (one head for every 64 features where that divides, else one, unless given). Λ
+    begins such that ``exp(-8 softplus(Λ))`` is uniform between 0.9 and 0.999.
+
+    This is the layer alone. Griffin's recurrent block also has linear maps before and after it, a causal convolution
+    over 4 steps ahead of it and a GeLU branch that multiplies its output; none of these is in here. Inputs of
+    another width than ``features`` go through a linear map to ``features`` first.
+
+    Raises:
+      ValueError: heads do not divide features.
+    """
+
+    features: int
+    num_heads: int | None = None
+    dtype: DType = jnp.float32
+    param_dtype: DType = jnp.float32
+
+    def initial_carry(self, batch_shape: tuple[int, ...], context: int = 0) -> StateCarry:
+        """Zeros; a recurrent state needs no room to look back."""
+        count_heads(self.features, self.num_heads)
+        zeros = jnp.zeros((*batch_shape, self.features), state_dtype(self.param_dtype))
+        return StateCarry(Hidden(zeros), no_segment(batch_shape))
+
+    @nn.compact
+    def __call__(
+        self, carry: StateCarry, xs: Sequence, segment_ids: SegmentIds | None = None
+    ) -> tuple[StateCarry, Features]:
+        """Gates for the whole stretch, then one linear recurrence."""
+        dtype = carry.state.h.dtype
+        xs = without_padding(xs.astype(self.dtype), segment_ids)
+        if xs.shape[-1] != self.features:
+            dense = nn.Dense(
+                self.features, use_bias=False, dtype=self.dtype, param_dtype=self.param_dtype, name="input"
+            )
+            xs = dense(xs)
+        recurrence_gate = jax.nn.sigmoid(self._gate("recurrence_gate", xs).astype(dtype))
+        input_gate = jax.nn.sigmoid(self._gate("input_gate", xs).astype(dtype))
+        decay = self.param("Lambda", _slow_decay, (self.features,), self.param_dtype).astype(dtype)
+        rate = jnp.broadcast_to(-STRENGTH * jax.nn.softplus(decay), xs.shape)
+        log_a = rate * recurrence_gate
+        driven = _root(-jnp.expm1(2 * log_a)) * input_gate * xs.astype(dtype)
+        carry = entering(carry, segment_ids)
+        h, hs = linear_recurrence(jnp.exp(log_a), driven, carry.state.h, segment_ids=segment_ids)
+        return StateCarry(Hidden(h), carry.segment_id), without_padding(hs.astype(self.dtype), segment_ids)
+
+    def _gate(self, name: str, xs: Float[Array, "*B T F"]) -> Float[Array, "*B T F"]:
+        """``W x + b`` with W block-diagonal over heads."""
+        heads = count_heads(self.features, self.num_heads)
+        size = self.features // heads
+        init = nn.initializers.lecun_normal(batch_axis=(0,))
+        kernel = self.param(f"{name}_kernel", init, (heads, size, size), self.param_dtype).astype(self.dtype)
+        bias = self.param(f"{name}_bias", nn.initializers.zeros, (self.features,), self.param_dtype)
+        out = jnp.einsum("...nh,nhk->...nk", xs.reshape(*xs.shape[:-1], heads, size), kernel)
+        return out.reshape(xs.shape) + jnp.broadcast_to(bias.astype(self.dtype), xs.shape)
+
+
+def _slow_decay(key: Key[Array, ""], shape: tuple[int, ...], dtype: DType) -> Float[Array, "F"]:
+    """Λ for ``exp(-8 softplus(Λ))`` uniform between 0.9 and 0.999."""
+    decay = jax.random.uniform(key, shape, state_dtype(dtype), 0.9, 0.999)
+    return jnp.log(jnp.expm1(-jnp.log(decay) / STRENGTH)).astype(dtype)
+
+
+def _root(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The square root, and a straight line below ``sqrt(tiny)``: its first two derivatives are finite everywhere."""
+    floor = jnp.sqrt(jnp.asarray(jnp.finfo(x.dtype).tiny, x.dtype))
+    steep = x > floor
+    return jnp.where(steep, jnp.sqrt(jnp.where(steep, x, jnp.ones_like(x))), x / jnp.sqrt(floor))

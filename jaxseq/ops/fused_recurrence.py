@@ -1,0 +1,339 @@
+"""The fast form of ``recurrence``: chunks of time, the input's projection inside them, and a gradient by hand.
+
+Forward, a chunk's inputs are projected as one product, then the cell runs along it. What is kept are the cell's
+activations and the states. On the way back a chunk's Jacobians (the cell is pointwise: one number a unit) are worked
+out at once, the loop is left with sums of products and one matrix product, and the gradients of the chunk's inputs and
+of the weights are products behind it. So projection and gates' cotangents never exist for the whole sequence.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxseq.ops.merging import Operands, whole, whole_linear
+from jaxseq.ops.pointwise import Step, traced
+from jaxseq.ops.tiled import at_least_float32
+from jaxseq.typing import Array, Float
+
+CHUNK = 16
+"""Steps of a chunk (measured: docs/performance.md)."""
+
+
+class Weights(NamedTuple):
+    """Everything with a gradient that time and batch share."""
+
+    own: tuple
+    """The cell's own parameters, the leaves of its Partial."""
+    kernel: Float[Array, "D GF"] | None
+    """None: the inputs are projections already."""
+    bias: Float[Array, " GF"] | None
+    R: Float[Array, "N H G H"]
+
+
+class Rows(NamedTuple):
+    """What leads with the batch: inputs, where documents begin and what is real (both or neither)."""
+
+    xs: Float[Array, "B T D"]
+    start: Any = None
+    real: Any = None
+
+
+class _Static(NamedTuple):
+    structure: Any
+    state: Any
+    gates: int
+    length: int
+    again: bool
+    """Keep a chunk's first state alone and run it again on the way back."""
+
+
+def fused_recurrence(
+    structure: Any, weights: Weights, rows: Rows, state: Any, *, again: bool = False
+) -> tuple[Any, Float[Array, "B T F"]]:
+    """The last state and all h, for ``[B, T, D]`` inputs; ``structure`` is the cell's tree without its parameters."""
+    steps = rows.xs.shape[1]
+    length = max(1, round(steps**0.5)) if again else _length(steps)
+    static = _Static(structure, jax.tree.structure(state), weights.R.shape[2], length, again)
+    last, ys = _fused(static, weights, rows, tuple(jax.tree.leaves(state)))
+    return jax.tree.unflatten(static.state, last), ys
+
+
+def _length(steps: int) -> int:
+    """The longest chunk near ``CHUNK`` that leaves no rest, if there is one."""
+    fits = [n for n in range(CHUNK // 2, 2 * CHUNK + 1) if steps % n == 0]
+    return min(fits, key=lambda n: abs(n - CHUNK)) if fits else CHUNK
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _fused(static: _Static, weights: Weights, rows: Rows, state: tuple) -> tuple[tuple, Array]:
+    out = whole(_forward, static, Operands(weights, rows, state))
+    return out.steps[0], out.rows
+
+
+@_fused.defjvp
+def _fused_jvp(static: _Static, primals: tuple, tangents: tuple) -> tuple[tuple, tuple]:
+    weights, rows, state = primals
+    d_weights, d_rows, d_state = tangents
+    out = whole(_forward, static, Operands(weights, rows, state))
+    last, kept = out.steps
+    fixed = Operands(weights, (rows, out.rows), (state, kept))
+    d_out = whole_linear(_tangent, _pullback, static, fixed, Operands(d_weights, d_rows.xs, d_state))
+    return (last, out.rows), (d_out.steps, d_out.rows)
+
+
+class _Chunk(NamedTuple):
+    """What is kept of a chunk, time first; without a rerun None but ``first``."""
+
+    first: tuple
+    activations: tuple | None
+    inputs: tuple | None
+    """What else the Jacobian reads: gates, products, parts of the state before a step."""
+
+
+def _step(static: _Static, weights: Weights, dtype: Any) -> Step:
+    heads, size, _, _ = weights.R.shape
+    row = jax.ShapeDtypeStruct((heads * size,), dtype)
+    state = jax.tree.unflatten(static.state, [row] * static.state.num_leaves)
+    rebuild = functools.partial(jax.tree.unflatten, static.structure)
+    return traced(rebuild, weights.own, static.gates, state)
+
+
+def _chunk(x: Array | None, at: Any, length: int) -> Any:
+    """``[B, T, ...]`` to ``[length, B, ...]``, from step ``at`` on."""
+    return None if x is None else jnp.swapaxes(lax.dynamic_slice_in_dim(x, at, length, axis=1), 0, 1)
+
+
+def _product(h: Float[Array, "B F"], R: Float[Array, "N H G H"]) -> tuple[Array, ...]:
+    """``h R`` as one product, its gates apart."""
+    heads, size, gates, _ = R.shape
+    low = h.astype(R.dtype)
+    if heads == 1:
+        r = low @ R.reshape(size, gates * size)
+        return tuple(part.astype(h.dtype) for part in jnp.split(r, gates, axis=-1))
+    r = jnp.einsum("bnh,nhgk->bgnk", low.reshape(len(h), heads, size), R)
+    return tuple(r[:, g].reshape(h.shape).astype(h.dtype) for g in range(gates))
+
+
+def _product_back(d_r: Float[Array, "B GF"], R: Array) -> Float[Array, "B F"]:
+    """The transpose of ``_product`` in h; R comes as ``_turned`` leaves it."""
+    if R.ndim == 2:
+        return (d_r.astype(R.dtype) @ R).astype(d_r.dtype)
+    heads, gates, size, _ = R.shape
+    low = d_r.astype(R.dtype).reshape(len(d_r), gates, heads, size)
+    return jnp.einsum("bgnk,ngkh->bnh", low, R).reshape(len(d_r), heads * size).astype(d_r.dtype)
+
+
+def _turned(R: Float[Array, "N H G H"]) -> Array:
+    heads, size, gates, _ = R.shape
+    return R.reshape(size, gates * size).T if heads == 1 else jnp.moveaxis(R, 1, 3)
+
+
+def _begun(state: tuple, start: Array | None) -> tuple:
+    return state if start is None else tuple(jnp.where(start[..., None], jnp.zeros_like(s), s) for s in state)
+
+
+def _held(new: tuple, old: tuple, real: Array | None) -> tuple:
+    if real is None:
+        return new
+    return tuple(jnp.where(real[..., None], n, o) for n, o in zip(new, old, strict=True))
+
+
+def _run_chunk(step: Step, weights: Weights, rows: Rows, state: tuple, at: Any, length: int) -> tuple:
+    """The state behind a chunk, and for each step: the state, activations, and the other inputs the Jacobian reads."""
+    gates, dtype = len(step.summed), state[0].dtype
+    z = _chunk(rows.xs, at, length)
+    if weights.kernel is not None:
+        batch = z.shape[1]
+        z = (z.reshape(length * batch, z.shape[-1]) @ weights.kernel).reshape(length, batch, weights.kernel.shape[-1])
+    bias = None if weights.bias is None else jnp.split(weights.bias.astype(dtype)[None], gates, axis=-1)
+
+    def body(state: tuple, inputs: tuple) -> tuple:
+        z_t, start, real = inputs
+        old = _begun(state, start)
+        r = _product(old[0], weights.R)
+        x = [a.astype(dtype) for a in jnp.split(z_t, gates, axis=-1)]
+        x = x if bias is None else list(map(jnp.add, x, bias))
+        z = [a + b if s else a for a, b, s in zip(x, r, step.summed, strict=True)]
+        read = (*z, *(r[g] for g in step.others), *old)
+        new, activations = step(weights.own, read)
+        new = _held(new, old, real)
+        others = len(read) - len(old)
+        return new, (new, activations, tuple(a for a, n in zip(read[:others], step.needed, strict=False) if n))
+
+    return lax.scan(body, state, (z, _chunk(rows.start, at, length), _chunk(rows.real, at, length)))
+
+
+def _over_chunks(static: _Static, steps: int, body: Callable, carry: Any, extra: Any, reverse: bool = False) -> tuple:
+    """``carry, out = body(carry, first step, length, extra)`` for all whole chunks and for what is left over."""
+    count, rest = divmod(steps, static.length)
+    main, tail = (None, None) if extra is None else extra
+    outs: list = [None, None]
+
+    def run_main(carry: Any) -> Any:
+        if count:
+            starts = jnp.arange(count) * static.length
+            one = lambda c, e: body(c, e[0], static.length, e[1])  # noqa: E731
+            carry, outs[0] = lax.scan(one, carry, (starts, main), reverse=reverse)
+        return carry
+
+    def run_tail(carry: Any) -> Any:
+        if rest:
+            carry, outs[1] = body(carry, count * static.length, rest, tail)
+        return carry
+
+    carry = run_main(run_tail(carry)) if reverse else run_tail(run_main(carry))
+    return carry, tuple(outs)
+
+
+def _joined(parts: tuple, like: tuple[int, ...], dtype: Any) -> Array:
+    """Batch-first chunks ``[n, B, K, F]`` and ``[B, k, F]`` as one ``[B, T, F]``."""
+    main, tail = parts
+    found = [] if main is None else [jnp.swapaxes(main, 0, 1).reshape(like[0], main.shape[0] * main.shape[2], like[-1])]
+    found += [] if tail is None else [tail]
+    if not found:
+        return jnp.zeros(like, dtype)
+    return found[0] if len(found) == 1 else jnp.concatenate(found, axis=1)
+
+
+def _forward(static: _Static, operands: Operands) -> Operands:
+    weights, rows, state = operands
+    step = _step(static, weights, state[0].dtype)
+    batch, steps = rows.xs.shape[:2]
+
+    def body(state: tuple, at: Any, length: int, extra: Any) -> tuple:
+        last, (states, activations, inputs) = _run_chunk(step, weights, rows, state, at, length)
+        ys = jnp.swapaxes(states[0], 0, 1)
+        kept = _Chunk(state, None, None) if static.again else _Chunk(state, activations, (states[1:], inputs))
+        return last, (ys, kept)
+
+    last, parts = _over_chunks(static, steps, body, state, None)
+    ys, kept = (tuple(None if p is None else p[i] for p in parts) for i in range(2))
+    return Operands(None, _joined(ys, (batch, steps, state[0].shape[-1]), state[0].dtype), (last, kept))
+
+
+def _pullback(static: _Static, fixed: Operands, cotangents: list) -> Operands:
+    weights, (rows, ys), (state, kept) = fixed
+    step = _step(static, weights, state[0].dtype)
+    d_ys, *d_last = cotangents
+    steps, turned = rows.xs.shape[1], _turned(weights.R)
+    kernel_back = None if weights.kernel is None else weights.kernel.T
+
+    def body(carry: tuple, at: Any, length: int, kept: _Chunk) -> tuple:
+        d_state, d_weights = carry
+        if static.again:
+            _, (states, activations, inputs) = _run_chunk(step, weights, rows, kept.first, at, length)
+            states = states[1:]
+        else:
+            activations, (states, inputs) = kept.activations, kept.inputs
+        start, real = _chunk(rows.start, at, length), _chunk(rows.real, at, length)
+        states = (_chunk(ys, at, length), *states)
+        before = tuple(jnp.concatenate([a[None], s[:-1]]) for a, s in zip(kept.first, states, strict=True))
+        before = _begun(before, start)
+        read = _filled(step, inputs, before)
+        slopes = step.jacobian(weights.own, read, activations)
+        d_state, (d_r, d_x, d_new) = _reverse(step, slopes, turned, d_state, (_chunk(d_ys, at, length), start, real))
+        low = weights.R.dtype
+        d_own = _own_gradient(step, weights.own, read, activations, d_new)
+        d_bias = _flat(d_x)
+        d_z = d_bias.astype(rows.xs.dtype)
+        x = _chunk(rows.xs, at, length)
+        found = Weights(
+            d_own,
+            None if weights.kernel is None else _rows_product(_flat(x), d_z),
+            None if weights.bias is None else d_bias.sum(0),
+            _weight_gradient(before[0].astype(low), d_r.astype(low), weights.R),
+        )
+        d_xs = d_z if kernel_back is None else d_z @ kernel_back
+        d_weights = jax.tree.map(lambda total, part: total + part.astype(total.dtype), d_weights, found)
+        return (d_state, d_weights), jnp.swapaxes(d_xs.reshape(x.shape), 0, 1)
+
+    begin = tuple(d_last), jax.tree.map(lambda w: jnp.zeros(w.shape, at_least_float32(w.dtype)), weights)
+    (d_state, d_weights), parts = _over_chunks(static, steps, body, begin, kept, reverse=True)
+    d_weights = jax.tree.map(lambda d, w: d.astype(w.dtype), d_weights, weights)
+    return Operands(d_weights, _joined(parts, rows.xs.shape, rows.xs.dtype), d_state)
+
+
+def _filled(step: Step, inputs: tuple, before: tuple) -> list[Array]:
+    """All inputs of the step; those that nothing needs are zeros."""
+    kept = iter(inputs)
+    count = len(step.reads) - len(before)
+    return [next(kept) if n else jnp.zeros_like(before[0]) for n in step.needed[:count]] + list(before)
+
+
+def _reverse(step: Step, slopes: tuple, turned: Array, d_state: tuple, along: tuple) -> tuple:
+    """The chunk's steps backwards: the state's cotangent, and for each step those of r, of x and of the new state."""
+    gates, total = len(step.summed), len(step.reads)
+
+    def mixed(d_new: tuple, row: tuple) -> Array:
+        terms = [d * s for d, s in zip(d_new, row, strict=True) if s is not None]
+        return functools.reduce(jnp.add, terms) if terms else jnp.zeros_like(d_new[0])
+
+    def body(d_state: tuple, inputs: tuple) -> tuple:
+        (d_y, start, real), slopes = inputs
+        d_state = (d_state[0] + d_y.astype(d_state[0].dtype), *d_state[1:])
+        none = tuple(jnp.zeros_like(d) for d in d_state)
+        d_new, d_held = _held(d_state, none, real), _held(none, d_state, real)
+        d_in = [mixed(d_new, row) for row in slopes]
+        d_z, d_other, d_old = d_in[:gates], iter(d_in[gates:]), d_in[total - len(d_state) :]
+        d_r = jnp.concatenate([d if s else next(d_other) for d, s in zip(d_z, step.summed, strict=True)], axis=-1)
+        d_old[0] = d_old[0] + _product_back(d_r, turned)
+        d_all = tuple(d_old) if real is None else tuple(map(jnp.add, d_old, d_held))
+        return _begun(d_all, start), (d_r, tuple(d_z[g] for g in step.others), d_new)
+
+    result: tuple = lax.scan(body, d_state, (along, slopes), reverse=True)
+    d_state, (d_r, d_alone, d_new) = result
+    if not step.others:
+        return d_state, (d_r, d_r, d_new)
+    alone = iter(d_alone)
+    parts = zip(jnp.split(d_r, gates, axis=-1), step.summed, strict=True)
+    d_x = jnp.concatenate([d if s else next(alone) for d, s in parts], axis=-1)
+    return d_state, (d_r, d_x, d_new)
+
+
+def _own_gradient(step: Step, own: tuple, read: list, activations: tuple, d_new: tuple) -> tuple:
+    if not own:
+        return ()
+    known = step.around(own, read, activations)
+    return jax.vjp(lambda own: step(own, read, known)[0], own)[1](d_new)[0]
+
+
+def _weight_gradient(h: Float[Array, "K B F"], d_r: Float[Array, "K B GF"], R: Float[Array, "N H G H"]) -> Array:
+    heads, size, gates, _ = R.shape
+    h, d_r = _flat(h), _flat(d_r)
+    if heads == 1:
+        return _rows_product(h, d_r).reshape(R.shape)
+    h, d_r = h.reshape(len(h), heads, size), d_r.reshape(len(h), gates, heads, size)
+    return jnp.einsum("anh,agnk->nhgk", h, d_r, preferred_element_type=at_least_float32(h.dtype))
+
+
+def _rows_product(x: Float[Array, "A D"], y: Float[Array, "A F"]) -> Float[Array, "D F"]:
+    return jnp.matmul(x.T, y, preferred_element_type=at_least_float32(x.dtype))
+
+
+def _flat(a: Float[Array, "K B F"]) -> Float[Array, "KB F"]:
+    return a.reshape(a.shape[0] * a.shape[1], a.shape[2])
+
+
+def _tangent(static: _Static, fixed: Operands, linear: Operands) -> Operands:
+    """Forward mode: one plain scan over the steps, each of which is run again."""
+    weights, (rows, _), (state, _) = fixed
+    d_weights, d_xs, d_state = linear
+    step = _step(static, weights, state[0].dtype)
+
+    def one(weights: Weights, xs: Array, state: tuple, start: Array | None, real: Array | None) -> tuple:
+        return _run_chunk(step, weights, Rows(xs, start, real), state, 0, 1)[0]
+
+    def body(both: tuple, inputs: tuple) -> tuple:
+        x, d_x, start, real = (None if a is None else a[:, None] for a in inputs)
+        f = lambda w, x, s: one(w, x, s, start, real)  # noqa: E731
+        state, d_state = jax.jvp(f, (weights, x, both[0]), (d_weights, d_x, both[1]))
+        return (state, d_state), d_state[0]
+
+    along = tuple(None if a is None else jnp.moveaxis(a, 1, 0) for a in (rows.xs, d_xs, rows.start, rows.real))
+    result: tuple = lax.scan(body, (state, d_state), along)
+    (_, d_last), d_ys = result
+    return Operands(None, jnp.moveaxis(d_ys, 0, 1), d_last)

@@ -1,0 +1,130 @@
+"""One primitive for whole-sequence functions that keeps them whole under ``vmap`` and in reverse.
+
+Under ``vmap`` a mapped batch becomes more of the batch that the function already has, so that its matrix products stay
+two-dimensional and its loops are not rewritten. A function that is linear in some arguments may bring its own
+transpose; forward mode and derivatives of any order go through the function itself.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from jaxseq.typing import Array
+
+
+class Operands(NamedTuple):
+    """Three pytrees of arrays, by where their batch stands."""
+
+    shared: Any
+    """No batch: weights."""
+    rows: Any
+    """Batch first: ``[B, T, ...]``."""
+    steps: Any
+    """Batch behind time: ``[..., B, F]``."""
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """What is static: ``function(static, *operands) -> Operands`` and, if there is one, its transpose."""
+
+    function: Callable
+    transpose: Callable | None
+    static: Any
+    structure: Any
+
+    def __call__(self, *leaves: Array) -> list[Array]:
+        return jax.tree.leaves(self.function(self.static, *jax.tree.unflatten(self.structure, leaves)))
+
+    def axes(self) -> tuple[int | None, ...]:
+        """Where each argument's batch stands."""
+        operands = jax.tree.unflatten(self.structure, range(self.structure.num_leaves))
+        return tuple(axis for o in operands for axis in _axes(o))
+
+
+def _axes(operands: Operands) -> list:
+    kinds = zip(operands, (None, 0, -2), strict=True)
+    return [axis for part, axis in kinds for _ in jax.tree.leaves(part)]
+
+
+def whole(function: Callable, static: Any, *operands: Operands) -> Operands:
+    """``function(static, *operands) -> Operands``, which must have one batch axis and no shared result."""
+    return _bind(function, None, static, operands)
+
+
+def whole_linear(function: Callable, transpose: Callable, static: Any, fixed: Operands, linear: Operands) -> Operands:
+    """The same for a function linear in its last operands; ``transpose(static, fixed, cotangents) -> Operands``."""
+    return _bind(function, transpose, static, (fixed, linear))
+
+
+def _bind(function: Callable, transpose: Callable | None, static: Any, operands: tuple) -> Operands:
+    leaves, structure = jax.tree.flatten(operands)
+    op = _Whole(function, transpose, static, structure)
+    result = jax.eval_shape(lambda *a: function(static, *jax.tree.unflatten(structure, a)), *leaves)
+    return jax.tree.unflatten(jax.tree.structure(result), _whole_p.bind(*leaves, op=op, results=tuple(_axes(result))))
+
+
+def _implementation(*leaves: Array, op: _Whole, results: tuple) -> list[Array]:
+    return op(*leaves)
+
+
+def _abstract(*leaves: Any, op: _Whole, results: tuple) -> list[Any]:
+    shapes = jax.eval_shape(op, *(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in leaves))
+    return [jax.core.ShapedArray(s.shape, s.dtype) for s in shapes]
+
+
+def _tangent(primals: tuple, tangents: tuple, *, op: _Whole, results: tuple) -> tuple[list, list]:
+    moving = [i for i, t in enumerate(tangents) if type(t) is not ad.Zero]
+
+    def function(*changed: Array) -> list[Array]:
+        leaves = list(primals)
+        for i, leaf in zip(moving, changed, strict=True):
+            leaves[i] = leaf
+        return op(*leaves)
+
+    return jax.jvp(function, [primals[i] for i in moving], [tangents[i] for i in moving])
+
+
+def _mapped(leaves: tuple, mapped: tuple, *, op: _Whole, results: tuple) -> tuple[list, tuple]:
+    size = next(a.shape[d] for a, d in zip(leaves, mapped, strict=True) if d is not None)
+    axes = op.axes()
+    if any(d is not None and axis is None for d, axis in zip(mapped, axes, strict=True)):
+        out = jax.vmap(op, in_axes=mapped, axis_size=size)(*leaves)
+        return out, (0,) * len(out)
+
+    def merged(a: Array, d: int | None, axis: int | None) -> Array:
+        if axis is None:
+            return a
+        a = jnp.broadcast_to(a, (size, *a.shape)) if d is None else jnp.moveaxis(a, d, 0)
+        at = axis if axis >= 0 else a.ndim - 1 + axis
+        a = jnp.moveaxis(a, 0, at)
+        return a.reshape(*a.shape[:at], a.shape[at] * a.shape[at + 1], *a.shape[at + 2 :])
+
+    out = _whole_p.bind(*map(merged, leaves, mapped, axes), op=op, results=results)
+    where = [axis if axis >= 0 else a.ndim + axis for a, axis in zip(out, results, strict=True)]
+    parts = [a.reshape(*a.shape[:d], size, a.shape[d] // size, *a.shape[d + 1 :])
+             for a, d in zip(out, where, strict=True)]  # fmt: skip
+    return parts, tuple(where)
+
+
+def _transposed(cotangents: list, *leaves: Any, op: _Whole, results: tuple) -> list:
+    fixed, linear = jax.tree.unflatten(op.structure, leaves)
+    assert op.transpose is not None
+    found = jax.tree.leaves(op.transpose(op.static, fixed, [ad.instantiate_zeros(c) for c in cotangents]))
+    wanted = jax.tree.leaves(linear, is_leaf=ad.is_undefined_primal)
+    found = [c if ad.is_undefined_primal(a) else None for a, c in zip(wanted, found, strict=True)]
+    return [None] * (len(leaves) - len(found)) + found
+
+
+_whole_p = Primitive("whole_sequence")
+_whole_p.multiple_results = True
+_whole_p.def_impl(_implementation)
+_whole_p.def_abstract_eval(_abstract)
+mlir.register_lowering(_whole_p, mlir.lower_fun(_implementation, multiple_results=True))
+ad.primitive_jvps[_whole_p] = _tangent
+ad.primitive_transposes[_whole_p] = _transposed
+batching.primitive_batchers[_whole_p] = _mapped
