@@ -1,14 +1,22 @@
 """Attention, forward and backward, against ``jax.nn.dot_product_attention`` and torch's flash kernel.
 
-    python benchmarks/attention.py            # about 2 minutes on 2 CPU cores
-    python benchmarks/attention.py --quick    # seconds, T = 512 only, writes nothing
+    python benchmarks/attention.py                # all cases, under 5 minutes on 2 CPU cores
+    python benchmarks/attention.py --case masks   # one of them; its rows replace those of the results file
+    python benchmarks/attention.py --quick        # seconds, small sizes, writes nothing
 
-Causal at T = 512, 2048, 4096, batch 1, 8 heads of 64, float32 (bfloat16 too where there is a CUDA device);
-then a sliding window of 256 and four packed documents against causal attention over the whole at T = 4096.
+Batch 1, 8 heads of 64, float32 (bfloat16 too where there is a CUDA device). Cases:
+
+- ``2048``, ``4096``, ``8192``: causal attention of that length against peers.
+- ``masks``: window, packed documents and prefix at T = 8192 against causal attention over the whole, with what is
+  left to do: the fraction of visible (query, key) pairs and of live tiles of 512, causal attention being 1.
+- ``vmap``: a batch of 4 and ``jax.vmap`` of the unbatched call.
+- ``decode``: one step of the ``Attention`` core with a cache of 1024 (donated) against the prefix all over again.
 """
 
 import argparse
+import json
 import math
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -16,10 +24,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from harness import Candidate, Row, compiled, measure, plain, report, unavailable
+from harness import (
+    RESULTS,
+    Candidate,
+    Prepared,
+    Row,
+    compiled,
+    deviation,
+    device_name,
+    matmul_ceiling,
+    measure,
+    plain,
+    report,
+    unavailable,
+)
 
+from jaxseq.cores import Attention
 from jaxseq.ops.attention import attention, attention_weights
-from jaxseq.ops.masks import Mask, causal, segments, sliding_window
+from jaxseq.ops.masks import Mask, causal, prefix, segments, sliding_window
 
 HEADS, HEAD_SIZE = 8, 64
 
@@ -68,66 +90,188 @@ def torch_flash() -> Candidate:
     return plain("torch", both, convert)
 
 
-def inputs(length: int, dtype: Any = np.float32) -> list[tuple[np.ndarray, ...]]:
+def inputs(length: int, dtype: Any = np.float32, batch: int = 1) -> list[tuple[np.ndarray, ...]]:
     """Two sets of query, key, value and cotangent."""
-    shape = (1, length, HEADS, HEAD_SIZE)
+    shape = (batch, length, HEADS, HEAD_SIZE)
     sets = (np.random.default_rng(seed) for seed in (0, 1))
     return [tuple(rng.normal(size=shape).astype(dtype) for _ in range(4)) for rng in sets]
 
 
-def against_peers(length: int, dtype: str, repeats: int) -> list[Row]:
+def against_peers(length: int, repeats: int) -> list[Row]:
     """Causal attention: ours, JAX's own, torch's."""
-    mask = causal()
-    peers = [compiled("jax.nn", with_gradients(partial(jax.nn.dot_product_attention, is_causal=True)))]
-    peers += [torch_flash()] if dtype == "float32" and jax.default_backend() == "cpu" else []
-    return measure(
-        {"T": length, "mask": "causal", "dtype": dtype},
-        [compiled("jaxseq", with_gradients(partial(attention, mask=mask))), *peers],
-        inputs(length, jnp.dtype(dtype)),
-        reference=partial(reference, mask=mask),
-        tolerance=1e-3 if dtype == "float32" else 3e-2,
-        repeats=repeats,
-    )
+    mask, rows = causal(), []
+    for dtype in ["float32"] + (["bfloat16"] if jax.default_backend() == "gpu" else []):
+        peers = [compiled("jax.nn", with_gradients(partial(jax.nn.dot_product_attention, is_causal=True)))]
+        peers += [torch_flash()] if dtype == "float32" and jax.default_backend() == "cpu" else []
+        rows += measure(
+            {"case": str(length), "T": length, "dtype": dtype},
+            [compiled("jaxseq", with_gradients(partial(attention, mask=mask))), *peers],
+            inputs(length, jnp.dtype(dtype)),
+            reference=partial(reference, mask=mask),
+            tolerance=1e-3 if dtype == "float32" else 3e-2,
+            warmup=1 if length < 8192 else 0,
+            repeats=repeats,
+            budget_s=60 if length < 8192 else None,
+        )
+    for row in rows:
+        if "median_s" in row:  # 7 products of a head's visible pairs: 2 forward, 5 backward
+            flops = 7 * 2 * HEAD_SIZE * HEADS * length * (length + 1) / 2
+            row["of_matmul_rate"] = flops / row["median_s"] / matmul_ceiling(row["dtype"])
+    return rows
 
 
 def against_own_causal(length: int, repeats: int) -> list[Row]:
-    """What a mask that leaves tiles empty saves: window and packed documents against causal over the whole.
+    """What masks that leave pairs out save, against causal attention over the whole.
 
     The candidates differ in what they compute, so each is checked by the tests instead of here.
     """
     ids = np.arange(length, dtype=np.int32)[None] // (length // 4) + 1
+    masks: dict[str, Callable[[Any], Mask]] = {
+        "causal": lambda ids: causal(),
+        "window 256": lambda ids: sliding_window(256),
+        "4 packed documents": lambda ids: causal() & segments(ids, ids),
+        "prefix 1024": lambda ids: causal() | prefix(1024),
+    }
 
-    def packed(query: Any, key: Any, value: Any, cotangent: Any, ids: Any) -> tuple[Any, ...]:
-        mask = causal() & segments(ids, ids)
-        return with_gradients(partial(attention, mask=mask))(query, key, value, cotangent)
+    def masked(make: Callable[[Any], Mask]) -> Callable[..., Any]:
+        def both(query: Any, key: Any, value: Any, cotangent: Any, ids: Any) -> tuple[Any, ...]:
+            return with_gradients(partial(attention, mask=make(ids)))(query, key, value, cotangent)
 
-    def masked(mask: Mask) -> Callable[..., Any]:
-        both = with_gradients(partial(attention, mask=mask))
-        return lambda query, key, value, cotangent, ids: both(query, key, value, cotangent)
+        return both
 
-    return measure(
-        {"T": length, "mask": "by name", "dtype": "float32"},
-        [
-            compiled("causal", masked(causal())),
-            compiled("window 256", masked(sliding_window(256))),
-            compiled("4 packed documents", packed),
-        ],
+    rows = measure(
+        {"case": "masks", "T": length, "dtype": "float32"},
+        [compiled(name, masked(make)) for name, make in masks.items()],
         [(*arrays, ids) for arrays in inputs(length)],
         reference=None,
         repeats=repeats,
+        budget_s=40,
     )
+    for row in rows:
+        mask = masks[row["name"]](jnp.asarray(ids))
+        for name, count in (("visible_pairs", _pairs), ("live_tiles", _live)):
+            row[name] = count(mask, length) / count(causal(), length)
+        if "median_s" in row and "median_s" in rows[0]:
+            row["of_causal_time"] = row["median_s"] / rows[0]["median_s"]
+    return rows
+
+
+def _pairs(mask: Mask, length: int) -> int:
+    return int(jax.jit(lambda mask: mask.materialize(length, length).sum())(mask))
+
+
+def _live(mask: Mask, length: int) -> int:
+    return int(np.asarray(mask.tiles(length, length, 512, 512).live).sum())
+
+
+def under_vmap(length: int, repeats: int) -> list[Row]:
+    """A batch, and ``vmap`` of the unbatched call, under one mask."""
+    mask = causal()
+    both = with_gradients(partial(attention, mask=mask))
+    return measure(
+        {"case": "vmap", "T": length, "B": 4, "dtype": "float32"},
+        [compiled("batched", both), compiled("vmap", jax.vmap(both))],
+        inputs(length, batch=4),
+        reference=partial(reference, mask=mask),
+        repeats=repeats,
+        budget_s=20,
+    )
+
+
+def decoding(batch: int, features: int, context: int, repeats: int) -> list[Row]:
+    """The last of ``context`` outputs: by one step with a cache of the others, and by the whole prefix."""
+    core = Attention(features=features)
+    apply: Any = core.apply
+    rng = np.random.default_rng(0)
+    sets = [(rng.normal(size=(batch, context, features)).astype(np.float32),) for _ in range(2)]
+    parameters = core.init(jax.random.key(0), core.initial_carry((batch,)), sets[0][0][:, :1])
+
+    def whole(xs: Any) -> Any:
+        return apply(parameters, core.initial_carry((batch,)), xs)[1][:, -1]
+
+    def prepare(inputs: Any) -> Prepared:
+        before = [jax.device_put(xs[:, :-1]) for (xs,) in inputs]
+        last = [jax.device_put(xs[:, -1:]) for (xs,) in inputs]
+        empty = core.initial_carry((batch,), context=context - 1)
+        carries = [jax.jit(apply)(parameters, empty, xs)[0] for xs in before]
+        start = time.perf_counter()
+        step = jax.jit(apply, donate_argnums=1).lower(parameters, carries[0], last[0]).compile()
+        seconds = time.perf_counter() - start
+
+        def check() -> float:
+            carry = jax.tree.map(jnp.copy, carries[0])
+            return deviation(step(parameters, carry, last[0])[1][:, 0], [np.asarray(whole(inputs[0][0]), np.float64)])
+
+        def run(i: int) -> None:
+            carries[i], out = step(parameters, carries[i], last[i])
+            out.block_until_ready()
+
+        memory = getattr(step.memory_analysis(), "temp_size_in_bytes", None)
+        return Prepared(run, {"compile_s": seconds, "temp_bytes": memory}, check)
+
+    return measure(
+        {"case": "decode", "B": batch, "features": features, "cache": context},
+        [Candidate("one step", prepare), compiled("whole prefix", whole)],
+        sets,
+        reference=None,
+        repeats=repeats,
+        budget_s=8,
+    )
+
+
+def _write(rows: list[Row]) -> None:
+    """The results file with these rows in place of those of the same cases."""
+    path = RESULTS / f"attention-{device_name()}.jsonl"
+    path.parent.mkdir(exist_ok=True)
+    old = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    ran = {row["case"] for row in rows}
+    rows = [row for row in old if row.get("case", "") in {*CASES} - ran] + rows
+    rows.sort(key=lambda row: list(CASES).index(row["case"]))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    print(f"\nwritten: {path.relative_to(RESULTS.parent.parent)}")
+
+
+CASES: dict[str, Callable[[], list[Row]]] = {
+    "2048": lambda: against_peers(2048, 9),
+    "4096": lambda: against_peers(4096, 7),
+    "8192": lambda: against_peers(8192, 2),
+    "masks": lambda: against_own_causal(8192, 7),
+    "vmap": lambda: under_vmap(2048, 9),
+    "decode": lambda: [row for b in (1, 8) for f in (256, 512) for row in decoding(b, f, 1024, 15)],
+}
+QUICK: tuple[Callable[[], list[Row]], ...] = (
+    lambda: against_peers(512, 3),
+    lambda: against_own_causal(1024, 3),
+    lambda: under_vmap(256, 3),
+    lambda: decoding(1, 64, 128, 3),
+)
 
 
 def main() -> None:
     """Run the cases; the JSON lines go to benchmarks/results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="T = 512 only, few repeats, nothing written")
-    quick = parser.parse_args().quick
-    lengths, repeats = ((512,), 3) if quick else ((512, 2048, 4096), 9)
-    dtypes = ["float32"] + (["bfloat16"] if jax.default_backend() == "gpu" else [])
-    rows = [row for dtype in dtypes for length in lengths for row in against_peers(length, dtype, repeats)]
-    rows += against_own_causal(lengths[-1], repeats)
-    report("attention", rows, baseline="jaxseq", write=not quick)
+    parser.add_argument("--case", choices=list(CASES), action="append", help="only this case; may be given again")
+    parser.add_argument("--quick", action="store_true", help="small sizes, few repeats, nothing written")
+    options = parser.parse_args()
+    if options.quick:
+        rows = [row for case in QUICK for row in case()]
+    else:
+        rows = [row for name in options.case or CASES for row in CASES[name]()]
+    _report(rows)
+    if not options.quick:
+        _write(rows)
+
+
+def _report(rows: list[Row]) -> None:
+    """The table of times, then what follows from them."""
+    extra = ("of_matmul_rate", "of_causal_time", "visible_pairs", "live_tiles")
+    plain_rows = [{name: value for name, value in row.items() if name not in extra} for row in rows]
+    report("attention", plain_rows, baseline="jaxseq", write=False)
+    print()
+    for row in rows:
+        facts = [f"{name} {row[name]:.3f}" for name in extra if name in row]
+        if facts:
+            print(f"  T={row['T']} {row['dtype']} {row['name']:24}{'  '.join(facts)}")
 
 
 if __name__ == "__main__":

@@ -11,10 +11,13 @@ least two input sets, and a reference::
     )
     report("attention", rows, baseline="jaxseq")
 
+`matmul_ceiling` and `copy_ceiling` measure what the device can do at most, to say how near a figure is to it.
+
 What fails (is not installed, does not compile, runs out of memory, misses the reference) is a row with its
 error. Times are seconds of wall clock, memory is bytes. Rows of one case compare; absolute figures drift.
 """
 
+import functools
 import json
 import os
 import platform
@@ -26,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 Row = dict[str, Any]
@@ -34,10 +38,14 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass(frozen=True)
 class Prepared:
-    """A candidate ready to be timed: ``run(i)`` works on input set i and returns when the result is there."""
+    """A candidate ready to be timed: ``run(i)`` works on input set i and returns when the result is there.
+
+    ``check()`` gives the error against a reference of the candidate's own, where it has one, and judges it itself.
+    """
 
     run: Callable[[int], Any]
     facts: Row
+    check: Callable[[], float] | None = None
 
 
 @dataclass(frozen=True)
@@ -91,19 +99,21 @@ def measure(
     tolerance: float = 1e-3,
     warmup: int = 2,
     repeats: int = 9,
+    budget_s: float | None = None,
 ) -> list[Row]:
     """Time the candidates on one case, in turn, over all input sets; one row each.
 
     ``reference`` gets float64 inputs and returns the same tree as the candidates; the error of a leaf is
     its largest absolute deviation over the reference's largest absolute value. ``None`` leaves the check
-    out, and the row says so (``"error_vs_reference": null``).
+    to the candidates; where they have none either, the row says so (``"error_vs_reference": null``).
+    ``budget_s`` makes the repeats fewer, 3 at least, where they would take longer in all.
 
     Raises:
         ValueError: fewer than two input sets.
     """
     if len(inputs) < 2:
         raise ValueError(f"a benchmark needs at least two input sets, got {len(inputs)}")
-    expected = None if reference is None else _in_float64(reference, inputs[0])
+    expected = None if reference is None else in_float64(reference, inputs[0])
     rows: list[Row] = []
     ready: list[tuple[Row, Prepared, list[float]]] = []
     for candidate in candidates:
@@ -112,17 +122,25 @@ def measure(
         try:
             prepared = candidate.prepare(inputs)
             row |= prepared.facts
-            row["error_vs_reference"] = None if expected is None else _error(prepared.run(0), expected)
-            if expected is not None and not row["error_vs_reference"] <= tolerance:
-                raise ArithmeticError(f"misses the reference: error {row['error_vs_reference']:.2g} > {tolerance:g}")
+            if expected is not None:
+                row["error_vs_reference"] = judged(deviation(prepared.run(0), expected), tolerance)
+            else:
+                row["error_vs_reference"] = prepared.check() if prepared.check else None
+            row |= prepared.facts  # a check may add to them
             for i in range(warmup):
                 prepared.run(i % len(inputs))
-        except Exception as error:  # a peer may fail in any way; the others are still measured
-            row["error"] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        except Exception as failure:  # a candidate may fail in any way; the others are still measured
+            row["error"] = _in_one_line(failure)
         else:
             ready.append((row, prepared, []))
+    if budget_s is not None:
+        _interleave(ready, len(inputs), 1)
+        round_s = sum(seconds.pop() for _, _, seconds in ready if seconds)
+        repeats = min(repeats, max(3, int(budget_s / max(round_s, 1e-9))))
     _interleave(ready, len(inputs), repeats)
     for row, _, seconds in ready:
+        if "error" in row:
+            continue
         low, middle, high = np.percentile(seconds, [25, 50, 75])
         row |= {
             "median_s": float(middle),
@@ -137,28 +155,106 @@ def _interleave(ready: Sequence[tuple[Row, Prepared, list[float]]], num_inputs: 
     """One timing of each candidate per round, the first place going round, so that drift hits all alike."""
     for repeat in range(repeats):
         for turn in range(len(ready)):
-            _, prepared, seconds = ready[(repeat + turn) % len(ready)]
+            row, prepared, seconds = ready[(repeat + turn) % len(ready)]
+            if "error" in row:
+                continue
             start = time.perf_counter()
-            prepared.run(repeat % num_inputs)
+            try:
+                prepared.run(repeat % num_inputs)
+            except Exception as failure:  # memory may run out beside the others' arrays
+                row["error"] = _in_one_line(failure)
             seconds.append(time.perf_counter() - start)
 
 
-def _in_float64(function: Callable[..., Any], args: tuple) -> list[np.ndarray]:
+def judged(error: float, tolerance: float) -> float:
+    """The error, if it is tolerable (NaN is not).
+
+    Raises:
+      ArithmeticError: it is not.
+    """
+    if not error <= tolerance:
+        raise ArithmeticError(f"misses the reference: error {error:.2g} > {tolerance:.2g}")
+    return error
+
+
+def _in_one_line(failure: Exception) -> str:
+    """The error as a row holds it; "out of memory" whatever an allocator calls it."""
+    text = str(failure).splitlines()[0] if str(failure) else ""
+    if isinstance(failure, MemoryError) or "RESOURCE_EXHAUSTED" in text or "out of memory" in text.lower():
+        return f"out of memory: {text.removeprefix('out of memory: ')}"
+    return f"{type(failure).__name__}: {text}"
+
+
+def in_float64(function: Callable[..., Any], args: tuple) -> list[np.ndarray]:
+    """The leaves that a JAX function gives for these arguments in double precision."""
+
     def widen(x: Any) -> Any:
         x = np.asarray(x)
-        return x.astype(np.float64) if jax.numpy.issubdtype(x.dtype, jax.numpy.floating) else x
+        return x.astype(np.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
     with jax.enable_x64(True):
         out = jax.jit(function)(*jax.tree.map(widen, args))
         return [np.asarray(leaf) for leaf in jax.tree.leaves(out)]
 
 
-def _error(got: Any, expected: list[np.ndarray]) -> float:
+def deviation(got: Any, expected: list[np.ndarray], floor: float = 0.0) -> float:
+    """The largest error of a leaf: its largest absolute deviation over the expected leaf's largest number.
+
+    That number is at least ``floor`` times the largest of all leaves (a gradient that vanishes in theory).
+    """
     leaves = [np.asarray(leaf).astype(np.float64) for leaf in jax.tree.leaves(got)]
     if [leaf.shape for leaf in leaves] != [leaf.shape for leaf in expected]:
         raise ValueError(f"returns shapes {[x.shape for x in leaves]}, the reference {[x.shape for x in expected]}")
-    pairs = zip(leaves, expected, strict=True)
-    return float(max(np.max(np.abs(a - b)) / max(np.max(np.abs(b)), 1e-30) for a, b in pairs))
+    sizes = [max(np.max(np.abs(b), initial=0.0), 1e-30) for b in expected]
+    least = floor * max(sizes)
+    pairs = zip(leaves, expected, sizes, strict=True)
+    return float(max(np.max(np.abs(a - b), initial=0.0) / max(size, least) for a, b, size in pairs))
+
+
+@functools.cache
+def matmul_ceiling(dtype: str = "float32") -> float:
+    """FLOP/s of the fastest of a few matrix products, square and tall (2 m n k a product), once a process.
+
+    Compiled by XLA, on all cores, at the precision that XLA takes by default (TF32 for float32 on some GPUs).
+    """
+    size = 2048 if jax.default_backend() == "cpu" else 8192
+    shapes = [(size, size, size), (4 * size, size // 4, size // 4), (2 * size, size // 4, size)]
+    rates = []
+    for m, k, n in shapes:
+        keys = jax.random.split(jax.random.key(0))
+        a = jax.random.normal(keys[0], (m, k), dtype)
+        b = jax.random.normal(keys[1], (k, n), dtype)
+        product = jax.jit(jnp.matmul).lower(a, b).compile()
+        rates.append(2 * m * n * k / _best(lambda: jax.block_until_ready(product(a, b))))  # noqa: B023
+    return max(rates)
+
+
+@functools.cache
+def copy_ceiling(dtype: str = "float32") -> float:
+    """Bytes/s that a large elementwise pass moves between two buffers of 1 GiB, once a process.
+
+    Every byte of the source is counted as read once and every byte of the target as written once; what the
+    hardware reads of the target before it writes there is not counted. Both buffers are there already (the target
+    is donated), so the system hands out no fresh pages.
+    """
+    elements = 2**30 // jnp.dtype(dtype).itemsize
+    buffers = [jnp.ones(elements, dtype), jnp.ones(elements, dtype)]
+    move = jax.jit(lambda source, target: -source, donate_argnums=1, keep_unused=True).lower(*buffers).compile()
+
+    def turn() -> None:
+        buffers[:] = jax.block_until_ready(move(*buffers)), buffers[0]
+
+    return 2 * buffers[0].nbytes / _best(turn)
+
+
+def _best(run: Callable[[], Any], repeats: int = 7) -> float:
+    """Seconds of the fastest run, after two to warm up."""
+    seconds = []
+    for _ in range(2 + repeats):
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds[2:])
 
 
 def device_name() -> str:
@@ -170,7 +266,7 @@ def device_name() -> str:
 def environment() -> Row:
     """What a figure depends on besides the code: versions, flags, device."""
     versions: dict[str, str | None] = {}
-    for package in ("jax", "jaxlib", "flax", "numpy", "torch"):
+    for package in ("jax", "jaxlib", "flax", "numpy", "torch", "dm-haiku", "equinox"):
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
