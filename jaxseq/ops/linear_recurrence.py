@@ -31,7 +31,7 @@ def linear_recurrence(
 
     Args:
       a: the decay; any value (products of decays are formed, never quotients). An exact zero forgets what was
-        before it, even if that was infinite or NaN.
+        before it, even if that was infinite or NaN (in values and in reverse mode).
       b: what is added.
       state: ``h`` before the first step. ``a``, ``b`` and ``state`` share one dtype.
       segment_ids: 0 is padding (the state stands still), a change of id begins again from zeros.
