@@ -71,7 +71,7 @@ class GLA(Core):
         wide = carry.state.S.dtype
         log_decay = jax.nn.log_sigmoid(by_head(gate).astype(wide)) / self.temperature
         S, out = linear_attention(query, key, value.astype(wide), log_decay, carry.state.S, segment_ids=segment_ids)
-        norm = nn.LayerNorm(dtype=wide, param_dtype=self.param_dtype, force_float32_reductions=False, name="norm")
+        norm = nn.LayerNorm(dtype=wide, param_dtype=wide, force_float32_reductions=False, name="norm")
         out = norm(out).reshape(*xs.shape[:-1], self.features).astype(self.dtype)
         ys = dense("out", self.features, jax.nn.swish(dense("gate", self.features, xs, bias=True)) * out)
         return StateCarry(GLAState(S), carry.segment_id), without_padding(ys, segment_ids)

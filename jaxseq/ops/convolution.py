@@ -40,6 +40,7 @@ def causal_convolution(
       ValueError: shapes or dtypes do not agree, or ``dilation`` is not positive.
     """
     _check(xs, kernel, state, dilation)
+    segments.check(segment_ids, xs.shape[:-1])
     if segment_ids is None:
         return _continued(xs, kernel, state, dilation)
     real = segments.is_real(segment_ids)

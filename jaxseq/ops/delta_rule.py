@@ -15,7 +15,8 @@ from jax import lax
 
 from jaxseq.ops import segments
 from jaxseq.ops.implementations import running
-from jaxseq.ops.linear_attention import check_chunk, without_padding
+from jaxseq.ops.linear_attention import check_chunk, check_shapes, without_padding
+from jaxseq.ops.linear_attention_chunks import scan_chunks
 from jaxseq.typing import Array, Float, Int, SegmentIds
 
 IMPLEMENTATIONS = ("chunkwise", "sequential")
@@ -59,7 +60,10 @@ def delta_rule(
     if implementation not in (*IMPLEMENTATIONS, "auto"):
         raise ValueError(f"implementation={implementation!r}; known: {', '.join(('auto', *IMPLEMENTATIONS))}")
     check_chunk(chunk)
-    _check(query, key, value, beta, log_decay, state)
+    check_shapes(query, key, value, log_decay, state)
+    if not beta.shape == log_decay.shape == query.shape[:-1]:
+        raise ValueError(f"beta {beta.shape} and log_decay {log_decay.shape} must be {query.shape[:-1]} ([*B, T, N])")
+    segments.check(segment_ids, query.shape[:-2])
     time = query.shape[-3]
     if time == 0:
         return state, value
@@ -70,7 +74,7 @@ def delta_rule(
             return delta_rule_reference(query, key, value, beta, log_decay, state, segment_ids=segment_ids)
         size = min(chunk or CHUNK, 1 << (time - 1).bit_length())
         arrays = without_padding(segment_ids, state.dtype, query, key, value, beta, log_decay)
-        state, out = _chunkwise(arrays, state, segment_ids, size)
+        state, out = scan_chunks(_one_chunk, arrays, state, segment_ids, size)
         return state, out.astype(value.dtype)
 
 
@@ -100,45 +104,6 @@ def delta_rule_reference(
     time = query.ndim - 3
     state, out = lax.scan(step, state, jax.tree.map(lambda z: jnp.moveaxis(z, time, 0), (arrays, starts)))
     return state, jnp.moveaxis(out, 0, time).astype(value.dtype)
-
-
-def _check(query: Array, key: Array, value: Array, beta: Array, log_decay: Array, state: Array) -> None:
-    if query.ndim < 3 or key.shape != query.shape or value.shape[:-1] != query.shape[:-1]:
-        raise ValueError(
-            f"query {query.shape}, key {key.shape} ([*B, T, N, H]) and value {value.shape} ([*B, T, N, Hv]) differ"
-        )
-    if not beta.shape == log_decay.shape == query.shape[:-1]:
-        raise ValueError(f"beta {beta.shape} and log_decay {log_decay.shape} must be {query.shape[:-1]} ([*B, T, N])")
-    wanted = (*query.shape[:-3], query.shape[-2], query.shape[-1], value.shape[-1])
-    if state.shape != wanted:
-        raise ValueError(f"state {state.shape} must be {wanted} ([*B, N, H, Hv])")
-    if jnp.finfo(state.dtype).bits < 32:
-        raise ValueError(f"the state is {state.dtype}; it must be of 32 bits at least")
-
-
-def _chunkwise(
-    arrays: list[Array], state: Float[Array, "*B N H Hv"], segment_ids: SegmentIds | None, size: int
-) -> tuple[Float[Array, "*B N H Hv"], Float[Array, "*B T N Hv"]]:
-    """A scan over chunks of ``size``; its gradient keeps the states between them and computes the rest again."""
-    batch = state.ndim - 3
-    time = arrays[0].shape[batch]
-
-    def by_chunk(array: Array, mode: str = "constant") -> Array:
-        """Chunks first, heads before time; the last chunk is filled up with zeros (no key, no decay)."""
-        array = jnp.pad(array, [(0, -time % size if axis == batch else 0) for axis in range(array.ndim)], mode=mode)
-        array = array.reshape(*array.shape[:batch], -1, size, *array.shape[batch + 1 :])
-        return jnp.moveaxis(jnp.swapaxes(array, batch + 1, batch + 2), batch, 0)
-
-    if segment_ids is None:
-        document = jnp.zeros((*(1 for _ in range(batch)), time), jnp.int32)
-    else:
-        document = jnp.cumsum(segments.starts(segment_ids, segments.no_ids(segment_ids)), -1, dtype=jnp.int32)
-    document = by_chunk(document[..., None], "edge")
-    before = jnp.concatenate([jnp.zeros_like(document[:1, ..., -1:]), document[:-1, ..., -1:]])
-    xs = (*map(by_chunk, arrays), document, before)
-    state, out = lax.scan(jax.checkpoint(_one_chunk, prevent_cse=False), state, xs)
-    out = jnp.swapaxes(jnp.moveaxis(out, 0, batch), batch + 1, batch + 2)
-    return state, lax.slice_in_dim(out.reshape(*out.shape[:batch], -1, *out.shape[batch + 2 :]), 0, time, axis=batch)
 
 
 def _one_chunk(state: Float[Array, "*B N H Hv"], at: tuple[Array, ...]) -> tuple[Array, Array]:

@@ -53,6 +53,7 @@ def linear_attention(
         raise ValueError(f"implementation={implementation!r}; known: {', '.join(('auto', *IMPLEMENTATIONS))}")
     check_chunk(chunk)
     check_shapes(query, key, value, log_decay, state)
+    segments.check(segment_ids, query.shape[:-2])
     if implementation == "auto":
         implementation = "sequential" if query.shape[-3] <= FEW_STEPS else "chunkwise"
     dtype, time = value.dtype, query.shape[-3]

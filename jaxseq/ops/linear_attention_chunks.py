@@ -5,6 +5,7 @@ by ``exp(g_i - g_j)`` where j is not later and of the same document. Sums restar
 document, not even a rounding error of a gradient, reaches another.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -45,29 +46,37 @@ def chunkwise(
     segment_ids: SegmentIds | None,
     size: int,
 ) -> tuple[Float[Array, "*B N H Hv"], Float[Array, "*B T N Hv"]]:
-    """Linear attention by chunks of ``size``, a power of two; all in one dtype, zeros at padding.
-
-    The reverse scan computes each chunk again from its inputs and the state before it, which alone are kept.
-    """
-    time, batch = query.shape[-3], query.ndim - 3
+    """Linear attention by chunks of ``size``, a power of two; all in one dtype, zeros at padding."""
     if log_decay.ndim < query.ndim:
         log_decay = log_decay[..., None]
+    return scan_chunks(_chunk, [query, key, value, log_decay], state, segment_ids, size)
+
+
+def scan_chunks(
+    body: Callable, arrays: list[Array], state: Float[Array, "*B N H Hv"], segment_ids: SegmentIds | None, size: int
+) -> tuple[Float[Array, "*B N H Hv"], Float[Array, "*B T N Hv"]]:
+    """``state, out = body(state, (*arrays, number, before))`` along chunks of ``size``.
+
+    Arrays ``[*B, T, N, ...]`` come as ``[*B, N, C, ...]``; what fills up the last chunk is zeros. ``number`` counts
+    documents, ``[*B, 1, C]``; the state is of document ``before``, ``[*B, 1, 1]``. The reverse scan computes each chunk
+    again from its inputs and the state before it, which alone are kept.
+    """
+    batch = state.ndim - 3
+    time = arrays[0].shape[batch]
     if segment_ids is None:
-        number = jnp.zeros((*(1 for _ in query.shape[:batch]), time), jnp.int32)
+        number = jnp.zeros((*(1 for _ in range(batch)), time), jnp.int32)
     else:
         number = jnp.cumsum(segments.starts(segment_ids, segments.no_ids(segment_ids)), -1, dtype=jnp.int32)
 
     def by_chunk(array: Array, mode: str = "constant") -> Array:
-        filled = [(0, -time % size) if axis == batch else (0, 0) for axis in range(array.ndim)]
+        filled = [(0, -time % size if axis == batch else 0) for axis in range(array.ndim)]
         array = jnp.pad(array, filled, mode=mode)
         array = array.reshape(*array.shape[:batch], -1, size, *array.shape[batch + 1 :])
-        inner = (batch + 1,) if array.ndim == batch + 2 else (batch + 2, batch + 1, batch + 3)
-        return jnp.transpose(array, (batch, *range(batch), *inner))
+        return jnp.transpose(array, (batch, *range(batch), batch + 2, batch + 1, *range(batch + 3, array.ndim)))
 
-    number = by_chunk(number, "edge")
-    before = jnp.concatenate([jnp.zeros_like(number[:1, ..., -1]), number[:-1, ..., -1]])
-    body = jax.checkpoint(_chunk, prevent_cse=False)
-    state, out = lax.scan(body, state, (*map(by_chunk, (query, key, value, log_decay)), number, before))
+    number = by_chunk(number[..., None], "edge")
+    before = jnp.concatenate([jnp.zeros_like(number[:1, ..., -1:]), number[:-1, ..., -1:]])
+    state, out = lax.scan(jax.checkpoint(body, prevent_cse=False), state, (*map(by_chunk, arrays), number, before))
     out = jnp.transpose(out, (*range(1, batch + 1), 0, batch + 2, batch + 1, batch + 3))
     out = out.reshape(*out.shape[:batch], -1, *out.shape[batch + 2 :])
     return state, lax.slice_in_dim(out, 0, time, axis=batch)
@@ -76,9 +85,8 @@ def chunkwise(
 def _chunk(
     state: Float[Array, "*B N H Hv"], at: tuple[Array, Array, Array, Array, Array, Array]
 ) -> tuple[Float[Array, "*B N H Hv"], Float[Array, "*B N C Hv"]]:
-    """One chunk: the state after it, and its outputs. ``number`` counts documents; the state is of ``before``."""
-    q, k, v, log_decay = at[:4]
-    number, before = at[4][..., None, :], at[5][..., None, None]
+    """One chunk: the state after it, and its outputs."""
+    q, k, v, log_decay, number, before = at
     last = number[..., -1:]
     continues, leaves, passes = ((a == b)[..., None] for a, b in ((number, before), (number, last), (last, before)))
     # A chunk depends on its sums as on exp(g_i) q_i, exp(-g_j) k_j and exp(g) times the state. So the exponentials

@@ -49,6 +49,7 @@ def linear_recurrence(
         raise ValueError(f"a {a.shape}, b {b.shape} ([*B, T, F]) and state {state.shape} ([*B, F]) do not agree")
     if not a.dtype == b.dtype == state.dtype:
         raise ValueError(f"a ({a.dtype}), b ({b.dtype}) and state ({state.dtype}) must share one dtype")
+    segments.check(segment_ids, a.shape[:-1])
     if a.shape[-2] == 0:
         return state, b
     if segment_ids is not None:

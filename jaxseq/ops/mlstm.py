@@ -71,6 +71,7 @@ def mlstm(
         raise ValueError(f"input_gate {input_gate.shape} and log_forget {log_forget.shape} must be {query.shape[:-1]}")
     check_chunk(chunk)
     check_shapes(query, key, value, log_forget, state.C)
+    segments.check(segment_ids, query.shape[:-2])
     if state.n.shape != state.C.shape[:-1] or state.m.shape != state.C.shape[:-2]:
         wanted = f"{state.C.shape[:-1]} and {state.C.shape[:-2]}"
         raise ValueError(f"state n {state.n.shape} and m {state.m.shape} must be {wanted}")

@@ -151,8 +151,7 @@ def plain_recurrence(
 def _check(x: Any, R: Array, state: Any, segment_ids: Any, residuals: str, implementation: str) -> None:
     if R.ndim != 4:
         raise ValueError(f"R of shape {R.shape} is not [N, H, G, H]")
-    if segment_ids is not None and segment_ids.shape != x.shape[:-2]:
-        raise ValueError(f"segment_ids of shape {segment_ids.shape}; x of shape {x.shape} needs {x.shape[:-2]}")
+    segments.check(segment_ids, x.shape[:-2])
     heads, size, gates, out = R.shape
     if size != out or heads * size != x.shape[-1] or gates != x.shape[-2]:
         raise ValueError(

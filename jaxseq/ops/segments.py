@@ -47,3 +47,9 @@ def first_id(segment_ids: Int[Array, "*B T"]) -> Int[Array, "*B"]:
 def no_ids(segment_ids: Int[Array, "*B T"]) -> Int[Array, "*B"]:
     """What stands before a sequence that nothing precedes."""
     return jnp.zeros(segment_ids.shape[:-1], segment_ids.dtype)
+
+
+def check(segment_ids: Array | None, shape: tuple[int, ...]) -> None:
+    """Raises ValueError where ids are not of the shape ``[*B, T]`` of what they belong to."""
+    if segment_ids is not None and segment_ids.shape != shape:
+        raise ValueError(f"segment_ids of shape {segment_ids.shape} do not fit inputs of [*B, T] = {shape}")

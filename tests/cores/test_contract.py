@@ -5,6 +5,8 @@ from collections.abc import Callable
 from functools import partial
 
 import contract
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -142,3 +144,13 @@ def test_a_stretch_of_no_length_changes_nothing(name: str) -> None:
 @EVERY
 def test_initial_carry_leads_with_the_batch_dims(name: str) -> None:
     contract.check_initial_carry(CASES[name]())
+
+
+@pytest.mark.parametrize("name", CORES)
+def test_parameters_may_be_bfloat16(name: str) -> None:
+    """Kept so, that is: the state stays float32, the output is of the computation's dtype."""
+    core = CASES[name](param_dtype=jnp.bfloat16)
+    xs, carry = jnp.zeros((2, 3, F)), core.initial_carry((2,))
+    after, ys = jax.eval_shape(lambda key: core.init_with_output(key, carry, xs)[0], jax.random.key(0))
+    assert ys.dtype == jnp.float32
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), after) == jax.tree.map(lambda a: (a.shape, a.dtype), carry)

@@ -1,12 +1,12 @@
 """The causal convolution against a numpy loop, against its plain scan's gradient, and against scipy's filter."""
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from comparison import close
 from compilation import jitted
 from scipy.signal import lfilter
 
@@ -63,11 +63,6 @@ def in_a_loop(xs: Any, kernel: Any, state: Any, dilation: int, ids: np.ndarray |
             previous = current
         last[row] = np.reshape(history[len(history) - state.shape[1] :], last[row].shape)
     return last, ys
-
-
-def close(actual: Any, expected: Any, tolerance: float = 1e-11) -> None:
-    """All leaves equal, to ``tolerance``."""
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance), actual, expected)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))

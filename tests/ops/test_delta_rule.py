@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from comparison import close, ragged
 from compilation import jitted
 
 from jaxseq.ops.delta_rule import IMPLEMENTATIONS, delta_rule, delta_rule_reference
@@ -35,12 +36,6 @@ def inputs(time: int, dtype: str = "float64", batch: tuple[int, ...] = (B,)) -> 
     return tuple(a.astype(dtype) for a in (query, key, value, beta, log_decay, state))
 
 
-def ragged(time: int, batch: int = B) -> np.ndarray:
-    """Ids used twice, padding anywhere."""
-    ids = np.random.default_rng(time).integers(0, 3, (batch, -(-time // 2)))
-    return np.repeat(ids, 2, axis=1)[:, :time].astype(np.int32)
-
-
 def in_a_loop(query: Any, key: Any, value: Any, beta: Any, log_decay: Any, state: Any, ids: Any) -> tuple:
     """Equation 10 of Yang, Kautz & Hatamizadeh (2024), one head and one step after another."""
     state, out = np.array(state), np.zeros_like(value)
@@ -60,11 +55,6 @@ def in_a_loop(query: Any, key: Any, value: Any, beta: Any, log_decay: Any, state
     return state, out
 
 
-def close(actual: Any, expected: Any, tolerance: float = 1e-10) -> None:
-    """All leaves equal, to ``tolerance``."""
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance), actual, expected)
-
-
 def scalar(run: Callable, segment_ids: Any = None) -> Callable:
     """A nonlinear function of all that ``run`` gives, and what it gave."""
 
@@ -81,7 +71,7 @@ def scalar(run: Callable, segment_ids: Any = None) -> Callable:
     [(0, FORMS), (1, FORMS), (2, ["auto"]), (7, ["chunks of 4"]), (33, ["chunkwise"])],
 )
 def test_values_and_gradients_are_those_of_the_loop(time: int, names: Iterable[str], x64: None) -> None:
-    args, ids = inputs(time), ragged(time)
+    args, ids = inputs(time), ragged(B, time)
     real = ids != 0
     spoilt = [np.where(real.reshape(*real.shape, *(1,) * (a.ndim - 2)), a, np.nan) for a in args[:-1]]
     runs = [delta_rule_reference, *(FORMS[name] for name in names)]
@@ -100,7 +90,7 @@ def test_values_and_gradients_are_those_of_the_loop(time: int, names: Iterable[s
 
 
 def test_any_batch_dims_and_vmap_give_the_batch(x64: None) -> None:
-    args, ids = inputs(7), ragged(7)
+    args, ids = inputs(7), ragged(B, 7)
 
     def forms(*args: jax.Array) -> tuple:
         def apply(*args: jax.Array) -> tuple:

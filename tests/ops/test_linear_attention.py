@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from comparison import close, ragged
 from compilation import jitted
 
 from jaxseq.ops import linear_attention, linear_attention_reference
@@ -27,12 +28,6 @@ def inputs(time: int, by: str, dtype: str = "float64") -> tuple[jax.Array, ...]:
     return tuple(jnp.asarray(array.astype(dtype)) for array in arrays)
 
 
-def ragged(time: int) -> np.ndarray:
-    """Ids used twice, padding anywhere."""
-    ids = np.random.default_rng(time).integers(0, 3, (B, -(-time // 3)))
-    return np.repeat(ids, 3, axis=1)[:, :time].astype(np.int32)
-
-
 def in_a_loop(query: Any, key: Any, value: Any, log_decay: Any, state: Any, ids: np.ndarray | None) -> tuple:
     """The equation and the meaning of ids, one step after another."""
     query, key, value, log_decay, state = (np.array(a, np.float64) for a in (query, key, value, log_decay, state))
@@ -50,11 +45,6 @@ def in_a_loop(query: Any, key: Any, value: Any, log_decay: Any, state: Any, ids:
             state[row, head] = np.diag(decay) @ state[row, head] + np.outer(key[row, t, head], value[row, t, head])
             out[row, t, head] = state[row, head].T @ query[row, t, head]
     return state, out
-
-
-def close(actual: Any, expected: Any, tolerance: float = 1e-11) -> None:
-    """All leaves equal, to ``tolerance``."""
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance), actual, expected)
 
 
 def candidates(ids: np.ndarray | None) -> list[Any]:
@@ -79,7 +69,7 @@ def test_values_and_gradients_are_those_of_the_loop(time: int, by: str, x64: Non
 
         return jax.value_and_grad(scalar, (0, 1, 2, 3, 4), has_aux=True)
 
-    for ids in (None, ragged(time)):
+    for ids in (None, ragged(B, time, run=3)):
         functions = [with_gradients(run) for run in candidates(ids)]
         *others, want = jitted(lambda *args, functions=functions: [f(*args) for f in functions])(*args)
         close(want[0][1], in_a_loop(*args, ids), 1e-12)
@@ -89,7 +79,7 @@ def test_values_and_gradients_are_those_of_the_loop(time: int, by: str, x64: Non
 
 @DECAYS
 def test_forward_mode_second_derivatives_and_vmap_are_open(by: str, x64: None) -> None:
-    args, ids = inputs(5, by), jnp.asarray(ragged(5))
+    args, ids = inputs(5, by), jnp.asarray(ragged(B, 5, run=3))
     along = tuple(jnp.cos(3 * x) for x in args)
     chunkwise = functools.partial(linear_attention, implementation="chunkwise", chunk=2)
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from comparison import close, ragged
 from compilation import jitted
 from scipy.signal import lfilter
 
@@ -35,13 +36,6 @@ def inputs(time: int, dtype: str, batch: tuple[int, ...] = (B,)) -> tuple[jax.Ar
     return jnp.asarray(a), jnp.asarray(normal(*batch, time, F)), jnp.asarray(normal(*batch, F))
 
 
-def ragged(time: int) -> np.ndarray:
-    """Ids used twice, padding anywhere."""
-    return np.repeat(np.random.default_rng(time).integers(0, 3, (B, -(-time // 2))), 2, axis=1)[:, :time].astype(
-        np.int32
-    )
-
-
 def in_a_loop(a: Any, b: Any, state: Any, ids: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """The equation and the meaning of ids, one step after another."""
     a, b, state = np.asarray(a), np.asarray(b), np.array(state)
@@ -59,17 +53,12 @@ def in_a_loop(a: Any, b: Any, state: Any, ids: np.ndarray | None) -> tuple[np.nd
     return state, out
 
 
-def close(actual: Any, expected: Any, tolerance: float = 1e-10) -> None:
-    """All leaves equal, to ``tolerance``."""
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance), actual, expected)
-
-
 @pytest.mark.parametrize(
     ("time", "dtype"),
     [*((time, "float64") for time in (0, 1, 2, 7, 33, 100)), (1, "complex128"), (33, "complex128")],
 )
 def test_values_and_gradients_are_those_of_the_loop(time: int, dtype: str, x64: None) -> None:
-    args, ids = inputs(time, dtype), ragged(time)
+    args, ids = inputs(time, dtype), ragged(B, time)
     weights = inputs(time, dtype)[1] * 2
 
     def scalar(run: Any, segment_ids: Any) -> Any:
@@ -144,7 +133,7 @@ def test_a_document_forgets_even_what_is_infinite(implementation: str) -> None:
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_vmap_is_the_batch(implementation: str, x64: None) -> None:
-    args, ids = inputs(7, "float64"), jnp.asarray(ragged(7))
+    args, ids = inputs(7, "float64"), jnp.asarray(ragged(B, 7))
 
     def run(a: jax.Array, b: jax.Array, state: jax.Array, ids: jax.Array) -> Any:
         def function(*args: jax.Array) -> Any:

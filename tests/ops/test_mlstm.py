@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from comparison import close, ragged
 from compilation import jitted
 
 from jaxseq.ops import MLSTMState, mlstm, mlstm_reference
@@ -23,12 +24,6 @@ def inputs(time: int, dtype: str = "float64") -> tuple[Any, ...]:
     log_forget = -np.log1p(np.exp(-3 * forget))
     arrays = query, key, value, 4 * input_gate, log_forget, state
     return jax.tree.map(lambda a: jnp.asarray(a.astype(dtype)), arrays)
-
-
-def ragged(time: int) -> np.ndarray:
-    """Ids used twice, padding anywhere."""
-    ids = np.random.default_rng(time).integers(0, 3, (B, -(-time // 3)))
-    return np.repeat(ids, 3, axis=1)[:, :time].astype(np.int32)
 
 
 def in_a_loop(query: Any, key: Any, value: Any, input_gate: Any, log_forget: Any, state: Any, ids: Any) -> tuple:
@@ -60,11 +55,6 @@ def unstabilised(state: MLSTMState, out: jax.Array) -> tuple:
     return state.C * scale[..., None, None], state.n * scale[..., None], out
 
 
-def close(actual: Any, expected: Any, tolerance: float = 1e-10) -> None:
-    """All leaves equal, to ``tolerance``."""
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance), actual, expected)
-
-
 @pytest.mark.parametrize("time", [0, 1, 37])
 def test_values_and_gradients_are_those_of_the_loop(time: int, x64: None) -> None:
     args = inputs(time)
@@ -79,7 +69,7 @@ def test_values_and_gradients_are_those_of_the_loop(time: int, x64: None) -> Non
 
         return jax.value_and_grad(scalar, (0, 1, 2, 3, 4, 5), has_aux=True)
 
-    for ids in (None, ragged(time)):
+    for ids in (None, ragged(B, time, run=3)):
         segment_ids = None if ids is None else jnp.asarray(ids)
         names: list[dict[str, Any]] = [{"implementation": "chunkwise", "chunk": 4}, {}]
         runs = [functools.partial(mlstm, segment_ids=segment_ids, **name) for name in names]
@@ -93,7 +83,7 @@ def test_values_and_gradients_are_those_of_the_loop(time: int, x64: None) -> Non
 
 
 def test_forward_mode_second_derivatives_and_vmap_are_open(x64: None) -> None:
-    args, ids = inputs(5), jnp.asarray(ragged(5))
+    args, ids = inputs(5), jnp.asarray(ragged(B, 5, run=3))
     along = jax.tree.map(lambda x: jnp.cos(3 * x), args)
     chunkwise = functools.partial(mlstm, implementation="chunkwise", chunk=2)
 
