@@ -28,6 +28,20 @@ class Cache(NamedTuple):
     document: Int[Array, "*B"]
     segment_id: Int[Array, "*B"]
 
+    @property
+    def context(self) -> int | None:
+        """How many earlier positions it can look back on; beyond, the oldest are lost."""
+        return max(self.keys.shape[-3] - 1, 0)
+
+
+class SlidingCache(Cache):
+    """A cache that has room for all that its core's window lets it see."""
+
+    @property
+    def context(self) -> int | None:
+        """None: it never needs more."""
+        return None
+
 
 class _Stretch(NamedTuple):
     """Position and document (0: padding) of every place in a stretch of time."""
@@ -83,13 +97,14 @@ class Attention(Core):
     def initial_carry(self, batch_shape: tuple[int, ...], context: int = 0) -> Cache:
         """An empty cache that can look ``context`` positions back."""
         _, groups, size = self._sizes()
-        if self.window is not None:
-            context = min(context, self.window - 1)
+        kind = Cache
+        if self.window is not None and context >= self.window - 1:
+            context, kind = self.window - 1, SlidingCache
         slots = context + 1 if context else 0
         room = jnp.zeros((*batch_shape, slots, groups, size), self.dtype)
         empty = jnp.full((*batch_shape, slots), -1, jnp.int32)
         nothing = no_segment(batch_shape)
-        return Cache(room, room, empty, jnp.zeros_like(empty), nothing, nothing, nothing)
+        return kind(room, room, empty, jnp.zeros_like(empty), nothing, nothing, nothing)
 
     @nn.compact
     def __call__(self, carry: Cache, xs: Sequence, segment_ids: SegmentIds | None = None) -> tuple[Cache, Features]:
@@ -108,12 +123,13 @@ class Attention(Core):
         if not slots:
             out = self._attend(query, key, value, here, here, segment_ids is not None)
         elif xs.shape[-2] == 1:
-            out = self._attend(query, after.keys, after.values, here, _Stretch(after.positions, after.documents))
+            there = _Stretch(after.positions, after.documents)
+            out = self._attend(query, after.keys, after.values, here, there, cached=True)
         else:
             keys, values = (jnp.concatenate(pair, -3) for pair in ((carry.keys, key), (carry.values, value)))
             seen = _Stretch(carry.positions, carry.documents)
             there = jax.tree.map(lambda a, b: jnp.concatenate([a, b], -1), seen, here)
-            out = self._attend(query, keys, values, here, there)
+            out = self._attend(query, keys, values, here, there, cached=True)
         out = out.reshape(*xs.shape[:-1], heads * size)
         ys = nn.Dense(self.features, use_bias=False, dtype=self.dtype, param_dtype=self.param_dtype, name="out")(out)
         return after, without_padding(ys, segment_ids)
@@ -130,14 +146,20 @@ class Attention(Core):
         here: _Stretch,
         there: _Stretch,
         placed: bool = True,
+        cached: bool = False,
     ) -> Float[Array, "*B T N H"]:
-        """Attention under the mask; ``placed=False``: no padding, no cache, so places are just 0, 1, 2, ..."""
+        """Attention under the mask; ``placed=False``: no padding, no cache, so places are just 0, 1, 2, ...
+
+        What a cache holds is finite, in empty slots too (and so is padding, which was zeroed on entry).
+        """
         if query.shape[-3] == 0:
             return query
         q, k = (here.positions, there.positions) if placed else (None, None)
         mask = masks.causal(q, k) if self.window is None else masks.sliding_window(self.window, q, k)
         if placed:
             mask = mask & masks.segments(here.documents, there.documents)
+        if cached:
+            mask = masks.finite_keys(mask)
         bias = None
         if self.positions == "alibi":
             bias = positions.alibi(positions.alibi_slopes(query.shape[-2]), q, k)

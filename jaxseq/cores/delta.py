@@ -1,5 +1,7 @@
 """Gated DeltaNet: the gated delta rule behind short convolutions."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -64,7 +66,7 @@ class Delta(Core):
         matrix, ys = delta_rule(
             _normalised(query), _normalised(key), value, beta, log_decay, matrix, segment_ids=segment_ids
         )
-        norm = {"dtype": matrix.dtype, "param_dtype": matrix.dtype, "force_float32_reductions": False}
+        norm: dict[str, Any] = {"dtype": matrix.dtype, "param_dtype": matrix.dtype, "force_float32_reductions": False}
         ys = nn.RMSNorm(**norm, name="norm")(ys)
         gate = jax.nn.silu(dense("gate", self.features)(xs))
         ys = ys.astype(self.dtype).reshape(gate.shape) * gate

@@ -1,6 +1,6 @@
 """Mamba-2: linear attention with a scalar decay a head, behind a short convolution."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -91,7 +91,7 @@ class Mamba2(Core):
         log_decay = -jnp.exp(log_rate) * step
         matrix, ys = linear_attention(query, key, step[..., None] * x, log_decay, matrix, segment_ids=segment_ids)
         ys = (ys + skip[..., None] * x).reshape(gate.shape) * jax.nn.silu(gate.astype(matrix.dtype))
-        norm = {"dtype": matrix.dtype, "param_dtype": matrix.dtype, "force_float32_reductions": False}
+        norm: dict[str, Any] = {"dtype": matrix.dtype, "param_dtype": matrix.dtype, "force_float32_reductions": False}
         ys = nn.RMSNorm(**norm, name="norm")(ys).astype(self.dtype)
         ys = nn.Dense(self.features, use_bias=False, dtype=self.dtype, param_dtype=self.param_dtype, name="out")(ys)
         return StateCarry(MatrixState(matrix, window), carry.segment_id), without_padding(ys, segment_ids)

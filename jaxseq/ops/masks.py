@@ -295,6 +295,32 @@ class Or(_Joined):
     _operator: ClassVar[str] = "or"
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class FiniteKeys(Mask):
+    """The same, where all keys and values are finite: none need be set to zero."""
+
+    mask: Mask
+
+    def map_leaves(self, function: Callable[[str, str, Any, Array], Array]) -> "FiniteKeys":
+        return replace(self, mask=self.mask.map_leaves(function))
+
+    def tile(self, rows: Span, columns: Span, heads: Span | None = None) -> Array:
+        return self.mask.tile(rows, columns, heads)
+
+    def _tiles(self, num_rows: int, num_columns: int, row_tile: int, column_tile: int) -> Tiles:
+        return self.mask._tiles(num_rows, num_columns, row_tile, column_tile)
+
+    def width(self) -> int | None:
+        return self.mask.width()
+
+    def visible_keys(self) -> None:
+        return None
+
+    def visible_queries(self) -> Bool[Array, "*B T"] | None:
+        return self.mask.visible_queries()
+
+
 def causal(
     q_positions: Int[Array, "*B T"] | None = None,
     kv_positions: Int[Array, "*#B S"] | None = None,
@@ -353,6 +379,14 @@ def padding(kv_real: Bool[Array, "*B S"]) -> Mask:
 def segments(q_ids: Int[Array, "*B T"], kv_ids: Int[Array, "*#B S"]) -> Mask:
     """A query sees the keys of its own segment: equal ids, and not 0, which is padding."""
     return Segments(q_ids=whole_numbers("q_ids", q_ids), kv_ids=whole_numbers("kv_ids", kv_ids))
+
+
+def finite_keys(mask: Mask) -> Mask:
+    """The same mask, and the promise that all keys and values are finite, also those that nobody sees (a cache's).
+
+    Else what a mask rules out for good is set to zero, since 0 · NaN is NaN; for a cache that copies it at every step.
+    """
+    return FiniteKeys(_is_mask(mask))
 
 
 def dense(array: Bool[Array, "*B T S"]) -> Mask:

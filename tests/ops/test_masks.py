@@ -155,3 +155,11 @@ def test_wrong_dtypes_are_refused_without_a_type_checker_too() -> None:
         unwrap(segments)(jnp.ones(3), jnp.ones(3))
     with pytest.raises(TypeError, match="booleans"):
         unwrap(padding)(jnp.ones(3))
+
+
+def test_a_promise_of_finite_keys_sees_the_same_and_clears_nothing():
+    mask = masks.causal() & masks.padding(jnp.arange(6) < 4)
+    promised = masks.finite_keys(mask)
+    assert np.array_equal(promised.materialize(6, 6), mask.materialize(6, 6))
+    assert np.array_equal(promised.tiles(6, 6, 2, 2).live, mask.tiles(6, 6, 2, 2).live)
+    assert mask.visible_keys() is not None and promised.visible_keys() is None

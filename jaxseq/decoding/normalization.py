@@ -1,0 +1,57 @@
+"""Length normalisations: what a hypothesis' log-probability is divided by, before hypotheses are compared.
+
+    score = log P(y | x) / divisor(|y|)
+
+``|y|`` counts the tokens generated, the end token too. Any function of a length that is positive will do; beam search
+reads it once, as a table, so that its stopping rule is safe for whatever the function does.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import TypeAlias
+
+import numpy as np
+from jaxtyping import Float
+
+Normalization: TypeAlias = Callable[[int], float]
+
+
+def none(length: int) -> float:
+    """1: the log-probability itself, which favours the short."""
+    return 1.0
+
+
+def mean(length: int) -> float:
+    """``|y|``: the mean log-probability of a token."""
+    return float(length)
+
+
+@dataclasses.dataclass(frozen=True)
+class GNMT:
+    """``((5 + |y|) / 6)^α``: between both (Wu et al., "Google's neural machine translation system", 2016)."""
+
+    alpha: float = 0.6
+
+    def __call__(self, length: int) -> float:
+        """The divisor."""
+        return float(((5 + length) / 6) ** self.alpha)
+
+
+NORMALIZATIONS: dict[str, Normalization] = {"none": none, "mean": mean, "gnmt": GNMT()}
+
+
+def divisors(normalization: str | Normalization, max_length: int) -> Float[np.ndarray, " L"]:
+    """The divisors of lengths 1 to ``max_length``.
+
+    Raises:
+        ValueError: an unknown name (lists the known ones), or a divisor that is not a positive number.
+    """
+    if isinstance(normalization, str):
+        if normalization not in NORMALIZATIONS:
+            raise ValueError(f"unknown normalization {normalization!r}; known: {', '.join(NORMALIZATIONS)}")
+        normalization = NORMALIZATIONS[normalization]
+    table = np.array([normalization(length) for length in range(1, max_length + 1)], np.float64)
+    if not (np.isfinite(table).all() and (table > 0).all()):
+        length = int(np.argmin(np.isfinite(table) & (table > 0))) + 1
+        raise ValueError(f"normalization of length {length} is {table[length - 1]}: a divisor must be positive")
+    return table

@@ -1,0 +1,78 @@
+"""How probable given sequences are under a step: what decoding returns, checked from outside."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.tree_util import Partial
+
+from jaxseq.decoding.step import Step, at_least_float32, check_rows, check_step, repeated_rows, with_memory
+from jaxseq.typing import Array, Carry, Float, Int
+
+
+def score(
+    step: Step,
+    carry: Carry,
+    first_tokens: Int[Array, "*B"],
+    tokens: Int[Array, "*R L"],
+    lengths: Int[Array, "..."] | None = None,
+    *,
+    memory: Any = None,
+) -> Float[Array, "*R"]:
+    """``log P(y | x) = Σ_t log p(y_t | y_<t, x)`` over the first ``lengths`` tokens of each row.
+
+    ``carry`` and ``first_tokens`` are what decoding began with. ``tokens`` are one sequence a row, ``[*B L]``, or
+    several, ``[*B K L]`` (a beam search's). It can be differentiated with respect to a ``Partial`` step's arguments.
+
+    Raises:
+        ValueError: shapes that do not fit together, or as ``greedy``.
+    """
+    return jnp.sum(score_tokens(step, carry, first_tokens, tokens, lengths, memory=memory), axis=-1)
+
+
+def score_tokens(
+    step: Step,
+    carry: Carry,
+    first_tokens: Int[Array, "*B"],
+    tokens: Int[Array, "*R L"],
+    lengths: Int[Array, "..."] | None = None,
+    *,
+    memory: Any = None,
+) -> Float[Array, "*R L"]:
+    """The same, token by token: ``log p(y_t | y_<t, x)``, 0 behind each row's length."""
+    first_tokens, tokens = jnp.asarray(first_tokens), jnp.asarray(tokens)
+    batch, rows = first_tokens.shape, tokens.shape[:-1]
+    several = len(rows) == len(batch) + 1
+    if rows[: len(batch)] != batch or not (several or rows == batch):
+        raise ValueError(f"tokens {tokens.shape} are no sequences for rows {batch}: [*B L] or [*B K L]")
+    if lengths is None:
+        lengths = jnp.full(rows, tokens.shape[-1], jnp.int32)
+    if lengths.shape != rows:
+        raise ValueError(f"lengths {lengths.shape} do not fit tokens {tokens.shape}")
+    if several:
+        check_rows((carry, memory), batch, "(carry, memory)")
+        step, carry, first_tokens = repeated_rows(step, carry, first_tokens, memory, rows[-1])
+    else:
+        step = with_memory(step, memory)
+    check_step(step, carry, first_tokens, None)
+    flat = tokens.reshape(*first_tokens.shape, tokens.shape[-1])
+    scores = _scores(step, carry, first_tokens, flat).reshape(tokens.shape)
+    inside = jnp.broadcast_to(jnp.arange(tokens.shape[-1], dtype=lengths.dtype), tokens.shape) < lengths[..., None]
+    return jnp.where(inside, scores, jnp.zeros_like(scores))
+
+
+@partial(jax.jit)
+def _scores(
+    step: Partial, carry: Carry, first_tokens: Int[Array, "*R"], tokens: Int[Array, "*R L"]
+) -> Float[Array, "*R L"]:
+    def body(now: tuple[Carry, Array], token: Array) -> tuple[tuple[Carry, Array], Array]:
+        carry, before = now
+        carry, logits = step(carry, before)
+        scores = jax.nn.log_softmax(logits.astype(at_least_float32(logits.dtype)), axis=-1)
+        return (carry, token), jnp.take_along_axis(scores, token[..., None], axis=-1)[..., 0]
+
+    after = jnp.moveaxis(tokens, -1, 0).astype(first_tokens.dtype)
+    _, scores = lax.scan(body, (carry, first_tokens), after)
+    return jnp.moveaxis(scores, 0, -1)

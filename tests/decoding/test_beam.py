@@ -1,0 +1,403 @@
+"""Beam search: against enumeration, against its definition written out, and against greedy decoding."""
+
+import itertools
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.tree_util import Partial
+from toy_models import KINDS, Model, as_rows, every_sequence, model, table_step
+
+from jaxseq.decoding import (
+    GNMT,
+    Coverage,
+    Forbid,
+    Hypotheses,
+    MaxLength,
+    MinLength,
+    NoRepeatedNgrams,
+    Prefix,
+    beam_search,
+    greedy,
+    sample,
+    score,
+)
+
+V, T, END = 3, 3, 1
+NORMALIZATIONS = {"none": lambda n: 1.0, "mean": float, "gnmt": lambda n: ((5 + n) / 6) ** 0.6}
+SEQUENCES = every_sequence(V, T, END)
+ROWS, LENGTHS = as_rows(SEQUENCES, T, END)
+FIRST = jnp.array([0, 2], jnp.int32)
+
+
+def sequences(found: Hypotheses, row: int) -> list[tuple[int, ...]]:
+    """What was found for a row, without what stands behind."""
+    return [tuple(t[:n]) for t, n in zip(found.tokens[row].tolist(), found.lengths[row].tolist(), strict=True)]
+
+
+@cache
+def enumerated(kind: str) -> np.ndarray:
+    """log P of every sequence for every row, by whole forwards of the model."""
+    m = model(kind, V)
+    read = jnp.stack([jnp.concatenate([jnp.full((len(ROWS), 1), first), ROWS[:, :-1]], -1) for first in FIRST])
+    _, logits = jax.jit(m.forward)(m.carry(len(FIRST), len(ROWS)), read)
+    gains = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits), np.float64), ROWS[None, ..., None], -1)[..., 0]
+    return np.where(np.arange(T) < LENGTHS[:, None], gains, 0).sum(-1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_with_a_beam_for_every_sequence_it_is_enumeration(kind: str) -> None:
+    m = model(kind, V)
+    for name, divisor in NORMALIZATIONS.items():
+        found = beam_search(m.step, m.carry(2), FIRST, end_token=END, num_beams=V**T, max_length=T, normalization=name)
+        for row, totals in enumerate(enumerated(kind)):
+            scores = totals / np.array([divisor(n) for n in LENGTHS])
+            order = np.argsort(-scores, kind="stable")
+            count = len(order)
+            np.testing.assert_allclose(found.scores[row, :count], scores[order], atol=1e-5)
+            assert np.array_equal(found.tokens[row, :count], ROWS[order])
+            assert np.array_equal(found.lengths[row, :count], LENGTHS[order])
+            np.testing.assert_allclose(found.log_probabilities[row, :count], totals[order], atol=1e-5)
+            assert np.all(np.isneginf(found.scores[row, count:])) and np.all(found.lengths[row, count:] == 0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_beam_is_greedy_and_scores_are_those_of_what_is_returned(kind: str) -> None:
+    vocab_size, length = 6, 9
+    m = model(kind, vocab_size, seed=1)
+    first = jnp.arange(4, dtype=jnp.int32)
+    best = greedy(m.step, m.carry(4), first, end_token=END, max_length=length)
+    for normalization in NORMALIZATIONS:
+        search = partial(beam_search, m.step, m.carry(4), first, end_token=END, max_length=length)
+        one = search(num_beams=1, normalization=normalization)
+        assert np.array_equal(one.tokens[:, 0], best.tokens)
+        assert np.array_equal(one.lengths[:, 0], best.lengths)
+        np.testing.assert_allclose(one.log_probabilities[:, 0], best.log_probabilities, atol=1e-5)
+    several = search(num_beams=4, normalization=GNMT(0.9))
+    again = score(m.step, m.carry(4), first, several.tokens, several.lengths)
+    np.testing.assert_allclose(several.log_probabilities, again, atol=1e-5)
+    np.testing.assert_allclose(
+        several.scores, again / ((5 + several.lengths.astype(jnp.float32)) / 6) ** 0.9, atol=1e-5
+    )
+    assert np.all(np.diff(several.scores, axis=-1) <= 0)
+    assert all(len({tuple(h) for h in row}) == 4 for row in several.tokens.tolist())
+    for row, lengths in zip(several.tokens.tolist(), several.lengths.tolist(), strict=True):
+        for tokens, n in zip(row, lengths, strict=True):
+            assert END not in tokens[: n - 1] and set(tokens[n:]) <= {END}
+            assert n == length or tokens[n - 1] == END
+
+
+def by_definition(table, first, num_beams, length, divisor, groups=1, diversity=0.0, end=END):
+    """The definition, written out for one row: per group, the K best of what has finished and all extensions."""
+    width = num_beams // groups
+    scores = np.asarray(jax.nn.log_softmax(table), np.float64)  # by position and token before
+    live, finished = [[((), 0.0)] for _ in range(groups)], [[] for _ in range(groups)]
+    for position in range(length):
+        taken = np.zeros(scores.shape[-1])
+        for g in range(groups):
+            extensions = []
+            for tokens, total in live[g]:
+                for token, gain in enumerate(scores[position, tokens[-1] if tokens else first]):
+                    extensions.append(((*tokens, token), total + gain, total + gain - diversity * taken[token]))
+            n = position + 1
+            ranked = [(worth / divisor(n), 0, (s, total)) for s, total, worth in extensions]
+            ranked += [(total / divisor(len(s)), 1, (s, total)) for s, total in finished[g]]
+            kept = sorted(ranked, key=lambda entry: -entry[0])[:width]
+            live[g] = []
+            for _, was_finished, (s, total) in kept:
+                if not was_finished and (s[-1] == end or n == length):
+                    finished[g].append((s, total))
+                elif not was_finished:
+                    live[g].append((s, total))
+            for _, was_finished, (s, _) in kept:
+                taken[s[-1]] += not was_finished
+    best = []
+    for g in range(groups):
+        best += sorted(finished[g], key=lambda f: -f[1] / divisor(len(f[0])))[:width]
+    return sorted(best, key=lambda f: -f[1] / divisor(len(f[0])))
+
+
+@pytest.mark.parametrize(("num_beams", "groups", "diversity"), [(2, 1, 0.0), (3, 1, 0.0), (4, 2, 0.7), (6, 3, 0.3)])
+def test_it_is_its_definition(num_beams: int, groups: int, diversity: float) -> None:
+    vocab_size, length = 5, 7
+    for seed, (name, divisor) in itertools.product(range(4), NORMALIZATIONS.items()):
+        table = 2.0 * jax.random.normal(jax.random.key(seed), (length, vocab_size, vocab_size))
+        found = beam_search(
+            Partial(table_step, table),
+            jnp.zeros(vocab_size, jnp.int32),
+            jnp.arange(vocab_size, dtype=jnp.int32),
+            end_token=END,
+            num_beams=num_beams,
+            max_length=length,
+            normalization=name,
+            early_stopping=False,
+            num_groups=groups,
+            diversity=diversity,
+        )
+        for first in range(vocab_size):
+            want = by_definition(table, first, num_beams, length, divisor, groups, diversity)
+            got = [
+                tuple(t[:n]) for t, n in zip(found.tokens[first].tolist(), found.lengths[first].tolist(), strict=True)
+            ]
+            assert got[: len(want)] == [s for s, _ in want], (seed, name, first)
+            np.testing.assert_allclose(found.log_probabilities[first, : len(want)], [t for _, t in want], atol=1e-4)
+
+
+def test_stopping_early_changes_nothing_but_the_number_of_steps() -> None:
+    vocab_size, length, calls = 5, 16, []
+
+    def step(table, carry, tokens):
+        jax.debug.callback(lambda: calls.append(1))
+        return table_step(table, carry, tokens)
+
+    def run(**options):
+        calls.clear()
+        found = beam_search(
+            Partial(step, table), jnp.zeros(4, jnp.int32), jnp.arange(4, dtype=jnp.int32), end_token=END, **options
+        )
+        jax.block_until_ready(found)
+        jax.effects_barrier()
+        return found, len(calls)
+
+    saved = 0
+    for seed, name, results in itertools.product(range(5), NORMALIZATIONS, (1, 3)):
+        table = jax.random.normal(jax.random.key(seed), (vocab_size, vocab_size)).at[:, END].add(1.5)
+        options = {"num_beams": 3, "max_length": length, "normalization": name, "num_results": results}
+        whole, all_steps = run(early_stopping=False, **options)
+        early, steps = run(early_stopping=True, **options)
+        jax.tree.map(np.testing.assert_array_equal, whole, early)
+        saved += all_steps - steps
+        assert steps <= all_steps
+    assert saved > 0
+
+
+def test_two_beams_find_what_hides_behind_a_poor_first_token() -> None:
+    """The textbook case: the first choice is 0.6 against 0.4, but behind 0.4 stands certainty."""
+    start, poor, good, end = 0, 1, 2, 3
+    chances = {(start, poor): 0.6, (start, good): 0.4, (good, end): 1.0}
+    chances |= {(poor, token): 0.25 for token in range(4)}
+    table = jnp.full((4, 4), -jnp.inf)
+    for (before, after), chance in chances.items():
+        table = table.at[before, after].set(jnp.log(chance))
+    table = table.at[end, end].set(0.0)
+    arguments = (Partial(table_step, table), jnp.zeros((), jnp.int32), jnp.asarray(start))
+    greedily = greedy(*arguments, end_token=end, max_length=4)
+    assert greedily.tokens[0] == poor
+    best = beam_search(*arguments, end_token=end, num_beams=2, max_length=4)
+    assert best.tokens[0].tolist() == [good, end, end, end]
+    np.testing.assert_allclose(np.exp(best.log_probabilities[0]), 0.4, rtol=1e-6)
+    assert best.log_probabilities[0] > greedily.log_probabilities
+
+
+def test_a_batch_gives_what_each_row_gives_alone_in_any_shape() -> None:
+    table = 2.0 * jax.random.normal(jax.random.key(2), (6, 6))
+    step = Partial(table_step, table)
+    options = {"end_token": END, "num_beams": 3, "max_length": 6, "normalization": "gnmt"}
+    first = jnp.arange(6, dtype=jnp.int32)
+    batch = beam_search(step, jnp.zeros(6, jnp.int32), first, **options)
+    grid = beam_search(step, jnp.zeros((2, 3), jnp.int32), first.reshape(2, 3), **options)
+    for a, b in zip(batch, grid, strict=True):
+        np.testing.assert_array_equal(a, b.reshape(a.shape))
+    for row in range(6):
+        alone = beam_search(step, jnp.zeros((), jnp.int32), first[row], **options)
+        jax.tree.map(lambda whole, one, row=row: np.testing.assert_array_equal(whole[row], one), batch, alone)
+    assert alone.tokens.shape == (3, 6)
+
+
+def test_large_rows_of_a_carry_follow_their_hypotheses() -> None:
+    """A leaf of 16 KiB a row is moved, not gathered: the history that it holds must be its hypothesis' own."""
+
+    def step(table, carry, tokens):
+        history = jnp.roll(carry["history"], 1, axis=-1).at[..., 0, 0].set(tokens.astype(jnp.float32))
+        gone = carry["history"][..., 0, :3].astype(jnp.int32)
+        logits = table[tokens] + sum(table[gone[..., i]][..., ::-1] for i in range(3))
+        return {"history": history, "count": carry["count"] + 1}, logits
+
+    def carry(*rows):
+        return {"history": jnp.zeros((*rows, 64, 64)), "count": jnp.zeros(rows, jnp.int32)}
+
+    table = jax.random.normal(jax.random.key(3), (5, 5))
+    first = jnp.array([0, 3, 4], jnp.int32)
+    step = Partial(step, table)
+    found = beam_search(step, carry(3), first, end_token=None, num_beams=4, max_length=10)
+    again = score(step, carry(3), first, found.tokens)
+    np.testing.assert_allclose(found.log_probabilities, again, atol=1e-5)
+    assert found.lengths.tolist() == [[10] * 4] * 3
+
+
+def test_diverse_groups_differ_and_alone_they_are_beams_of_their_own() -> None:
+    table = 2.0 * jax.random.normal(jax.random.key(4), (6, 6))
+    arguments = (Partial(table_step, table), jnp.zeros(6, jnp.int32), jnp.arange(6, dtype=jnp.int32))
+    options = {"end_token": END, "max_length": 5}
+    apart = beam_search(*arguments, num_beams=4, num_groups=2, **options)
+    two = beam_search(*arguments, num_beams=2, **options)
+    np.testing.assert_allclose(apart.scores[:, ::2], two.scores, atol=1e-6)
+    np.testing.assert_allclose(apart.scores[:, 1::2], two.scores, atol=1e-6)
+    repelled = beam_search(*arguments, num_beams=3, num_groups=3, diversity=1e6, **options)
+    assert all(len({h[0] for h in row}) == 3 for row in repelled.tokens.tolist())
+
+
+def test_coverage_is_the_formula_over_what_was_attended_to() -> None:
+    beta, sources = 0.3, 4
+    attention = jax.nn.softmax(2.0 * jax.random.normal(jax.random.key(5), (V, sources)))
+    table = jax.random.normal(jax.random.key(6), (T, V, V))
+    mask = np.array([[True] * 4, [True, True, True, False]])
+
+    def step(both, carry, tokens):
+        table, attention = both
+        return {"weights": attention[tokens], "at": carry["at"] + 1}, table[carry["at"], tokens]
+
+    found = beam_search(
+        Partial(step, (table, attention)),
+        {"weights": jnp.zeros((2, sources)), "at": jnp.zeros(2, jnp.int32)},
+        FIRST,
+        end_token=END,
+        num_beams=V**T,
+        max_length=T,
+        normalization="mean",
+        coverage=Coverage(lambda carry: carry["weights"], beta, jnp.asarray(mask)),
+    )
+    log_chances = np.asarray(jax.nn.log_softmax(table), np.float64)
+    weights = np.asarray(attention, np.float64)
+    for row, first in enumerate(FIRST.tolist()):
+        want = []
+        for sequence in SEQUENCES:
+            before = (first, *sequence[:-1])
+            total = sum(log_chances[t, a, b] for t, (a, b) in enumerate(zip(before, sequence, strict=True)))
+            covered = np.log(np.minimum(weights[list(before)].sum(0), 1))[mask[row]].sum()
+            want.append((total / len(sequence) + beta * covered, sequence))
+        want.sort(reverse=True)
+        np.testing.assert_allclose(found.scores[row, : len(want)], [s for s, _ in want], atol=1e-5)
+        assert sequences(found, row)[: len(want)] == [s for _, s in want]
+
+
+ALLOWED = {
+    "min": (MinLength(2, END), lambda s: END not in s[:2]),
+    "max": (MaxLength(1, END), lambda s: s[-1] == END and len(s) <= 2),
+    "complete": (MaxLength(None, END), lambda s: s[-1] == END),
+    "forbid": (Forbid([2]), lambda s: 2 not in s),
+    "prefix": (Prefix([2, 0]), lambda s: s[:2] == (2, 0)),
+    "bigrams": (NoRepeatedNgrams(2), lambda s: len(set(itertools.pairwise(s))) == len(s) - 1),
+    "unigrams": (NoRepeatedNgrams(1), lambda s: len(set(s)) == len(s)),
+}
+
+
+@pytest.mark.parametrize("names", [*((name,) for name in ALLOWED), ("min", "complete"), ("forbid", "max", "bigrams")])
+def test_constraints_leave_exactly_what_they_allow(names: tuple[str, ...]) -> None:
+    length = 4
+    table = jax.random.normal(jax.random.key(7), (length, V, V))
+    found = beam_search(
+        Partial(table_step, table),
+        jnp.zeros((), jnp.int32),
+        jnp.asarray(0),
+        end_token=END,
+        num_beams=V**length,
+        max_length=length,
+        constraints=[ALLOWED[name][0] for name in names],
+    )
+    chances = np.asarray(jax.nn.log_softmax(table), np.float64)
+    want = []
+    for sequence in every_sequence(V, length, END):
+        if all(ALLOWED[name][1](sequence) for name in names):
+            places = zip(range(length), (0, *sequence[:-1]), sequence, strict=False)
+            want.append((sum(chances[place] for place in places), sequence))
+    want.sort(reverse=True)
+    filled = int((found.lengths > 0).sum())
+    got = [tuple(t[:n]) for t, n in zip(found.tokens.tolist(), found.lengths.tolist(), strict=True)][:filled]
+    assert got == [s for _, s in want]
+    np.testing.assert_allclose(found.log_probabilities[:filled], [s for s, _ in want], atol=1e-5)  # the model's own
+
+
+def test_a_row_has_its_own_prefix_and_sampling_and_greedy_follow_it(key: jax.Array) -> None:
+    table = jax.random.normal(jax.random.key(8), (5, 5))
+    prefixes = jnp.array([[2, 3], [4, 0], [0, 0]])
+    arguments = (Partial(table_step, table), jnp.zeros(3, jnp.int32), jnp.zeros(3, jnp.int32))
+    options = {"end_token": END, "max_length": 5, "constraints": [Prefix(prefixes)]}
+    runs = [
+        greedy(*arguments, **options).tokens,
+        sample(*arguments, key=key, **options).tokens,
+        sample(*arguments, key=key, num_samples=2, **options).tokens[:, 1],
+        beam_search(*arguments, num_beams=3, **options).tokens[:, 2],
+    ]
+    for tokens in runs:
+        assert np.array_equal(tokens[:, :2], prefixes)
+
+
+def test_a_memory_is_read_by_every_beam_of_its_row() -> None:
+    """What a step only reads is repeated for the beams, as if it had been a part of the carry."""
+    tables = jax.random.normal(jax.random.key(9), (3, 5, 5))
+
+    def reads(carry, tokens, memory):
+        return carry + 1, jax.vmap(lambda table, token: table[token])(memory, tokens)
+
+    def carries(carry, tokens):
+        return carry, jax.vmap(lambda table, token: table[token])(carry, tokens)
+
+    first, options = jnp.arange(3, dtype=jnp.int32), {"end_token": END, "num_beams": 3, "max_length": 5}
+    with_memory = beam_search(reads, jnp.zeros(3, jnp.int32), first, memory=tables, **options)
+    jax.tree.map(np.testing.assert_array_equal, with_memory, beam_search(carries, tables, first, **options))
+    again = score(reads, jnp.zeros(3, jnp.int32), first, with_memory.tokens, with_memory.lengths, memory=tables)
+    np.testing.assert_allclose(again, with_memory.log_probabilities, atol=1e-5)
+
+
+def test_new_parameters_normalizations_and_tokens_need_no_new_compilation() -> None:
+    traces: list[int] = []
+
+    def step(table, carry, tokens):
+        traces.append(1)
+        return table_step(table, carry, tokens)
+
+    counts = []
+    for seed, normalization, forbidden in [(0, "none", 2), (1, "mean", 3), (2, GNMT(0.3), 4)]:
+        beam_search(
+            Partial(step, jax.random.normal(jax.random.key(seed), (5, 5))),
+            jnp.zeros(2, jnp.int32),
+            FIRST,
+            end_token=END,
+            num_beams=3,
+            max_length=4,
+            normalization=normalization,
+            constraints=[Forbid([forbidden])],
+        )
+        counts.append(len(traces))
+    assert counts[0] > 0 and counts == counts[:1] * 3
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"num_beams": 0}, "num_beams must be at least 1, not 0"),
+        ({"num_beams": 82}, r"num_beams=82: there are only 81 sequences of max_length=4 over a vocabulary of 3"),
+        ({"num_beams": 4, "max_length": 1}, r"there are only 3 sequences"),
+        ({"num_beams": 3, "num_groups": 2}, "not divisible by num_groups=2"),
+        ({"num_groups": 0}, "not divisible by num_groups=0"),
+        ({"num_results": 3}, r"num_results must lie in \[1, 2\].*not 3"),
+        ({"diversity": 1.0}, "num_groups must be above 1"),
+        ({"diversity": -1.0}, "diversity must not be below 0"),
+        ({"normalization": "sum"}, "unknown normalization 'sum'; known: none, mean, gnmt"),
+        ({"normalization": lambda n: 2.0 - n}, "normalization of length 2 is 0.0"),
+        ({"end_token": V}, f"end_token {V} outside the vocabulary of {V}"),
+        ({"max_length": 0}, "max_length must be at least 1, not 0"),
+        ({"carry": jnp.zeros(3, jnp.int32)}, r"has shape \(3,\): it must lead with the batch dimensions \(2,\)"),
+        ({"memory": {"source": jnp.zeros((3, 2))}}, r"\['source'\] has shape \(3, 2\)"),
+        ({"constraints": [Forbid([7])]}, "Forbid: token 7 outside the vocabulary of 3"),
+        ({"constraints": [Forbid([0, 1, 2])]}, "rules out all 3 tokens"),
+        ({"constraints": [Prefix([0] * 5)]}, "Prefix of 5 tokens is longer than max_length=4"),
+        ({"constraints": [MinLength(-1, END)]}, r"MinLength\(-1\)"),
+        ({"constraints": [NoRepeatedNgrams(0)]}, "size must be at least 1, not 0"),
+    ],
+)
+def test_wrong_arguments_are_refused(wrong: dict, message: str) -> None:
+    arguments = {"carry": jnp.zeros(2, jnp.int32), "end_token": END, "num_beams": 2, "max_length": 4} | wrong
+    carry = arguments.pop("carry")
+    with pytest.raises(ValueError, match=message):
+        beam_search(Partial(table_step, jnp.zeros((V, V))), carry, FIRST, **arguments)
+
+
+def test_a_cache_without_the_room_is_refused(key: jax.Array) -> None:
+    m: Model = model("cache", V)
+    for run in (partial(beam_search, num_beams=2), greedy, partial(sample, key=key)):
+        with pytest.raises(ValueError, match=r"max_length=30 looks 29 positions back, but the carry keeps 24"):
+            run(m.step, m.carry(2), FIRST, end_token=END, max_length=30)

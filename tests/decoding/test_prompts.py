@@ -1,0 +1,179 @@
+"""Prompts of different lengths, scores of given sequences, several samples a prompt, and the cost of a step."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.tree_util import Partial
+from toy_models import KINDS, model, table_step
+
+from jaxseq.decoding import Forbid, beam_search, greedy, padded, prefill, sample, score, score_tokens, stream
+
+PROMPTS = [[3], [1, 2, 0, 4, 4, 1], [2, 2, 3]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_prompts_of_different_lengths_give_what_each_gives_alone(kind: str) -> None:
+    m = model(kind, 5, seed=2)
+    tokens, lengths = padded(PROMPTS)
+    carry, first = prefill(m.forward, m.carry(3), tokens, lengths, max_length=6)
+    together = greedy(m.step, carry, first, max_length=6)
+    for row, prompt in enumerate(PROMPTS):
+        carry = m.carry(1)
+        for token in prompt[:-1]:  # a token at a time, as no prefill would
+            carry, _ = m.step(carry, jnp.array([token], jnp.int32))
+        alone = greedy(m.step, carry, jnp.array(prompt[-1:], jnp.int32), max_length=6)
+        assert np.array_equal(together.tokens[row], alone.tokens[0])
+        np.testing.assert_allclose(together.log_probabilities[row], alone.log_probabilities[0], atol=1e-5)
+
+
+def test_what_stands_behind_a_prompt_changes_nothing() -> None:
+    m = model("cache", 5)
+    tokens, lengths = padded(PROMPTS)
+    spoilt = np.where(np.arange(tokens.shape[1]) < lengths[:, None], tokens, 4)
+    for a, b in zip(
+        jax.tree.leaves(prefill(m.forward, m.carry(3), tokens, lengths)),
+        jax.tree.leaves(prefill(m.forward, m.carry(3), spoilt, lengths)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_prompt_longer_than_the_context_is_refused() -> None:
+    m = model("cache", 5)
+    tokens, lengths = padded([[0] * 8, [1] * 11])
+    with pytest.raises(ValueError, match=r"a prompt of 11 tokens looks 10 positions back, but the carry keeps 8"):
+        prefill(m.forward, m.carry(2, context=8), tokens, lengths)
+    with pytest.raises(ValueError, match=r"11 tokens and max_length=5 looks 14 positions back.*context=14"):
+        prefill(m.forward, m.carry(2, context=12), tokens, lengths, max_length=5)
+    prefill(m.forward, m.carry(2, context=14), tokens, lengths, max_length=5)
+    sliding = model("hybrid", 5)  # its window is all that it ever needs
+    prefill(sliding.forward, sliding.carry(2, context=8), tokens, lengths, max_length=500)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "message"),
+    [([0, 1], r"\[1, 4\], not 0"), ([1, 5], r"\[1, 4\], not 5"), ([1], r"lengths have shape \(1,\)")],
+)
+def test_lengths_that_do_not_fit_are_refused(lengths: list[int], message: str) -> None:
+    m = model("state", 5)
+    with pytest.raises(ValueError, match=message):
+        prefill(m.forward, m.carry(2), np.zeros((2, 4), np.int32), np.array(lengths))
+
+
+@pytest.mark.parametrize(("prompts", "message"), [([], "there are none"), ([[1], []], "prompt 1 is empty")])
+def test_no_prompt_and_an_empty_one_are_refused(prompts: list, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        padded(prompts)
+
+
+def test_a_score_is_the_sum_over_the_tokens_up_to_the_length_and_has_a_gradient(x64: None) -> None:
+    table = jax.random.normal(jax.random.key(0), (5, 5), jnp.float64)
+    tokens, lengths = jnp.array([[1, 2, 0, 3], [4, 4, 1, 0]]), jnp.array([2, 4])
+    first = jnp.array([3, 0])
+
+    def by_hand(table):
+        scores = jax.nn.log_softmax(table)
+        before = jnp.concatenate([first[:, None], tokens[:, :-1]], axis=1)
+        return jnp.where(jnp.arange(4)[None] < lengths[:, None], scores[before, tokens], 0.0)
+
+    def by_score(table):
+        return score_tokens(Partial(table_step, table), jnp.zeros(2, jnp.int32), first, tokens, lengths)
+
+    np.testing.assert_allclose(by_score(table), by_hand(table), rtol=1e-12)
+    gradients = [jax.grad(lambda t, f=f: jnp.sum(jnp.sin(f(t))))(table) for f in (by_score, by_hand)]
+    np.testing.assert_allclose(*gradients, rtol=1e-12)
+    total = score(Partial(table_step, table), jnp.zeros(2, jnp.int32), first, tokens, lengths)
+    np.testing.assert_allclose(total, by_hand(table).sum(-1), rtol=1e-12)
+
+
+def test_a_score_without_shapes_that_fit_is_refused() -> None:
+    step, carry = Partial(table_step, jnp.zeros((5, 5))), jnp.zeros(2, jnp.int32)
+    first = jnp.zeros(2, jnp.int32)
+    with pytest.raises(ValueError, match=r"tokens \(3, 4\) are no sequences for rows \(2,\)"):
+        score(step, carry, first, jnp.zeros((3, 4), jnp.int32))
+    with pytest.raises(ValueError, match=r"lengths \(3,\) do not fit tokens \(2, 4\)"):
+        score(step, carry, first, jnp.zeros((2, 4), jnp.int32), jnp.zeros(3, jnp.int32))
+
+
+def test_several_samples_a_prompt_are_samples_by_keys_of_their_own(key: jax.Array) -> None:
+    step = Partial(table_step, jax.random.normal(jax.random.key(1), (5, 5)))
+    first = jnp.array([0, 3], jnp.int32)
+    options = {"max_length": 6, "end_token": 2, "temperature": 0.9, "min_p": 0.05}
+    several = sample(step, jnp.zeros(2, jnp.int32), first, key=key, num_samples=4, **options)
+    assert several.tokens.shape == (2, 4, 6) and several.lengths.shape == (2, 4)
+    for j in range(4):
+        keys = jax.vmap(lambda i, j=j: jax.random.fold_in(jax.random.fold_in(key, i), j))(jnp.arange(2))
+        one = sample(step, jnp.zeros(2, jnp.int32), first, key=keys, **options)
+        for a, b in zip(several, one, strict=True):
+            np.testing.assert_array_equal(a[:, j], b)
+    alone = sample(step, jnp.zeros((), jnp.int32), first[1], key=jax.random.fold_in(key, 1), num_samples=4, **options)
+    np.testing.assert_array_equal(alone.tokens, several.tokens[1])
+    with pytest.raises(ValueError, match="num_samples must be at least 1, not 0"):
+        sample(step, jnp.zeros(2, jnp.int32), first, key=key, num_samples=0, **options)
+
+
+def test_sampling_log_probabilities_are_those_of_the_distribution_drawn_from(key: jax.Array) -> None:
+    table = jax.random.normal(jax.random.key(2), (6, 6))
+    first = jnp.arange(6, dtype=jnp.int32)
+    options = {"temperature": 0.7, "top_k": 4, "top_p": 0.9}
+    made = sample(
+        Partial(table_step, table),
+        jnp.zeros(6, jnp.int32),
+        first,
+        key=key,
+        max_length=5,
+        constraints=[Forbid([1])],
+        **options,
+    )
+    from jaxseq.decoding import filtered
+
+    law = jax.nn.log_softmax(filtered(table.at[:, 1].set(-jnp.inf), **options))
+    before = jnp.concatenate([first[:, None], made.tokens[:, :-1]], axis=1)
+    np.testing.assert_allclose(made.sampling_log_probabilities, law[before, made.tokens].sum(-1), atol=1e-5)
+    np.testing.assert_allclose(
+        made.log_probabilities, jax.nn.log_softmax(table)[before, made.tokens].sum(-1), atol=1e-5
+    )
+    best = greedy(Partial(table_step, table), jnp.zeros(6, jnp.int32), first, max_length=5)
+    assert np.all(best.sampling_log_probabilities == 0)
+
+
+def test_a_row_that_constraints_leave_no_token_ends_there() -> None:
+    """Two constraints may run into a dead end together: what was made stands, and says how improbable it is."""
+    step, carry = Partial(table_step, jnp.zeros((3, 3))), jnp.zeros((), jnp.int32)
+    nothing = [Forbid([0, 1]), Forbid([1, 2])]
+    made = greedy(step, carry, jnp.asarray(0), max_length=4, end_token=2, constraints=nothing)
+    assert int(made.lengths) == 0
+    assert np.isneginf(made.log_probabilities) and np.isneginf(made.sampling_log_probabilities)
+    assert made.tokens.tolist() == [2] * 4
+    found = beam_search(step, carry, jnp.asarray(0), num_beams=2, max_length=4, end_token=2, constraints=nothing)
+    assert found.lengths.tolist() == [0, 0] and np.all(np.isneginf(found.scores))
+
+
+def test_a_donated_carry_is_gone_and_another_stays(key: jax.Array) -> None:
+    step = Partial(table_step, jnp.zeros((3, 3)))
+    first, kept, given = jnp.zeros(2, jnp.int32), jnp.zeros(2, jnp.int32), jnp.zeros(2, jnp.int32)
+    greedy(step, kept, first, max_length=3)
+    sample(step, kept, first, key=key, max_length=3)
+    list(stream(step, kept, first, max_length=3))
+    beam_search(step, kept, first, end_token=None, num_beams=2, max_length=3)
+    assert not kept.is_deleted()
+    greedy(step, given, first, max_length=3, donate_carry=True)
+    assert given.is_deleted()
+
+
+def test_a_step_reads_one_token_whatever_was_made() -> None:
+    """No step recomputes the prefix: the model is traced for single tokens alone, and the loop holds no other."""
+    lengths = []
+
+    def forward(table, carry, tokens, ids=None):
+        lengths.append(tokens.shape[-1])
+        return carry, table[tokens]
+
+    from jaxseq.decoding import step_of
+
+    step = step_of(Partial(forward, jnp.zeros((4, 4))))
+    first = jnp.zeros(2, jnp.int32)
+    greedy(step, jnp.zeros(2), first, max_length=50)
+    beam_search(step, jnp.zeros(2), first, end_token=0, num_beams=2, max_length=50)
+    assert set(lengths) == {1}
