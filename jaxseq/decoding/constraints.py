@@ -67,9 +67,9 @@ def check_constraints(
         if not isinstance(constraint, Constraint):
             raise TypeError(f"constraints must be of class Constraint, not {type(constraint).__name__}: {constraint!r}")
         constraint.check(vocab_size, max_length)
-        if getattr(constraint, "end_token", end_token) != end_token:
-            its = f"{type(constraint).__name__} has the end token {getattr(constraint, 'end_token')}"
-            raise ValueError(f"{its}, decoding {end_token}")
+        own_end = getattr(constraint, "end_token", end_token)
+        if own_end != end_token:
+            raise ValueError(f"{type(constraint).__name__} has the end token {own_end}, decoding {end_token}")
 
 
 def constrained(

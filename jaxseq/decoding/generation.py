@@ -193,10 +193,21 @@ def _begin(
         check_top_k(sampler.filters.top_k.value, logits.shape[-1])
     check_constraints(constraints, logits.shape[-1], max_length, end_token)
     start = begin_donated if donate_carry else begin_copied
+    carry = _distinct(carry) if donate_carry else carry
     batch_shape = first_tokens.shape if batch_shape is None else batch_shape
     sizes = {"dtype": jnp.dtype(logits.dtype), "max_length": max_length, "batch_shape": batch_shape, "copies": copies}
     state = start(carry, first_tokens, tuple(constraints), **sizes)
     return _Run(state, step, sampler, tuple(constraints), limit=max_length, end_token=end_token)
+
+
+def _distinct(carry: Carry) -> Carry:
+    """A fresh carry may have one array in several places; it can be donated only once."""
+    seen: set[int] = set()
+    leaves, structure = jax.tree.flatten(carry)
+    for i, leaf in enumerate(leaves):
+        leaves[i] = jnp.copy(leaf) if id(leaf) in seen else leaf
+        seen.add(id(leaf))
+    return jax.tree.unflatten(structure, leaves)
 
 
 def _generation(state: State, tokens: Int[Array, "*B L"]) -> Generation:

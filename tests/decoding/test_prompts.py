@@ -7,7 +7,19 @@ import pytest
 from jax.tree_util import Partial
 from toy_models import KINDS, model, table_step
 
-from jaxseq.decoding import Forbid, beam_search, greedy, padded, prefill, sample, score, score_tokens, stream
+from jaxseq.decoding import (
+    Forbid,
+    beam_search,
+    filtered,
+    greedy,
+    padded,
+    prefill,
+    sample,
+    score,
+    score_tokens,
+    step_of,
+    stream,
+)
 
 PROMPTS = [[3], [1, 2, 0, 4, 4, 1], [2, 2, 3]]
 
@@ -126,8 +138,6 @@ def test_sampling_log_probabilities_are_those_of_the_distribution_drawn_from(key
         constraints=[Forbid([1])],
         **options,
     )
-    from jaxseq.decoding import filtered
-
     law = jax.nn.log_softmax(filtered(table.at[:, 1].set(-jnp.inf), **options))
     before = jnp.concatenate([first[:, None], made.tokens[:, :-1]], axis=1)
     np.testing.assert_allclose(made.sampling_log_probabilities, law[before, made.tokens].sum(-1), atol=1e-5)
@@ -160,6 +170,9 @@ def test_a_donated_carry_is_gone_and_another_stays(key: jax.Array) -> None:
     assert not kept.is_deleted()
     greedy(step, given, first, max_length=3, donate_carry=True)
     assert given.is_deleted()
+    shared = jnp.zeros(2, jnp.int32)  # as parts of a fresh carry may be one array
+    both = Partial(lambda carry, tokens: ((carry[0] + 1, carry[1]), jnp.zeros((2, 3))))
+    greedy(both, (shared, shared), first, max_length=3, donate_carry=True)
 
 
 def test_a_step_reads_one_token_whatever_was_made() -> None:
@@ -169,8 +182,6 @@ def test_a_step_reads_one_token_whatever_was_made() -> None:
     def forward(table, carry, tokens, ids=None):
         lengths.append(tokens.shape[-1])
         return carry, table[tokens]
-
-    from jaxseq.decoding import step_of
 
     step = step_of(Partial(forward, jnp.zeros((4, 4))))
     first = jnp.zeros(2, jnp.int32)

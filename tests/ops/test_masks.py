@@ -10,6 +10,7 @@ from jaxseq.ops.masks import (
     causal,
     dense,
     dense_by_head,
+    finite_keys,
     padding,
     prefix,
     segments,
@@ -158,8 +159,8 @@ def test_wrong_dtypes_are_refused_without_a_type_checker_too() -> None:
 
 
 def test_a_promise_of_finite_keys_sees_the_same_and_clears_nothing():
-    mask = masks.causal() & masks.padding(jnp.arange(6) < 4)
-    promised = masks.finite_keys(mask)
+    mask = causal() & padding(jnp.arange(6) < 4)
+    promised = finite_keys(mask)
     assert np.array_equal(promised.materialize(6, 6), mask.materialize(6, 6))
     assert np.array_equal(promised.tiles(6, 6, 2, 2).live, mask.tiles(6, 6, 2, 2).live)
     assert mask.visible_keys() is not None and promised.visible_keys() is None
