@@ -1,7 +1,8 @@
 """Tokens a second of greedy decoding, sampling and beam search, and what a step costs as sequences grow.
 
 python benchmarks/decoding.py                  # about twenty minutes on 2 CPU cores
-python benchmarks/decoding.py --parts small    # one part of it; the others' rows stay as they are
+python benchmarks/decoding.py --parts small    # a part of it; the rows of other cases stay as they are
+python benchmarks/decoding.py --table          # what was measured, as the documents have it
 python benchmarks/decoding.py --quick          # one small model, few repeats, writes nothing
 
 The peers of every case compute the same thing: a Python loop over a jitted step (as one writes it: the choice by
@@ -207,8 +208,10 @@ def draw(rows: Sequence[Row]) -> None:
     for model, batch in dict.fromkeys((row["model"], row["B"]) for row in costs):
         mine = [row for row in costs if (row["model"], row["B"]) == (model, batch)]
         x, y = [row["L"] for row in mine], [1e6 * row["seconds_per_token"] for row in mine]
-        line.plot(x, y, marker="o", markersize=3, label=f"{model}, B={batch}")
+        line.plot(x, y, marker="o", markersize=3, label=f"{model}, B={batch}, {mine[0]['dtype']}")
     line.set(xscale="log", yscale="log", xlabel="tokens generated (and room in the carry)", ylabel="us a step")
+    if costs:  # at least a decade and a half: noise must not look like a trend
+        line.set_ylim(min(line.get_ylim()[0], 60), max(line.get_ylim()[1], 2000))
     line.set_title("A step's cost", loc="left", fontsize=10)
     line.legend(fontsize=7, frameon=False)
     file = RESULTS / f"decoding-{device_name()}.png"
@@ -220,6 +223,7 @@ def main() -> None:
     """Run the cases; rows and a figure go to benchmarks/results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one small model, few repeats, nothing written")
+    parser.add_argument("--table", action="store_true", help="only print the rows that there are as tables")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--dtypes", nargs="+", default=["float32"], help="of parameters and computation")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 32])
@@ -228,6 +232,10 @@ def main() -> None:
     if options.quick:
         case("transformer", Shape("attention", 2, 64, 256), "beam 4", 2, "float32", 16, 3)
         step_costs("lstm", 1, 3, (16, 64))
+        return
+    if options.table:
+        for file in sorted(RESULTS.glob("decoding-*.jsonl")):
+            print(f"\n{file.stem}\n\n{table([json.loads(line) for line in file.read_text().splitlines()])}")
         return
     everything: list[Row] = []
     for part in options.parts:
@@ -250,14 +258,37 @@ def run(part: str, dtypes: Sequence[str], batches: Sequence[int], budget_s: floa
             yield case(name, shape, method, batch, dtype, 32 if short else LENGTH, 7, budget_s)
 
 
+def table(rows: Sequence[Row]) -> str:
+    """Tokens a second, and how many times as fast jaxseq is as each peer, in Markdown; then the cost of a step."""
+    timed = [row for row in rows if "tokens_per_s" in row]
+    peers = list(dict.fromkeys(row["name"] for row in timed if row["name"] != "jaxseq"))
+    lines = [f"| model, B | method | tokens/s | {' | '.join(peers)} |", "|---" * (3 + len(peers)) + "|"]
+    for found in dict.fromkeys((r["model"], r["B"], r["dtype"], r["method"]) for r in timed):
+        rate = {r["name"]: r["tokens_per_s"] for r in timed if (r["model"], r["B"], r["dtype"], r["method"]) == found}
+        ratios = [f"{rate['jaxseq'] / rate[name]:.2f}" if name in rate else "" for name in peers]
+        lines.append(f"| {found[0]}, {found[1]} | {found[3]} | {rate['jaxseq']:.0f} | {' | '.join(ratios)} |")
+    steps = [row for row in rows if "seconds_per_token" in row]
+    lines += ["", "| us a step | " + " | ".join(f"L {n}" for n in dict.fromkeys(r["L"] for r in steps)) + " |"]
+    lines.append("|---" * (1 + len({row["L"] for row in steps})) + "|")
+    for model, batch in dict.fromkeys((r["model"], r["B"]) for r in steps):
+        costs = [f"{1e6 * r['seconds_per_token']:.0f}" for r in steps if (r["model"], r["B"]) == (model, batch)]
+        lines.append(f"| {model}, {batch} | {' | '.join(costs)} |")
+    return "\n".join(lines)
+
+
 def write(part: str, rows: Sequence[Row]) -> list[Row]:
-    """Puts a part's rows in the place of its earlier ones; gives all there are."""
+    """Puts rows in the place of earlier ones of the same case; gives all there are."""
+
+    def case_of(row: Row) -> tuple:
+        return tuple(row[name] for name in ("model", "method", "B", "L", "dtype"))
+
     file = RESULTS / f"decoding-{device_name()}.jsonl"
     before = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    kept = [row for row in before if row["part"] != part]
-    rows = sorted([*kept, *({"part": part, **row} for row in rows)], key=lambda row: PARTS.index(row["part"]))
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return rows
+    new = {case_of(row) for row in rows}
+    everything = [row for row in before if case_of(row) not in new] + [{"part": part, **row} for row in rows]
+    everything.sort(key=lambda row: (PARTS.index(row["part"]), row["B"], row["model"]))
+    file.write_text("".join(json.dumps(row) + "\n" for row in everything))
+    return everything
 
 
 if __name__ == "__main__":

@@ -25,6 +25,10 @@ def test_the_cell_of_ones_own_trains_as_pasted(tmp_path):
     assert np.isfinite(results["bits_per_character"])
 
 
+def test_the_decoding_example_holds():
+    exec(compile(BLOCKS[2], "README.md", "exec"), {})
+
+
 def test_the_table_of_cores_is_complete():
     from jaxseq.cores import CORES
 

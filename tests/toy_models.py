@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.tree_util import Partial
 
 from jaxseq.cores import CORES, Stacked, block
@@ -27,6 +28,9 @@ KINDS = {
         (CORES["mingru"](features=WIDTH), block(CORES["attention"](features=WIDTH, num_heads=2, window=3)))
     ),
 }
+
+FIRST_KINDS = ("two states", "hybrid")
+EVERY_KIND = [pytest.param(k, marks=() if k in FIRST_KINDS else pytest.mark.again, id=k) for k in KINDS]
 
 
 class Model(NamedTuple):

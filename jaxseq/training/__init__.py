@@ -19,8 +19,8 @@ from jaxseq.training.metrics import JsonLines, TensorBoard, Writer, read_json_li
 from jaxseq.training.optimizer import OptimizerConfig, make_optimizer
 from jaxseq.training.precision import POLICIES, Policy, cast_floating
 from jaxseq.training.report import write_report
-from jaxseq.training.run import Run
-from jaxseq.training.settings import free
+from jaxseq.training.run import Run, read_json
+from jaxseq.training.settings import free, from_json, to_json
 from jaxseq.training.state import Parameter, TrainState, create_state, parameter_table
 from jaxseq.training.step import Aux, make_train_step
 from jaxseq.training.truncation import Truncation, TruncationMode
@@ -58,9 +58,12 @@ __all__ = [
     "enable_compilation_cache",
     "fit",
     "free",
+    "from_json",
     "make_optimizer",
     "make_train_step",
     "parameter_table",
+    "read_json",
     "read_json_lines",
+    "to_json",
     "write_report",
 ]

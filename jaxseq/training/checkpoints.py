@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,6 +35,7 @@ from jaxseq.training.manifest import (
     verify,
     verify_files,
 )
+from jaxseq.training.state import averaged, initial_average
 
 MANIFEST = "manifest.json"
 ARRAYS = "arrays"
@@ -54,6 +55,13 @@ class _Entry(NamedTuple):
     step: int
     generation: int  # the same step saved again gets the next number; the older folder goes afterwards
     name: str
+
+
+class _Parameters(NamedTuple):
+    """The part of a train state that a model is made of; the names are the state's."""
+
+    params: Any
+    ema: Any
 
 
 class Checkpoints:
@@ -117,11 +125,27 @@ class Checkpoints:
         several verifies, and CheckpointMismatchError if a sound one belongs to another state.
         """
         self.wait()
+        return self._newest(lambda entry: self._load(entry, like))
+
+    def restore_parameters(self, like: Any) -> Restored | None:
+        """Of the newest checkpoint that verifies, what a finished model is: its ``TrainState.averaged``.
+
+        ``like`` are parameters of the same structure, shapes and dtypes; ``jax.ShapeDtypeStruct`` will do. Neither
+        an optimizer nor a carry need be made, and none of theirs is read, though every file is verified. Nothing is
+        written, so that a run can be looked at while it trains. Raises as ``restore_latest``.
+        """
+        self.wait()
+        return self._newest(lambda entry: self._load_parameters(entry, like))
+
+    def _newest(self, load: Callable[[_Entry], Restored]) -> Restored | None:
+        """The newest entry that loads; a warning for each that was passed over."""
         passed: list[str] = []
         for entry in reversed(self._entries()):
             try:
-                restored = self._load(entry, like)
+                restored = load(entry)
             except DamagedError as reason:
+                if not (self.folder / entry.name).exists():  # another process has replaced it by a newer one
+                    return self._newest(load)
                 passed.append(f"step {entry.step} ({self.folder / entry.name}): {reason}")
                 self._damaged.add(entry.name)
                 continue
@@ -129,7 +153,7 @@ class Checkpoints:
                 warnings.warn(
                     f"passed over the checkpoint of {text}; going on from step {restored.step}",
                     CheckpointWarning,
-                    stacklevel=2,
+                    stacklevel=3,
                 )
             return restored
         if passed:
@@ -184,8 +208,19 @@ class Checkpoints:
                     shutil.rmtree(doomed, ignore_errors=True)
 
     def _load(self, entry: _Entry, like: Any) -> Restored:
+        return self._load_leaves(entry, read_manifest(self.folder / entry.name / MANIFEST, entry.step), like)
+
+    def _load_parameters(self, entry: _Entry, like: Any) -> Restored:
+        """The parameters, and their average where there is one; a state's other leaves are left where they are."""
+        body = read_manifest(self.folder / entry.name / MANIFEST, entry.step)
+        rows = {name: row for name, row in body["leaves"].items() if name.startswith((".params", ".ema"))}
+        average = jax.eval_shape(initial_average, like) if any(name.startswith(".ema") for name in rows) else None
+        restored = self._load_leaves(entry, body | {"leaves": rows}, _Parameters(like, average))
+        return restored._replace(state=averaged(*restored.state))
+
+    def _load_leaves(self, entry: _Entry, body: dict[str, Any], like: Any) -> Restored:
+        """The leaves that the manifest's body has rows of, each of them verified, and every file."""
         folder = self.folder / entry.name
-        body = read_manifest(folder / MANIFEST, entry.step)
         unlike = differences(body, like)
         if unlike:
             raise CheckpointMismatchError(
@@ -213,10 +248,12 @@ def write_arrays(folder: Path, leaves: list[HostLeaf]) -> None:
 
 
 def read_arrays(folder: Path, rows: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Every leaf of a manifest by name, as NumPy arrays."""
+    """The leaves of a manifest's rows by name, as NumPy arrays; they may be fewer than were written."""
     tree = {_slot(name): ocp.RestoreArgs(restore_type=np.ndarray) for name, row in rows.items() if _filled(row)}
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        stored = checkpointer.restore(folder, args=ocp.args.PyTreeRestore(item=tree, restore_args=tree))
+        stored = checkpointer.restore(
+            folder, args=ocp.args.PyTreeRestore(item=tree, restore_args=tree, partial_restore=True)
+        )
     empty = {name: np.empty(row["shape"], jnp.dtype(row["dtype"])) for name, row in rows.items() if not _filled(row)}
     return empty | {name: stored[_slot(name)] for name, row in rows.items() if _filled(row)}
 
@@ -232,6 +269,8 @@ def _slot(name: str) -> str:
 
 def _place(array: np.ndarray, like: Any) -> Any:
     """A copy that JAX owns (it will be donated), placed as ``like`` is; a key as a key, NumPy as NumPy."""
+    if isinstance(like, jax.ShapeDtypeStruct):
+        return jnp.array(array, copy=True)
     if not isinstance(like, jax.Array):
         return array if isinstance(like, np.ndarray) else type(like)(array[()])
     key = jax.dtypes.issubdtype(like.dtype, jax.dtypes.prng_key)

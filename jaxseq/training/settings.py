@@ -3,9 +3,10 @@
 import dataclasses
 import enum
 import math
+import types
 import typing
 from pathlib import PurePath
-from typing import Any
+from typing import Any, Literal
 
 FREE = "jaxseq_free"
 
@@ -47,6 +48,79 @@ def to_json(value: Any, name: str = "config") -> Any:
     if isinstance(value, type):
         return value.__name__
     raise TypeError(f"{name} is {value!r}, a {type(value).__name__}, which cannot be written to config.json")
+
+
+def from_json(kind: Any, json: Any, name: str = "config") -> Any:
+    """The inverse of ``to_json``: a value of this type, most often a dataclass, from what was written of it.
+
+    Knows what annotations of configs are made of: dataclasses, ``Literal``, unions, tuples, lists, dicts, sets,
+    paths, enums, numbers, strings; ``Any`` takes the JSON as it is. Raises ValueError that names the field for a
+    value of another type, and for fields that the dataclass or the JSON has not; and what the dataclass itself
+    raises.
+    """
+    origin, arguments = typing.get_origin(kind) or kind, typing.get_args(kind)
+    if kind is Any:
+        return json
+    if origin in (typing.Union, types.UnionType):
+        return _from_union(kind, arguments, json, name)
+    if origin is Literal and any(json == value and type(json) is type(value) for value in arguments):
+        return json
+    if dataclasses.is_dataclass(kind) and isinstance(json, dict):
+        return _fields_from_json(kind, json, name)
+    if origin in (tuple, list, set, frozenset) and isinstance(json, list):
+        inside = arguments or (Any, ...)
+        if origin is not tuple or inside[-1] is ...:
+            inside = inside[:1] * len(json)
+        if len(inside) == len(json):
+            items = [from_json(k, item, f"{name}.{i}") for i, (k, item) in enumerate(zip(inside, json, strict=True))]
+            return origin(items)
+    if origin is dict and isinstance(json, dict):
+        keys, values = arguments or (str, Any)
+        return {keys(key): from_json(values, item, f"{name}.{key}") for key, item in json.items()}
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        for member in kind:
+            if to_json(member) == json:
+                return member
+    if isinstance(kind, type) and issubclass(kind, PurePath) and isinstance(json, str):
+        return kind(json)
+    if kind is float and (type(json) in (int, float) or json in ("inf", "-inf", "nan")):
+        return float(json)
+    if kind in (bool, int, str, types.NoneType) and type(json) is kind:
+        return json
+    raise ValueError(f"{name} is {json!r}, which is no {_spelled(kind)}")
+
+
+def _from_union(kind: Any, kinds: tuple[Any, ...], json: Any, name: str) -> Any:
+    """The dataclass that the JSON says it is, else the first kind that it fits."""
+    some = [option for option in kinds if option is not types.NoneType]
+    if json is None and len(some) < len(kinds):
+        return None
+    if isinstance(json, dict) and "kind" in json:
+        some = [option for option in some if getattr(option, "__name__", None) == json["kind"]] or some
+    if len(some) == 1:
+        return from_json(some[0], json, name)
+    for option in some:
+        try:
+            return from_json(option, json, name)
+        except ValueError:
+            continue
+    raise ValueError(f"{name} is {json!r}, which is no {_spelled(kind)}")
+
+
+def _fields_from_json(kind: Any, json: dict[str, Any], name: str) -> Any:
+    fields = [field.name for field in dataclasses.fields(kind) if field.init]
+    if json.get("kind") == kind.__name__ and "kind" not in fields:
+        json = {key: value for key, value in json.items() if key != "kind"}
+    absent, unknown = [f for f in fields if f not in json], [key for key in json if key not in fields]
+    if absent or unknown:
+        told = [f"has no {', '.join(absent)}"] * bool(absent) + [f"has {', '.join(unknown)}"] * bool(unknown)
+        raise ValueError(f"{name} is no {kind.__name__}: it {' and '.join(told)}")
+    hints = _hints(kind)
+    return kind(**{field: from_json(hints[field], json[field], f"{name}.{field}") for field in fields})
+
+
+def _spelled(kind: Any) -> str:
+    return kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
 
 
 def _fields_to_json(config: Any, name: str) -> dict[str, Any]:

@@ -25,9 +25,7 @@ class TrainState(NamedTuple):
     @property
     def averaged(self) -> Any:
         """The moving average in the parameters' dtypes, or the parameters where none is kept."""
-        if self.ema is None:
-            return self.params
-        return jax.tree.map(lambda mean, p: mean.astype(p.dtype), self.ema, self.params)
+        return averaged(self.params, self.ema)
 
 
 class Parameter(NamedTuple):
@@ -59,6 +57,11 @@ def create_state(params: Any, optimizer: Any, *, key: Any, carry: Any = (), ema:
 def initial_average(params: Any) -> Any:
     """The parameters in at least float32, where a slow average does not round away."""
     return jax.tree.map(lambda x: x.astype(at_least_float32(x.dtype)), params)
+
+
+def averaged(params: Any, ema: Any) -> Any:
+    """The moving average in the parameters' dtypes, or the parameters where it is None."""
+    return params if ema is None else jax.tree.map(lambda mean, p: mean.astype(p.dtype), ema, params)
 
 
 def own_buffers(tree: Any) -> Any:

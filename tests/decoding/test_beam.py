@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.tree_util import Partial
-from toy_models import KINDS, Model, as_rows, every_sequence, model, table_step
+from toy_models import EVERY_KIND, Model, as_rows, every_sequence, model, table_step
 
 from jaxseq.decoding import (
     GNMT,
@@ -47,7 +47,7 @@ def enumerated(kind: str) -> np.ndarray:
     return np.where(np.arange(T) < LENGTHS[:, None], gains, 0).sum(-1)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EVERY_KIND)
 def test_with_a_beam_for_every_sequence_it_is_enumeration(kind: str) -> None:
     m = model(kind, V)
     for name, divisor in NORMALIZATIONS.items():
@@ -63,7 +63,7 @@ def test_with_a_beam_for_every_sequence_it_is_enumeration(kind: str) -> None:
             assert np.all(np.isneginf(found.scores[row, count:])) and np.all(found.lengths[row, count:] == 0)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EVERY_KIND)
 def test_one_beam_is_greedy_and_scores_are_those_of_what_is_returned(kind: str) -> None:
     vocab_size, length = 6, 9
     m = model(kind, vocab_size, seed=1)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.tree_util import Partial
-from toy_models import KINDS, model, table_step
+from toy_models import EVERY_KIND, model, table_step
 
 from jaxseq.decoding import (
     Forbid,
@@ -24,7 +24,7 @@ from jaxseq.decoding import (
 PROMPTS = [[3], [1, 2, 0, 4, 4, 1], [2, 2, 3]]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EVERY_KIND)
 def test_prompts_of_different_lengths_give_what_each_gives_alone(kind: str) -> None:
     m = model(kind, 5, seed=2)
     tokens, lengths = padded(PROMPTS)

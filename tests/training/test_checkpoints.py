@@ -8,6 +8,7 @@ import warnings
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxseq.training import (
@@ -16,6 +17,7 @@ from jaxseq.training import (
     Checkpoints,
     CheckpointWarning,
     checkpoints,
+    create_state,
     manifest,
 )
 
@@ -265,3 +267,84 @@ def test_the_manifest_has_the_checksum_of_each_leaf(tmp_path):
     kernel = np.asarray(state(2)["params"]["kernel"])
     assert row.pop("sha256") == hashlib.sha256(kernel.tobytes()).hexdigest()
     assert row == {"shape": [3, 2], "dtype": "float32", "key": None}
+
+
+def train_state(number, *, ema):
+    params = {"kernel": jnp.full((3, 2), number + 0.1), "low": jnp.full((4,), number, jnp.bfloat16)}
+    carry, key = (jnp.full((2, 5), number, jnp.int32),), jax.random.key(number)
+    state = create_state(params, optax.adam(1e-3), carry=carry, key=key, ema=ema)
+    return state._replace(ema=jax.tree.map(lambda mean: mean + 1.001, state.ema))
+
+
+def trained(folder, *steps, ema=True):
+    store = Checkpoints(folder)
+    for step in steps:
+        store.save(step, train_state(step, ema=ema), {"tokens": step * 7})
+    store.close()
+    return Checkpoints(folder)
+
+
+@pytest.mark.parametrize("ema", [False, True], ids=["parameters", "average"])
+def test_parameters_alone_are_those_of_the_whole_state(tmp_path, ema):
+    store = trained(tmp_path, 1, 2, ema=ema)
+    whole = store.restore_latest(train_state(0, ema=ema))
+    like = train_state(0, ema=False).params
+    for alike in (like, jax.eval_shape(lambda: like)):
+        part = store.restore_parameters(alike)
+        assert (part.step, part.meta) == (2, {"tokens": 14})
+        assert same(part.state, whole.state.averaged)
+        assert same(part.state, whole.state.params) is not ema
+
+
+@pytest.mark.parametrize("how", ["deleted", "cut", "flipped inside"])
+def test_parameters_of_a_damaged_step_are_passed_over(tmp_path, how):
+    store = trained(tmp_path, 1, 2)
+    like = train_state(0, ema=False).params
+    files = [file for file in (tmp_path / "00000002").rglob("*") if file.is_file()]
+    damage(max(files, key=lambda file: file.stat().st_size), how)
+    with pytest.warns(CheckpointWarning, match=r"passed over the checkpoint of step 2 .*going on from step 1"):
+        restored = store.restore_parameters(like)
+    assert restored.step == 1 and same(restored.state, train_state(1, ema=True).averaged)
+    for file in (tmp_path / "00000001").glob("manifest.json"):
+        damage(file, how)
+    with pytest.raises(CheckpointError, match="no checkpoint verifies"):
+        store.restore_parameters(like)
+
+
+def test_parameters_that_differ_from_their_checksum_are_refused_though_the_store_reads_them(tmp_path):
+    store = trained(tmp_path, 1, 2)
+    arrays = tmp_path / "00000002" / "arrays"
+    shutil.rmtree(arrays)
+    checkpoints.write_arrays(arrays, manifest.host_copy(train_state(5, ema=True)))
+    written = manifest.host_copy(train_state(2, ema=True))
+    forged = manifest.make_manifest(2, written, manifest.describe_files(arrays), {})
+    (tmp_path / "00000002" / "manifest.json").write_text(json.dumps(forged))
+    with pytest.warns(CheckpointWarning, match=r"step 2 .*SHA-256"):
+        assert store.restore_parameters(train_state(0, ema=False).params).step == 1
+
+
+def test_parameters_of_another_model_are_refused_by_leaf(tmp_path):
+    store = trained(tmp_path, 1)
+    like = train_state(0, ema=False).params
+    with pytest.raises(CheckpointMismatchError, match=r"params\['kernel'\].*\[3, 2\].*\[3, 3\]"):
+        store.restore_parameters(like | {"kernel": jnp.zeros((3, 3))})
+    with pytest.raises(CheckpointMismatchError, match=r"ema\['low'\].*nothing in the state"):
+        store.restore_parameters({"kernel": like["kernel"]})
+    assert Checkpoints(tmp_path / "none").restore_parameters(like) is None
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_step_that_is_replaced_while_it_is_read_gives_way_to_the_newer_one(tmp_path, monkeypatch):
+    store = trained(tmp_path, 1)
+    verify_files, calls = checkpoints.verify_files, []
+
+    def replaced_first(folder, rows):
+        if not calls:
+            trained(tmp_path, 2)
+            shutil.rmtree(tmp_path / "00000001")
+        calls.append(folder)
+        verify_files(folder, rows)
+
+    monkeypatch.setattr(checkpoints, "verify_files", replaced_first)
+    restored = store.restore_parameters(train_state(0, ema=False).params)
+    assert restored.step == 2 and len(calls) == 2
