@@ -199,9 +199,7 @@ def _written(carry: Cache, key: Float[Array, "*B T M H"], value: Float[Array, "*
     kept = (here.documents != 0) & (here.positions >= carry.position[..., None] - slots)
     slot = jnp.where(kept, here.positions % slots, slots)
 
-    def write(old: Array, slot: Array, new: Array) -> Array:
-        return old.at[slot].set(new, mode="drop")
-
+    write = _write_one if slot.shape[-1] == 1 else _write
     for _ in range(slot.ndim - 1):
         write = jax.vmap(write)
     return carry._replace(
@@ -210,3 +208,16 @@ def _written(carry: Cache, key: Float[Array, "*B T M H"], value: Float[Array, "*
         positions=write(carry.positions, slot, here.positions),
         documents=write(carry.documents, slot, here.documents),
     )
+
+
+def _write(old: Array, slot: Array, new: Array) -> Array:
+    """Each new row in its slot; ``slot = slots`` is nowhere."""
+    return old.at[slot].set(new, mode="drop")
+
+
+def _write_one(old: Array, slot: Array, new: Array) -> Array:
+    """The same for a single row, beside one that goes nowhere: a scatter of one row alone is fused into all that reads
+    the cache, for which XLA then copies the whole of it, several times a step.
+    """
+    nowhere = jnp.full_like(slot, old.shape[0])
+    return _write(old, jnp.concatenate([slot, nowhere]), jnp.concatenate([new, new]))
