@@ -29,12 +29,13 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)  ## the benchmarks: ratios against flax, jax.nn and, where installed, torch (about half an hour)
+bench: $(READY)  ## the benchmarks: ratios against flax, jax.nn and, where installed, torch (most of an hour)
 	$(BIN)/python benchmarks/recurrence.py
 	$(BIN)/python benchmarks/linear_recurrence.py
 	$(BIN)/python benchmarks/linear_attention.py
 	$(BIN)/python benchmarks/attention.py
 	$(BIN)/python benchmarks/throughput.py --preset cpu
+	$(BIN)/python benchmarks/decoding.py --parts small steps
 
 lock:  ## resolve requirements.lock again (needs uv)
 	uv pip compile pyproject.toml --universal --generate-hashes --no-emit-index-url --no-header \

@@ -136,7 +136,8 @@ def stream(
 ) -> Iterator[Int[np.ndarray, "*B"]]:
     """The tokens of ``sample`` (of ``greedy`` without a key) as they come, one ``[*B]`` array at a time.
 
-    They are made ``block_length`` at a time by one compiled loop. It ends when every row has ended.
+    They are made ``block_length`` at a time by one compiled loop. It ends when every row has ended. A row that
+    constraints left no token shows an end token (0 without one), as behind an end.
 
     Raises:
         ValueError: at once, as ``sample``; a block length below 1.
