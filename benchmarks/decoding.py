@@ -9,7 +9,7 @@ The peers of every case compute the same thing: a Python loop over a jitted step
 eager ops, and a look each token whether all have ended), the same loop at its best (step and choice in one jitted
 function that donates its carry, no look), and, for the GPT-2-shaped models, where torch and transformers are
 installed, `generate` of a GPT-2 of the same layers, width, heads and vocabulary. All weights are random, no end
-token is given, so that all make as many tokens. What is returned is scored again before it is timed.
+token is given, so that all make as many tokens. What jaxseq and the loops return is scored again before it is timed.
 """
 
 import argparse

@@ -16,7 +16,7 @@ document without padding. Annotations are checked while the tests run (jaxtyping
 from typing import Any, TypeAlias
 
 from jax import Array
-from jaxtyping import Bool, Float, Inexact, Int, Key, PyTree, Shaped
+from jaxtyping import Bool, Float, Inexact, Int, Integer, Key, PyTree, Shaped
 
 DType: TypeAlias = Any
 """What ``jnp.dtype`` accepts."""
@@ -40,6 +40,7 @@ __all__ = [
     "Float",
     "Inexact",
     "Int",
+    "Integer",
     "Key",
     "Logits",
     "PyTree",

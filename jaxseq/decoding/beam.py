@@ -31,17 +31,27 @@ from jaxseq.decoding.beam_steps import (
     read,
     search_all,
 )
-from jaxseq.decoding.constraints import Constraint, check_constraints
+from jaxseq.decoding.constraints import Constraint, as_constraints, check_constraints
 from jaxseq.decoding.generation import check_max_length
 from jaxseq.decoding.normalization import Normalization, divisors
-from jaxseq.decoding.step import Step, as_partial, at_least_float32, check_rows, check_step, repeated_rows, with_memory
-from jaxseq.typing import Array, Carry, Int
+from jaxseq.decoding.step import (
+    Step,
+    as_arrays,
+    as_partial,
+    as_tokens,
+    at_least_float32,
+    check_rows,
+    check_step,
+    repeated_rows,
+    with_memory,
+)
+from jaxseq.typing import Array, Carry, Int, Integer
 
 
 def beam_search(
     step: Step,
     carry: Carry,
-    first_tokens: Int[Array, "*B"],
+    first_tokens: Integer[np.ndarray | Array, "*B"],
     *,
     end_token: int | None,
     num_beams: int,
@@ -95,7 +105,7 @@ def beam_search(
 def begin(
     step: Step,
     carry: Carry,
-    first_tokens: Int[Array, "*B"],
+    first_tokens: Integer[np.ndarray | Array, "*B"],
     *,
     end_token: int | None,
     num_beams: int,
@@ -111,14 +121,18 @@ def begin(
     traced: bool = False,
 ) -> tuple[Search, Plan, Beams]:
     """Everything checked, and the beams before the first step; ``traced`` also looks at what is dropped."""
-    first_tokens = jnp.asarray(first_tokens)
+    first_tokens, carry, parts = as_tokens(first_tokens), as_arrays(carry), as_constraints(constraints)
     check_max_length(carry, max_length)
     check_rows((carry, memory), first_tokens.shape, "(carry, memory)")
     logits = check_step(with_memory(step, memory), carry, first_tokens, end_token)
     vocab_size = logits.shape[-1]
     results = num_beams if num_results is None else num_results
     _check_sizes(num_beams, num_groups, results, diversity, vocab_size, max_length)
-    check_constraints(constraints, vocab_size, max_length, end_token)
+    check_constraints(parts, vocab_size, max_length, end_token)
+    if coverage is not None and not 0 <= float(coverage.strength) < float("inf"):
+        raise ValueError(f"coverage strength must not be below 0, and finite, not {coverage.strength}")
+    if coverage is not None:
+        check_rows(coverage.mask, first_tokens.shape, "coverage mask")
     table = divisors(normalization, max_length)
     dtype = at_least_float32(logits.dtype)
     width = num_beams // num_groups
@@ -126,7 +140,6 @@ def begin(
     plan = Plan(first_tokens.shape, num_groups, width, max_length, results, end_token, early_stopping, candidates)
     best = np.maximum.accumulate(table[::-1])[::-1]
     arrays = (jnp.asarray(x, dtype) for x in (table, best, diversity))
-    parts = tuple(constraints)
     given = (as_partial(step), carry, first_tokens, memory, parts, coverage)
     rows_step, beams, coverage = _start(*given, plan, dtype=jnp.dtype(dtype))
     return Search(rows_step, parts, coverage, *arrays), plan, beams

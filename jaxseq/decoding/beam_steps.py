@@ -39,7 +39,8 @@ class Coverage:
     """The coverage penalty: a finished hypothesis gains ``β Σ_s log min(Σ_t a_ts, 1)``, which is never above 0.
 
     ``weights(carry)`` gives the attention weights ``a_t`` ``[*B S]`` out of the carry that a step leaves; ``mask``
-    ``[*B S]`` says which source positions there are (True), ``strength`` is β. Wu et al. 2016 (GNMT), section 7.
+    ``[*B S]`` says which source positions there are (True), ``strength`` is β, not below 0. ``weights`` is compared by
+    identity: a lambda made anew for every search is compiled anew. Wu et al. 2016 (GNMT), section 7.
     """
 
     weights: Callable[[Carry], Float[Array, "*B S"]]
@@ -169,7 +170,7 @@ def expand(search: Search, beams: Beams, plan: Plan) -> tuple[Beams, Candidates]
         pool=pool,
         done=beams.done | _over(search, pool, alive, beams.position, plan),
         made=beams.made.at[beams.position].set(tokens.astype(jnp.int32)),
-        parents=beams.parents.at[beams.position].set(parents),
+        parents=beams.parents.at[beams.position].set(parents.astype(jnp.int32)),
     )
     return after, candidates
 
@@ -227,7 +228,7 @@ def _settle(
         jnp.take_along_axis(x, order, axis=-1)
         for x in (candidates.lives, candidates.parents, candidates.tokens, candidates.log_probabilities)
     )
-    places = jnp.broadcast_to(jnp.arange(plan.width), parents.shape)
+    places = jnp.broadcast_to(jnp.arange(plan.width, dtype=parents.dtype), parents.shape)
     alike = (parents[..., :, None] == parents[..., None, :]) & lives[..., :, None] & lives[..., None, :]
     stays = lives & ~jnp.any(jnp.tril(alike, -1), axis=-1)
     free = ~jnp.any((parents[..., :, None] == places[..., None, :]) & lives[..., :, None], axis=-2)

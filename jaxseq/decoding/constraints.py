@@ -15,6 +15,7 @@ import abc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -54,18 +55,33 @@ class Constraint(abc.ABC):
         return jnp.where(jnp.broadcast_to(allowed, logits.shape), logits, jnp.asarray(-jnp.inf, logits.dtype))
 
 
+def as_constraints(constraints: Any) -> tuple[Constraint, ...]:
+    """The constraints as a tuple; a single one is refused.
+
+    Raises:
+        TypeError: see there, and what is no ``Constraint`` or no pytree.
+    """
+    if isinstance(constraints, Constraint):
+        raise TypeError(f"constraints are several: give [{type(constraints).__name__}(...)]")
+    found = tuple(constraints)
+    for constraint in found:
+        if not isinstance(constraint, Constraint):
+            raise TypeError(f"constraints must be of class Constraint, not {type(constraint).__name__}: {constraint!r}")
+        if jax.tree_util.all_leaves([constraint]):
+            name = type(constraint).__name__
+            raise TypeError(f"{name} must be a pytree: decorate it with jax.tree_util.register_dataclass, or _static")
+    return found
+
+
 def check_constraints(
     constraints: Sequence[Constraint], vocab_size: int, max_length: int, end_token: int | None
 ) -> None:
-    """Refuse what is no constraint, and what cannot be satisfied.
+    """Refuse what cannot be satisfied.
 
     Raises:
-        TypeError: not a ``Constraint``.
         ValueError: a constraint with another end token; see each constraint's ``check``.
     """
     for constraint in constraints:
-        if not isinstance(constraint, Constraint):
-            raise TypeError(f"constraints must be of class Constraint, not {type(constraint).__name__}: {constraint!r}")
         constraint.check(vocab_size, max_length)
         own_end = getattr(constraint, "end_token", end_token)
         if own_end != end_token:

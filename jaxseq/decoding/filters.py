@@ -161,7 +161,7 @@ def _fewest(order: Float[Array, "*B V"], probabilities: Float[Array, "*B V"], p:
     The threshold is the largest order below which less than p stands. It is found bit by bit, on floats made whole
     numbers of the same order.
     """
-    bound = jnp.asarray(p, probabilities.dtype)
+    bound = jnp.maximum(jnp.asarray(p, probabilities.dtype), jnp.finfo(probabilities.dtype).tiny)
     keys = _as_unsigned(order)
 
     def mass(chosen: Bool[Array, "*B V"]) -> Float[Array, "*B"]:

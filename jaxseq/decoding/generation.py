@@ -8,11 +8,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from jaxseq.decoding.constraints import Constraint, check_constraints
+from jaxseq.decoding.constraints import Constraint, as_constraints, check_constraints
 from jaxseq.decoding.filters import Filters, Static, check_top_k
 from jaxseq.decoding.loop import Sampler, State, advance, begin_copied, begin_donated
-from jaxseq.decoding.step import Step, check_room, check_rows, check_step, repeated_rows, with_memory
-from jaxseq.typing import Array, Carry, Float, Int, Key
+from jaxseq.decoding.step import (
+    Step,
+    as_arrays,
+    as_tokens,
+    check_room,
+    check_rows,
+    check_step,
+    repeated_rows,
+    with_memory,
+)
+from jaxseq.typing import Array, Carry, Float, Int, Integer, Key
+
+TINY = float(np.finfo(np.float32).tiny)
 
 
 class Generation(NamedTuple):
@@ -34,7 +45,7 @@ class Generation(NamedTuple):
 def greedy(
     step: Step,
     carry: Carry,
-    first_tokens: Int[Array, "*B"],
+    first_tokens: Integer[np.ndarray | Array, "*B"],
     *,
     max_length: int,
     end_token: int | None = None,
@@ -53,7 +64,7 @@ def greedy(
         ValueError: max_length below 1 or beyond the carry's context, an end token outside the vocabulary, a
             constraint that nothing satisfies, or a step that changes its carry's shape.
     """
-    step, first_tokens = with_memory(step, memory), jnp.asarray(first_tokens)
+    step, first_tokens = with_memory(step, memory), as_tokens(first_tokens)
     run = _begin(step, carry, first_tokens, None, constraints, max_length, end_token, donate_carry)
     return _generation(*run(max_length))
 
@@ -61,7 +72,7 @@ def greedy(
 def sample(
     step: Step,
     carry: Carry,
-    first_tokens: Int[Array, "*B"],
+    first_tokens: Integer[np.ndarray | Array, "*B"],
     *,
     key: Key[Array, "..."],
     max_length: int,
@@ -85,14 +96,14 @@ def sample(
     ``jax.random.fold_in(key, i)``. Token t of a row is drawn with ``fold_in(row_key, t)``: a row gets what it would
     get alone with its key, and a longer ``max_length`` goes on where a shorter one ended. With ``num_samples`` n
     everything returned is ``[*B n ...]``, and sample j of a row has the key ``fold_in(row_key, j)``. New
-    temperatures, p and constraints of the same shapes need no new compilation.
+    temperatures, p and constraints of the same shapes need no new compilation (1 leaves a filter out).
 
     Raises:
         ValueError: as ``greedy``; a temperature not above 0, top_k outside [1, V], a p outside (0, 1], num_samples
             below 1, or keys of a wrong shape or kind.
     """
     filters = make_filters(temperature, top_k, top_p, min_p, typical_p)
-    first_tokens = jnp.asarray(first_tokens)
+    first_tokens, carry = as_tokens(first_tokens), as_arrays(carry)
     batch_shape = first_tokens.shape
     keys = row_keys(key, batch_shape)
     if num_samples is None:
@@ -119,7 +130,7 @@ def sample(
 def stream(
     step: Step,
     carry: Carry,
-    first_tokens: Int[Array, "*B"],
+    first_tokens: Integer[np.ndarray | Array, "*B"],
     *,
     max_length: int,
     key: Key[Array, "..."] | None = None,
@@ -147,7 +158,7 @@ def stream(
     filters = make_filters(temperature, top_k, top_p, min_p, typical_p)
     if key is None and any(value is not None for value in filters):
         raise ValueError("temperature and filters ask for a key: without one, stream decodes greedily")
-    step, first_tokens = with_memory(step, memory), jnp.asarray(first_tokens)
+    step, first_tokens = with_memory(step, memory), as_tokens(first_tokens)
     sampler = None if key is None else Sampler(row_keys(key, first_tokens.shape), filters)
     run = _begin(step, carry, first_tokens, sampler, constraints, max_length, end_token, donate_carry)
 
@@ -188,6 +199,7 @@ def _begin(
     batch_shape: tuple[int, ...] | None = None,
     copies: int | None = None,
 ) -> _Run:
+    carry, constraints = as_arrays(carry), as_constraints(constraints)
     check_max_length(carry, max_length)
     logits = check_step(step, carry, first_tokens, end_token)
     if sampler is not None and sampler.filters.top_k is not None:
@@ -197,8 +209,8 @@ def _begin(
     carry = _distinct(carry) if donate_carry else carry
     batch_shape = first_tokens.shape if batch_shape is None else batch_shape
     sizes = {"dtype": jnp.dtype(logits.dtype), "max_length": max_length, "batch_shape": batch_shape, "copies": copies}
-    state = start(carry, first_tokens, tuple(constraints), **sizes)
-    return _Run(state, step, sampler, tuple(constraints), limit=max_length, end_token=end_token)
+    state = start(carry, first_tokens, constraints, **sizes)
+    return _Run(state, step, sampler, constraints, limit=max_length, end_token=end_token)
 
 
 def _distinct(carry: Carry) -> Carry:
@@ -236,10 +248,10 @@ def make_filters(
     """
     if temperature == 0:
         raise ValueError("temperature 0 is the most probable token always: use greedy")
-    if not 0 < temperature < float("inf"):
-        raise ValueError(f"temperature must be above 0, not {temperature}")
+    if not TINY <= temperature < float("inf"):
+        raise ValueError(f"temperature must be above 0, not {temperature}, and finite")
     for name, p in (("top_p", top_p), ("min_p", min_p), ("typical_p", typical_p)):
-        if p is not None and not 0 < p <= 1:
+        if p is not None and not TINY <= p <= 1:
             raise ValueError(f"{name} must lie in (0, 1], not {p}")
     number = lambda value, nothing: None if value in (None, nothing) else jnp.asarray(value, float)  # noqa: E731
     return Filters(
@@ -257,8 +269,8 @@ def row_keys(key: Key[Array, "..."], batch_shape: tuple[int, ...]) -> Key[Array,
     Raises:
         ValueError: not typed keys, or as many as there are no rows.
     """
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        raise ValueError(f"key must be a typed key (jax.random.key), not {key.dtype}{key.shape}")
+    if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
+        raise ValueError(f"key must be a typed key (jax.random.key), not {key!r}")
     if key.shape not in ((), batch_shape):
         raise ValueError(f"key must be a single key or one for each row, {batch_shape}, not {key.shape}")
     if key.shape == batch_shape:

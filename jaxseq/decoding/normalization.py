@@ -51,7 +51,9 @@ def divisors(normalization: str | Normalization, max_length: int) -> Float[np.nd
             raise ValueError(f"unknown normalization {normalization!r}; known: {', '.join(NORMALIZATIONS)}")
         normalization = NORMALIZATIONS[normalization]
     table = np.array([normalization(length) for length in range(1, max_length + 1)], np.float64)
-    if not (np.isfinite(table).all() and (table > 0).all()):
-        length = int(np.argmin(np.isfinite(table) & (table > 0))) + 1
+    narrow = table.astype(np.float32)
+    fits = np.isfinite(narrow) & (narrow > 0)
+    if not fits.all():
+        length = int(np.argmin(fits)) + 1
         raise ValueError(f"normalization of length {length} is {table[length - 1]}: a divisor must be positive")
     return table

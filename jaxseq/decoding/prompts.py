@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from jaxseq.decoding.step import Forward, check_room, with_memory
+from jaxseq.decoding.step import Forward, as_arrays, as_tokens, check_room, with_memory
 from jaxseq.typing import Array, Carry, Int
 
 
@@ -42,7 +42,7 @@ def prefill(
     prompts: Int[np.ndarray | Array, "*B T"],
     lengths: Int[np.ndarray | Array, "..."] | None = None,
     *,
-    max_length: int = 1,
+    max_length: int,
     memory: Any = None,
 ) -> Prompted:
     """Read the prompts, all at once, into a carry: what ``greedy``, ``sample`` and ``beam_search`` begin with.
@@ -56,8 +56,10 @@ def prefill(
     Raises:
         ValueError: a length outside [1, T], or prompt and generation together longer than the carry's context.
     """
-    prompts = jnp.asarray(prompts)
+    prompts, carry = as_tokens(prompts), as_arrays(carry)
     time = prompts.shape[-1]
+    if time < 1:
+        raise ValueError(f"prompts must have a token each, not the shape {prompts.shape}")
     longest = time
     if lengths is None:
         lengths = jnp.full(prompts.shape[:-1], time, jnp.int32)

@@ -1,23 +1,35 @@
 """How probable given sequences are under a step: what decoding returns, checked from outside."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.tree_util import Partial
 
-from jaxseq.decoding.step import Step, at_least_float32, check_rows, check_step, repeated_rows, with_memory
-from jaxseq.typing import Array, Carry, Float, Int
+from jaxseq.decoding.step import (
+    Step,
+    as_arrays,
+    as_tokens,
+    at_least_float32,
+    check_room,
+    check_rows,
+    check_step,
+    repeated_rows,
+    with_memory,
+)
+from jaxseq.typing import Array, Carry, Float, Int, Integer
 
 
 def score(
     step: Step,
     carry: Carry,
-    first_tokens: Int[Array, "*B"],
-    tokens: Int[Array, "*R L"],
-    lengths: Int[Array, "..."] | None = None,
+    first_tokens: Integer[np.ndarray | Array, "*B"],
+    tokens: Integer[np.ndarray | Array, "*R L"],
+    lengths: Integer[np.ndarray | Array, "..."] | Sequence[int] | None = None,
     *,
     memory: Any = None,
 ) -> Float[Array, "*R"]:
@@ -35,20 +47,19 @@ def score(
 def score_tokens(
     step: Step,
     carry: Carry,
-    first_tokens: Int[Array, "*B"],
-    tokens: Int[Array, "*R L"],
-    lengths: Int[Array, "..."] | None = None,
+    first_tokens: Integer[np.ndarray | Array, "*B"],
+    tokens: Integer[np.ndarray | Array, "*R L"],
+    lengths: Integer[np.ndarray | Array, "..."] | Sequence[int] | None = None,
     *,
     memory: Any = None,
 ) -> Float[Array, "*R L"]:
     """The same, token by token: ``log p(y_t | y_<t, x)``, 0 behind each row's length."""
-    first_tokens, tokens = jnp.asarray(first_tokens), jnp.asarray(tokens)
+    first_tokens, tokens, carry = as_tokens(first_tokens), as_tokens(tokens), as_arrays(carry)
     batch, rows = first_tokens.shape, tokens.shape[:-1]
     several = len(rows) == len(batch) + 1
     if rows[: len(batch)] != batch or not (several or rows == batch):
         raise ValueError(f"tokens {tokens.shape} are no sequences for rows {batch}: [*B L] or [*B K L]")
-    if lengths is None:
-        lengths = jnp.full(rows, tokens.shape[-1], jnp.int32)
+    lengths = jnp.full(rows, tokens.shape[-1], jnp.int32) if lengths is None else as_tokens(lengths)
     if lengths.shape != rows:
         raise ValueError(f"lengths {lengths.shape} do not fit tokens {tokens.shape}")
     if several:
@@ -56,6 +67,7 @@ def score_tokens(
         step, carry, first_tokens = repeated_rows(step, carry, first_tokens, memory, rows[-1])
     else:
         step = with_memory(step, memory)
+    check_room(carry, tokens.shape[-1] - 1, f"a sequence of {tokens.shape[-1]} tokens")
     check_step(step, carry, first_tokens, None)
     flat = tokens.reshape(*first_tokens.shape, tokens.shape[-1])
     scores = _scores(step, carry, first_tokens, flat).reshape(tokens.shape)

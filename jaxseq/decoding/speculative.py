@@ -13,14 +13,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.tree_util import Partial
 
 from jaxseq.decoding.filters import Filters, check_top_k, filtered
 from jaxseq.decoding.generation import check_max_length, make_filters, row_keys
 from jaxseq.decoding.loop import Sampler
-from jaxseq.decoding.step import Forward, at_least_float32, check_step, step_of, with_memory
-from jaxseq.typing import Array, Bool, Carry, Float, Int, Key
+from jaxseq.decoding.step import Forward, as_arrays, as_tokens, at_least_float32, check_step, step_of, with_memory
+from jaxseq.typing import Array, Bool, Carry, Float, Int, Integer, Key
 
 
 class Speculation(NamedTuple):
@@ -62,7 +63,7 @@ def speculative_sample(
     target: Forward,
     draft_carry: Carry,
     carry: Carry,
-    first_tokens: Int[Array, "*B"],
+    first_tokens: Integer[np.ndarray | Array, "*B"],
     *,
     key: Key[Array, "..."] | None,
     max_length: int,
@@ -93,7 +94,7 @@ def speculative_sample(
     filters = make_filters(temperature, top_k, top_p, min_p, typical_p)
     if key is None and any(value is not None for value in filters):
         raise ValueError("temperature and filters ask for a key: without one, decoding is greedy")
-    first_tokens = jnp.asarray(first_tokens)
+    first_tokens, draft_carry, carry = as_tokens(first_tokens), as_arrays(draft_carry), as_arrays(carry)
     models = _Models(with_memory(draft, draft_memory), with_memory(target, memory))
     sizes = []
     for model, its_carry in zip(models, (draft_carry, carry), strict=True):
@@ -148,7 +149,7 @@ def _round(
 
     again = ((places <= kept[..., None]) & ~done[..., None]).astype(jnp.int32)
     carry = lax.cond(
-        jnp.all(again == 1),
+        jnp.all((again == 1) | done[..., None]),  # where a row has ended, its carry matters no more
         lambda: after,
         lambda: models.target(state.carry, read, again)[0],
     )

@@ -140,8 +140,8 @@ def check_step(step: Step, carry: Carry, tokens: Int[Array, "*B"], end_token: in
 def check_room(carry: Carry, needed: int, asked: str) -> None:
     """Refuse to look further back than a carry can.
 
-    A part of a carry that keeps only so many positions says so: its ``context`` is that number (``None``: it never
-    needs more than it has).
+    A part of a carry that keeps only so many positions says so by a property ``context``: that number (``None``: it
+    never needs more than it has). What the carry has read already is not known here: ``prefill`` counts its prompts.
 
     Raises:
         ValueError: ``needed`` earlier positions are more than some part's context.
@@ -156,9 +156,27 @@ def check_room(carry: Carry, needed: int, asked: str) -> None:
 
 def context_of(carry: Carry) -> int | None:
     """How many earlier positions every part of a carry can look back on; None where there is no such bound."""
-    parts = jax.tree.leaves(carry, is_leaf=lambda node: hasattr(node, "context"))
-    bounds = [part.context for part in parts if getattr(part, "context", None) is not None]
+    says = lambda node: isinstance(getattr(type(node), "context", None), property)  # noqa: E731
+    parts = [part for part in jax.tree.leaves(carry, is_leaf=says) if says(part)]
+    bounds = [part.context for part in parts if part.context is not None]
     return min(bounds, default=None)
+
+
+def as_tokens(tokens: Any) -> Int[Array, "..."]:
+    """Token ids as int32, so that any vocabulary fits.
+
+    Raises:
+        TypeError: they are no whole numbers.
+    """
+    tokens = jnp.asarray(tokens)
+    if not jnp.issubdtype(tokens.dtype, jnp.integer):
+        raise TypeError(f"tokens must be whole numbers, not {tokens.dtype}{tokens.shape}")
+    return tokens.astype(jnp.int32)
+
+
+def as_arrays(carry: Carry) -> Carry:
+    """The carry with arrays for whatever else stands for numbers."""
+    return jax.tree.map(jnp.asarray, carry)
 
 
 def at_least_float32(dtype: DType) -> DType:

@@ -15,12 +15,11 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Int
 
 from jaxseq.decoding import beam
 from jaxseq.decoding.beam_steps import Beams, Candidates, Hypotheses, Plan, Search, expand, read
 from jaxseq.decoding.step import Step
-from jaxseq.typing import Array, Carry
+from jaxseq.typing import Array, Carry, Integer
 
 Name = Callable[[int], str]
 INK, SOFT, GRID, KEPT, FOUND, DROPPED = "#20242a", "#667080", "#e8eaed", "#2b5c8f", "#b5483a", "#aab2bb"
@@ -148,7 +147,7 @@ class SearchTree:
 def search_tree(
     step: Step,
     carry: Carry,
-    first_tokens: Int[Array, "..."],
+    first_tokens: Integer[np.ndarray | Array, "..."],
     *,
     end_token: int | None,
     num_beams: int,

@@ -7,12 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxseq.decoding import filtered, keep_top_k, keep_top_p, scale
+from jaxseq.decoding import filtered, keep_min_p, keep_top_k, keep_top_p, keep_typical, scale
 
 TABLE = jax.random.normal(jax.random.key(3), (4, 9))
 LOGITS = st.lists(st.integers(-4, 4), min_size=6, max_size=6)
 top_k_of_six = {k: jax.jit(lambda logits, k=k: keep_top_k(logits, k)) for k in range(1, 7)}
 top_p_of_six = jax.jit(keep_top_p)
+min_p_of_six, typical_of_six = jax.jit(keep_min_p), jax.jit(keep_typical)
 
 
 def kept(filtered_logits) -> set[int]:
@@ -56,6 +57,7 @@ def test_nothing_is_ruled_out_by_the_widest_filters():
 def test_one_token_always_stays():
     assert jnp.isfinite(keep_top_p(TABLE, 1e-9)).sum(axis=-1).tolist() == [1] * 4
     assert kept(keep_top_p(jnp.zeros(5), 1e-9)) == {0}
+    assert kept(keep_top_p(jnp.arange(5.0), 0.0)) == {4}
 
 
 def test_temperature_comes_first_then_top_k_then_top_p():
@@ -84,3 +86,35 @@ def test_the_dtype_is_kept(x64):
     for dtype in (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64):
         result = filtered(jnp.arange(5).astype(dtype), temperature=0.5, top_k=3, top_p=0.9)
         assert result.dtype == dtype
+
+
+@given(LOGITS, st.floats(0.01, 0.99))
+@settings(deadline=None, max_examples=100)
+def test_min_p_keeps_what_is_probable_enough_beside_the_most_probable(logits, p):
+    result = min_p_of_six(jnp.array(logits, jnp.float32), p)
+    probabilities = np.exp(np.array(logits, np.float64))
+    ratios = probabilities / probabilities.max()
+    if np.min(np.abs(ratios - p)) > 1e-5:
+        assert kept(result) == set(np.flatnonzero(ratios >= p).tolist())
+
+
+@given(LOGITS, st.floats(0.01, 0.99))
+@settings(deadline=None, max_examples=100)
+def test_typical_keeps_the_fewest_of_ordinary_surprise_that_reach_p(logits, p):
+    result = typical_of_six(jnp.array(logits, jnp.float32), p)
+    probabilities = np.exp(np.array(logits, np.float64))
+    probabilities /= probabilities.sum()
+    surprise = -np.log(probabilities)
+    distance = np.abs(surprise - (probabilities * surprise).sum())
+    apart = np.abs(distance[:, None] - distance[None])
+    same = np.array(logits)[:, None] == np.array(logits)[None]
+    order = sorted(range(6), key=lambda i: (round(distance[i], 9), i))
+    sums = np.cumsum(probabilities[order])
+    if np.min(np.abs(sums - p)) > 1e-5 and np.all((apart > 1e-5) | same):  # where rounding cannot decide
+        assert kept(result) == set(order[: int(np.searchsorted(sums, p)) + 1])
+
+
+def test_all_filters_come_in_the_stated_order():
+    expected = keep_typical(keep_min_p(keep_top_p(keep_top_k(scale(TABLE, 0.7), 7), 0.95), 0.1), 0.8)
+    got = filtered(TABLE, temperature=0.7, top_k=7, top_p=0.95, min_p=0.1, typical_p=0.8)
+    assert jnp.array_equal(got, expected)

@@ -1,5 +1,7 @@
 """Prompts of different lengths, scores of given sequences, several samples a prompt, and the cost of a step."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,8 +46,8 @@ def test_what_stands_behind_a_prompt_changes_nothing() -> None:
     tokens, lengths = padded(PROMPTS)
     spoilt = np.where(np.arange(tokens.shape[1]) < lengths[:, None], tokens, 4)
     for a, b in zip(
-        jax.tree.leaves(prefill(m.forward, m.carry(3), tokens, lengths)),
-        jax.tree.leaves(prefill(m.forward, m.carry(3), spoilt, lengths)),
+        jax.tree.leaves(prefill(m.forward, m.carry(3), tokens, lengths, max_length=1)),
+        jax.tree.leaves(prefill(m.forward, m.carry(3), spoilt, lengths, max_length=1)),
         strict=True,
     ):
         np.testing.assert_array_equal(a, b)
@@ -55,7 +57,7 @@ def test_a_prompt_longer_than_the_context_is_refused() -> None:
     m = model("cache", 5)
     tokens, lengths = padded([[0] * 8, [1] * 11])
     with pytest.raises(ValueError, match=r"a prompt of 11 tokens looks 10 positions back, but the carry keeps 8"):
-        prefill(m.forward, m.carry(2, context=8), tokens, lengths)
+        prefill(m.forward, m.carry(2, context=8), tokens, lengths, max_length=1)
     with pytest.raises(ValueError, match=r"11 tokens and max_length=5 looks 14 positions back.*context=14"):
         prefill(m.forward, m.carry(2, context=12), tokens, lengths, max_length=5)
     prefill(m.forward, m.carry(2, context=14), tokens, lengths, max_length=5)
@@ -70,7 +72,7 @@ def test_a_prompt_longer_than_the_context_is_refused() -> None:
 def test_lengths_that_do_not_fit_are_refused(lengths: list[int], message: str) -> None:
     m = model("state", 5)
     with pytest.raises(ValueError, match=message):
-        prefill(m.forward, m.carry(2), np.zeros((2, 4), np.int32), np.array(lengths))
+        prefill(m.forward, m.carry(2), np.zeros((2, 4), np.int32), np.array(lengths), max_length=1)
 
 
 @pytest.mark.parametrize(("prompts", "message"), [([], "there are none"), ([[1], []], "prompt 1 is empty")])
@@ -158,6 +160,51 @@ def test_a_row_that_constraints_leave_no_token_ends_there() -> None:
     assert made.tokens.tolist() == [2] * 4
     found = beam_search(step, carry, jnp.asarray(0), num_beams=2, max_length=4, end_token=2, constraints=nothing)
     assert found.lengths.tolist() == [0, 0] and np.all(np.isneginf(found.scores))
+
+
+def test_tokens_of_any_whole_dtype_and_plain_numbers_as_a_carry_will_do() -> None:
+    """A byte cannot hold id 299: ids are int32 inside and in what is returned."""
+    table = jnp.zeros((300, 300)).at[:, 299].set(5.0)
+
+    def step(carry, tokens):
+        return {"n": carry["n"] + 1, "x": carry["x"]}, table[tokens]
+
+    carry = {"n": np.zeros(2, np.int64), "x": np.zeros((2, 3))}
+    first = np.array([1, 2], np.uint8)
+    made = greedy(step, carry, first, max_length=3)
+    assert made.tokens.tolist() == [[299] * 3] * 2
+    found = beam_search(step, carry, first, end_token=None, num_beams=2, max_length=3)
+    assert found.tokens[:, 0].tolist() == [[299] * 3] * 2
+    np.testing.assert_allclose(score(step, carry, first, made.tokens, [3, 3]), made.log_probabilities, atol=1e-5)
+    alone = greedy(lambda carry, token: (carry + 1, table[token]), 0, jnp.array(1), max_length=2)
+    assert alone.tokens.tolist() == [299, 299]
+    with pytest.raises(TypeError, match="tokens must be whole numbers, not float32"):
+        greedy(step, carry, np.zeros(2, np.float32), max_length=3)
+
+
+def test_a_field_called_context_is_no_bound_and_scoring_asks_for_room() -> None:
+    class Attending(NamedTuple):
+        hidden: jax.Array
+        context: jax.Array
+
+    step = Partial(lambda carry, tokens: (carry, jnp.zeros((2, 3))))
+    greedy(step, Attending(jnp.zeros((2, 4)), jnp.ones((2, 4))), jnp.zeros(2, jnp.int32), max_length=9)
+    m = model("cache", 5)
+    with pytest.raises(ValueError, match="a sequence of 8 tokens looks 7 positions back, but the carry keeps 2"):
+        score(m.step, m.carry(2, context=2), jnp.zeros(2, jnp.int32), jnp.zeros((2, 8), jnp.int32))
+
+
+def test_constraints_may_come_in_any_iterable_and_are_pytrees() -> None:
+    step, carry = Partial(table_step, jnp.zeros((3, 3))), jnp.zeros(2, jnp.int32)
+    first = jnp.zeros(2, jnp.int32)
+    made = greedy(step, carry, first, max_length=3, constraints=(Forbid([0]),))
+    assert not np.any(made.tokens == 0)
+
+    class Mine(Forbid):
+        """Not registered."""
+
+    with pytest.raises(TypeError, match="Mine must be a pytree"):
+        greedy(step, carry, first, max_length=3, constraints=[Mine([0])])
 
 
 def test_a_donated_carry_is_gone_and_another_stays(key: jax.Array) -> None:

@@ -87,6 +87,22 @@ def test_a_draft_that_is_the_model_is_always_kept(key: jax.Array) -> None:
     )
     assert int(made.rounds) == 3  # five tokens a round
     assert np.array_equal(made.accepted, made.drafted)
+    calls: list[int] = []
+
+    def counted(params, carry, tokens, ids):
+        jax.debug.callback(lambda: calls.append(1))
+        return table_forward(params, carry, tokens, ids)
+
+    chain = jnp.zeros((3, 3)).at[0, 1].set(9.0).at[1, 2].set(9.0).at[2, 2].set(9.0)  # row 0 ends at once
+    draft = Partial(table_forward, chain)
+    first = jnp.array([1, 0], jnp.int32)
+    jax.block_until_ready(
+        speculative_sample(
+            draft, Partial(counted, chain), counts(2), counts(2), first, key=None, max_length=12, end_token=2
+        )
+    )
+    jax.effects_barrier()
+    assert len(calls) == 1  # a row that has ended costs no second forward
     again = score(m.step, m.carry(2), FIRST[:2], made.tokens)
     np.testing.assert_allclose(made.log_probabilities, again, atol=1e-4)
 
