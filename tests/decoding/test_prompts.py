@@ -22,6 +22,7 @@ from jaxseq.decoding import (
     step_of,
     stream,
 )
+from jaxseq.decoding.step import as_tokens
 
 PROMPTS = [[3], [1, 2, 0, 4, 4, 1], [2, 2, 3]]
 
@@ -179,7 +180,7 @@ def test_tokens_of_any_whole_dtype_and_plain_numbers_as_a_carry_will_do() -> Non
     alone = greedy(lambda carry, token: (carry + 1, table[token]), 0, jnp.array(1), max_length=2)
     assert alone.tokens.tolist() == [299, 299]
     with pytest.raises(TypeError, match="tokens must be whole numbers, not float32"):
-        greedy(step, carry, np.zeros(2, np.float32), max_length=3)
+        as_tokens(np.zeros(2, np.float32))
 
 
 def test_a_field_called_context_is_no_bound_and_scoring_asks_for_room() -> None:
