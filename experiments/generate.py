@@ -160,6 +160,8 @@ def check(config: Config) -> str:
         raise ValueError(f"{search} is of a beam search, {sampling} of sampling: give one or the other")
     if search and config.beams is None:
         raise ValueError(f"{search} is of a beam search: give beams, too")
+    if given(config, ("alpha",)) and config.normalization != "gnmt":
+        raise ValueError(f"alpha={config.alpha} is of normalization gnmt, not of {config.normalization}")
     if config.tree is not None and config.groups > 1:
         raise ValueError(f"tree={config.tree} is of a search without groups, not of groups={config.groups}")
     if config.stream and (search or len(config.prompt) != 1 or config.samples not in (None, 1)):

@@ -22,7 +22,7 @@ from jaxseq.decoding.step import Step
 from jaxseq.typing import Array, Carry, Integer
 
 Name = Callable[[int], str]
-INK, SOFT, GRID, KEPT, FOUND, DROPPED = "#20242a", "#667080", "#e8eaed", "#2b5c8f", "#b5483a", "#aab2bb"
+INK, SOFT, KEPT, FOUND, DROPPED = "#20242a", "#667080", "#2b5c8f", "#b5483a", "#aab2bb"
 
 
 class Node(NamedTuple):
@@ -187,7 +187,7 @@ def search_tree(
         at = int(beams.position) - 1
         places.append(np.stack([np.asarray(beams.parents)[at, 0, 0], np.asarray(beams.made)[at, 0, 0]], -1))
     hypotheses = jax.device_get(read(search, beams, plan))
-    return SearchTree(tuple(_nodes(steps, places, hypotheses, end_token)), hypotheses)
+    return SearchTree(tuple(_nodes(steps, places, hypotheses)), hypotheses)
 
 
 @partial(jax.jit, static_argnames="plan")
@@ -195,9 +195,7 @@ def _one_step(search: Search, beams: Beams, plan: Plan) -> tuple[Beams, Candidat
     return expand(search, beams, plan)
 
 
-def _nodes(
-    steps: list[Candidates], places: list[np.ndarray], hypotheses: Hypotheses, end_token: int | None
-) -> list[Node]:
+def _nodes(steps: list[Candidates], places: list[np.ndarray], hypotheses: Hypotheses) -> list[Node]:
     """Every candidate as a node; the live ones of a step are the parents of the next."""
     lengths = np.reshape(hypotheses.lengths, -1)
     sequences = np.reshape(hypotheses.tokens, (len(lengths), -1))

@@ -216,7 +216,7 @@ def _few(
     rows = align(query.swapaxes(-3, -2)[..., None, :], own)
     rows = (rows[0] * rows[1]).reshape(*batch, N * T, M * H)
     keys, values = key.reshape(*batch, S, M * H), value.reshape(*batch, S, M * Hv)
-    # Behind a barrier: XLA would turn the product round, and run 20 times slower where the cache is large.
+    # Behind a barrier: XLA would turn the product round, and run far slower where the cache is large.
     products = lax.optimization_barrier(jnp.matmul(keys, rows.mT, preferred_element_type=wide))
     products = products.mT.reshape(*batch, N, T, S)
     weights = _softmax(products, mask, bias, scale, soft_cap).astype(value.dtype).reshape(*batch, N * T, S)
