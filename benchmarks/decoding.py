@@ -30,7 +30,7 @@ from harness import RESULTS, Candidate, Prepared, Row, device_name, judged, meas
 from jax.tree_util import Partial
 
 from jaxseq import decoding
-from jaxseq.cores import CORES, AddPositions, Core, Pointwise, Stacked, block
+from jaxseq.cores import CORES, Core, Pointwise, Positions, Stacked, block
 from jaxseq.layers import Embedding
 from jaxseq.models import LanguageModel
 
@@ -60,7 +60,7 @@ def build(shape: Shape, length: int, dtype: Any) -> LanguageModel:
         cores = tuple(make(features=F, **types) for _ in range(shape.layers))
         return LanguageModel(Embedding(V, F, **types), Stacked(cores), head=nn.Dense(V, **types))
     attention = partial(make, features=F, positions="none", **types)
-    blocks: list[Core] = [AddPositions(F, kind="learned", max_length=length, **types)]
+    blocks: list[Core] = [Positions(F, kind="learned", max_length=length, **types)]
     blocks += [block(attention(), feed_forward=4 * F, **types) for _ in range(shape.layers)]
     blocks.append(Pointwise(nn.LayerNorm(**types), F))
     return LanguageModel(Embedding(V, F, **types), Stacked(tuple(blocks)))

@@ -17,9 +17,9 @@ SIDE_ROOMS = {"decoding", "training", "data", "analysis"}
 OUTSIDE = {
     "typing": {"jax", "jaxtyping"},
     "ops": {"jax", "jaxtyping", "numpy"},
-    "data": {"jaxtyping", "numpy", "tokenizers"},
+    "data": {"babel", "jaxtyping", "num2words", "numpy", "tokenizers"},
 }
-EXTRAS = ["matplotlib", "torch", "tokenizers", "tensorboardX"]
+EXTRAS = ["babel", "matplotlib", "num2words", "sacrebleu", "torch", "tokenizers", "tensorboardX"]
 DEVELOPMENT = ["beartype", "hypothesis", "pytest", "mypy", "ruff"]
 
 

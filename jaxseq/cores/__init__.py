@@ -19,7 +19,7 @@ from jaxseq.cores.recurrent import Recurrent
 from jaxseq.cores.rglru import RGLRU
 from jaxseq.cores.slstm import SLSTM
 from jaxseq.cores.table import CORES, find_core, make_core
-from jaxseq.cores.wrappers import AddPositions, Pointwise, Residual, Stacked, block
+from jaxseq.cores.wrappers import Pointwise, Positions, Residual, Stacked, block
 
 __all__ = [
     "CORES",
@@ -31,7 +31,6 @@ __all__ = [
     "MLSTM",
     "RGLRU",
     "SLSTM",
-    "AddPositions",
     "Attention",
     "Conv",
     "Core",
@@ -42,6 +41,7 @@ __all__ = [
     "MinGRU",
     "MinLSTM",
     "Pointwise",
+    "Positions",
     "Recurrent",
     "Residual",
     "Stacked",

@@ -1,13 +1,14 @@
 """Causal self-attention as a core: its carry is the key-value cache."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jaxseq.cores.core import Core, count_heads, no_segment, without_padding
-from jaxseq.ops import attention, masks, positions, segments
+from jaxseq.layers.capture import record
+from jaxseq.ops import attention, attention_weights, masks, positions, segments
 from jaxseq.typing import Array, DType, Features, Float, Int, SegmentIds, Sequence
 
 POSITIONS = ("rotary", "alibi", "none")
@@ -56,7 +57,8 @@ class Attention(Core):
     ``y = softmax(q kᵀ / √H + causal mask) v W_o``. ``positions`` is ``"rotary"`` (Su et al. 2021), ``"alibi"`` (Press
     et al. 2022) or ``"none"``; ``window`` lets a position see itself and the ``window - 1`` before it. ``soft_cap``
     bounds the scaled scores, ``cap · tanh(scores / cap)``, before mask and ALiBi (Gemma 2, arXiv:2408.00118).
-    Unless given, there is one head for every 64 features where that divides, else one head.
+    Unless given, there is one head for every 64 features where that divides, else one head. ``use_bias`` gives all four
+    projections a bias. Weights can be captured (``jaxseq.layers.capture_weights``), over the slots of a cache too.
 
     ``initial_carry(..., context)`` keeps ``context`` earlier positions (a window needs ``window - 1`` at most): the
     splitting law is exact while the history fits. ``context=0``, for training on whole sequences, keeps nothing.
@@ -74,6 +76,7 @@ class Attention(Core):
     window: int | None = None
     soft_cap: float | None = None
     positions: str = "rotary"
+    use_bias: bool = False
     implementation: str = "auto"
     dtype: DType = jnp.float32
     param_dtype: DType = jnp.float32
@@ -131,12 +134,15 @@ class Attention(Core):
             there = jax.tree.map(lambda a, b: jnp.concatenate([a, b], -1), seen, here)
             out = self._attend(query, keys, values, here, there, cached=True)
         out = out.reshape(*xs.shape[:-1], heads * size)
-        ys = nn.Dense(self.features, use_bias=False, dtype=self.dtype, param_dtype=self.param_dtype, name="out")(out)
+        ys = self._dense("out", self.features)(out)
         return after, without_padding(ys, segment_ids)
 
+    def _dense(self, name: str, features: int) -> nn.Dense:
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        return nn.Dense(features, use_bias=self.use_bias, name=name, **types)
+
     def _project(self, name: str, xs: Sequence, heads: int, size: int) -> Float[Array, "*B T N H"]:
-        dense = nn.Dense(heads * size, use_bias=False, dtype=self.dtype, param_dtype=self.param_dtype, name=name)
-        return dense(xs).reshape(*xs.shape[:-1], heads, size)
+        return self._dense(name, heads * size)(xs).reshape(*xs.shape[:-1], heads, size)
 
     def _attend(
         self,
@@ -163,9 +169,9 @@ class Attention(Core):
         bias = None
         if self.positions == "alibi":
             bias = positions.alibi(positions.alibi_slopes(query.shape[-2]), q, k)
-        return attention(
-            query, key, value, mask=mask, bias=bias, soft_cap=self.soft_cap, implementation=self.implementation
-        )
+        options: dict[str, Any] = {"mask": mask, "bias": bias, "soft_cap": self.soft_cap}
+        record(self, lambda: attention_weights(query, key, **options))
+        return attention(query, key, value, implementation=self.implementation, **options)
 
 
 def _places(carry: Cache, shape: tuple[int, ...], segment_ids: SegmentIds | None) -> tuple[_Stretch, Cache]:

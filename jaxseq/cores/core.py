@@ -19,7 +19,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxseq.ops import segments
-from jaxseq.typing import Array, Bool, Carry, DType, Float, Int, SegmentIds, Sequence
+from jaxseq.ops.segments import without_padding as without_padding
+from jaxseq.typing import Array, Bool, Carry, DType, Int, SegmentIds, Sequence
 
 
 class Core(nn.Module, abc.ABC):
@@ -86,10 +87,3 @@ def entering(carry: StateCarry, segment_ids: SegmentIds | None) -> StateCarry:
 def _over(mark: Bool[Array, "*B"], like: Array) -> Array:
     """The mark with as many dimensions as ``like``."""
     return mark.reshape(*mark.shape, *(1,) * (like.ndim - mark.ndim))
-
-
-def without_padding(xs: Float[Array, "*B T D"], segment_ids: SegmentIds | None) -> Float[Array, "*B T D"]:
-    """Zeros at padding, whatever stood there (masking only what comes out gives NaN parameter gradients)."""
-    if segment_ids is None:
-        return xs
-    return jnp.where(segments.is_real(segment_ids)[..., None], xs, jnp.zeros_like(xs))

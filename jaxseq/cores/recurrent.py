@@ -77,9 +77,13 @@ class Recurrent(Core):
 
 
 def orthogonal_blocks(key: Array, shape: tuple[int, ...], dtype: DType) -> Array:
-    """A recurrent matrix ``[N, H, G, H]``, each gate's block of each head orthogonal."""
+    """A recurrent matrix ``[N, H, G, H]``, each gate's block of each head orthogonal.
+
+    One block at a time: on a CPU XLA gives a batch of factorisations to the threads that wait for it, and two such
+    batches at once (two cores' parameters in one program) can wait for each other forever (seen with jax 0.10.2).
+    """
     heads, size, gates, _ = shape
-    keys = jax.random.split(key, (heads, gates))
     orthogonal = nn.initializers.orthogonal()
-    blocks = jax.vmap(jax.vmap(lambda k: orthogonal(k, (size, size), state_dtype(dtype))))(keys)
-    return jnp.swapaxes(blocks, 1, 2).astype(dtype)
+    keys = jax.random.split(key, heads * gates)
+    blocks = jax.lax.map(lambda k: orthogonal(k, (size, size), state_dtype(dtype)), keys)
+    return jnp.swapaxes(blocks.reshape(heads, gates, size, size), 1, 2).astype(dtype)

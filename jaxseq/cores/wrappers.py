@@ -1,4 +1,4 @@
-"""Cores made of cores: in a row, with a residual, around a function of one position, with positions added."""
+"""Cores made of cores: in a row, with a residual, around a function of one position, with positions."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,12 +9,12 @@ from jax import lax
 
 from jaxseq.cores.core import Core, StateCarry, entering, no_segment, without_padding
 from jaxseq.layers.feed_forward import FeedForward
+from jaxseq.layers.sublayer import Sublayer
 from jaxseq.ops import segments
 from jaxseq.ops.positions import sinusoid
-from jaxseq.ops.tiled import at_least_float32
 from jaxseq.typing import Array, Carry, DType, Features, Int, SegmentIds, Sequence
 
-NORMS = ("pre", "post")
+JOINS = ("add", "concat")
 
 
 class Stacked(Core):
@@ -44,9 +44,7 @@ class Stacked(Core):
 
 
 class Residual(Core):
-    """``x + core(norm(x))`` (``norm="pre"``) or ``norm(x + core(x))`` (``"post"``: Vaswani et al. 2017).
-
-    Dropout falls on the core's output, before the sum. Norms are LayerNorm over the features of each position.
+    """``x + core(norm(x))`` (``norm="pre"``) or ``norm(x + core(x))`` (``"post"``): ``layers.Sublayer`` around a core.
 
     Raises:
       ValueError: the core puts out another width than it is given, or ``norm`` is unknown.
@@ -70,21 +68,14 @@ class Residual(Core):
     @nn.compact
     def __call__(self, carry: Carry, xs: Sequence, segment_ids: SegmentIds | None = None) -> tuple[Carry, Features]:
         """The core beside a path that leaves its input as it is."""
-        if self.norm not in NORMS:
-            raise ValueError(f"norm={self.norm!r}; known: {', '.join(NORMS)}")
-        wide = at_least_float32(self.dtype)
-        layer = nn.LayerNorm(dtype=wide, param_dtype=self.param_dtype, force_float32_reductions=False)
 
-        def norm(x: Features) -> Features:
-            return layer(x.astype(wide)).astype(self.dtype)
+        def mixed(xs: Sequence) -> Features:
+            nonlocal carry
+            carry, ys = self.core(carry, xs, segment_ids)
+            return ys
 
-        xs = without_padding(xs.astype(self.dtype), segment_ids)
-        carry, ys = self.core(carry, norm(xs) if self.norm == "pre" else xs, segment_ids)
-        if ys.shape != xs.shape:
-            raise ValueError(f"a residual needs equal widths: {xs.shape[-1]} in, {ys.shape[-1]} out")
-        ys = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(ys)
-        ys = norm(xs + ys) if self.norm == "post" else xs + ys
-        return carry, without_padding(ys, segment_ids)
+        ys = Sublayer(self.norm, self.dropout, self.dtype, self.param_dtype)(mixed, xs, segment_ids)
+        return carry, ys
 
 
 class Pointwise(Core):
@@ -129,19 +120,22 @@ class Added(NamedTuple):
     seen: Int[Array, "*B 1"]
 
 
-class AddPositions(Core):
-    """Adds each position's vector, counted from its document's beginning: ``"sinusoid"`` or ``"learned"``.
+class Positions(Core):
+    """Each position's vector, counted from its document's beginning: ``"sinusoid"`` or ``"learned"``.
+
+    It is added to the input, or with ``join="concat"`` put beside it: ``features`` is the width of what comes out.
 
     A step must know how far the sequence has come, so positions are a core and their carry is a count. Learned
     positions beyond ``max_length`` take the last one's vector.
 
     Raises:
-      ValueError: ``kind`` is unknown, or features are odd with a sinusoid.
+      ValueError: ``kind`` or ``join`` is unknown, a sinusoid of odd width, or an input that does not fit.
     """
 
     features: int
     kind: str = "sinusoid"
     max_length: int = 4096
+    join: str = "add"
     dtype: DType = jnp.float32
     param_dtype: DType = jnp.float32
 
@@ -153,18 +147,28 @@ class AddPositions(Core):
     def __call__(
         self, carry: StateCarry, xs: Sequence, segment_ids: SegmentIds | None = None
     ) -> tuple[StateCarry, Features]:
-        """Counts on, and adds."""
+        """Counts on, and joins."""
+        width = self._width(xs.shape[-1])
         xs = without_padding(xs.astype(self.dtype), segment_ids)
         carry = entering(carry, segment_ids)
         places, count = _counted(carry.state.seen, xs.shape[:-1], segment_ids)
-        vectors = self._vectors()(places).astype(self.dtype)
-        return StateCarry(Added(count), carry.segment_id), without_padding(xs + vectors, segment_ids)
+        vectors = self._vectors(width)(places).astype(self.dtype)
+        ys = xs + vectors if self.join == "add" else jnp.concatenate([xs, vectors], axis=-1)
+        return StateCarry(Added(count), carry.segment_id), without_padding(ys, segment_ids)
 
-    def _vectors(self) -> Callable[[Int[Array, "*B T"]], Array]:
+    def _width(self, given: int) -> int:
+        """How wide a position's vector is."""
+        if self.join not in JOINS:
+            raise ValueError(f"join={self.join!r}; known: {', '.join(JOINS)}")
+        if (self.join == "add" and given != self.features) or (self.join == "concat" and given >= self.features):
+            raise ValueError(f"positions with join={self.join!r} make {self.features} features, of inputs of {given}")
+        return self.features if self.join == "add" else self.features - given
+
+    def _vectors(self, width: int) -> Callable[[Int[Array, "*B T"]], Array]:
         if self.kind == "sinusoid":
-            return lambda places: sinusoid(places, self.features)
+            return lambda places: sinusoid(places, width)
         if self.kind == "learned":
-            size = (self.max_length, self.features)
+            size = (self.max_length, width)
             table = self.param("table", nn.initializers.normal(0.02), size, self.param_dtype)
             return lambda places: table[jnp.minimum(places, self.max_length - 1)]
         raise ValueError(f"kind={self.kind!r}; known: sinusoid, learned")

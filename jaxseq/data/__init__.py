@@ -1,11 +1,16 @@
 """Text, vocabularies and datasets: ``batch = data(step)``, a pure function. NumPy only."""
 
 from jaxseq.data.batch import Batch, Dataset, joined
+from jaxseq.data.cldr import date_lists, date_pairs, held_out_years, name_pairs
 from jaxseq.data.compression import lzma_bits_per_character
 from jaxseq.data.corpus import Corpus, embedded_corpus, text_corpus
 from jaxseq.data.packing import HeldOutDocuments, PackedDocuments
+from jaxseq.data.pair_readers import PairReading, read_pairs, text_pairs
+from jaxseq.data.pairs import BucketedPairs, HeldOutPairs, PairBatch, SourceBatch
+from jaxseq.data.parallel import ParallelCorpus, parallel_corpus, split_pairs
 from jaxseq.data.readers import read_folder, read_text
 from jaxseq.data.streams import ContiguousStreams, RandomCrops
+from jaxseq.data.synthetic_pairs import number_pairs, random_strings, reversal_pairs
 from jaxseq.data.vocabulary import (
     BPE,
     VOCABULARIES,
@@ -20,21 +25,38 @@ __all__ = [
     "BPE",
     "VOCABULARIES",
     "Batch",
+    "BucketedPairs",
     "Bytes",
     "Characters",
     "ContiguousStreams",
     "Corpus",
     "Dataset",
     "HeldOutDocuments",
+    "HeldOutPairs",
     "PackedDocuments",
+    "PairBatch",
+    "PairReading",
+    "ParallelCorpus",
     "RandomCrops",
+    "SourceBatch",
     "Vocabulary",
+    "date_lists",
+    "date_pairs",
     "embedded_corpus",
     "fit_vocabulary",
+    "held_out_years",
     "joined",
     "lzma_bits_per_character",
+    "name_pairs",
+    "number_pairs",
+    "parallel_corpus",
+    "random_strings",
     "read_folder",
+    "read_pairs",
     "read_text",
+    "reversal_pairs",
+    "split_pairs",
     "text_corpus",
+    "text_pairs",
     "vocabulary_from_json",
 ]

@@ -29,11 +29,7 @@ def read_text(path: str | Path) -> str:
         ValueError: it is not UTF-8 (names the byte offset), a broken gzip, or holds no text.
     """
     path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"no such file: {path}")
-    if path.is_dir():
-        raise ValueError(f"{path}: a folder, not a file")
-    raw = _unpacked(path) if path.suffix == ".gz" else path.read_bytes()
+    raw = read_bytes(path)
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -44,6 +40,26 @@ def read_text(path: str | Path) -> str:
     if not text.strip():
         raise ValueError(f"{path}: holds no text")
     return text
+
+
+def read_bytes(path: Path) -> bytes:
+    """The bytes of one file, unpacked first when its name ends in ``.gz``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a folder, or a broken gzip.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"no such file: {path}")
+    if path.is_dir():
+        raise ValueError(f"{path}: a folder, not a file")
+    if path.suffix != ".gz":
+        return path.read_bytes()
+    try:
+        with gzip.open(path) as file:
+            return file.read()
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: broken gzip: {error}") from None
 
 
 def read_folder(path: str | Path, *, suffixes: tuple[str, ...] = SUFFIXES) -> Reading:
@@ -85,11 +101,3 @@ def _files(folder: Path) -> list[Path]:
         names[:] = sorted(name for name in names if not name.startswith("."))
         found += [Path(root, name) for name in files if not name.startswith(".")]
     return sorted(found)
-
-
-def _unpacked(path: Path) -> bytes:
-    try:
-        with gzip.open(path) as file:
-            return file.read()
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{path}: broken gzip: {error}") from None

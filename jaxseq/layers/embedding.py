@@ -13,7 +13,8 @@ class Embedding(nn.Module):
     """A row of ``features`` numbers for each of ``vocab_size`` tokens.
 
     ``table`` gives the rows to begin with (pretrained, say); ``frozen`` keeps them from learning. Rows begin
-    normal with variance 1 / features.
+    normal with variance 1 / features. What is read is multiplied by ``scale`` (Vaswani et al. 2017 take √features,
+    which the rows' use as an output layer does not see).
 
     Raises:
       ValueError: a given table is not ``[vocab_size, features]``.
@@ -23,6 +24,7 @@ class Embedding(nn.Module):
     features: int
     table: Any = None
     frozen: bool = False
+    scale: float = 1.0
     dtype: DType = jnp.float32
     param_dtype: DType = jnp.float32
 
@@ -43,8 +45,9 @@ class Embedding(nn.Module):
         return rows.astype(self.dtype)
 
     def __call__(self, tokens: Int[Array, "*B"]) -> Float[Array, "*B D"]:
-        """The rows of the tokens."""
-        return self._rows()[tokens]
+        """The rows of the tokens, times the scale."""
+        rows = self._rows()[tokens]
+        return rows if self.scale == 1 else rows * jnp.asarray(self.scale, self.dtype)
 
     def attend(self, x: Shaped[Array, "*B D"]) -> Float[Array, "*B V"]:
         """``x · rowᵀ`` for every row: the output layer tied to the embedding (Press & Wolf 2017)."""

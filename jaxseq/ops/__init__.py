@@ -1,6 +1,12 @@
 """Pure functions of arrays: equations, gradients, speed. Every fast one keeps a plain ``*_reference``."""
 
-from jaxseq.ops.attention import attention, attention_implementation, attention_reference, attention_weights
+from jaxseq.ops.attention import (
+    attention,
+    attention_implementation,
+    attention_reference,
+    attention_weights,
+    masked_softmax,
+)
 from jaxseq.ops.convolution import causal_convolution, causal_convolution_reference
 from jaxseq.ops.cudnn_lstm import cudnn_lstm, lstm_implementation
 from jaxseq.ops.delta_rule import delta_rule, delta_rule_reference
@@ -40,6 +46,7 @@ __all__ = [
     "linear_recurrence_implementation",
     "linear_recurrence_reference",
     "lstm_implementation",
+    "masked_softmax",
     "mlstm",
     "mlstm_reference",
     "plain_recurrence",

@@ -147,6 +147,11 @@ def attention_weights(
     )
 
 
+def masked_softmax(scores: Float[Array, "*B N T S"], mask: Mask | None = None) -> Float[Array, "*B N T S"]:
+    """``softmax(scores)`` over the visible keys, at least float32; zeros where there are none."""
+    return _softmax(scores.astype(at_least_float32(scores.dtype)), mask, None, 1.0, None)
+
+
 def _softmax(products: Array, mask: Mask | None, bias: Tiled | None, scale: float, soft_cap: float | None) -> Array:
     """The weights that belong to the products ``query keyᵀ``, ``[*B, N, T, S]``."""
     T, S = products.shape[-2:]

@@ -8,7 +8,7 @@ the state it is given (whoever carries a state over a cut compares ids there: ``
 import jax.numpy as jnp
 from jax import lax
 
-from jaxseq.typing import Array, Bool, Int
+from jaxseq.typing import Array, Bool, Float, Int
 
 
 def is_real(segment_ids: Int[Array, "*B T"]) -> Bool[Array, "*B T"]:
@@ -53,3 +53,10 @@ def check(segment_ids: Array | None, shape: tuple[int, ...]) -> None:
     """Raises ValueError where ids are not of the shape ``[*B, T]`` of what they belong to."""
     if segment_ids is not None and segment_ids.shape != shape:
         raise ValueError(f"segment_ids of shape {segment_ids.shape} do not fit inputs of [*B, T] = {shape}")
+
+
+def without_padding(xs: Float[Array, "*B T D"], segment_ids: Int[Array, "*B T"] | None) -> Float[Array, "*B T D"]:
+    """Zeros at padding, whatever stood there (masking only what comes out gives NaN parameter gradients)."""
+    if segment_ids is None:
+        return xs
+    return jnp.where(is_real(segment_ids)[..., None], xs, jnp.zeros_like(xs))

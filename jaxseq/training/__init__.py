@@ -20,6 +20,7 @@ from jaxseq.training.optimizer import OptimizerConfig, make_optimizer
 from jaxseq.training.precision import POLICIES, Policy, cast_floating
 from jaxseq.training.report import write_report
 from jaxseq.training.run import Run, read_json
+from jaxseq.training.scheduled_sampling import scheduled_sampling
 from jaxseq.training.settings import free, from_json, to_json
 from jaxseq.training.state import Parameter, TrainState, create_state, parameter_table
 from jaxseq.training.step import Aux, make_train_step
@@ -64,6 +65,7 @@ __all__ = [
     "parameter_table",
     "read_json",
     "read_json_lines",
+    "scheduled_sampling",
     "to_json",
     "write_report",
 ]

@@ -11,7 +11,7 @@ BLUE, RED, PALE = "#2b5c8f", "#b5483a", "#a9c0d8"
 def draw_figures(rows: list[dict[str, Any]], folder: Path, *, clip_norm: float | None = None) -> dict[str, Path]:
     """Figures against tokens seen, where there is data; PNGs by their titles.
 
-    ``loss.png``, ``bits_per_character.png``, ``learning_rate.png``, ``gradient_norm.png``.
+    ``loss.png``, ``bits_per_character.png``, ``exact_match.png``, ``learning_rate.png``, ``gradient_norm.png``.
     """
     from matplotlib.figure import Figure
 
@@ -20,8 +20,9 @@ def draw_figures(rows: list[dict[str, Any]], folder: Path, *, clip_norm: float |
         "Loss": ("loss", lambda axes: _loss(axes, rows)),
         "Held-out bits per character": (
             "evaluation/bits_per_character",
-            lambda axes: _held_out(axes, rows),
+            lambda axes: _held_out(axes, rows, "bits_per_character"),
         ),
+        "Held-out exact match": ("evaluation/exact_match", lambda axes: _held_out(axes, rows, "exact_match")),
         "Learning rate": ("learning_rate", lambda axes: _learning_rate(axes, rows)),
         "Gradient norm before clipping": (
             "gradient_norm",
@@ -93,9 +94,9 @@ def _loss(axes: Any, rows: list[dict[str, Any]]) -> None:
         axes.legend(frameon=False, fontsize=9, labelcolor=SOFT)
 
 
-def _held_out(axes: Any, rows: list[dict[str, Any]]) -> None:
-    axes.plot(*points(rows, "evaluation/bits_per_character"), color=RED, linewidth=1.6, marker="o", markersize=3)
-    axes.set_ylabel("bits per character", fontsize=9, color=SOFT)
+def _held_out(axes: Any, rows: list[dict[str, Any]], name: str) -> None:
+    axes.plot(*points(rows, f"evaluation/{name}"), color=RED, linewidth=1.6, marker="o", markersize=3)
+    axes.set_ylabel(name.replace("_", " "), fontsize=9, color=SOFT)
 
 
 def _bits(nats: Any) -> Any:

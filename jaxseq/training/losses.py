@@ -22,12 +22,22 @@ def cross_entropy(
     logits: Float[Array, "*B T V"],
     targets: Int[Array | np.ndarray, "*B T"],
     mask: Bool[Array | np.ndarray, "*B T"],
+    *,
+    label_smoothing: float = 0.0,
 ) -> CrossEntropy:
     """The sum over real positions of ``log sum_v exp(l_v) - l_target``, and its mean.
 
+    With ``label_smoothing`` ε the target's part is ``(1 - ε) l_target + ε mean_v l_v``: the cross-entropy against the
+    target mixed with the uniform distribution (Szegedy et al. 2016, section 7).
+
     Computed in at least float32. What stands at padding (NaN too, and targets out of range) changes neither
     the value nor any gradient. Means over parts of a batch are joined as ``sum(total) / sum(count)``.
+
+    Raises:
+      ValueError: label_smoothing outside [0, 1).
     """
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing must be in [0, 1), not {label_smoothing}")
     dtype = at_least_float32(logits.dtype)
     targets, mask = jnp.asarray(targets), jnp.asarray(mask)
     real = mask[..., None]
@@ -35,6 +45,8 @@ def cross_entropy(
     vocabulary = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1)
     # A comparison fuses with the sum, and so does its gradient; a gather's gradient is a scatter.
     chosen = jnp.sum(jnp.where(vocabulary == targets[..., None], logits, jnp.zeros((), dtype)), axis=-1)
+    if label_smoothing:
+        chosen = (1 - label_smoothing) * chosen + label_smoothing * logits.mean(-1)
     losses = jnp.where(mask, jax.nn.logsumexp(logits, axis=-1) - chosen, jnp.zeros((), dtype))
     total = jnp.sum(losses)
     count = jnp.sum(mask, dtype=dtype)

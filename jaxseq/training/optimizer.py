@@ -7,7 +7,7 @@ from any optax state.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from jaxseq.training.precision import at_least_float32
 from jaxseq.typing import Array, Float, Int, Scalar
 
 OptimizerName = Literal["adamw", "adam", "lion", "sgd"]
-ScheduleName = Literal["cosine", "linear", "constant"]
+ScheduleName = Literal["cosine", "linear", "constant", "inverse_sqrt"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class OptimizerConfig:
     learning_rate: float = 1e-3
     """The peak, reached after the warm-up."""
     schedule: ScheduleName = "cosine"
-    """What follows the warm-up, down to `end_fraction` as the last step is made."""
+    """What follows the warm-up: down to `end_fraction` as the last step is made; or, for inverse_sqrt, the peak times
+    sqrt((warmup_steps + 1) / (n + 1)) after n updates, however many there are (Vaswani et al. 2017)."""
     warmup_steps: int = 0
     """Updates over which the rate rises in a straight line; it is never 0."""
     end_fraction: float = 0.0
@@ -61,8 +62,9 @@ class OptimizerConfig:
             raise ValueError(f"optimizer warmup_steps must not be negative, not {self.warmup_steps}")
         if self.name not in OPTIMIZERS:
             raise ValueError(f"unknown optimizer {self.name!r}; known are {', '.join(OPTIMIZERS)}")
-        if self.schedule not in SCHEDULES:
-            raise ValueError(f"unknown schedule {self.schedule!r}; known are {', '.join(SCHEDULES)}")
+        schedules = get_args(ScheduleName)
+        if self.schedule not in schedules:
+            raise ValueError(f"unknown schedule {self.schedule!r}; known are {', '.join(schedules)}")
         if self.name == "adam" and self.weight_decay:
             raise ValueError("adam takes no weight_decay (adamw does)")
 
@@ -79,6 +81,9 @@ class UpdateReport(NamedTuple):
 def make_schedule(config: OptimizerConfig, updates: int) -> Callable[[Any], Any]:
     """The learning rate after n updates: ``peak (n + 1) / (warmup + 1)``, then the decay."""
     peak, end = config.learning_rate, config.learning_rate * config.end_fraction
+    if config.schedule == "inverse_sqrt":
+        begun = config.warmup_steps + 1.0
+        return lambda n: peak * jnp.minimum((n + 1.0) / begun, jnp.sqrt(begun / (n + 1.0)))
     decay = SCHEDULES[config.schedule](peak, end, max(updates - config.warmup_steps, 1))
     if not config.warmup_steps:
         return decay

@@ -15,13 +15,13 @@ from jaxseq.cores import (
     GRU,
     LSTM,
     SLSTM,
-    AddPositions,
     Attention,
     Conv,
     Core,
     Elman,
     LayerNormLSTM,
     MinGRU,
+    Positions,
     Residual,
     Stacked,
     block,
@@ -34,7 +34,7 @@ def hybrid(**precision) -> Core:
     """Recurrence and window attention in turn, with positions and feed-forward blocks: everything at once."""
     return Stacked(
         (
-            AddPositions(F, **precision),
+            Positions(F, **precision),
             block(Elman(F, **precision), **precision),
             block(Attention(F, num_heads=2, window=4, **precision), feed_forward=12, **precision),
         )
@@ -43,7 +43,7 @@ def hybrid(**precision) -> Core:
 
 def post_norm(**precision) -> Core:
     """A residual with its norm after the sum, over learned positions."""
-    return Stacked((AddPositions(F, "learned", 5, **precision), Residual(MinGRU(F, **precision), "post", **precision)))
+    return Stacked((Positions(F, "learned", 5, **precision), Residual(MinGRU(F, **precision), "post", **precision)))
 
 
 CASES: dict[str, Callable[..., Core]] = {

@@ -11,7 +11,7 @@ import pytest
 from compilation import jitted
 from jax.tree_util import Partial
 
-from jaxseq.cores import GRU, AddPositions, Attention, Core, Elman, Stacked, block
+from jaxseq.cores import GRU, Attention, Core, Elman, Positions, Stacked, block
 from jaxseq.decoding import greedy
 from jaxseq.layers import Embedding
 from jaxseq.models import LanguageModel
@@ -23,7 +23,7 @@ IDS = jnp.asarray([[1, 1, 1, 2, 2, 1, 1, 1], [0, 0, 3, 3, 3, 3, 0, 0], [1, 1, 0,
 
 def hybrid() -> Core:
     """Recurrence, attention and positions."""
-    return Stacked((AddPositions(F), block(Elman(F)), block(Attention(F, num_heads=2), feed_forward=12)))
+    return Stacked((Positions(F), block(Elman(F)), block(Attention(F, num_heads=2), feed_forward=12)))
 
 
 CORES: dict[str, Callable[[], Core]] = {

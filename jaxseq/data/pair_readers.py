@@ -1,0 +1,195 @@
+"""Readers of users' pairs: a table of two columns, JSON lines, or two files that are aligned line by line.
+
+A line ends at a line feed (or carriage return and line feed) and nowhere else; a byte order mark is dropped;
+nothing else is changed. A bad line is passed over and named: ``file:line: why``.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from jaxseq.data.parallel import HELD_OUT, ParallelCorpus, parallel_corpus, split_pairs
+from jaxseq.data.readers import read_bytes
+
+TABLES = (".tsv", ".txt")
+JSON_LINES = (".jsonl",)
+
+Pair = tuple[str, str]
+
+
+class PairReading(NamedTuple):
+    """The pairs of a file, in order, and one line for each line of it that was passed over."""
+
+    pairs: tuple[Pair, ...]
+    skipped: tuple[str, ...]
+
+
+def read_pairs(
+    path: str | Path,
+    target_path: str | Path | None = None,
+    *,
+    source_field: str = "source",
+    target_field: str = "target",
+    limit: int | None = None,
+) -> PairReading:
+    """The pairs of a user's UTF-8 file, or of two aligned ones; unpacked first where a name ends in ``.gz``.
+
+    - ``.tsv``, ``.txt``: two columns, a tab between them.
+    - ``.jsonl``: an object a line, of which two fields are read.
+    - two files of any name: line i of ``target_path`` belongs to line i of ``path``.
+
+    A line that gives no pair of texts (another number of columns, an empty side, broken JSON, a missing
+    field, not UTF-8) is passed over and named in ``skipped``. Reading stops after ``limit`` pairs.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: no pair could be read (names the first bad line), a suffix unknown (lists the known ones),
+            two files of different numbers of lines (names both), a broken gzip, or a limit below 1.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit must be at least 1, not {limit}")
+    path = Path(path)
+    if target_path is not None:
+        found = _aligned((path, Path(target_path)))
+    else:
+        lines = _lines(path)
+        suffix = (path.with_suffix("") if path.suffix == ".gz" else path).suffix
+        if suffix in TABLES:
+            found = _table(path, lines)
+        elif suffix in JSON_LINES:
+            found = _json_lines(path, lines, (source_field, target_field))
+        else:
+            raise ValueError(
+                f"{path}: unknown suffix {suffix!r}; known: {', '.join(TABLES + JSON_LINES)}, each also with .gz; "
+                "for two aligned files give both paths"
+            )
+    pairs: list[Pair] = []
+    skipped: list[str] = []
+    for item in found:
+        if isinstance(item, str):
+            skipped.append(item)
+            continue
+        pairs.append(item)
+        if len(pairs) == limit:
+            break
+    if not pairs:
+        raise ValueError(f"{path}: no pair in {len(skipped)} lines" + "".join(f"; {line}" for line in skipped[:1]))
+    return PairReading(tuple(pairs), tuple(skipped))
+
+
+def text_pairs(
+    path: str | Path,
+    target_path: str | Path | None = None,
+    *,
+    held_out: float = HELD_OUT,
+    held_out_path: str | Path | tuple[str | Path, str | Path] | None = None,
+    seed: int = 0,
+    source_field: str = "source",
+    target_field: str = "target",
+    limit: int | None = None,
+) -> ParallelCorpus:
+    """A user's pairs (``read_pairs``) in two parts: a share held out at random, or the pairs of another file.
+
+    The pairs of ``held_out_path`` (a file, or two aligned ones) are all held out as they stand; pairs to train
+    on that have one of their sources are dropped. ``limit`` is for the pairs of ``path``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: as ``read_pairs`` and ``split_pairs``.
+    """
+    reading = read_pairs(path, target_path, source_field=source_field, target_field=target_field, limit=limit)
+    source = " and ".join(str(file) for file in (path, target_path) if file is not None)
+    if held_out_path is None:
+        return split_pairs(reading.pairs, source=source, held_out=held_out, seed=seed, skipped=reading.skipped)
+    files = (held_out_path,) if isinstance(held_out_path, str | Path) else held_out_path
+    judged = read_pairs(*files, source_field=source_field, target_field=target_field)
+    return parallel_corpus(
+        reading.pairs,
+        judged.pairs,
+        source=f"{source}, held out {' and '.join(map(str, files))}",
+        skipped=reading.skipped + judged.skipped,
+    )
+
+
+def _lines(path: Path) -> list[bytes]:
+    lines = read_bytes(path).removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    if not lines[-1]:
+        lines.pop()
+    return [line.removesuffix(b"\r") for line in lines]
+
+
+def _aligned(paths: tuple[Path, Path]) -> Iterator[Pair | str]:
+    sides = [_lines(path) for path in paths]
+    if len(sides[0]) != len(sides[1]):
+        raise ValueError(
+            f"aligned files must have as many lines: {paths[0]} has {len(sides[0])}, {paths[1]} has {len(sides[1])}"
+        )
+    for number, lines in enumerate(zip(*sides, strict=True), 1):
+        texts = []
+        for path, line in zip(paths, lines, strict=True):
+            try:
+                texts.append(_filled(_text(line), "line"))
+            except ValueError as error:
+                yield f"{path}:{number}: {error}"
+                break
+        else:
+            yield texts[0], texts[1]
+
+
+def _table(path: Path, lines: Sequence[bytes]) -> Iterator[Pair | str]:
+    for number, line in enumerate(lines, 1):
+        try:
+            columns = _text(line).split("\t")
+            if len(columns) != 2:
+                raise ValueError(f"{len(columns)} column{'s' * (len(columns) > 1)} for 2")
+            yield _filled(columns[0], "source"), _filled(columns[1], "target")
+        except ValueError as error:
+            yield f"{path}:{number}: {error}"
+
+
+def _json_lines(path: Path, lines: Sequence[bytes], fields: tuple[str, str]) -> Iterator[Pair | str]:
+    for number, line in enumerate(lines, 1):
+        try:
+            item = _json_object(_text(line))
+            yield _field(item, fields[0]), _field(item, fields[1])
+        except ValueError as error:
+            yield f"{path}:{number}: {error}"
+
+
+def _json_object(line: str) -> dict[str, object]:
+    try:
+        item = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"broken JSON: {error.msg} at column {error.colno}") from None
+    except (ValueError, RecursionError):  # a number of thousands of digits, or lists in lists in lists
+        raise ValueError("broken JSON: too deep, or a number too long") from None
+    if not isinstance(item, dict):
+        raise ValueError(f"a JSON {type(item).__name__}, not an object")
+    return item
+
+
+def _field(item: dict[str, object], name: str) -> str:
+    if name not in item:
+        raise ValueError(f"no field {name!r}")
+    value = item[name]
+    if not isinstance(value, str):
+        raise ValueError(f"field {name!r} holds no text, but a {type(value).__name__}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"field {name!r} is no text: {error.reason} at character {error.start}") from None
+    return _filled(value, name)
+
+
+def _filled(text: str, name: str) -> str:
+    if not text.strip():
+        raise ValueError(f"empty {name}")
+    return text
+
+
+def _text(line: bytes) -> str:
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 at byte {error.start} (0x{line[error.start]:02x}): {error.reason}") from None

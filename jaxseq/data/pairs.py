@@ -1,0 +1,229 @@
+"""Pairs in batches: padded to few shapes, for training and for evaluation."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int, Int32
+
+from jaxseq.data.batch import as_tokens, check_step, fingerprint_of
+
+Ids = np.ndarray | Sequence[int]
+
+CUTS = 256
+
+
+class PairBatch(NamedTuple):
+    """Sources, and targets as they are fed to a decoder and as it should answer; ids are 1, or 0 for padding.
+
+        tokens  = separator, target      targets = target, separator
+
+    The loss mask is ``segment_ids != 0``; where ids are 0 the tokens are 0. A row of padding alone fills up a
+    last batch.
+    """
+
+    source: Int32[np.ndarray, "B S"]
+    source_ids: Int32[np.ndarray, "B S"]
+    tokens: Int32[np.ndarray, "B T"]
+    targets: Int32[np.ndarray, "B T"]
+    segment_ids: Int32[np.ndarray, "B T"]
+
+
+class SourceBatch(NamedTuple):
+    """Sources to be answered, and the places they have among all: row i belongs to ``indices[i]``.
+
+    There are fewer indices than rows where the last rows are padding alone.
+    """
+
+    source: Int32[np.ndarray, "B S"]
+    source_ids: Int32[np.ndarray, "B S"]
+    indices: Int32[np.ndarray, " rows"]
+
+
+class BucketedPairs:
+    """Pairs of like length side by side: a pure function of the step, in at most ``buckets`` shapes.
+
+    The pairs are sorted by the length of both sides together and cut where the padded batches of an epoch
+    hold the fewest tokens (``cut_by_length``); all batches of a bucket have one shape, that of its longest
+    source and its longest target. An epoch takes every pair exactly once: shuffled within its bucket, cut in
+    batches, the batches of all buckets shuffled, all of it drawn from (seed, epoch). The last batch of a
+    bucket is filled up with rows of padding.
+
+    ``separator`` stands before and behind each target; ``source_end``, if given, behind each source.
+
+    Raises:
+        ValueError: fewer pairs than ``batch_size``, an empty source, or a target that holds the separator.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[tuple[Ids, Ids]],
+        batch_size: int,
+        *,
+        separator: int,
+        source_end: int | None = None,
+        buckets: int = 2,
+        seed: int = 0,
+    ) -> None:
+        if batch_size < 1 or buckets < 1:
+            raise ValueError(f"batch_size and buckets must be at least 1, not {batch_size} and {buckets}")
+        if len(pairs) < batch_size:
+            raise ValueError(f"a batch larger than the data: {batch_size} pairs, but there are only {len(pairs)}")
+        sources = _sources([source for source, _ in pairs], source_end)
+        targets = [as_tokens(target) for _, target in pairs]
+        for index, target in enumerate(targets):
+            if separator in target:
+                raise ValueError(f"the target of pair {index} holds the separator {separator}")
+        self.batch_size, self.separator, self.source_end, self.seed = batch_size, separator, source_end, seed
+        self.fingerprint = fingerprint_of(
+            "BucketedPairs",
+            [*sources, *targets],
+            batch_size=batch_size,
+            separator=separator,
+            source_end=source_end,
+            buckets=buckets,
+            seed=seed,
+        )
+        lengths = np.array([[len(a), len(b) + 1] for a, b in zip(sources, targets, strict=True)])
+        self.buckets = cut_by_length(lengths, batch_size=batch_size, buckets=buckets)
+        self._sources = [_padded([sources[index] for index in bucket]) for bucket in self.buckets]
+        ended = [np.append(target, np.int32(separator)) for target in targets]
+        self._targets = [_padded([ended[index] for index in bucket]) for bucket in self.buckets]
+        self._batches = [-(-len(bucket) // batch_size) for bucket in self.buckets]
+        self.steps_per_epoch = sum(self._batches)
+        self._order: tuple[int, list[tuple[int, np.ndarray]]] = (-1, [])
+
+    @property
+    def shapes(self) -> tuple[tuple[int, int], ...]:
+        """(S, T) of each bucket."""
+        return tuple(
+            (source.tokens.shape[1], target.tokens.shape[1])
+            for source, target in zip(self._sources, self._targets, strict=True)
+        )
+
+    @property
+    def filled(self) -> float:
+        """The share of an epoch's places, of sources and of targets, that are no padding."""
+        real = sum(int(part.lengths.sum()) for part in self._sources + self._targets)
+        shapes = zip(self._batches, self.shapes, strict=True)
+        return real / sum(count * self.batch_size * sum(shape) for count, shape in shapes)
+
+    def __call__(self, step: int) -> PairBatch:
+        """The batch of this step, of one of the shapes."""
+        epoch, place = divmod(check_step(step), self.steps_per_epoch)
+        bucket, rows = self.order(epoch)[place]
+        source, source_ids = self._sources[bucket].rows(rows, self.batch_size)
+        targets, segment_ids = self._targets[bucket].rows(rows, self.batch_size)
+        tokens = np.roll(targets, 1, axis=1)
+        tokens[:, 0] = self.separator
+        return PairBatch(source, source_ids, tokens * segment_ids, targets, segment_ids)
+
+    def order(self, epoch: int) -> list[tuple[int, np.ndarray]]:
+        """The bucket of each batch of this epoch, and its rows in that bucket (the latest epoch is remembered)."""
+        if self._order[0] != epoch:
+            random = np.random.default_rng((self.seed, epoch))
+            batches = []
+            for bucket, indices in enumerate(self.buckets):
+                rows = random.permutation(len(indices))
+                for first in range(0, len(rows), self.batch_size):
+                    batches.append((bucket, rows[first : first + self.batch_size]))
+            self._order = (epoch, [batches[place] for place in random.permutation(len(batches)).tolist()])
+        return self._order[1]
+
+
+class HeldOutPairs:
+    """Every source exactly once, the shortest first, in batches of at most ``buckets`` shapes, for evaluation.
+
+    The buckets are those of ``cut_by_length``; the last batch of each is filled up with rows of padding.
+
+    Raises:
+        ValueError: no sources, an empty one, or sizes below 1.
+    """
+
+    def __init__(
+        self, sources: Sequence[Ids], batch_size: int, *, source_end: int | None = None, buckets: int = 2
+    ) -> None:
+        if batch_size < 1 or buckets < 1:
+            raise ValueError(f"batch_size and buckets must be at least 1, not {batch_size} and {buckets}")
+        if not len(sources):
+            raise ValueError("there are no sources to evaluate")
+        texts = _sources(sources, source_end)
+        lengths = np.array([[len(text)] for text in texts])
+        self.batch_size = batch_size
+        self.buckets = cut_by_length(lengths, batch_size=batch_size, buckets=buckets)
+        self._parts = [_padded([texts[index] for index in bucket]) for bucket in self.buckets]
+
+    @property
+    def shapes(self) -> tuple[int, ...]:
+        """S of each bucket."""
+        return tuple(part.tokens.shape[1] for part in self._parts)
+
+    def __len__(self) -> int:
+        """The number of batches."""
+        return sum(-(-len(bucket) // self.batch_size) for bucket in self.buckets)
+
+    def __iter__(self) -> Iterator[SourceBatch]:
+        """All batches, in order."""
+        for bucket, part in zip(self.buckets, self._parts, strict=True):
+            for first in range(0, len(bucket), self.batch_size):
+                rows = np.arange(first, min(first + self.batch_size, len(bucket)))
+                yield SourceBatch(*part.rows(rows, self.batch_size), bucket[rows].astype(np.int32))
+
+
+def cut_by_length(lengths: Int[np.ndarray, "pairs sides"], *, batch_size: int, buckets: int) -> list[np.ndarray]:
+    """Indices in at most ``buckets`` groups of like length, such that the padded batches hold fewest tokens.
+
+    Sorted by the sum of a row, the rows n_i ... n_j - 1 in one group cost
+
+        batch_size ceil((n_j - n_i) / batch_size) sum over sides of their longest,
+
+    and a dynamic program over the cuts finds the cheapest groups. Cuts are looked for at ``CUTS`` evenly
+    spaced places; where groups cost the same, there are fewer of them.
+    """
+    order = np.lexsort([*lengths.T, lengths.sum(axis=1)])
+    places = np.unique(np.linspace(0, len(order), min(len(order), CUTS) + 1).round().astype(int))
+    blocks = np.maximum.reduceat(lengths[order], places[:-1], axis=0)
+    count = len(blocks)
+    cost = np.full((count + 1, count + 1), np.inf)  # of the blocks i ... j - 1 as one group
+    for i in range(count):
+        longest = np.maximum.accumulate(blocks[i:], axis=0).sum(axis=1)
+        cost[i, i + 1 :] = -(-(places[i + 1 :] - places[i]) // batch_size) * batch_size * longest
+    best, cut = cost[0], []
+    for _ in range(buckets - 1):
+        through = best[:, None] + cost
+        through[0] = best  # no further group
+        cut.append(through.argmin(axis=0))
+        best = through.min(axis=0)
+    ends = [count]
+    for last in reversed(cut):
+        if last[ends[-1]]:
+            ends.append(int(last[ends[-1]]))
+    return np.split(order, places[sorted(ends)[:-1]])
+
+
+class _Padded(NamedTuple):
+    """Rows padded to the longest, and their lengths."""
+
+    tokens: np.ndarray
+    lengths: np.ndarray
+
+    def rows(self, rows: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+        """These rows and their ids, filled up with rows of padding."""
+        more = batch_size - len(rows)
+        tokens, lengths = np.pad(self.tokens[rows], ((0, more), (0, 0))), np.pad(self.lengths[rows], (0, more))
+        return tokens, (np.arange(tokens.shape[1]) < lengths[:, None]).astype(np.int32)
+
+
+def _padded(texts: list[np.ndarray]) -> _Padded:
+    lengths = np.array([len(text) for text in texts])
+    tokens = np.zeros((len(texts), lengths.max()), np.int32)
+    tokens[np.arange(tokens.shape[1]) < lengths[:, None]] = np.concatenate(texts)
+    return _Padded(tokens, lengths)
+
+
+def _sources(sources: Sequence[Ids], source_end: int | None) -> list[np.ndarray]:
+    texts = [as_tokens(source) for source in sources]
+    for index, text in enumerate(texts):
+        if not len(text):
+            raise ValueError(f"source {index} is empty")
+    return texts if source_end is None else [np.append(text, np.int32(source_end)) for text in texts]

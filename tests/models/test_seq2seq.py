@@ -1,0 +1,245 @@
+"""Sequence to sequence: decoding by step is the full forward for every decoder, padding and batches change nothing."""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from compilation import jitted
+from jax.tree_util import Partial
+
+from jaxseq import decoding
+from jaxseq.cores import CORES
+from jaxseq.layers import ATTENTIONS, Embedding, capture_weights
+from jaxseq.models import Bridge, Seq2Seq, attended, make_decoder, make_encoder
+
+V, W, F, B, S, T = 9, 7, 8, 3, 6, 5
+KINDS: dict[str, dict[str, Any]] = {
+    "rnn, initial state": {"kind": "rnn", "name": "lstm", "fusion": None},
+    "rnn, context at every step": {"kind": "rnn", "name": "gru", "fusion": "add", "initial": False},
+    "rnn, both": {"kind": "rnn", "name": "lstm", "fusion": "multiply", "summary": "mean"},
+    "additive": {"kind": "attention", "name": "lstm", "fusion": "concat"},
+    "general, two layers": {"kind": "attention", "name": "gru", "attention": "general", "layers": 2, "fusion": "add"},
+    "scaled dot": {"kind": "attention", "name": "elman", "attention": "scaled_dot", "fusion": "multiply"},
+    "transformer": {"kind": "transformer", "name": "transformer", "attention": "multi_head", "layers": 2},
+    "post-norm": {"kind": "transformer", "name": "transformer", "attention": "multi_head", "norm": "post"},
+    "hybrid": {"kind": "transformer", "name": "mingru", "attention": "additive"},
+}
+EVERY = pytest.mark.parametrize("name", KINDS)
+
+
+def build(kind: str, name: str, *, summary: str = "ends", initial: bool = True, layers: int = 1, **fields: Any):
+    """A model of one kind, its encoder of the same family."""
+    transformer = kind == "transformer"
+    heads = {"num_heads": 2, "feed_forward": 12} if transformer else {}
+    norm = {"norm": fields["norm"]} if "norm" in fields else {}
+    encoder = make_encoder("transformer" if transformer else "gru", F, layers, **heads, **norm)
+    decoder = make_decoder(kind, name, F, layers, **heads, **fields)
+    bridge = None if transformer else Bridge(summary, initial=initial)
+    return Seq2Seq(Embedding(V, F), encoder, Embedding(W, F), decoder, nn.Dense(W), bridge, dropout=0.3)
+
+
+def draw(seed: int, length: int, size: int) -> np.ndarray:
+    """Random tokens."""
+    return np.random.default_rng(seed).integers(0, size, (B, length)).astype(np.int32)
+
+
+SOURCE, TOKENS = jnp.asarray(draw(0, S, V)), jnp.asarray(draw(1, T, W))
+SOURCE_IDS = jnp.asarray([[1] * 6, [1, 1, 1, 0, 0, 0], [1, 1, 0, 1, 1, 0]], jnp.int32)
+IDS = jnp.asarray([[1] * 5, [1, 1, 1, 0, 0], [1, 1, 1, 1, 0]], jnp.int32)
+REAL_SOURCE, REAL = np.asarray(SOURCE_IDS) != 0, np.asarray(IDS) != 0
+
+
+@functools.cache
+def model_and_variables(name: str) -> tuple[Seq2Seq, Any]:
+    """A model with random, sharper parameters."""
+    model = build(**KINDS[name])
+    variables = jitted(model.init)(jax.random.key(0), SOURCE, TOKENS, SOURCE_IDS, IDS)
+    return model, jax.tree.map(lambda p: 2 * p, variables)
+
+
+@functools.cache
+def functions(name: str) -> tuple:
+    """forward, encode, begin, decode: compiled once."""
+    model, variables = model_and_variables(name)
+    bound = functools.partial(model.apply, variables)
+    encode = jitted(functools.partial(bound, method="encode"))
+    begin = jitted(functools.partial(bound, method="initial_carry"), static_argnums=(1, 2))
+    return jitted(bound), encode, begin, functools.partial(bound, method="decode")
+
+
+def close(actual: Any, expected: Any, tolerance: float = 2e-5) -> None:
+    """All leaves equal, to ``tolerance``."""
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance), actual, expected)
+
+
+@EVERY
+def test_decoding_by_step_is_the_full_forward(name: str) -> None:
+    forward, encode, begin, decode = functions(name)
+    whole = forward(SOURCE, TOKENS, SOURCE_IDS, None)
+    encoded = encode(SOURCE, SOURCE_IDS)
+    carry, made = begin(encoded, (B,), T), []
+    step = jitted(decode)
+    for t in range(T):
+        carry, logits = step(carry, TOKENS[:, t : t + 1], None, encoded)
+        made.append(logits)
+    close(jnp.concatenate(made, 1), whole)
+    assert np.abs(np.asarray(whole)).max() > 0.1
+
+
+@EVERY
+def test_padding_changes_nothing_and_a_batch_is_its_rows(name: str) -> None:
+    forward, *_ = functions(name)
+    whole = np.asarray(forward(SOURCE, TOKENS, SOURCE_IDS, IDS))
+    noise = jnp.where(SOURCE_IDS == 0, draw(5, S, V), SOURCE), jnp.where(IDS == 0, draw(6, T, W), TOKENS)
+    close(np.asarray(forward(*noise, SOURCE_IDS, IDS))[REAL], whole[REAL], 1e-6)
+    model, variables = model_and_variables(name)
+    for row in range(B):
+        kept, written = REAL_SOURCE[row], REAL[row]
+        alone = model.apply(variables, SOURCE[row][kept], TOKENS[row][written])
+        close(np.asarray(alone), whole[row][written], 1e-4)
+
+
+@EVERY
+def test_the_source_is_read_and_gradients_reach_every_parameter(name: str) -> None:
+    model, variables = model_and_variables(name)
+
+    def loss(variables: Any) -> Any:
+        logits = model.apply(variables, SOURCE, TOKENS, SOURCE_IDS, IDS)
+        return (
+            logits
+            * jnp.asarray(draw(9, T, 5)[..., None] * REAL[..., None], jnp.float32)
+            * jnp.arange(1.0, W + 1.0).reshape(1, 1, -1)
+        ).sum()
+
+    gradient = jitted(jax.grad(loss))(variables)
+    still = [
+        jax.tree_util.keystr(path)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(gradient)
+        if np.abs(np.asarray(leaf)).max() < 1e-7
+    ]
+    # A key's bias adds the same to every score, which softmax does not see.
+    assert [path for path in still if not path.endswith("['key']['bias']")] == []
+    other = (SOURCE + 1) % V
+    forward, *_ = functions(name)
+    assert np.abs(forward(SOURCE, TOKENS, SOURCE_IDS, IDS) - forward(other, TOKENS, SOURCE_IDS, IDS)).max() > 1e-3
+
+
+@EVERY
+def test_it_decodes_greedily_and_with_beams_over_the_memory(name: str) -> None:
+    _, encode, begin, decode = functions(name)
+    encoded = encode(SOURCE, SOURCE_IDS)
+    carry, step = begin(encoded, (B,), 4), decoding.step_of(Partial(decode))
+    first = np.zeros(B, np.int32)
+    common: dict[str, Any] = {"max_length": 4, "end_token": 0, "memory": encoded}
+    greedy = decoding.greedy(step, carry, first, **common)
+    one = decoding.beam_search(step, carry, first, num_beams=1, **common)
+    np.testing.assert_array_equal(one.tokens[:, 0], greedy.tokens)
+    beams = decoding.beam_search(step, carry, first, num_beams=3, normalization="gnmt", **common)
+    same = decoding.score(step, carry, first, beams.tokens, beams.lengths, memory=encoded)
+    close(same, beams.log_probabilities, 1e-4)
+    if KINDS[name]["kind"] == "rnn":
+        with pytest.raises(ValueError, match="attends to nothing"):
+            attended(carry)
+        return
+    coverage = decoding.Coverage(attended, 0.5, SOURCE_IDS != 0)
+    covered = decoding.beam_search(step, carry, first, num_beams=3, coverage=coverage, **common)
+    assert np.isfinite(np.asarray(covered.scores)).all() and (covered.scores < covered.log_probabilities).any()
+
+
+@EVERY
+def test_captured_weights_are_those_the_carry_keeps(name: str) -> None:
+    model, variables = model_and_variables(name)
+    found = capture_weights(model, variables, SOURCE, TOKENS, SOURCE_IDS, IDS)
+    reads = [
+        path for path in found if path == "decoder" or (path.startswith("decoder") and path.endswith("/attention"))
+    ]
+    if KINDS[name]["kind"] == "rnn":
+        assert not reads
+        return
+    for path in reads:
+        assert found[path].shape[:1] + found[path].shape[2:] == (B, T, S)
+        sums = np.asarray(found[path].sum(-1)).swapaxes(1, 2)[REAL]
+        close(sums, np.ones_like(sums), 1e-5)
+        assert not np.asarray(found[path]).swapaxes(1, 3)[~REAL_SOURCE].any()
+    _, encode, begin, decode = functions(name)
+    encoded = encode(SOURCE, SOURCE_IDS)
+    carry, _ = jitted(decode)(begin(encoded, (B,), T), TOKENS, IDS, encoded)
+    mean = np.asarray(found[sorted(reads)[-1]]).mean(1)
+    last = np.array([mean[row, REAL[row].sum() - 1] for row in range(B)])
+    close(attended(carry), last, 1e-5)
+
+
+def test_dropout_falls_only_with_a_key() -> None:
+    model, variables = model_and_variables("additive")
+    run = functools.partial(model.apply, variables, SOURCE, TOKENS)
+    first, second = (run(rngs={"dropout": jax.random.key(seed)}) for seed in (0, 1))
+    assert np.abs(first - second).max() > 1e-3
+    close(run(), run(), 0)
+
+
+def test_any_core_with_a_state_attends_and_any_core_at_all_stands_in_a_block() -> None:
+    for name in CORES:
+        model = build("transformer", name, attention="dot")
+        variables = jax.eval_shape(model.init, jax.random.key(0), SOURCE, TOKENS)
+        assert jax.eval_shape(model.apply, variables, SOURCE, TOKENS).shape == (B, T, W)
+    for name in ("elman", "gru", "lstm", "layer_norm_lstm", "mgu", "slstm", "mingru", "minlstm", "rglru"):
+        model = build("attention", name)
+        variables = jax.eval_shape(model.init, jax.random.key(0), SOURCE, TOKENS)
+        assert jax.eval_shape(model.apply, variables, SOURCE, TOKENS).shape == (B, T, W)
+
+
+def test_what_does_not_fit_is_named() -> None:
+    def shapes(model: Seq2Seq) -> Any:
+        return jax.eval_shape(model.init, jax.random.key(0), SOURCE, TOKENS)
+
+    with pytest.raises(ValueError, match="needs a state h to ask with; DecoderBlock takes any core"):
+        shapes(build("attention", "conv", initial=False))
+    with pytest.raises(ValueError, match=r"no state h to begin from a summary: take Bridge\(initial=False\)"):
+        shapes(build("rnn", "conv"))
+    with pytest.raises(ValueError, match="give the model a Bridge"):
+        encoder = make_encoder("gru", F)
+        shapes(Seq2Seq(Embedding(V, F), encoder, Embedding(W, F), make_decoder("rnn", "gru", F), nn.Dense(W)))
+    with pytest.raises(ValueError, match="summary='middle'; known: last, ends, mean"):
+        shapes(build("rnn", "gru", summary="middle"))
+    with pytest.raises(ValueError, match="fusion='sum'; known: add, multiply, concat"):
+        shapes(build("rnn", "gru", fusion="sum"))
+    with pytest.raises(ValueError, match="one width: the decoder puts out 8, the target's embedding has 6"):
+        encoder, decoder = make_encoder("gru", F), make_decoder("rnn", "gru", F)
+        shapes(Seq2Seq(Embedding(V, F), encoder, Embedding(W, 6), decoder, bridge=Bridge()))
+    with pytest.raises(ValueError, match=r"kind='cnn'; known: rnn, attention, transformer"):
+        make_decoder("cnn", "gru", F)
+    with pytest.raises(ValueError, match="attention='soft'; known: additive, dot"):
+        make_decoder("attention", "gru", F, attention="soft")
+    with pytest.raises(ValueError, match="features=7 must be even"):
+        make_encoder("gru", 7)
+    assert set(ATTENTIONS) == {"additive", "dot", "scaled_dot", "general", "multi_head"}
+
+
+def test_one_embedding_is_source_target_and_head(key: jax.Array) -> None:
+    shared = Embedding(V, F, scale=F**0.5)
+    heads: dict[str, Any] = {"num_heads": 2, "feed_forward": 12}
+    parts = make_encoder("transformer", F, **heads), make_decoder("transformer", "transformer", F, **heads)
+    model = Seq2Seq(shared, parts[0], shared, parts[1])
+    variables = model.init(key, SOURCE, TOKENS)
+    tables = [
+        path for path, _ in jax.tree_util.tree_leaves_with_path(variables) if "table" in jax.tree_util.keystr(path)
+    ]
+    assert len(tables) == 1
+    assert model.apply(variables, SOURCE, TOKENS).shape == (B, T, V)
+
+
+@pytest.mark.parametrize("summary", ["last", "ends", "mean"])
+def test_a_summary_is_its_definition(summary: str, key: jax.Array) -> None:
+    ys = np.random.default_rng(3).normal(size=(B, S, F)).astype(np.float32)
+    dirty = np.where(REAL_SOURCE[..., None], ys, np.nan)
+    found = Bridge(summary).apply({}, jnp.asarray(dirty), SOURCE_IDS)
+    for row in range(B):
+        real = ys[row][REAL_SOURCE[row]]
+        want = {"last": real[-1], "ends": np.concatenate([real[0], real[-1]]), "mean": real.mean(0)}[summary]
+        close(np.asarray(found[row]), want, 1e-6)
+    nothing = Bridge(summary).apply({}, jnp.asarray(ys), jnp.zeros((B, S), jnp.int32))
+    assert not np.asarray(nothing).any()
