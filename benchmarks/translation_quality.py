@@ -1,0 +1,153 @@
+"""What the translators of ``experiments/translation.py`` reach: every figure of docs/translation.md, from three seeds.
+
+    python benchmarks/translation_quality.py                            # all of it, about an hour and a half on 2 CPU cores
+    python benchmarks/translation_quality.py --parts dates fusion       # some of it
+    python benchmarks/translation_quality.py --table                    # what was measured, in Markdown
+
+Every run is ``python experiments/translation.py`` with the options that stand below, in a folder of its own under
+runs/translation; the same command again makes those that are not finished. Rows go to
+benchmarks/results/translation-DEVICE.jsonl, one a run, figures to docs/figures. Nothing runs beside a measured run.
+"""
+
+import itertools
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+from harness import RESULTS, device_name, environment
+
+from jaxseq import analysis
+
+ROOT = Path(__file__).resolve().parents[1]
+RUNS, FIGURES = ROOT / "runs" / "translation", ROOT / "docs" / "figures"
+
+MODELS = {"attention": ["--model", "attention"], "transformer": ["--model", "transformer"], "rnn": ["--model", "rnn"]}
+REVERSAL = ["--task", "reversal", "--longest", "12", "--stretch", "2"]
+LISTS = ["--most", "2", "--stretch", "2", "--train.steps", "800"]
+CASES: dict[str, dict[str, list[str]]] = {
+    "dates": {
+        f"dates en-{target}, {model}": [*MODELS[model], "--target", target]
+        for target, model in itertools.product(("de", "iso"), ("attention", "transformer"))
+    },
+    "hard": {
+        "names en-de, attention": ["--task", "names", "--dropout", "0.3"],
+        "numbers to German words, attention": ["--task", "words", "--source", "de"],
+        "German words to numbers, attention": ["--task", "digits", "--source", "de"],
+    },
+    "bottleneck": {
+        f"{name}, {model}": [*options, *MODELS[model]]
+        for (name, options), model in itertools.product(
+            {"reversal": REVERSAL, "lists of dates": LISTS}.items(), ("attention", "rnn")
+        )
+    },
+}
+FUSION = "task=words source=de train.steps=300 train.eval_every=None"
+PARTS = (*CASES, "fusion")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to run."""
+
+    parts: tuple[Literal["dates", "hard", "bottleneck", "fusion"], ...] = ("dates", "hard", "bottleneck", "fusion")
+    seeds: int = 3
+    table: bool = False
+    """Only print what was measured."""
+
+
+def main(options: Options) -> None:
+    """Run, note, draw, print."""
+    file = RESULTS / f"translation-{device_name()}.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    for part in () if options.table else options.parts:
+        new = fusions(options.seeds) if part == "fusion" else runs(part, options.seeds)
+        rows = [row for row in rows if row["part"] != part] + new
+        rows.sort(key=lambda row: PARTS.index(row["part"]))
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        if part == "bottleneck":
+            curves(options.seeds)
+    print(table(rows))
+
+
+def folder(case: str, seed: int) -> Path:
+    """Where a run is."""
+    return RUNS / "".join(letter if letter.isalnum() else "-" for letter in case) / f"seed{seed}"
+
+
+def runs(part: str, seeds: int) -> list[dict[str, Any]]:
+    """The results of every run of a part; seeds draw pairs, parameters and batches anew."""
+    rows = []
+    for seed, (case, options) in itertools.product(range(seeds), CASES[part].items()):
+        run = folder(case, seed)
+        if not (run / "results.json").exists():
+            drawn = ["--seed", str(seed), "--split-seed", str(seed), "--samples", "4", "--run", str(run)]
+            subprocess.run([sys.executable, "experiments/translation.py", *options, *drawn], cwd=ROOT, check=True)
+        results = json.loads((run / "results.json").read_text())
+        rows.append({"part": part, "case": case, "seed": seed, **results, **environment()})
+    return rows
+
+
+def fusions(seeds: int) -> list[dict[str, Any]]:
+    """The ablation of how a context joins, by experiments/ablation.py: its table, as it stands."""
+    run = RUNS / "fusion"
+    command = [sys.executable, "experiments/ablation.py", "--experiment", "translation", "--base", *FUSION.split()]
+    command += ["--vary", "fusion=concat,add,multiply", "--seeds", str(seeds), "--run", str(run)]
+    command += ["--metric", "exact_match", "--metric", "chrf", "--metric", "parameters"]
+    subprocess.run(command, cwd=ROOT, check=True)
+    return [{"part": "fusion", "case": "fusion", "table": (run / "ablation.md").read_text(), **environment()}]
+
+
+def curves(seeds: int) -> None:
+    """Exact match against source length, the sentences of all seeds together."""
+    for name, width, trained in (("reversal", 2, 12), ("lists of dates", 8, None)):
+        scores = {}
+        for model, label in (("attention", "attention"), ("rnn", "one vector")):
+            found = [
+                json.loads((folder(f"{name}, {model}", s) / "translations.json").read_text()) for s in range(seeds)
+            ]
+            rows = [row for part in found for row in part]
+            lengths = [len(row["source"]) for row in rows]
+            edges = range(min(lengths), max(lengths) + 1, width)
+            texts = [row["found"] for row in rows], [row["target"] for row in rows]
+            scores[label] = analysis.scores_by_length(lengths, *texts, edges=list(edges)[1:])
+            longest = 58 if trained is None else trained  # two dates in English take 58 characters at most
+        file = FIGURES / f"translation-{name.replace(' ', '-')}.png"
+        analysis.draw_by_length(scores, file, trained_length=longest)
+        (RESULTS / f"translation-{name.replace(' ', '-')}-{device_name()}.json").write_text(
+            json.dumps({label: [row.__dict__ for row in part] for label, part in scores.items()}) + "\n"
+        )
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Every case in Markdown: the values of the seeds."""
+    lines = ["| case | exact match, % | BLEU | chrF | training, s | parameters | alignment, % |", "|---" * 7 + "|"]
+    for case in dict.fromkeys(row["case"] for row in rows if row["part"] != "fusion"):
+        own = [row for row in rows if row["case"] == case]
+
+        def each(name: str, form: str, scale: float = 1.0, own: list = own) -> str:
+            return ", ".join(format(scale * row[name], form) for row in own if name in row)
+
+        cells = [
+            each("exact_match", ".1f", 100),
+            each("bleu", ".1f"),
+            each("chrf", ".1f"),
+            each("train_seconds", ".0f"),
+        ]
+        cells += [f"{own[0]['parameters']:,}", each("alignment_accuracy", ".1f", 100)]
+        lines.append(f"| {case} | {' | '.join(cells)} |")
+    copied = {row["case"]: row["exact_match_of_copying"] for row in rows if row.get("exact_match_of_copying")}
+    lines += ["", *(f"copying the source: {share:.1%} exact match ({case})" for case, share in copied.items())]
+    lines += [
+        "",
+        *dict.fromkeys(row[name] for row in rows for name in ("bleu_signature", "chrf_signature") if name in row),
+    ]
+    return "\n".join(lines + [f"\n{row['table']}" for row in rows if row["part"] == "fusion"])
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
