@@ -26,7 +26,12 @@ from jaxseq import analysis
 ROOT = Path(__file__).resolve().parents[1]
 RUNS, FIGURES = ROOT / "runs" / "translation", ROOT / "docs" / "figures"
 
-MODELS = {"attention": ["--model", "attention"], "transformer": ["--model", "transformer"], "rnn": ["--model", "rnn"]}
+SMALL = ["--features", "64", "--train.steps", "2000", "--optimizer.learning-rate", "4e-3"]
+MODELS = {
+    "attention": ["--model", "attention"],
+    "transformer": ["--model", "transformer", *SMALL],
+    "rnn": ["--model", "rnn"],
+}
 REVERSAL = ["--task", "reversal", "--longest", "12", "--stretch", "2"]
 LISTS = ["--most", "2", "--stretch", "2", "--train.steps", "800"]
 CASES: dict[str, dict[str, list[str]]] = {

@@ -1,7 +1,8 @@
 """Train a translator on pairs of texts, translate what was held out, and leave a run folder with its alignments.
 
     python experiments/translation.py --run runs/dates                                   # English dates to German ones
-    python experiments/translation.py --model transformer --target iso --run runs/iso
+    python experiments/translation.py --target iso --model transformer --features 64 --train.steps 2000 \
+        --optimizer.learning-rate 4e-3 --run runs/iso
     python experiments/translation.py --task names --target fr --run runs/names
     python experiments/translation.py --pairs mine.tsv --tokens bpe --run runs/mine      # your own: TSV, JSONL, .gz
     python experiments/translation.py --pairs text.en --pairs-target text.de --run runs/aligned

@@ -215,7 +215,7 @@ class MultiHeadAttention(MemoryAttention):
     def mix(self, weights: Float[Array, "*B N T S"], memory: Memory) -> Float[Array, "*B T F"]:
         """The heads' means side by side, through W_o."""
         mixed = jnp.einsum("...nts,...snh->...tnh", weights.astype(memory.values.dtype), memory.values)
-        return self.out(mixed.reshape(*mixed.shape[:-2], -1))
+        return self.out(_joined(mixed))
 
     def __call__(
         self, query: Float[Array, "*B T D"], memory: Memory, segment_ids: SegmentIds | None = None
@@ -224,7 +224,11 @@ class MultiHeadAttention(MemoryAttention):
         record(self, lambda: self.weights(query, memory, segment_ids))
         mask = visible(memory, segment_ids)
         mixed = attention(self._queries(query, segment_ids), memory.keys, memory.values, mask=mask)
-        return self.out(mixed.reshape(*mixed.shape[:-2], -1))
+        return self.out(_joined(mixed))
+
+
+def _joined(heads: Float[Array, "*B T N H"]) -> Float[Array, "*B T F"]:
+    return heads.reshape(*heads.shape[:-2], heads.shape[-2] * heads.shape[-1])
 
 
 def scaled_dot(features: int, **fields: object) -> DotAttention:

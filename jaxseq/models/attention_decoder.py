@@ -85,7 +85,7 @@ def _step(modules: Any, params: Any, memory: Memory, carry: Attending, inputs: t
     core, ys = modules["core"].apply(params["core"], core, joined, None if ids is None else ids[..., None], rngs=rngs)
     mean = weights.mean(-3)[..., 0, :].astype(carry.weights.dtype)
     if ids is not None:
-        mean = jnp.where(segments.is_real(ids)[..., None], mean, carry.weights)
+        mean = jnp.where((ids != 0)[..., None], mean, carry.weights)
     return Attending(core, mean), (ys[..., 0, :], weights[..., 0, :])
 
 

@@ -15,6 +15,7 @@ from jaxseq.cores import Attention, Core, Positions
 from jaxseq.layers import FeedForward, Fusion, Memory, MemoryAttention, MultiHeadAttention, Sublayer
 from jaxseq.layers.encoders import last_norm
 from jaxseq.ops import segments
+from jaxseq.ops.tiled import at_least_float32
 from jaxseq.typing import Array, Carry, DType, Features, Float, SegmentIds, Sequence
 
 
@@ -69,7 +70,7 @@ def _attending(node: Any) -> list[Attending]:
 
 def no_weights(memory: Memory) -> Float[Array, "*B S"]:
     """Nothing attended to yet."""
-    return jnp.zeros(memory.keys.shape[:-2], jnp.promote_types(memory.keys.dtype, jnp.float32))
+    return jnp.zeros(memory.keys.shape[:-2], at_least_float32(memory.keys.dtype))
 
 
 class RecurrentDecoder(Decoder):

@@ -105,14 +105,17 @@ def make_decoder(
     masked = name == "transformer"
     own: dict[str, Any] = {"positions": "none", "use_bias": True, "num_heads": num_heads} if masked else {}
     cores = [make_core("attention" if masked else name, features, **own, **types) for _ in range(layers)]
-    heads = {"num_heads": num_heads} if attention == "multi_head" else {}
+    blocks = kind == "transformer"
     attends: Any = ATTENTIONS[attention]
-    reads = partial(attends, features, **heads, **types)
-    if kind == "transformer":
+    sizes: dict[str, Any] = {"value_features": features} if blocks else {}  # as wide as what it is added to
+    if attention == "multi_head":
+        sizes = {"num_heads": num_heads}
+    reads = partial(attends, features, **sizes, **types)
+    if blocks:
         feeds = [None if feed_forward is None else FeedForward(features, feed_forward, **types) for _ in cores]
-        blocks = [DecoderBlock(core, reads(), feed, **options) for core, feed in zip(cores, feeds, strict=True)]
+        parts = [DecoderBlock(core, reads(), feed, **options) for core, feed in zip(cores, feeds, strict=True)]
         sinusoids = None if positions is None or not masked else Positions(features, join=positions, **types)
-        return DecoderStack(tuple(blocks), sinusoids, norm=norm == "pre", **types)
+        return DecoderStack(tuple(parts), sinusoids, norm=norm == "pre", **types)
     core = Stacked((cores[0], *(block(core, **options) for core in cores[1:])))
     joins = None if fusion is None else Fusion(fusion, **types)
     if kind == "rnn":

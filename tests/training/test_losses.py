@@ -65,3 +65,15 @@ def test_it_takes_any_batch_and_none(problem):
     logits, targets, mask = problem
     single = [cross_entropy(x, t, m).total for x, t, m in zip(logits, targets, mask, strict=True)]
     np.testing.assert_allclose(sum(single), cross_entropy(logits, targets, mask).total, rtol=1e-6)
+
+
+def test_label_smoothing_is_the_cross_entropy_against_a_mixture(problem, x64):
+    logits, targets, mask = problem
+    logits = logits.astype(jnp.float64)
+    mixed = 0.8 * jax.nn.one_hot(targets, 11, dtype=jnp.float64) + 0.2 / 11
+    expected = -jnp.sum(mixed * jax.nn.log_softmax(logits), -1, where=mask[..., None]).sum()
+    found = cross_entropy(logits, targets, mask, label_smoothing=0.2)
+    np.testing.assert_allclose(found.total, expected, rtol=1e-12)
+    for wrong in (-0.1, 1.0):
+        with pytest.raises(ValueError, match=f"label_smoothing must be in .0, 1., not {wrong}"):
+            cross_entropy(logits, targets, mask, label_smoothing=wrong)
