@@ -1,10 +1,10 @@
 """What the translators of ``experiments/translation.py`` reach: every figure of docs/translation.md, from three seeds.
 
-    python benchmarks/translation_quality.py                            # all of it, about an hour and a half on 2 CPU cores
-    python benchmarks/translation_quality.py --parts dates fusion       # some of it
-    python benchmarks/translation_quality.py --table                    # what was measured, in Markdown
+    python benchmarks/translation_quality.py                        # all of it, more than an hour on 2 CPU cores
+    python benchmarks/translation_quality.py --parts dates fusion   # some of it
+    python benchmarks/translation_quality.py --table                # what was measured, in Markdown
 
-Every run is ``python experiments/translation.py`` with the options that stand below, in a folder of its own under
+Every run is ``python experiments/translation.py`` with options that stand below, in a folder of its own under
 runs/translation; the same command again makes those that are not finished. Rows go to
 benchmarks/results/translation-DEVICE.jsonl, one a run, figures to docs/figures. Nothing runs beside a measured run.
 """
@@ -26,7 +26,7 @@ from jaxseq import analysis
 ROOT = Path(__file__).resolve().parents[1]
 RUNS, FIGURES = ROOT / "runs" / "translation", ROOT / "docs" / "figures"
 
-SMALL = ["--features", "64", "--train.steps", "2000", "--optimizer.learning-rate", "4e-3"]
+SMALL = ["--features", "64", "--train.steps", "1400", "--optimizer.learning-rate", "4e-3"]
 MODELS = {
     "attention": ["--model", "attention"],
     "transformer": ["--model", "transformer", *SMALL],

@@ -1,7 +1,7 @@
 """Train a translator on pairs of texts, translate what was held out, and leave a run folder with its alignments.
 
     python experiments/translation.py --run runs/dates                                   # English dates to German ones
-    python experiments/translation.py --target iso --model transformer --features 64 --train.steps 2000 \
+    python experiments/translation.py --target iso --model transformer --features 64 --train.steps 1400 \
         --optimizer.learning-rate 4e-3 --run runs/iso
     python experiments/translation.py --task names --target fr --run runs/names
     python experiments/translation.py --pairs mine.tsv --tokens bpe --run runs/mine      # your own: TSV, JSONL, .gz
@@ -136,6 +136,9 @@ class Config:
             )
         if self.attention != "auto" and self.attention not in ATTENTIONS:
             raise ValueError(f"attention={self.attention!r}; known: auto, {', '.join(ATTENTIONS)}")
+        for name in ("pairs_target", "held_out_pairs"):
+            if self.pairs is None and getattr(self, name) is not None:
+                raise ValueError(f"{name}={getattr(self, name)} belongs to pairs, which are not given")
         if self.stretch > 1 and (self.pairs is not None or self.task not in ("dates", "reversal")):
             raise ValueError(f"stretch={self.stretch} is of dates and of reversal alone")
 

@@ -29,6 +29,10 @@ def test_the_decoding_example_holds():
     exec(compile(BLOCKS[2], "README.md", "exec"), {})
 
 
+def test_the_translation_example_holds():
+    exec(compile(BLOCKS[3], "README.md", "exec"), {})
+
+
 def test_the_table_of_cores_is_complete():
     from jaxseq.cores import CORES
 

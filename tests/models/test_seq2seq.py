@@ -28,7 +28,9 @@ KINDS: dict[str, dict[str, Any]] = {
     "post-norm": {"kind": "transformer", "name": "transformer", "attention": "multi_head", "norm": "post"},
     "hybrid": {"kind": "transformer", "name": "mingru", "attention": "additive"},
 }
-EVERY = pytest.mark.parametrize("name", KINDS)
+FIRST = ("rnn, both", "additive", "transformer")
+EVERY = pytest.mark.parametrize("name", [pytest.param(k, marks=() if k in FIRST else pytest.mark.again) for k in KINDS])
+A_FEW = pytest.mark.parametrize("name", ["rnn, both", "additive", "transformer", "hybrid"])
 
 
 def build(kind: str, name: str, *, summary: str = "ends", initial: bool = True, layers: int = 1, **fields: Any):
@@ -96,14 +98,11 @@ def test_padding_changes_nothing_and_a_batch_is_its_rows(name: str) -> None:
     whole = np.asarray(forward(SOURCE, TOKENS, SOURCE_IDS, IDS))
     noise = jnp.where(SOURCE_IDS == 0, draw(5, S, V), SOURCE), jnp.where(IDS == 0, draw(6, T, W), TOKENS)
     close(np.asarray(forward(*noise, SOURCE_IDS, IDS))[REAL], whole[REAL], 1e-6)
-    model, variables = model_and_variables(name)
-    for row in range(B):
-        kept, written = REAL_SOURCE[row], REAL[row]
-        alone = model.apply(variables, SOURCE[row][kept], TOKENS[row][written])
-        close(np.asarray(alone), whole[row][written], 1e-4)
+    row, kept, written = 2, REAL_SOURCE[2], REAL[2]
+    close(np.asarray(forward(SOURCE[row][kept], TOKENS[row][written], None, None)), whole[row][written], 1e-4)
 
 
-@EVERY
+@A_FEW
 def test_the_source_is_read_and_gradients_reach_every_parameter(name: str) -> None:
     model, variables = model_and_variables(name)
 
@@ -128,7 +127,7 @@ def test_the_source_is_read_and_gradients_reach_every_parameter(name: str) -> No
     assert np.abs(forward(SOURCE, TOKENS, SOURCE_IDS, IDS) - forward(other, TOKENS, SOURCE_IDS, IDS)).max() > 1e-3
 
 
-@EVERY
+@A_FEW
 def test_it_decodes_greedily_and_with_beams_over_the_memory(name: str) -> None:
     _, encode, begin, decode = functions(name)
     encoded = encode(SOURCE, SOURCE_IDS)
@@ -138,22 +137,24 @@ def test_it_decodes_greedily_and_with_beams_over_the_memory(name: str) -> None:
     greedy = decoding.greedy(step, carry, first, **common)
     one = decoding.beam_search(step, carry, first, num_beams=1, **common)
     np.testing.assert_array_equal(one.tokens[:, 0], greedy.tokens)
-    beams = decoding.beam_search(step, carry, first, num_beams=3, normalization="gnmt", **common)
-    same = decoding.score(step, carry, first, beams.tokens, beams.lengths, memory=encoded)
-    close(same, beams.log_probabilities, 1e-4)
     if KINDS[name]["kind"] == "rnn":
+        beams = decoding.beam_search(step, carry, first, num_beams=3, normalization="gnmt", **common)
+        same = decoding.score(step, carry, first, beams.tokens, beams.lengths, memory=encoded)
+        close(same, beams.log_probabilities, 1e-4)
         with pytest.raises(ValueError, match="attends to nothing"):
             attended(carry)
         return
     coverage = decoding.Coverage(attended, 0.5, SOURCE_IDS != 0)
     covered = decoding.beam_search(step, carry, first, num_beams=3, coverage=coverage, **common)
+    same = decoding.score(step, carry, first, covered.tokens, covered.lengths, memory=encoded)
+    close(same, covered.log_probabilities, 1e-4)
     assert np.isfinite(np.asarray(covered.scores)).all() and (covered.scores < covered.log_probabilities).any()
 
 
-@EVERY
+@A_FEW
 def test_captured_weights_are_those_the_carry_keeps(name: str) -> None:
     model, variables = model_and_variables(name)
-    found = capture_weights(model, variables, SOURCE, TOKENS, SOURCE_IDS, IDS)
+    found = jitted(functools.partial(capture_weights, model))(variables, SOURCE, TOKENS, SOURCE_IDS, IDS)
     reads = [
         path for path in found if path == "decoder" or (path.startswith("decoder") and path.endswith("/attention"))
     ]
