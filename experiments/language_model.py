@@ -142,7 +142,7 @@ def main(config: Config) -> dict[str, Any]:
             "parameters": sum(p.size for p in jax.tree.leaves(state.params)),
             "steps": int(state.step),
             "implementations": runs,
-            "train_seconds": train_seconds(run),
+            "train_seconds": run.train_seconds,
         }
         run.write_results(results)
         texts = sample_text(config, model, state.averaged, vocabulary, sample_key)
@@ -267,12 +267,6 @@ def sample_text(config: Config, model: LanguageModel, params: Any, vocabulary: A
         temperature=config.temperature,
     )
     return [vocabulary.decode(row[:n]) for row, n in zip(drawn.tokens.tolist(), drawn.lengths.tolist(), strict=True)]
-
-
-def train_seconds(run: training.Run) -> float | None:
-    """Seconds spent in training steps, over all resumptions."""
-    rows = [row for row in training.read_json_lines(run.metrics) if "train_seconds" in row]
-    return rows[-1]["train_seconds"] if rows else None
 
 
 if __name__ == "__main__":

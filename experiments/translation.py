@@ -208,7 +208,7 @@ def main(config: Config) -> dict[str, Any]:
             "parameters": sum(p.size for p in jax.tree.leaves(state.params)),
             "steps": int(state.step),
             "implementations": runs,
-            "train_seconds": train_seconds(run),
+            "train_seconds": run.train_seconds,
         }
         run.write_results(results)
         report = show(config, model, state.averaged, task, run)
@@ -460,12 +460,6 @@ def show(config: Config, model: Seq2Seq, params: Any, task: Task, run: training.
     except ImportError as error:
         print(error, flush=True)
     return training.write_report(run, title=f"Translation: {config.model}", samples=samples, figures=figures)
-
-
-def train_seconds(run: training.Run) -> float | None:
-    """Seconds spent in training steps, over all resumptions."""
-    rows = [row for row in training.read_json_lines(run.metrics) if "train_seconds" in row]
-    return rows[-1]["train_seconds"] if rows else None
 
 
 if __name__ == "__main__":

@@ -8,16 +8,16 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxseq.cores import Core, StateCarry
+from jaxseq.cores import StateCarry
 from jaxseq.cores.core import entering
-from jaxseq.layers import Fusion, Memory, MemoryAttention
+from jaxseq.layers import Fusion, Memory
 from jaxseq.layers.capture import record
-from jaxseq.models.decoders import Attending, Decoder, no_weights
+from jaxseq.models.decoders import Attending, Attentive
 from jaxseq.ops import segments
 from jaxseq.typing import Array, Features, Float, SegmentIds, Sequence
 
 
-class AttentionDecoder(Decoder):
+class AttentionDecoder(Attentive):
     """``c_t = Σ_s a_ts v_s``, ``a_t = softmax(e(h_{t-1}, k_s))``; ``h_t = core(fusion(x_t, c_t), h_{t-1})``.
 
     The context is made of the state before the step and joins the step's input, so that the attention is part of the
@@ -28,24 +28,7 @@ class AttentionDecoder(Decoder):
       ValueError: the core has no state h to ask with (``DecoderBlock`` takes any core).
     """
 
-    core: Core
-    attention: MemoryAttention
     fusion: Fusion
-
-    @property
-    def features(self) -> int:
-        """The core's."""
-        return self.core.features
-
-    def remember(
-        self, encoded: Float[Array, "*B S D"], segment_ids: SegmentIds | None, summary: Float[Array, "*B E"] | None
-    ) -> Memory:
-        """The attention's keys and values."""
-        return self.attention.project(encoded, segment_ids)
-
-    def initial_carry(self, memory: Memory, batch_shape: tuple[int, ...], context: int = 0) -> Attending:
-        """The core's, and no weights."""
-        return Attending(self.core.initial_carry(batch_shape, context), no_weights(memory))
 
     @nn.compact
     def __call__(

@@ -68,11 +68,6 @@ def _attending(node: Any) -> list[Attending]:
     return [part for child in node for part in _attending(child)] if isinstance(node, tuple) else []
 
 
-def no_weights(memory: Memory) -> Float[Array, "*B S"]:
-    """Nothing attended to yet."""
-    return jnp.zeros(memory.keys.shape[:-2], at_least_float32(memory.keys.dtype))
-
-
 class RecurrentDecoder(Decoder):
     """A core that knows its source by its first state (``Bridge``) and, with ``fusion``, by the summary at every step.
 
@@ -113,20 +108,11 @@ class RecurrentDecoder(Decoder):
         return self.core(carry, xs, segment_ids)
 
 
-class DecoderBlock(Decoder):
-    """Core, attention over the memory, feed-forward layer, each in a residual: a Transformer's block around any core.
-
-    With ``Attention`` as its core, the decoder's block of Vaswani et al. (2017), its keys and values of the memory both
-    from the encoder. ``norm`` and ``dropout`` stand as in ``Sublayer``.
-    """
+class Attentive(Decoder):
+    """Abstract: a core beside attention over the memory."""
 
     core: Core
     attention: MemoryAttention
-    feed_forward: nn.Module | None = None
-    norm: str = "pre"
-    dropout: float = 0.0
-    dtype: DType = jnp.float32
-    param_dtype: DType = jnp.float32
 
     @property
     def features(self) -> int:
@@ -141,7 +127,22 @@ class DecoderBlock(Decoder):
 
     def initial_carry(self, memory: Memory, batch_shape: tuple[int, ...], context: int = 0) -> Attending:
         """The core's, and no weights."""
-        return Attending(self.core.initial_carry(batch_shape, context), no_weights(memory))
+        weights = jnp.zeros(memory.keys.shape[:-2], at_least_float32(memory.keys.dtype))
+        return Attending(self.core.initial_carry(batch_shape, context), weights)
+
+
+class DecoderBlock(Attentive):
+    """Core, attention over the memory, feed-forward layer, each in a residual: a Transformer's block around any core.
+
+    With ``Attention`` as its core, the decoder's block of Vaswani et al. (2017), its keys and values of the memory both
+    from the encoder. ``norm`` and ``dropout`` stand as in ``Sublayer``.
+    """
+
+    feed_forward: nn.Module | None = None
+    norm: str = "pre"
+    dropout: float = 0.0
+    dtype: DType = jnp.float32
+    param_dtype: DType = jnp.float32
 
     @nn.compact
     def __call__(

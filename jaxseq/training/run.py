@@ -10,6 +10,7 @@ from typing import Any
 from jaxseq.training.environment import describe_environment, enable_compilation_cache
 from jaxseq.training.errors import ConfigMismatchError, RunFolderError, RunLockedError
 from jaxseq.training.files import write_json
+from jaxseq.training.metrics import read_json_lines
 from jaxseq.training.settings import config_differences, free_fields, to_json
 
 CONFIG = "config.json"
@@ -100,6 +101,12 @@ class Run:
         if nested:
             raise TypeError(f"results are flat, but these are not single values: {', '.join(nested)}")
         write_json(self.path / "results.json", rows)
+
+    @property
+    def train_seconds(self) -> float | None:
+        """Seconds spent in training steps, over all resumptions; None before the first were noted."""
+        rows = [row for row in read_json_lines(self.metrics) if "train_seconds" in row]
+        return rows[-1]["train_seconds"] if rows else None
 
     def close(self) -> None:
         """Let other processes have the folder."""
