@@ -6,7 +6,7 @@
 
 Every run is ``python experiments/translation.py`` with options that stand below, in a folder of its own under
 runs/translation; the same command again makes those that are not finished. Rows go to
-benchmarks/results/translation-DEVICE.jsonl, one a run, figures to docs/figures. Nothing runs beside a measured run.
+benchmarks/results/translation-DEVICE.jsonl, one a run, figures to docs/figures. Parts can run side by side, which makes training longer.
 """
 
 import itertools
@@ -27,21 +27,22 @@ ROOT = Path(__file__).resolve().parents[1]
 RUNS, FIGURES = ROOT / "runs" / "translation", ROOT / "docs" / "figures"
 
 SMALL = ["--features", "64", "--train.steps", "1400", "--optimizer.learning-rate", "4e-3"]
+LONGER = ["--train.steps", "1000"]
 MODELS = {
     "attention": ["--model", "attention"],
     "transformer": ["--model", "transformer", *SMALL],
     "rnn": ["--model", "rnn"],
 }
 REVERSAL = ["--task", "reversal", "--longest", "12", "--stretch", "2"]
-LISTS = ["--most", "2", "--stretch", "2", "--train.steps", "800"]
+LISTS = ["--most", "2", "--stretch", "2"]
 CASES: dict[str, dict[str, list[str]]] = {
     "dates": {
-        f"dates en-{target}, {model}": [*MODELS[model], "--target", target]
+        f"dates en-{target}, {model}": [*MODELS[model], *(LONGER if model == "attention" else []), "--target", target]
         for target, model in itertools.product(("de", "iso"), ("attention", "transformer"))
     },
     "hard": {
         "names en-de, attention": ["--task", "names", "--dropout", "0.3"],
-        "numbers to German words, attention": ["--task", "words", "--source", "de"],
+        "numbers to German words, attention": ["--task", "words", "--target", "de"],
         "German words to numbers, attention": ["--task", "digits", "--source", "de"],
     },
     "bottleneck": {
@@ -51,7 +52,7 @@ CASES: dict[str, dict[str, list[str]]] = {
         )
     },
 }
-FUSION = "task=words source=de train.steps=300 train.eval_every=None"
+FUSION = "task=words target=de train.steps=300"
 PARTS = (*CASES, "fusion")
 
 
@@ -71,6 +72,7 @@ def main(options: Options) -> None:
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     for part in () if options.table else options.parts:
         new = fusions(options.seeds) if part == "fusion" else runs(part, options.seeds)
+        rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
         rows = [row for row in rows if row["part"] != part] + new
         rows.sort(key=lambda row: PARTS.index(row["part"]))
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))

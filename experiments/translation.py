@@ -48,8 +48,8 @@ class Config:
     """Pairs to be judged by, in the same form; a tenth of the sources if not given."""
     held_out_pairs_target: Path | None = None
     task: Literal["dates", "names", "words", "digits", "reversal"] = "dates"
-    """Without pairs: dates; names of territories, languages, scripts, currencies; numbers into words or into digits
-    (in the source's language); random strings backwards."""
+    """Without pairs: dates; names of territories, languages, scripts, currencies; numbers into words of the target's
+    language, or words of the source's into digits; random strings backwards."""
     source: str = "en"
     target: str = "de"
     """Locales, as Babel names them; iso for dates as YYYY-MM-DD."""
@@ -121,10 +121,20 @@ class Config:
 
     def __post_init__(self) -> None:
         least = {"features": 2, "layers": 1, "num_heads": 1, "batch_size": 1, "buckets": 1, "beams": 1, "samples": 0}
-        least |= {"number": 1, "most": 1, "longest": 1, "stretch": 1, "seed": 0, "split_seed": 0, "coverage": 0}
+        least |= {
+            "feed_forward": 1,
+            "number": 1,
+            "most": 1,
+            "longest": 1,
+            "stretch": 1,
+            "seed": 0,
+            "split_seed": 0,
+            "coverage": 0,
+        }
         for name, bound in least.items():
-            if getattr(self, name) < bound:
-                raise ValueError(f"{name} must be at least {bound}, not {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < bound:
+                raise ValueError(f"{name} must be at least {bound}, not {value}")
         for name in ("dropout", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), not {getattr(self, name)}")
@@ -136,17 +146,34 @@ class Config:
             )
         if self.attention != "auto" and self.attention not in ATTENTIONS:
             raise ValueError(f"attention={self.attention!r}; known: auto, {', '.join(ATTENTIONS)}")
-        for name in ("pairs_target", "held_out_pairs"):
-            if self.pairs is None and getattr(self, name) is not None:
-                raise ValueError(f"{name}={getattr(self, name)} belongs to pairs, which are not given")
+        belongs = {"pairs_target": "pairs", "held_out_pairs": "pairs", "held_out_pairs_target": "held_out_pairs"}
+        for name, other in belongs.items():
+            if getattr(self, name) is not None and getattr(self, other) is None:
+                raise ValueError(f"{name}={getattr(self, name)} belongs to {other}, which is not given")
+        attends = [self.model == "transformer" if side == "auto" else side == "transformer" for side in self.sides]
+        for name, idle in (
+            ("attention", self.model == "rnn" and self.attention != "auto"),
+            ("bridge", self.model == "attention" and self.bridge == "context"),
+            ("feed_forward", self.feed_forward is not None and self.model != "transformer" and not attends[0]),
+            ("positions", self.positions == "concat" and not (self.model == "transformer" and all(attends))),
+        ):
+            if idle:
+                raise ValueError(f"{name}={getattr(self, name)} does nothing with model={self.model}, {self.sides}")
+        if self.positions == "concat" and self.tied != "none":
+            raise ValueError(f"tied={self.tied} needs embeddings of the model's width: not positions=concat")
         if self.stretch > 1 and (self.pairs is not None or self.task not in ("dates", "reversal")):
             raise ValueError(f"stretch={self.stretch} is of dates and of reversal alone")
 
+    @property
+    def sides(self) -> tuple[str, str]:
+        """Encoder and decoder, as asked."""
+        return self.encoder, self.decoder
+
 
 class Task(NamedTuple):
-    """Pairs and their vocabularies."""
+    """Pairs (None where a trained model is used on other texts) and their vocabularies."""
 
-    corpus: data.ParallelCorpus
+    corpus: Any
     source: data.Vocabulary
     target: data.Vocabulary
 
@@ -181,12 +208,15 @@ def main(config: Config) -> dict[str, Any]:
     key, init_key = jax.random.split(jax.random.key(config.seed))
     arrays = inputs(batches(0))
     jax.eval_shape(model.init, init_key, *arrays)  # whatever does not fit is said before a folder is made
+    analysis.translation_scores(["a"], ["a"], tokenize=config.bleu_tokenize)
 
     change = config.allow_config_change
     fingerprint = batches.fingerprint + task.corpus.sha256
     with training.Run.open(config.run, config, fingerprint=fingerprint, allow_config_change=change) as run:
         run.write("source_vocabulary.json", task.source.to_json())
         run.write("target_vocabulary.json", task.target.to_json())
+        run.write("pairs.json", {"description": task.corpus.describe(), "skipped": task.corpus.skipped})
+        run.write("lengths.json", {"longest_answer": longest_answer(config, task)})
         params = jax.jit(model.init)(init_key, *arrays)["params"]
         optimizer = training.make_optimizer(config.optimizer, config.train.steps)
         state = training.create_state(params, optimizer, key=key)
@@ -243,7 +273,8 @@ def make_task(config: Config) -> Task:
     elif config.task == "reversal":
         corpus = data.reversal_pairs(longest=config.longest, number=config.number, **seed)
     else:
-        corpus = data.number_pairs(config.source, direction=config.task, **counts)
+        language = config.target if config.task == "words" else config.source
+        corpus = data.number_pairs(language, direction=config.task, **counts)
     sides = [[pair[side] for pair in corpus.train] for side in (0, 1)]
     if config.tied == "all":
         sides = [sides[0] + sides[1]] * 2
@@ -261,13 +292,13 @@ def build(config: Config, source_size: int, target_size: int) -> Seq2Seq:
         for name in (config.encoder, config.decoder)
     )
     width = config.features // 2 if transformer and config.positions == "concat" else config.features
-    scale = math.sqrt(width) if transformer and config.scale_embeddings else 1.0
-    source = Embedding(source_size, width, scale=scale, **types)
-    target = source if config.tied == "all" else Embedding(target_size, width, scale=scale, **types)
+    root = math.sqrt(width) if config.scale_embeddings else 1.0
+    source = Embedding(source_size, width, scale=root if encoder == "transformer" else 1.0, **types)
+    target = Embedding(target_size, width, scale=root if decoder == "transformer" else 1.0, **types)
+    target = source if config.tied == "all" else target
     common: dict[str, Any] = {"norm": config.norm, "dropout": config.dropout, "num_heads": config.num_heads, **types}
     common["positions"] = None if config.positions == "none" else config.positions
-    if transformer:
-        common["feed_forward"] = 4 * config.features if config.feed_forward is None else config.feed_forward
+    hidden = 4 * config.features if config.feed_forward is None else config.feed_forward
     attention = config.attention
     if attention == "auto":
         attention = "multi_head" if transformer else "additive"
@@ -279,9 +310,15 @@ def build(config: Config, source_size: int, target_size: int) -> Seq2Seq:
     sizes = config.features, (1 + transformer) * config.layers
     return Seq2Seq(
         source,
-        make_encoder(encoder, *sizes, bidirectional=config.bidirectional, **common),
+        make_encoder(
+            encoder,
+            *sizes,
+            bidirectional=config.bidirectional,
+            feed_forward=hidden if transformer or encoder == "transformer" else None,
+            **common,
+        ),
         target,
-        make_decoder(config.model, decoder, *sizes, attention=attention, fusion=fusion, **common),
+        make_decoder(config.model, decoder, *sizes, attention=attention, fusion=fusion, feed_forward=hidden, **common),
         head=nn.Dense(target_size, **types) if config.tied == "none" else None,
         bridge=bridge,
         dropout=config.dropout,
@@ -349,9 +386,11 @@ class Translator:
 
 
 def longest_answer(config: Config, task: Task) -> int:
-    """How many tokens a translation may have: half as many again as the longest target trained on."""
-    longest = max(len(tokens) for _, tokens in task.encoded(task.corpus.train))
-    return config.stretch * (longest + longest // 2 + 1)
+    """How many tokens a translation may have: half as many again as the longest target trained on, or held out."""
+    longest, judged = (
+        max(len(task.target.encode(b)) for _, b in part) for part in (task.corpus.train, task.corpus.held_out)
+    )
+    return max(config.stretch * (longest + longest // 2), judged) + 1
 
 
 def make_evaluation(config: Config, model: Seq2Seq, task: Task) -> Callable:
@@ -415,14 +454,21 @@ def stretched(config: Config, task: Task) -> list[tuple[str, str]]:
 
 def alignments(model: Seq2Seq, params: Any, task: Task, pairs: Any) -> list[analysis.Alignment]:
     """Where the decoder reads its source as it writes each token of these targets; nothing, if it never does."""
-    apply, drawn = jax.jit(partial(alignment, model)), []
-    for source, written in task.encoded(pairs):
-        tokens = np.append(np.int32(task.target.separator), written)
-        weights = apply({"params": params}, np.append(source, np.int32(task.source.separator))[None], tokens[None])
-        if weights is None:
-            return []
-        spelled = [[v.decode([t]) for t in ids] for v, ids in ((task.source, source), (task.target, written))]
-        drawn.append(analysis.Alignment(np.asarray(weights[0]), [*spelled[0], "⟨end⟩"], [*spelled[1], "⟨end⟩"]))
+    encoded = task.encoded(pairs)
+    sources, source_lengths = decoding.padded([[*source, task.source.separator] for source, _ in encoded])
+    tokens, lengths = decoding.padded([[task.target.separator, *target] for _, target in encoded])
+    ids = [
+        (np.arange(rows.shape[1]) < count[:, None]).astype(np.int32)
+        for rows, count in ((sources, source_lengths), (tokens, lengths))
+    ]
+    weights = jax.jit(partial(alignment, model))({"params": params}, sources, tokens, *ids)
+    if weights is None:
+        return []
+    drawn = []
+    for row, (source, target) in zip(np.asarray(weights), encoded, strict=True):
+        spelled = [[v.decode([t]) for t in side] for v, side in ((task.source, source), (task.target, target))]
+        read = row[: len(target) + 1, : len(source) + 1]
+        drawn.append(analysis.Alignment(read, [*spelled[0], "⟨end⟩"], [*spelled[1], "⟨end⟩"]))
     return drawn
 
 

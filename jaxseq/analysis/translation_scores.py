@@ -160,7 +160,10 @@ def _bleu(tokenize: str) -> Any:
     BLEU = _metrics().BLEU
     if tokenize not in BLEU.TOKENIZERS:
         raise ValueError(f"unknown tokenizer {tokenize!r}; known: {', '.join(sorted(BLEU.TOKENIZERS))}")
-    return BLEU(tokenize=tokenize)
+    try:
+        return BLEU(tokenize=tokenize)
+    except RuntimeError as error:  # a tokenizer that needs a package of its own
+        raise ImportError(f"BLEU with the tokenizer {tokenize!r}: {error}") from None
 
 
 def _metrics() -> Any:

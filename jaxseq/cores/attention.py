@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxseq.cores.core import Core, count_heads, no_segment, without_padding
-from jaxseq.layers.capture import record
+from jaxseq.layers.capture import SELF, record
 from jaxseq.ops import attention, attention_weights, masks, positions, segments
 from jaxseq.typing import Array, DType, Features, Float, Int, SegmentIds, Sequence
 
@@ -170,7 +170,7 @@ class Attention(Core):
         if self.positions == "alibi":
             bias = positions.alibi(positions.alibi_slopes(query.shape[-2]), q, k)
         options: dict[str, Any] = {"mask": mask, "bias": bias, "soft_cap": self.soft_cap}
-        record(self, lambda: attention_weights(query, key, **options))
+        record(self, SELF, lambda: attention_weights(query, key, **options))
         return attention(query, key, value, implementation=self.implementation, **options)
 
 

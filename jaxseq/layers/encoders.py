@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxseq.layers.feed_forward import FeedForward
 from jaxseq.layers.memory_attention import MemoryAttention, MultiHeadAttention
 from jaxseq.layers.sublayer import Sublayer
+from jaxseq.ops import segments
 from jaxseq.ops.segments import without_padding
 from jaxseq.ops.tiled import at_least_float32
 from jaxseq.typing import DType, Features, SegmentIds, Sequence
@@ -37,6 +38,10 @@ class SelfAttention(nn.Module):
 
     def __call__(self, xs: Sequence, segment_ids: SegmentIds | None = None) -> Features:
         """Contexts, zeros at padding."""
+        if segment_ids is not None:  # an id used again is another document
+            starts = segments.starts(segment_ids, segments.no_ids(segment_ids))
+            count = 1 + jnp.cumsum(starts, axis=-1, dtype=segment_ids.dtype)
+            segment_ids = jnp.where(segments.is_real(segment_ids), count, jnp.zeros_like(count))
         ys = self.attention(xs, self.attention.project(xs, segment_ids), segment_ids)
         return without_padding(ys, segment_ids)
 

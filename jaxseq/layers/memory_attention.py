@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxseq.layers.capture import record
+from jaxseq.layers.capture import MEMORY, record
 from jaxseq.ops import attention, attention_weights, masked_softmax, masks, segments
 from jaxseq.ops.masks import Mask
 from jaxseq.typing import Array, DType, Float, SegmentIds
@@ -77,9 +77,15 @@ class MemoryAttention(nn.Module, abc.ABC):
         With ``segment_ids`` of the queries, a query sees the memory of its own document only (packed rows); without,
         all that is real.
         """
+        return self.read(query, memory, segment_ids)[0]
+
+    def read(
+        self, query: Float[Array, "*B T D"], memory: Memory, segment_ids: SegmentIds | None = None
+    ) -> tuple[Float[Array, "*B T F"], Float[Array, "*B N T S"]]:
+        """The contexts, and the weights that they are mixed by."""
         weights = self.weights(query, memory, segment_ids)
-        record(self, lambda: weights)
-        return self.mix(weights, memory)
+        record(self, MEMORY, lambda: weights)
+        return self.mix(weights, memory), weights
 
 
 def visible(memory: Memory, segment_ids: SegmentIds | None) -> Mask | None:
@@ -149,7 +155,7 @@ class DotAttention(MemoryAttention):
         self, query: Float[Array, "*B T D"], memory: Memory, segment_ids: SegmentIds | None = None
     ) -> Float[Array, "*B T F"]:
         """The contexts by ``jaxseq.ops.attention``, which never has all weights at once."""
-        record(self, lambda: self.weights(query, memory, segment_ids))
+        record(self, MEMORY, lambda: self.weights(query, memory, segment_ids))
         scale, mask = self._scale(query, memory), visible(memory, segment_ids)
         heads = query.astype(self.dtype)[..., None, :]
         return attention(heads, memory.keys, memory.values, mask=mask, scale=scale)[..., 0, :]
@@ -221,7 +227,7 @@ class MultiHeadAttention(MemoryAttention):
         self, query: Float[Array, "*B T D"], memory: Memory, segment_ids: SegmentIds | None = None
     ) -> Float[Array, "*B T F"]:
         """The contexts by ``jaxseq.ops.attention``."""
-        record(self, lambda: self.weights(query, memory, segment_ids))
+        record(self, MEMORY, lambda: self.weights(query, memory, segment_ids))
         mask = visible(memory, segment_ids)
         mixed = attention(self._queries(query, segment_ids), memory.keys, memory.values, mask=mask)
         return self.out(_joined(mixed))

@@ -11,7 +11,7 @@ from jax import lax
 from jaxseq.cores import StateCarry
 from jaxseq.cores.core import entering
 from jaxseq.layers import Fusion, Memory
-from jaxseq.layers.capture import record
+from jaxseq.layers.capture import MEMORY, record
 from jaxseq.models.decoders import Attending, Attentive
 from jaxseq.ops import segments
 from jaxseq.typing import Array, Features, Float, SegmentIds, Sequence
@@ -45,7 +45,7 @@ class AttentionDecoder(Attentive):
         ids = None if segment_ids is None else jnp.moveaxis(segment_ids, -1, 0)
         step = partial(_step, modules, params, memory)
         carry, (ys, weights) = lax.scan(step, carry, (jnp.moveaxis(xs, -2, 0), ids, keys))
-        record(self, lambda: jnp.moveaxis(weights, 0, -2))
+        record(self, MEMORY, lambda: jnp.moveaxis(weights, 0, -2))
         return carry, jnp.moveaxis(ys, 0, -2)
 
     def _initialise(self, carry: Attending, xs: Sequence, memory: Memory) -> tuple[Attending, Features]:

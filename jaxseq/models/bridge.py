@@ -18,7 +18,7 @@ class Bridge(nn.Module):
     ``summary``: ``"last"`` is the output at the last real position (Cho et al. 2014; Sutskever et al. 2014), ``"ends"``
     those at the first and the last side by side (both final states, if the encoder is bidirectional), ``"mean"`` the
     mean over all that are real. With ``initial`` each state of the decoder begins at ``h = tanh(W s + b)`` (Bahdanau et
-    al. 2015) and, where there is one, ``c = W s + b``; else at zero.
+    al. 2015) and an LSTM's cell at ``c = W s + b``; else at zero.
 
     Raises:
       ValueError: an unknown summary, or an initial state is asked for and the decoder has none (``h``).
@@ -58,7 +58,7 @@ class Bridge(nn.Module):
         def walk(node: Any) -> Any:
             nonlocal begun
             if isinstance(node, StateCarry) and hasattr(node.state, "h"):
-                names = [name for name in ("h", "c") if hasattr(node.state, name)]
+                names = node.state._fields if node.state._fields == ("h", "c") else ("h",)
                 fields = {name: state(getattr(node.state, name), name) for name in names}
                 begun += 1
                 return node._replace(state=node.state._replace(**fields))

@@ -163,9 +163,9 @@ class DecoderBlock(Attentive):
             if xs.shape[-2] != 1:
                 weights = _last(lambda x: self.attention.weights(x, memory), xs, segment_ids, weights)
                 return self.attention(xs, memory)
-            each = self.attention.weights(xs, memory)  # a step: the weights are kept, and used
+            context, each = self.attention.read(xs, memory)  # a step: the weights are used, and kept
             weights = _kept(each.mean(-3)[..., 0, :], segment_ids, weights)
-            return self.attention.mix(each, memory)
+            return context
 
         xs = Sublayer(name="mixed", **options)(mixed, xs, segment_ids)
         xs = Sublayer(name="attended", **options)(read, xs, segment_ids)

@@ -3,9 +3,11 @@
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from jaxseq.layers import Embedding, capture_weights
+from jaxseq.layers.capture import MEMORY
 from jaxseq.models.bridge import Bridge
 from jaxseq.models.decoders import Decoder
 from jaxseq.typing import Array, Carry, DType, Float, Int, SegmentIds, Tokens
@@ -28,7 +30,7 @@ class Seq2Seq(nn.Module):
     decoding takes ``method="encode"`` once, then ``method="initial_carry"``, then ``method="decode"`` step by step:
 
         encoded = model.apply(variables, source, source_ids, method="encode")
-        carry = model.apply(variables, encoded, max_length, method="initial_carry")
+        carry = model.apply(variables, encoded, (batch,), max_length, method="initial_carry")
         step = decoding.step_of(Partial(partial(model.apply, method="decode"), variables))
         decoding.beam_search(step, carry, first_tokens, memory=encoded, ...)
 
@@ -36,8 +38,10 @@ class Seq2Seq(nn.Module):
     the one it predicts. Without a ``head`` the target's embedding is read backwards (tied); one embedding given as both
     ``source`` and ``target`` is shared. ``dropout`` falls on both embeddings and on what the decoder puts out.
 
+    A row holds one source and one target: ids mark padding (0), and do not pair documents packed side by side.
+
     Raises:
-      ValueError: tied, and the widths differ.
+      ValueError: tied, and the widths differ; or the decoder knows nothing of its source.
     """
 
     source: Embedding
@@ -67,6 +71,8 @@ class Seq2Seq(nn.Module):
         carry = self.decoder.initial_carry(encoded.memory, batch_shape, context)
         if self.bridge is None or encoded.summary is None:
             return carry
+        if not (jax.tree.leaves(encoded.memory) or self.bridge.initial):
+            raise ValueError("nothing tells the decoder of its source: give it a fusion, or take Bridge(initial=True)")
         return self.bridge.begin(carry, encoded.summary)
 
     def decode(
@@ -110,6 +116,6 @@ def alignment(
 
     None if it never does. ``jaxseq.layers.capture_weights`` gives every layer's.
     """
-    found = capture_weights(model, variables, source, tokens, source_ids, segment_ids)
-    reads = [path for path in found if path.startswith("decoder") and not path.endswith("/core")]
+    found = capture_weights(model, variables, source, tokens, source_ids, segment_ids, names=(MEMORY,))
+    reads = [path for path in found if path.split("/")[0] == "decoder"]
     return found[reads[-1]].mean(-3) if reads else None

@@ -14,6 +14,7 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 
 PACKAGES = ("jaxseq", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+OPTIONAL = ("tokenizers", "babel", "num2words", "sacrebleu")
 CACHE_VARIABLE = "JAXSEQ_COMPILATION_CACHE"
 
 
@@ -25,7 +26,8 @@ def describe_environment(fingerprint: str) -> dict[str, Any]:
         "command": command(),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": {name: _version(name) for name in PACKAGES}
+        | {name: version for name in OPTIONAL if (version := _version(name))},
         "backend": devices[0].platform,
         "devices": sorted({device.device_kind for device in devices}),
         "device_count": len(devices),
@@ -40,6 +42,12 @@ def describe_environment(fingerprint: str) -> dict[str, Any]:
 def command() -> str:
     """The command line, as one would type it."""
     return shlex.join(["python", *sys.argv])
+
+
+def _versions() -> dict[str, str | None]:
+    """Of what there must be, and of what there may be."""
+    found = {name: _version(name) for name in PACKAGES + OPTIONAL}
+    return {name: version for name, version in found.items() if version or name in PACKAGES}
 
 
 def _version(package: str) -> str | None:
