@@ -6,7 +6,8 @@
 
 Every run is ``python experiments/translation.py`` with options that stand below, in a folder of its own under
 runs/translation; the same command again makes those that are not finished. Rows go to
-benchmarks/results/translation-DEVICE.jsonl, one a run, figures to docs/figures. Parts can run side by side, which makes training longer.
+benchmarks/results/translation-DEVICE.jsonl, one a run, figures to docs/figures. Parts can run side by side, which makes
+training longer.
 """
 
 import itertools
@@ -27,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RUNS, FIGURES = ROOT / "runs" / "translation", ROOT / "docs" / "figures"
 
 SMALL = ["--features", "64", "--train.steps", "1400", "--optimizer.learning-rate", "4e-3"]
-LONGER = ["--train.steps", "1000"]
+STEPS = {("de", "attention"): ["--train.steps", "1000"], ("iso", "attention"): ["--train.steps", "1800"]}
 MODELS = {
     "attention": ["--model", "attention"],
     "transformer": ["--model", "transformer", *SMALL],
@@ -37,7 +38,7 @@ REVERSAL = ["--task", "reversal", "--longest", "12", "--stretch", "2"]
 LISTS = ["--most", "2", "--stretch", "2"]
 CASES: dict[str, dict[str, list[str]]] = {
     "dates": {
-        f"dates en-{target}, {model}": [*MODELS[model], *(LONGER if model == "attention" else []), "--target", target]
+        f"dates en-{target}, {model}": [*MODELS[model], *STEPS.get((target, model), []), "--target", target]
         for target, model in itertools.product(("de", "iso"), ("attention", "transformer"))
     },
     "hard": {

@@ -9,8 +9,9 @@ import pytest
 pytest.importorskip("sacrebleu", reason="sacrebleu is not installed (extra `translation`)")
 pytest.importorskip("babel", reason="Babel is not installed (extra `translation`)")
 
+from experiments import translate
 from experiments.translation import Config, main
-from jaxseq.training import ConfigMismatchError, TrainConfig, read_json
+from jaxseq.training import ConfigMismatchError, RunFolderError, TrainConfig, read_json
 
 SHORT = TrainConfig(steps=6, log_every=3, checkpoint_every=3)
 
@@ -76,7 +77,14 @@ def test_what_cannot_be_is_refused_by_name(tmp_path):
         ({"attention": "soft"}, "attention='soft'; known: auto, additive"),
         ({"stretch": 2, "task": "names"}, "stretch=2 is of dates and of reversal alone"),
         ({"number": 0}, "number must be at least 1, not 0"),
-        ({"held_out_pairs": tmp_path / "x.tsv"}, "held_out_pairs"),
+        ({"held_out_pairs": tmp_path / "x.tsv"}, "held_out_pairs=.* belongs to pairs"),
+        ({"held_out_pairs_target": tmp_path / "x.tsv"}, "held_out_pairs_target=.* belongs to held_out_pairs"),
+        ({"model": "rnn", "attention": "dot"}, "attention=dot does nothing with model=rnn"),
+        ({"bridge": "context"}, "bridge=context does nothing with model=attention"),
+        ({"feed_forward": 64}, "feed_forward=64 does nothing"),
+        ({"positions": "concat"}, "positions=concat does nothing"),
+        ({"model": "transformer", "positions": "concat", "tied": "head"}, "tied=head needs embeddings"),
+        ({"feed_forward": 0}, "feed_forward must be at least 1, not 0"),
     ):
         with pytest.raises(ValueError, match=message):
             config(tmp_path, **fields)
@@ -84,11 +92,30 @@ def test_what_cannot_be_is_refused_by_name(tmp_path):
         ({"target": "xx_YY"}, "unknown locale 'xx_YY'"),
         ({"decoder": "conv"}, "needs a state h to ask with"),
         ({"encoder": "lsmt"}, "unknown core 'lsmt'"),
+        ({"bleu_tokenize": "14a"}, "unknown tokenizer '14a'"),
         ({"pairs": tmp_path / "none.tsv"}, "none.tsv"),
     ):
         with pytest.raises((ValueError, OSError), match=message):
             main(config(tmp_path, **fields))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_trained_run_translates_other_texts(tmp_path, capsys):
+    main(config(tmp_path, model="transformer"))
+    run, picture = tmp_path / "run", tmp_path / "where.png"
+    texts = ("March 3, 2031", "Friday, May 2, 1930")
+    found = translate.main(translate.Config(run=run, text=texts, beams=2, max_length=9, alignment=picture))
+    assert len(found) == 2 and all(len(line) <= 9 for line in found) and picture.read_bytes().startswith(b"\x89PNG")
+    (tmp_path / "new.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
+    out = tmp_path / "out.txt"
+    again = translate.main(translate.Config(run=run, file=tmp_path / "new.txt", beams=2, max_length=9, output=out))
+    assert again == found and out.read_text(encoding="utf-8").splitlines() == found
+    for fields, message in (({"text": ("",)}, "text 1 is empty"), ({"max_length": 0}, "max_length must be at least 1")):
+        with pytest.raises(ValueError, match=message):
+            translate.main(translate.Config(run=run, **fields))
+    with pytest.raises(RunFolderError, match="is no run folder"):
+        translate.main(translate.Config(run=tmp_path, text=texts))
+    capsys.readouterr()
 
 
 def test_results_are_those_of_the_translations_written(tmp_path):

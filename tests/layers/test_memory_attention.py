@@ -210,6 +210,34 @@ def test_padding_and_documents_of_an_encoder_do_not_reach_each_other(name: str) 
         close(clean[ids == document], alone, 1e-5)
 
 
+def test_an_id_used_again_is_another_document_to_self_attention(key: jax.Array) -> None:
+    encoder = SelfAttention(MultiHeadAttention(D, num_heads=2))
+    xs, ids = jnp.asarray(drawn(S, D), jnp.float32), jnp.asarray([1, 1, 0, 2, 1, 1, 2])
+    variables = encoder.init(key, xs)
+    changed = encoder.apply(variables, xs.at[0].add(1.0), ids) - encoder.apply(variables, xs, ids)
+    np.testing.assert_array_equal(np.abs(changed).max(-1) > 1e-4, [True, True, *[False] * 5])
+
+
+class Sowing(nn.Module):
+    """A layer that leaves something of its own, beside attention."""
+
+    attends: nn.Module
+
+    @nn.compact
+    def __call__(self, xs: Any) -> Any:
+        self.sow("intermediates", "own", xs)
+        return self.attends(xs)
+
+
+def test_what_else_a_layer_leaves_is_left_alone(key: jax.Array) -> None:
+    xs = jnp.asarray(drawn(S, D), jnp.float32)
+    layer = Sowing(transformer_encoder(D, 11, num_heads=2))
+    variables = layer.init(key, xs)
+    found = capture_weights(layer, {"params": variables["params"]}, xs)
+    numbers = [int(path.split("/")[1].split("_")[1]) for path in found]
+    assert numbers == list(range(11))  # in their order, not 0, 1, 10, 2, ...
+
+
 def test_order_is_unknown_without_positions_and_known_with_them(key: jax.Array) -> None:
     xs, order = jnp.asarray(drawn(S, D), jnp.float32), np.random.default_rng(1).permutation(S)
     plain = transformer_encoder(D, 2, num_heads=2)

@@ -14,7 +14,7 @@ from jax.tree_util import Partial
 from jaxseq import decoding
 from jaxseq.cores import CORES
 from jaxseq.layers import ATTENTIONS, Embedding, capture_weights
-from jaxseq.models import Bridge, Seq2Seq, attended, make_decoder, make_encoder
+from jaxseq.models import Bridge, Seq2Seq, alignment, attended, make_decoder, make_encoder
 
 V, W, F, B, S, T = 9, 7, 8, 3, 6, 5
 KINDS: dict[str, dict[str, Any]] = {
@@ -174,6 +174,16 @@ def test_captured_weights_are_those_the_carry_keeps(name: str) -> None:
     close(attended(carry), last, 1e-5)
 
 
+def test_a_step_leaves_its_weights_too() -> None:
+    for name in ("transformer", "additive"):
+        model, variables = model_and_variables(name)
+        whole, step = (np.asarray(alignment(model, variables, SOURCE, TOKENS[:, :n], SOURCE_IDS)) for n in (2, 1))
+        assert step.shape == (B, 1, S)
+        close(step, whole[:, :1], 1e-5)
+    model = build("rnn", "transformer", initial=False)
+    assert alignment(model, model.init(jax.random.key(0), SOURCE, TOKENS), SOURCE, TOKENS) is None
+
+
 def test_dropout_falls_only_with_a_key() -> None:
     model, variables = model_and_variables("additive")
     run = functools.partial(model.apply, variables, SOURCE, TOKENS)
@@ -204,6 +214,8 @@ def test_what_does_not_fit_is_named() -> None:
     with pytest.raises(ValueError, match="give the model a Bridge"):
         encoder = make_encoder("gru", F)
         shapes(Seq2Seq(Embedding(V, F), encoder, Embedding(W, F), make_decoder("rnn", "gru", F), nn.Dense(W)))
+    with pytest.raises(ValueError, match="nothing tells the decoder of its source"):
+        shapes(build("rnn", "gru", fusion=None, initial=False))
     with pytest.raises(ValueError, match="summary='middle'; known: last, ends, mean"):
         shapes(build("rnn", "gru", summary="middle"))
     with pytest.raises(ValueError, match="fusion='sum'; known: add, multiply, concat"):
