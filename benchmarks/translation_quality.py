@@ -10,6 +10,7 @@ benchmarks/results/translation-DEVICE.jsonl, one a run, figures to docs/figures.
 training longer.
 """
 
+import dataclasses
 import itertools
 import json
 import subprocess
@@ -112,23 +113,24 @@ def fusions(seeds: int) -> list[dict[str, Any]]:
 
 def curves(seeds: int) -> None:
     """Exact match against source length, the sentences of all seeds together."""
-    for name, width, trained in (("reversal", 2, 12), ("lists of dates", 8, None)):
-        scores = {}
+    for name, width in (("reversal", 2), ("lists of dates", 10)):
+        scores, trained = {}, 0
         for model, label in (("attention", "attention"), ("rnn", "one vector")):
-            found = [
-                json.loads((folder(f"{name}, {model}", s) / "translations.json").read_text()) for s in range(seeds)
-            ]
-            rows = [row for part in found for row in part]
+            rows: list[dict[str, str]] = []
+            for seed in range(seeds):
+                run = folder(f"{name}, {model}", seed)
+                found = json.loads((run / "translations.json").read_text(encoding="utf-8"))
+                judged = json.loads((run / "results.json").read_text())["held_out_pairs"]
+                trained = max([trained, *(len(row["source"]) for row in found[:judged])])
+                rows += found
             lengths = [len(row["source"]) for row in rows]
-            edges = range(min(lengths), max(lengths) + 1, width)
+            edges = list(range(min(lengths) + width, max(lengths) + 1, width))
             texts = [row["found"] for row in rows], [row["target"] for row in rows]
-            scores[label] = analysis.scores_by_length(lengths, *texts, edges=list(edges)[1:])
-            longest = 58 if trained is None else trained  # two dates in English take 58 characters at most
-        file = FIGURES / f"translation-{name.replace(' ', '-')}.png"
-        analysis.draw_by_length(scores, file, trained_length=longest)
-        (RESULTS / f"translation-{name.replace(' ', '-')}-{device_name()}.json").write_text(
-            json.dumps({label: [row.__dict__ for row in part] for label, part in scores.items()}) + "\n"
-        )
+            scores[label] = analysis.scores_by_length(lengths, *texts, edges=edges)
+        picture = f"translation-{name.replace(' ', '-')}"
+        analysis.draw_by_length(scores, FIGURES / f"{picture}.png", trained_length=trained)
+        kept = {label: [dataclasses.asdict(row) for row in part] for label, part in scores.items()}
+        (RESULTS / f"{picture}-{device_name()}.json").write_text(json.dumps(kept) + "\n")
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
