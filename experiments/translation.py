@@ -379,7 +379,11 @@ class Translator:
         if config.beams == 1:
             made = decoding.greedy(step, carry, first, **common)
             return np.asarray(made.tokens), np.asarray(made.lengths)
-        covers = decoding.Coverage(attended, config.coverage, batch.source_ids != 0) if config.coverage else None
+        covers = (
+            decoding.Coverage(attended, config.coverage, jnp.asarray(batch.source_ids != 0))
+            if config.coverage
+            else None
+        )
         common |= {"num_beams": config.beams, "normalization": config.normalization, "coverage": covers}
         found = decoding.beam_search(step, carry, first, num_results=1, **common)
         return np.asarray(found.tokens[:, 0]), np.asarray(found.lengths[:, 0])
@@ -455,8 +459,10 @@ def stretched(config: Config, task: Task) -> list[tuple[str, str]]:
 def alignments(model: Seq2Seq, params: Any, task: Task, pairs: Any) -> list[analysis.Alignment]:
     """Where the decoder reads its source as it writes each token of these targets; nothing, if it never does."""
     encoded = task.encoded(pairs)
-    sources, source_lengths = decoding.padded([[*source, task.source.separator] for source, _ in encoded])
-    tokens, lengths = decoding.padded([[task.target.separator, *target] for _, target in encoded])
+    sources, source_lengths = decoding.padded(
+        [np.append(source, np.int32(task.source.separator)) for source, _ in encoded]
+    )
+    tokens, lengths = decoding.padded([np.append(np.int32(task.target.separator), target) for _, target in encoded])
     ids = [
         (np.arange(rows.shape[1]) < count[:, None]).astype(np.int32)
         for rows, count in ((sources, source_lengths), (tokens, lengths))
@@ -466,7 +472,7 @@ def alignments(model: Seq2Seq, params: Any, task: Task, pairs: Any) -> list[anal
         return []
     drawn = []
     for row, (source, target) in zip(np.asarray(weights), encoded, strict=True):
-        spelled = [[v.decode([t]) for t in side] for v, side in ((task.source, source), (task.target, target))]
+        spelled = [[v.decode([t]) for t in side.tolist()] for v, side in ((task.source, source), (task.target, target))]
         read = row[: len(target) + 1, : len(source) + 1]
         drawn.append(analysis.Alignment(read, [*spelled[0], "⟨end⟩"], [*spelled[1], "⟨end⟩"]))
     return drawn

@@ -20,7 +20,7 @@ class Prompted(NamedTuple):
     first_tokens: Int[Array, "*B"]
 
 
-def padded(prompts: Sequence[Sequence[int] | Int[np.ndarray, " t"]]) -> tuple[np.ndarray, np.ndarray]:
+def padded(prompts: Sequence[Sequence[int] | Int[np.ndarray, "_"]]) -> tuple[np.ndarray, np.ndarray]:
     """Prompts as one array ``[B T]``, zeros behind each, and their lengths ``[B]``.
 
     Raises:
