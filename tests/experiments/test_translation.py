@@ -92,7 +92,8 @@ def test_what_cannot_be_is_refused_by_name(tmp_path):
             config(tmp_path, **fields)
     for fields, message in (
         ({"target": "xx_YY"}, "unknown locale 'xx_YY'"),
-        ({"decoder": "conv"}, "needs a state h to ask with"),
+        ({"decoder": "conv"}, "the decoder has no state h"),
+        ({"decoder": "conv", "bridge": "zero"}, "needs a state h to ask with"),
         ({"encoder": "lsmt"}, "unknown core 'lsmt'"),
         ({"bleu_tokenize": "14a"}, "unknown tokenizer '14a'"),
         ({"pairs": tmp_path / "none.tsv"}, "none.tsv"),
