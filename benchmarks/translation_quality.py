@@ -150,8 +150,11 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         ]
         cells += [f"{own[0]['parameters']:,}", each("alignment_accuracy", ".1f", 100)]
         lines.append(f"| {case} | {' | '.join(cells)} |")
-    copied = {row["case"]: row["exact_match_of_copying"] for row in rows if row.get("exact_match_of_copying")}
-    lines += ["", *(f"copying the source: {share:.1%} exact match ({case})" for case, share in copied.items())]
+    copied: dict[str, list[str]] = {}
+    for row in rows:
+        if row.get("exact_match_of_copying"):
+            copied.setdefault(row["case"], []).append(f"{row['exact_match_of_copying']:.1%}")
+    lines += ["", *(f"copying the source, exact match: {', '.join(share)} ({case})" for case, share in copied.items())]
     lines += [
         "",
         *dict.fromkeys(row[name] for row in rows for name in ("bleu_signature", "chrf_signature") if name in row),

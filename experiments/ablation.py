@@ -22,7 +22,6 @@ import difflib
 import hashlib
 import importlib.util
 import json
-import os
 import re
 import shlex
 import signal
@@ -389,12 +388,4 @@ def measure(groups: Groups, named: tuple[str, ...]) -> tuple[dict[str, dict[str,
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a run that goes on is told, too
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except (ValueError, OSError, ImportError, training.TrainingError) as error:
-        if os.environ.get("JAXSEQ_TRACEBACK"):
-            raise
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(training.EXIT_INTERRUPTED)
+    training.command_line(main, Config, __doc__)

@@ -16,7 +16,6 @@ import codecs
 import dataclasses
 import json
 import math
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +26,6 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from jax.tree_util import Partial
 
 from jaxseq import data, decoding, training
@@ -330,11 +328,4 @@ def told(options: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except (ValueError, OSError, ImportError, training.TrainingError) as error:
-        if os.environ.get("JAXSEQ_TRACEBACK"):
-            raise
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted")
+    training.command_line(main, Config, __doc__, resumes=False)

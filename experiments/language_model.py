@@ -12,8 +12,6 @@ corpus; with --split-seed 1 and 2: 1.899 and 1.966, 1.866 and 1.872). generate.p
 import dataclasses
 import hashlib
 import math
-import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +21,6 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import tyro
 from jax.tree_util import Partial
 
 from jaxseq import data, decoding, ops, training
@@ -270,12 +267,4 @@ def sample_text(config: Config, model: LanguageModel, params: Any, vocabulary: A
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except (ValueError, OSError, ImportError, training.TrainingError) as error:
-        if os.environ.get("JAXSEQ_TRACEBACK"):
-            raise
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(training.EXIT_INTERRUPTED)
+    training.command_line(main, Config, __doc__)

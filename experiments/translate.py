@@ -9,7 +9,6 @@ One text a line. It reads the newest checkpoint that verifies and locks nothing:
 """
 
 import dataclasses
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,6 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import tyro
 
 from jaxseq import analysis, data, training
 
@@ -127,9 +125,4 @@ def load(folder: Path) -> Trained:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except (ValueError, OSError, ImportError, training.TrainingError) as error:
-        if os.environ.get("JAXSEQ_TRACEBACK"):
-            raise
-        sys.exit(f"error: {error}")
+    training.command_line(main, Config, __doc__, resumes=False)

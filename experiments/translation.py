@@ -14,8 +14,6 @@ gets all of 1,000 held-out dates right (600 steps, one run); what other models a
 
 import dataclasses
 import math
-import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +24,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from jax.tree_util import Partial
 
 from jaxseq import analysis, data, decoding, ops, training
@@ -516,12 +513,4 @@ def show(config: Config, model: Seq2Seq, params: Any, task: Task, run: training.
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except (ValueError, OSError, ImportError, training.TrainingError) as error:
-        if os.environ.get("JAXSEQ_TRACEBACK"):
-            raise
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(training.EXIT_INTERRUPTED)
+    training.command_line(main, Config, __doc__)

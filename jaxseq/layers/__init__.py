@@ -3,7 +3,7 @@
 from jaxseq.layers.bidirectional import Bidirectional
 from jaxseq.layers.capture import capture_weights
 from jaxseq.layers.embedding import Embedding
-from jaxseq.layers.encoders import EncoderBlock, EncoderStack, OneWay, SelfAttention, transformer_encoder
+from jaxseq.layers.encoders import EncoderBlock, EncoderStack, OneWay, SelfAttention
 from jaxseq.layers.feed_forward import FeedForward
 from jaxseq.layers.fusion import Fusion
 from jaxseq.layers.memory_attention import (
@@ -35,5 +35,4 @@ __all__ = [
     "SelfAttention",
     "Sublayer",
     "capture_weights",
-    "transformer_encoder",
 ]

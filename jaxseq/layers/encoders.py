@@ -9,8 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxseq.layers.feed_forward import FeedForward
-from jaxseq.layers.memory_attention import MemoryAttention, MultiHeadAttention
+from jaxseq.layers.memory_attention import MemoryAttention
 from jaxseq.layers.sublayer import Sublayer
 from jaxseq.ops import segments
 from jaxseq.ops.segments import without_padding
@@ -92,27 +91,3 @@ class EncoderBlock(nn.Module):
         if self.feed_forward is None:
             return xs
         return Sublayer(name="fed", **options)(self.feed_forward, xs, segment_ids)
-
-
-def transformer_encoder(
-    features: int,
-    layers: int = 2,
-    *,
-    num_heads: int | None = None,
-    hidden: int | None = None,
-    norm: str = "post",
-    dropout: float = 0.0,
-    dtype: DType = jnp.float32,
-    param_dtype: DType = jnp.float32,
-) -> EncoderStack:
-    """The encoder of Vaswani et al. (2017), post-norm unless told otherwise; add positions to what it is given.
-
-    ``hidden`` is the feed-forward layer's width, 4 · features unless given. Pre-norm stacks end with a norm.
-    """
-    types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
-    blocks = []
-    for _ in range(layers):
-        attends = SelfAttention(MultiHeadAttention(features, num_heads=num_heads, **types))
-        feeds = FeedForward(features, 4 * features if hidden is None else hidden, **types)
-        blocks.append(EncoderBlock(attends, feeds, norm=norm, dropout=dropout, **types))
-    return EncoderStack(tuple(blocks), norm=norm == "pre", **types)

@@ -8,7 +8,6 @@ from jaxseq.models.decoders import (
     DecoderStack,
     RecurrentDecoder,
     attended,
-    transformer_decoder,
 )
 from jaxseq.models.language_model import LanguageModel
 from jaxseq.models.seq2seq import Encoded, Seq2Seq, alignment
@@ -28,5 +27,4 @@ __all__ = [
     "attended",
     "make_decoder",
     "make_encoder",
-    "transformer_decoder",
 ]

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxseq.cores import Attention, Core, Positions
-from jaxseq.layers import FeedForward, Fusion, Memory, MemoryAttention, MultiHeadAttention, Sublayer
+from jaxseq.cores import Core
+from jaxseq.layers import Fusion, Memory, MemoryAttention, Sublayer
 from jaxseq.layers.encoders import last_norm
 from jaxseq.ops import segments
 from jaxseq.ops.tiled import at_least_float32
@@ -232,31 +232,3 @@ class DecoderStack(Decoder):
             one, xs = decoder(before, xs, segment_ids, own)
             after.append(one)
         return tuple(after), last_norm(self, xs, segment_ids) if self.norm else xs
-
-
-def transformer_decoder(
-    features: int,
-    layers: int = 2,
-    *,
-    num_heads: int | None = None,
-    hidden: int | None = None,
-    norm: str = "post",
-    dropout: float = 0.0,
-    positions: Core | None = None,
-    dtype: DType = jnp.float32,
-    param_dtype: DType = jnp.float32,
-) -> DecoderStack:
-    """The decoder of Vaswani et al. (2017): masked self-attention, attention over the memory, feed-forward layer.
-
-    Post-norm unless told otherwise, sinusoids added to its inputs unless other ``positions`` are given; ``hidden`` is
-    the feed-forward layer's width, 4 · features unless given. Pre-norm stacks end with a norm.
-    """
-    types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
-    blocks = []
-    for _ in range(layers):
-        core = Attention(features, num_heads=num_heads, positions="none", use_bias=True, **types)
-        reads = MultiHeadAttention(features, num_heads=num_heads, **types)
-        feeds = FeedForward(features, 4 * features if hidden is None else hidden, **types)
-        blocks.append(DecoderBlock(core, reads, feeds, norm=norm, dropout=dropout, **types))
-    positions = Positions(features, **types) if positions is None else positions
-    return DecoderStack(tuple(blocks), positions, norm=norm == "pre", **types)

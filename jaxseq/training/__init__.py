@@ -1,6 +1,7 @@
 """From a loss function to a finished run: step, loop, run folder, checkpoints, report."""
 
 from jaxseq.training.checkpoints import Checkpoints, Restored
+from jaxseq.training.command_line import command_line
 from jaxseq.training.environment import enable_compilation_cache
 from jaxseq.training.errors import (
     CheckpointError,
@@ -54,6 +55,7 @@ __all__ = [
     "TruncationMode",
     "Writer",
     "cast_floating",
+    "command_line",
     "create_state",
     "cross_entropy",
     "enable_compilation_cache",

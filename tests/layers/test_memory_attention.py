@@ -24,7 +24,6 @@ from jaxseq.layers import (
     OneWay,
     SelfAttention,
     capture_weights,
-    transformer_encoder,
 )
 
 B, T, S, D, F = 3, 4, 7, 6, 6
@@ -48,6 +47,15 @@ class Attended(nn.Module):
 
     def __call__(self, query: Any, memory: Any, ids: Any = None) -> Any:
         return self.attention(query, self.attention.project(memory, ids))
+
+
+def transformer(width: int, layers: int, norm: str = "post") -> EncoderStack:
+    """Blocks of self-attention."""
+    blocks = (
+        EncoderBlock(SelfAttention(MultiHeadAttention(width, num_heads=2)), FeedForward(width, 8), norm=norm)
+        for _ in range(layers)
+    )
+    return EncoderStack(tuple(blocks), norm=norm == "pre")
 
 
 def drawn(*shape: int, seed: int = 0) -> np.ndarray:
@@ -182,7 +190,7 @@ def encoders() -> dict[str, nn.Module]:
         "one way": OneWay(GRU(D)),
         "self-attention": attends,
         "convolution": Bidirectional(Conv(D // 2, kernel_size=3), Conv(D // 2, kernel_size=3)),
-        "pre-norm": EncoderStack((OneWay(Positions(D)), transformer_encoder(D, 2, num_heads=2, norm="pre"))),
+        "pre-norm": EncoderStack((OneWay(Positions(D)), transformer(D, 2, "pre"))),
         "post-norm": EncoderBlock(attends, FeedForward(D, 8), norm="post"),
         "around recurrence": EncoderBlock(Bidirectional(GRU(D // 2), GRU(D // 2)), FeedForward(D, 8)),
     }
@@ -231,7 +239,7 @@ class Sowing(nn.Module):
 
 def test_what_else_a_layer_leaves_is_left_alone(key: jax.Array) -> None:
     xs = jnp.asarray(drawn(S, D), jnp.float32)
-    layer = Sowing(transformer_encoder(D, 11, num_heads=2))
+    layer = Sowing(transformer(D, 11))
     variables = layer.init(key, xs)
     found = capture_weights(layer, {"params": variables["params"]}, xs)
     numbers = [int(path.split("/")[1].split("_")[1]) for path in found]
@@ -240,9 +248,9 @@ def test_what_else_a_layer_leaves_is_left_alone(key: jax.Array) -> None:
 
 def test_order_is_unknown_without_positions_and_known_with_them(key: jax.Array) -> None:
     xs, order = jnp.asarray(drawn(S, D), jnp.float32), np.random.default_rng(1).permutation(S)
-    plain = transformer_encoder(D, 2, num_heads=2)
+    plain = transformer(D, 2)
     placed = EncoderStack((OneWay(Positions(D)), plain))
-    beside = EncoderStack((OneWay(Positions(D + 2, join="concat")), transformer_encoder(D + 2, 2, num_heads=2)))
+    beside = EncoderStack((OneWay(Positions(D + 2, join="concat")), transformer(D + 2, 2)))
     for encoder, equivariant in ((plain, True), (placed, False), (beside, False)):
         variables = encoder.init(key, xs)
         turned, straight = encoder.apply(variables, xs[order]), encoder.apply(variables, xs)[order]

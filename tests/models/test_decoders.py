@@ -103,7 +103,7 @@ def test_nothing_depends_on_the_future_or_on_another_document(name: str) -> None
 @AGAIN
 @EVERY
 def test_bfloat16_stays_near(name: str) -> None:
-    contract.check_low_precision(subject(name, "bfloat16", "float32"), subject(name), 0.05, 0.15)
+    contract.check_low_precision(subject(name, "bfloat16", "float32"), subject(name), 0.05, 0.1)
 
 
 @AGAIN

@@ -116,6 +116,5 @@ def test_the_inverse_root_rises_in_a_line_peaks_and_falls_for_ever():
     schedule = make_schedule(config, 10)
     np.testing.assert_allclose([float(schedule(n)) for n in range(4)], [0.1, 0.2, 0.3, 0.4], rtol=1e-6)
     np.testing.assert_allclose([float(schedule(n)) for n in (15, 63)], [0.2, 0.1], rtol=1e-6)
-    params, reports = updates_of(config, [1.0, 1.0])
+    _, reports = updates_of(config, [1.0, 1.0])
     np.testing.assert_allclose([r.learning_rate for r in reports], [0.1, 0.2], rtol=1e-6)
-    del params
