@@ -40,8 +40,8 @@ from harness import (
 )
 
 from jaxseq.cores import Attention
-from jaxseq.ops.attention import attention, attention_weights
-from jaxseq.ops.masks import Mask, causal, prefix, segments, sliding_window
+from jaxseq.ops.attention.api import attention, attention_weights
+from jaxseq.ops.attention.masks import Mask, causal, prefix, segments, sliding_window
 
 HEADS, HEAD_SIZE = 8, 64
 

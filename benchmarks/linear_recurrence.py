@@ -20,7 +20,7 @@ from harness import Candidate, Prepared, Row, compiled, copy_ceiling, measure, r
 from jax import lax
 
 from jaxseq.ops import linear_recurrence, linear_recurrence_reference
-from jaxseq.ops.linear_recurrence import IMPLEMENTATIONS
+from jaxseq.ops.linear.linear_recurrence import IMPLEMENTATIONS
 
 CASES = (
     (8, 512, 256, "float32"),

@@ -27,7 +27,7 @@ from harness import Candidate, Row, compiled, measure, plain, report, unavailabl
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 
-from jaxseq.ops import cells, projected_recurrence
+from jaxseq.ops import cells, recurrence_with_projection
 
 CASES: tuple[tuple[str, int, int, int], ...] = (
     *(("lstm", 32, 256, 256), ("lstm", 64, 128, 512), ("lstm", 16, 1024, 128), ("lstm", 8, 512, 512)),
@@ -46,7 +46,7 @@ def sequence(cell: str, x: Any, W: Any, R: Any, b: Any, own: Any, *, implementat
     equation = cells.lstm if lstm else Partial(cells.gru, own)
     state = cells.LSTMState(zeros, zeros) if lstm else cells.Hidden(zeros)
     R = R.reshape(1, features, gates, features)
-    return projected_recurrence(equation, x, W, b, R, state, implementation=implementation)[1]
+    return recurrence_with_projection(equation, x, W, b, R, state, implementation=implementation)[1]
 
 
 def mapped(cell: str, x: Any, *weights: Any) -> Any:

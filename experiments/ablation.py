@@ -36,7 +36,7 @@ import tyro
 from jaxseq import analysis, training
 from jaxseq.analysis.comparison import METHOD
 from jaxseq.training.files import write_atomic, write_json
-from jaxseq.training.settings import config_differences, flatten, free_fields
+from jaxseq.training.settings import config_differences, flatten, resumable_fields
 
 HERE, FOLDER = Path(__file__).resolve().parent, Path("runs/ablation")
 IGNORED = {"run", "seed"}  # and the fields declared free
@@ -239,7 +239,7 @@ def variants_of(config: Config, experiment: Any) -> dict[str, dict[str, str]]:
             variant = changed(experiment.Config(), settings | {field: value})
             after = training.to_json(variant)
             if after != before:
-                one_field(f"{field}={value}", config_differences(before, after, IGNORED | free_fields(variant)))
+                one_field(f"{field}={value}", config_differences(before, after, IGNORED | resumable_fields(variant)))
                 variants[spelled(field, flatten(after).get(field, value))] = settings | {field: value}
     if len(variants) == 1:
         raise ValueError(f"vary {' '.join(config.vary)}: nothing but the base")
@@ -258,7 +258,7 @@ def make_runs(config: Config, experiment: Any, folder: Path, failed: dict[str, s
             path, settings = folder / safe(label) / f"seed{seed}", settings | {"seed": str(seed)}
             made = changed(experiment.Config(), settings, run=path)
             asked, earlier = training.to_json(made), training.read_json(path.with_name(f"asked-{path.name}.json"))
-            changes = config_differences(earlier or asked, asked, {"run"} | free_fields(made))
+            changes = config_differences(earlier or asked, asked, {"run"} | resumable_fields(made))
             if changes:
                 raise training.ConfigMismatchError(f"{path} was made by another config:\n  " + "\n  ".join(changes))
             if earlier and (path / "results.json").exists():
@@ -321,7 +321,9 @@ def read_run(experiment: Any, folder: Path) -> Finished:
         if not isinstance(value, dict):
             raise training.RunFolderError(f"{folder} is no finished run: it has no {name}.json")
     try:
-        return Finished(folder, IGNORED | free_fields(training.from_json(experiment.Config, found["config"])), **found)
+        return Finished(
+            folder, IGNORED | resumable_fields(training.from_json(experiment.Config, found["config"])), **found
+        )
     except (ValueError, TypeError) as error:
         stem = Path(experiment.__file__).stem
         raise ValueError(f"{folder} is no run of {stem} (--experiment): {error}") from None

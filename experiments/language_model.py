@@ -27,14 +27,14 @@ from jaxseq import data, decoding, ops, training
 from jaxseq.cores import Pointwise, Stacked, block, make_core
 from jaxseq.layers import Embedding
 from jaxseq.models import LanguageModel
-from jaxseq.training import free
+from jaxseq.training import resumable_field
 
 
 @dataclass(frozen=True)
 class Config:
     """What to read, what to build, how to train."""
 
-    run: Path = free(Path("runs/language_model"))
+    run: Path = resumable_field(Path("runs/language_model"))
     """The run folder; the same command again resumes what is there."""
     text: Path | None = None
     """A UTF-8 file, a .gz or a folder of files; the embedded corpus if not given."""
@@ -67,14 +67,14 @@ class Config:
     """Earlier positions that attention keeps over a cut; needs train.truncation carry or recompute."""
     precision: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0
-    samples: int = free(2)
-    sample_length: int = free(400)
-    temperature: float = free(0.8)
+    samples: int = resumable_field(2)
+    sample_length: int = resumable_field(400)
+    temperature: float = resumable_field(0.8)
     train: training.TrainConfig = training.TrainConfig(steps=800, truncation="carry", eval_every=100)
     optimizer: training.OptimizerConfig = training.OptimizerConfig(
         learning_rate=1.6e-2, warmup_steps=40, weight_decay=1e-4, b2=0.99
     )
-    allow_config_change: bool = free(False)
+    allow_config_change: bool = resumable_field(False)
     smoke: bool = False
     """A few seconds' run, to see that everything works; sets sizes, steps and samples itself."""
 

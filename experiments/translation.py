@@ -27,16 +27,18 @@ import numpy as np
 from jax.tree_util import Partial
 
 from jaxseq import analysis, data, decoding, ops, training
+from jaxseq.decoders import Bridge, last_attention_weights, make_decoder
+from jaxseq.encoders import make_encoder
 from jaxseq.layers import ATTENTIONS, Embedding
-from jaxseq.models import Bridge, Seq2Seq, alignment, attended, make_decoder, make_encoder
-from jaxseq.training import free
+from jaxseq.models import EncoderDecoder, alignment
+from jaxseq.training import resumable_field
 
 
 @dataclass(frozen=True)
 class Config:
     """What to read, what to build, how to train, how to decode."""
 
-    run: Path = free(Path("runs/translation"))
+    run: Path = resumable_field(Path("runs/translation"))
     """The run folder; the same command again resumes what is there."""
     pairs: Path | None = None
     """Your own pairs: .tsv or .txt (two columns), .jsonl (fields source and target), or with pairs_target one side of
@@ -110,10 +112,10 @@ class Config:
     """Strength of the coverage penalty, of beams."""
     bleu_tokenize: str = "13a"
     """sacrebleu's tokenizer: 13a, char, zh, ja-mecab, ..."""
-    samples: int = free(8)
+    samples: int = resumable_field(8)
     train: training.TrainConfig = training.TrainConfig(steps=600, eval_every=100, checkpoint_every=200)
     optimizer: training.OptimizerConfig = training.OptimizerConfig(learning_rate=3e-3, warmup_steps=60, b2=0.99)
-    allow_config_change: bool = free(False)
+    allow_config_change: bool = resumable_field(False)
     smoke: bool = False
     """A few seconds' run, to see that everything works; sets sizes, steps and samples itself."""
 
@@ -180,7 +182,7 @@ class Task(NamedTuple):
         return [(self.source.encode(a), self.target.encode(b)) for a, b in pairs]
 
 
-class Fed(NamedTuple):
+class ScheduledBatch(NamedTuple):
     """A batch, and how often the decoder is fed its own tokens in this step."""
 
     pairs: data.PairBatch
@@ -219,11 +221,13 @@ def main(config: Config) -> dict[str, Any]:
         optimizer = training.make_optimizer(config.optimizer, config.train.steps)
         state = training.create_state(params, optimizer, key=key)
         loss = make_loss(config, model)
-        chosen = ops.implementations(loss, params, (), Fed(batches(0), np.float32(0)), key)
+        chosen = ops.implementations(loss, params, (), ScheduledBatch(batches(0), np.float32(0)), key)
         runs = ", ".join(f"{op}={'/'.join(names)}" for op, names in chosen.items()) or "none"
 
-        def fed(step: int) -> Fed:
-            return Fed(batches(step), np.float32(config.scheduled_sampling * step / max(1, config.train.steps - 1)))
+        def fed(step: int) -> ScheduledBatch:
+            return ScheduledBatch(
+                batches(step), np.float32(config.scheduled_sampling * step / max(1, config.train.steps - 1))
+            )
 
         evaluate = make_evaluation(config, model, task)
         state = training.fit(loss, state, optimizer, fed, run, config.train, evaluate=evaluate)
@@ -280,7 +284,7 @@ def make_task(config: Config) -> Task:
     return Task(corpus, *(data.fit_vocabulary(config.tokens, side, **options) for side in sides))
 
 
-def build(config: Config, source_size: int, target_size: int) -> Seq2Seq:
+def build(config: Config, source_size: int, target_size: int) -> EncoderDecoder:
     """The model: two embeddings, an encoder, a decoder, a head; for a recurrent decoder a bridge to its first state."""
     policy = training.POLICIES[config.precision]
     types: dict[str, Any] = {"dtype": policy.compute, "param_dtype": policy.parameters}
@@ -306,7 +310,7 @@ def build(config: Config, source_size: int, target_size: int) -> Seq2Seq:
         bridge = Bridge("ends" if ends else "mean", initial=config.bridge != "zero", **types)
     fusion = None if config.model == "rnn" and config.bridge == "initial" else config.fusion
     sizes = config.features, (1 + transformer) * config.layers
-    return Seq2Seq(
+    return EncoderDecoder(
         source,
         make_encoder(
             encoder,
@@ -326,20 +330,20 @@ def build(config: Config, source_size: int, target_size: int) -> Seq2Seq:
 
 def inputs(batch: data.PairBatch) -> tuple[Any, ...]:
     """What the model is given for training, teacher forcing."""
-    return batch.source, batch.tokens, batch.source_ids, batch.segment_ids
+    return batch.source, batch.tokens, batch.source_segment_ids, batch.segment_ids
 
 
-def make_loss(config: Config, model: Seq2Seq) -> Callable:
+def make_loss(config: Config, model: EncoderDecoder) -> Callable:
     """The mean cross-entropy, in nats a token; with scheduled sampling of an input that is partly the model's own."""
 
-    def loss(params: Any, carry: Any, fed: Fed, key: jax.Array) -> tuple[jax.Array, training.Aux]:
-        source, tokens, source_ids, ids = inputs(fed.pairs)
+    def loss(params: Any, carry: Any, fed: ScheduledBatch, key: jax.Array) -> tuple[jax.Array, training.Aux]:
+        source, tokens, source_segment_ids, ids = inputs(fed.pairs)
         drop, own = jax.random.split(key)
         run = partial(model.apply, {"params": params}, rngs={"dropout": drop} if config.dropout else None)
         if config.scheduled_sampling:
-            logits_of: Any = lambda tokens: run(source, tokens, source_ids, ids)  # noqa: E731
+            logits_of: Any = lambda tokens: run(source, tokens, source_segment_ids, ids)  # noqa: E731
             tokens = training.scheduled_sampling(logits_of, jnp.asarray(tokens), rate=jnp.asarray(fed.rate), key=own)
-        logits: Any = run(source, tokens, source_ids, ids)
+        logits: Any = run(source, tokens, source_segment_ids, ids)
         smoothing = config.label_smoothing
         entropy = training.cross_entropy(logits, fed.pairs.targets, ids != 0, label_smoothing=smoothing)
         return entropy.mean, training.Aux(carry, {})
@@ -350,7 +354,7 @@ def make_loss(config: Config, model: Seq2Seq) -> Callable:
 class Translator:
     """A model that decodes: greedily, or with beams."""
 
-    def __init__(self, config: Config, model: Seq2Seq, task: Task):
+    def __init__(self, config: Config, model: EncoderDecoder, task: Task):
         self.config, self.task = config, task
         self.encode = jax.jit(partial(model.apply, method="encode"))
         self.begin = jax.jit(partial(model.apply, method="initial_carry"), static_argnums=(2, 3))
@@ -369,7 +373,7 @@ class Translator:
     def best(self, variables: Any, batch: data.SourceBatch, max_length: int) -> tuple[np.ndarray, np.ndarray]:
         """Tokens and lengths of the best hypothesis of each row."""
         config, rows, end = self.config, (len(batch.source),), self.task.target.separator
-        encoded = self.encode(variables, batch.source, batch.source_ids)
+        encoded = self.encode(variables, batch.source, batch.source_segment_ids)
         carry = self.begin(variables, encoded, rows, max_length)
         step = decoding.step_of(Partial(self.decode, variables))
         first = np.full(rows, end, np.int32)
@@ -378,7 +382,7 @@ class Translator:
             made = decoding.greedy(step, carry, first, **common)
             return np.asarray(made.tokens), np.asarray(made.lengths)
         covers = (
-            decoding.Coverage(attended, config.coverage, jnp.asarray(batch.source_ids != 0))
+            decoding.Coverage(last_attention_weights, config.coverage, jnp.asarray(batch.source_segment_ids != 0))
             if config.coverage
             else None
         )
@@ -395,7 +399,7 @@ def longest_answer(config: Config, task: Task) -> int:
     return max(config.stretch * (longest + longest // 2), judged) + 1
 
 
-def make_evaluation(config: Config, model: Seq2Seq, task: Task) -> Callable:
+def make_evaluation(config: Config, model: EncoderDecoder, task: Task) -> Callable:
     """Loss by teacher forcing, and how many of the first held-out sources are translated exactly, greedily."""
     pairs = task.corpus.held_out[:256]
     encoded = task.encoded(pairs)
@@ -419,7 +423,7 @@ def make_evaluation(config: Config, model: Seq2Seq, task: Task) -> Callable:
     return evaluate
 
 
-def judge(config: Config, model: Seq2Seq, params: Any, task: Task, run: training.Run) -> dict[str, Any]:
+def judge(config: Config, model: EncoderDecoder, params: Any, task: Task, run: training.Run) -> dict[str, Any]:
     """Scores of the held-out pairs, all of them; translations and scores by length go to files of the run."""
     pairs = [*task.corpus.held_out, *stretched(config, task)]
     sources, references = ([pair[side] for pair in pairs] for side in (0, 1))
@@ -454,7 +458,7 @@ def stretched(config: Config, task: Task) -> list[tuple[str, str]]:
     return [pair for pairs in lists for pair in pairs]
 
 
-def alignments(model: Seq2Seq, params: Any, task: Task, pairs: Any) -> list[analysis.Alignment]:
+def alignments(model: EncoderDecoder, params: Any, task: Task, pairs: Any) -> list[analysis.Alignment]:
     """Where the decoder reads its source as it writes each token of these targets; nothing, if it never does."""
     encoded = task.encoded(pairs)
     sources, source_lengths = decoding.padded(
@@ -476,7 +480,7 @@ def alignments(model: Seq2Seq, params: Any, task: Task, pairs: Any) -> list[anal
     return drawn
 
 
-def alignment_accuracy(config: Config, model: Seq2Seq, params: Any, task: Task) -> dict[str, float]:
+def alignment_accuracy(config: Config, model: EncoderDecoder, params: Any, task: Task) -> dict[str, float]:
     """For reversed strings: how often the most read position is the one that is written."""
     if config.task != "reversal" or config.pairs is not None:
         return {}
@@ -485,7 +489,7 @@ def alignment_accuracy(config: Config, model: Seq2Seq, params: Any, task: Task) 
     return {"alignment_accuracy": analysis.alignment_accuracy([d.weights for d in drawn], known)} if drawn else {}
 
 
-def show(config: Config, model: Seq2Seq, params: Any, task: Task, run: training.Run) -> Path:
+def show(config: Config, model: EncoderDecoder, params: Any, task: Task, run: training.Run) -> Path:
     """The report: translations, alignments of what was found, scores by length."""
     rows, samples = run.read("translations.json")[: config.samples], {}
     for row in rows:

@@ -30,7 +30,7 @@ KINDS = {
 }
 
 FIRST_KINDS = ("two states", "hybrid")
-EVERY_KIND = [pytest.param(k, marks=() if k in FIRST_KINDS else pytest.mark.again, id=k) for k in KINDS]
+EVERY_KIND = [pytest.param(k, marks=() if k in FIRST_KINDS else pytest.mark.full, id=k) for k in KINDS]
 
 
 class Model(NamedTuple):

@@ -5,8 +5,9 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxseq.cores.core import Core, StateCarry, entering, no_segment, state_dtype, without_padding
+from jaxseq.cores.core import Core, StateCarry, entering, no_segment, without_padding
 from jaxseq.ops import causal_convolution
+from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array, DType, Features, Float, SegmentIds, Sequence
 
 
@@ -37,7 +38,7 @@ class Conv(Core):
         if self.kernel_size < 1 or self.dilation < 1:
             raise ValueError(f"kernel_size={self.kernel_size} and dilation={self.dilation} must be at least 1")
         shape = (*batch_shape, (self.kernel_size - 1) * self.dilation, self.features)
-        return StateCarry(LastInputs(jnp.zeros(shape, state_dtype(self.param_dtype))), no_segment(batch_shape))
+        return StateCarry(LastInputs(jnp.zeros(shape, at_least_float32(self.param_dtype))), no_segment(batch_shape))
 
     @nn.compact
     def __call__(

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from jaxseq.ops import segments
 from jaxseq.ops.segments import without_padding as without_padding
-from jaxseq.typing import Array, Bool, Carry, DType, Int, SegmentIds, Sequence
+from jaxseq.typing import Array, Bool, Carry, Int, SegmentIds, Sequence
 
 
 class Core(nn.Module, abc.ABC):
@@ -48,11 +48,6 @@ class StateCarry(NamedTuple):
 def no_segment(batch_shape: tuple[int, ...]) -> Int[Array, "*B"]:
     """The id that stands for nothing seen yet."""
     return jnp.zeros(batch_shape, jnp.int32)
-
-
-def state_dtype(param_dtype: DType) -> DType:
-    """What a carry is kept in: the parameters' own dtype, float32 at least."""
-    return param_dtype if jnp.dtype(param_dtype).itemsize >= 4 else jnp.float32
 
 
 def count_heads(features: int, num_heads: int | None) -> int:

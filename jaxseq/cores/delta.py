@@ -6,9 +6,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxseq.cores.core import Core, StateCarry, count_heads, entering, no_segment, state_dtype, without_padding
+from jaxseq.cores.core import Core, StateCarry, count_heads, entering, no_segment, without_padding
 from jaxseq.cores.mamba2 import TAPS, MatrixState, log_rates, short_kernel, small_steps
 from jaxseq.ops import causal_convolution, delta_rule
+from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array, DType, Features, Float, SegmentIds, Sequence
 
 EPSILON = 1e-6
@@ -34,7 +35,7 @@ class Delta(Core):
 
     def initial_carry(self, batch_shape: tuple[int, ...], context: int = 0) -> StateCarry:
         """Zeros; a state needs no room to look back."""
-        heads, dtype = count_heads(self.features, self.num_heads), state_dtype(self.param_dtype)
+        heads, dtype = count_heads(self.features, self.num_heads), at_least_float32(self.param_dtype)
         size = self.features // heads
         matrix = jnp.zeros((*batch_shape, heads, size, size), dtype)
         window = jnp.zeros((*batch_shape, TAPS - 1, 3 * self.features), dtype)

@@ -6,8 +6,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxseq.cores.core import Core, StateCarry, count_heads, entering, no_segment, state_dtype, without_padding
+from jaxseq.cores.core import Core, StateCarry, count_heads, entering, no_segment, without_padding
 from jaxseq.ops import linear_attention
+from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array, DType, Features, Float, SegmentIds, Sequence
 
 
@@ -45,7 +46,7 @@ class GLA(Core):
 
     def initial_carry(self, batch_shape: tuple[int, ...], context: int = 0) -> StateCarry:
         """Zeros; a recurrent state needs no room to look back."""
-        zeros = jnp.zeros((*batch_shape, *self._sizes()), state_dtype(self.param_dtype))
+        zeros = jnp.zeros((*batch_shape, *self._sizes()), at_least_float32(self.param_dtype))
         return StateCarry(GLAState(zeros), no_segment(batch_shape))
 
     @nn.compact

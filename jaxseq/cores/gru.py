@@ -6,9 +6,9 @@ from typing import ClassVar
 import flax.linen as nn
 from jax.tree_util import Partial
 
-from jaxseq.cores.core import state_dtype
 from jaxseq.cores.recurrent import Recurrent
 from jaxseq.ops import cells
+from jaxseq.precision import at_least_float32
 
 
 class GRU(Recurrent):
@@ -23,4 +23,4 @@ class GRU(Recurrent):
     def cell(self) -> Callable:
         """The cell with its own bias b' bound to it."""
         bias = self.param("recurrent_bias", nn.initializers.zeros, (self.features,), self.param_dtype)
-        return Partial(cells.gru, bias.astype(state_dtype(self.param_dtype)))
+        return Partial(cells.gru, bias.astype(at_least_float32(self.param_dtype)))

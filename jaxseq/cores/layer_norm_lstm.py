@@ -5,10 +5,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxseq.cores.core import Core, StateCarry, count_heads, entering, no_segment, state_dtype, without_padding
+from jaxseq.cores.core import Core, StateCarry, count_heads, entering, no_segment, without_padding
 from jaxseq.cores.recurrent import orthogonal_blocks
 from jaxseq.ops import plain_recurrence
-from jaxseq.ops.cells import LSTMState, sigmoid
+from jaxseq.ops.recurrence.cells import LSTMState, sigmoid
+from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array, DType, Features, Float, SegmentIds, Sequence
 
 
@@ -33,7 +34,7 @@ class LayerNormLSTM(Core):
 
     def initial_carry(self, batch_shape: tuple[int, ...], context: int = 0) -> StateCarry:
         """Zeros; a recurrent state needs no room to look back."""
-        zeros = jnp.zeros((*batch_shape, self.features), state_dtype(self.param_dtype))
+        zeros = jnp.zeros((*batch_shape, self.features), at_least_float32(self.param_dtype))
         return StateCarry(LSTMState(zeros, zeros), no_segment(batch_shape))
 
     def _bias_init(self, key: Array, shape: tuple[int, ...], dtype: DType) -> Array:

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxseq.cores.core import Core, StateCarry, entering, no_segment, state_dtype, without_padding
+from jaxseq.cores.core import Core, StateCarry, entering, no_segment, without_padding
 from jaxseq.ops import linear_recurrence
+from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array, DType, Features, Float, Key, SegmentIds, Sequence
 
 
@@ -56,7 +57,7 @@ class LRU(Core):
 
     def initial_carry(self, batch_shape: tuple[int, ...], context: int = 0) -> StateCarry:
         """Zeros; a recurrent state needs no room to look back."""
-        zeros = jnp.zeros((*batch_shape, self._size()), state_dtype(self.param_dtype))
+        zeros = jnp.zeros((*batch_shape, self._size()), at_least_float32(self.param_dtype))
         return StateCarry(Complex(zeros, zeros), no_segment(batch_shape))
 
     @nn.compact
@@ -93,12 +94,14 @@ class LRU(Core):
     def _ring(self, key: Key[Array, ""], shape: tuple[int, ...], dtype: DType) -> Float[Array, "H"]:
         """ν for |λ|² uniform between ``r_min²`` and ``r_max²``, that is, λ uniform on the ring."""
         low, high = self.r_min**2, self.r_max**2
-        uniform = jax.random.uniform(key, shape, state_dtype(dtype), 1e-6, 1.0)
+        uniform = jax.random.uniform(key, shape, at_least_float32(dtype), 1e-6, 1.0)
         return jnp.log(-0.5 * jnp.log(low + uniform * (high - low))).astype(dtype)
 
     def _phase(self, key: Key[Array, ""], shape: tuple[int, ...], dtype: DType) -> Float[Array, "H"]:
         """θ for a phase uniform between 0 and ``max_phase``."""
-        return jnp.log(jax.random.uniform(key, shape, state_dtype(dtype), 1e-6, 1.0) * self.max_phase).astype(dtype)
+        return jnp.log(jax.random.uniform(key, shape, at_least_float32(dtype), 1e-6, 1.0) * self.max_phase).astype(
+            dtype
+        )
 
 
 def _log_gamma(nu: Float[Array, "H"]) -> Float[Array, "H"]:

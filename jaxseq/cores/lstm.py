@@ -7,9 +7,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from jaxseq.cores.core import state_dtype
 from jaxseq.cores.recurrent import Recurrent
-from jaxseq.ops import cells, cudnn_lstm, lstm_implementation, projected_recurrence
+from jaxseq.ops import cells, cudnn_lstm, lstm_implementation, recurrence_with_projection
+from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array, DType, Features, SegmentIds, Sequence
 
 IMPLEMENTATIONS = ("auto", "fused", "reference", "cudnn")
@@ -46,7 +46,7 @@ class LSTM(Recurrent):
         names = cells.Peepholes._fields
         zeros = nn.initializers.zeros
         own = [self.param(f"peephole_{n}", zeros, (self.features,), self.param_dtype) for n in names]
-        own = [p.astype(state_dtype(self.param_dtype)) for p in own]
+        own = [p.astype(at_least_float32(self.param_dtype)) for p in own]
         return Partial(cells.peephole_lstm, cells.Peepholes(*own))
 
     def run(
@@ -62,4 +62,4 @@ class LSTM(Recurrent):
         if chosen == "cudnn":
             return cudnn_lstm(xs, kernel, bias, R, state, **fits)
         options: dict[str, Any] = {"residuals": self.residuals, "implementation": chosen}
-        return projected_recurrence(self.cell(), xs, kernel, bias, R, state, segment_ids=segment_ids, **options)
+        return recurrence_with_projection(self.cell(), xs, kernel, bias, R, state, segment_ids=segment_ids, **options)

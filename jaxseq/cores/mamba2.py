@@ -6,8 +6,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxseq.cores.core import Core, StateCarry, entering, no_segment, state_dtype, without_padding
+from jaxseq.cores.core import Core, StateCarry, entering, no_segment, without_padding
 from jaxseq.ops import causal_convolution, linear_attention
+from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array, DType, Features, Float, Key, SegmentIds, Sequence
 
 TAPS = 4
@@ -57,7 +58,7 @@ class Mamba2(Core):
     def initial_carry(self, batch_shape: tuple[int, ...], context: int = 0) -> StateCarry:
         """Zeros; a state needs no room to look back."""
         heads, width = self._sizes()
-        dtype = state_dtype(self.param_dtype)
+        dtype = at_least_float32(self.param_dtype)
         matrix = jnp.zeros((*batch_shape, heads, self.state_size, width // heads), dtype)
         window = jnp.zeros((*batch_shape, TAPS - 1, width + 2 * self.state_size), dtype)
         return StateCarry(MatrixState(matrix, window), no_segment(batch_shape))
@@ -104,10 +105,10 @@ def short_kernel(key: Key[Array, ""], shape: tuple[int, ...], dtype: DType) -> F
 
 def small_steps(key: Key[Array, ""], shape: tuple[int, ...], dtype: DType) -> Float[Array, "N"]:
     """b for ``softplus(b)`` log-uniform between 0.001 and 0.1."""
-    step = jnp.exp(jax.random.uniform(key, shape, state_dtype(dtype), jnp.log(0.001), jnp.log(0.1)))
+    step = jnp.exp(jax.random.uniform(key, shape, at_least_float32(dtype), jnp.log(0.001), jnp.log(0.1)))
     return jnp.log(jnp.expm1(step)).astype(dtype)
 
 
 def log_rates(key: Key[Array, ""], shape: tuple[int, ...], dtype: DType) -> Float[Array, "N"]:
     """A_log for ``exp(A_log)`` uniform between 1 and 16."""
-    return jnp.log(jax.random.uniform(key, shape, state_dtype(dtype), 1.0, 16.0)).astype(dtype)
+    return jnp.log(jax.random.uniform(key, shape, at_least_float32(dtype), 1.0, 16.0)).astype(dtype)

@@ -4,9 +4,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxseq.cores.core import Core, StateCarry, entering, no_segment, state_dtype, without_padding
+from jaxseq.cores.core import Core, StateCarry, entering, no_segment, without_padding
 from jaxseq.ops import linear_recurrence
-from jaxseq.ops.cells import Hidden
+from jaxseq.ops.recurrence.cells import Hidden
+from jaxseq.precision import at_least_float32
 from jaxseq.typing import DType, Features, SegmentIds, Sequence
 
 
@@ -24,7 +25,7 @@ class MinLSTM(Core):
 
     def initial_carry(self, batch_shape: tuple[int, ...], context: int = 0) -> StateCarry:
         """Zeros; a recurrent state needs no room to look back."""
-        zeros = jnp.zeros((*batch_shape, self.features), state_dtype(self.param_dtype))
+        zeros = jnp.zeros((*batch_shape, self.features), at_least_float32(self.param_dtype))
         return StateCarry(Hidden(zeros), no_segment(batch_shape))
 
     @nn.compact

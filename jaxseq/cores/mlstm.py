@@ -6,9 +6,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxseq.cores.core import Core, StateCarry, count_heads, entering, no_segment, state_dtype, without_padding
+from jaxseq.cores.core import Core, StateCarry, count_heads, entering, no_segment, without_padding
 from jaxseq.ops import mlstm
-from jaxseq.ops.mlstm import MLSTMState
+from jaxseq.ops.linear.mlstm import MLSTMState
+from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array, DType, Features, SegmentIds, Sequence
 
 
@@ -39,7 +40,7 @@ class MLSTM(Core):
         """Zeros; a recurrent state needs no room to look back."""
         heads, size = self._sizes()
         shapes = (heads, size, size), (heads, size), (heads,)
-        C, n, m = (jnp.zeros((*batch_shape, *shape), state_dtype(self.param_dtype)) for shape in shapes)
+        C, n, m = (jnp.zeros((*batch_shape, *shape), at_least_float32(self.param_dtype)) for shape in shapes)
         return StateCarry(MLSTMState(C, n, m), no_segment(batch_shape))
 
     @nn.compact

@@ -1,4 +1,4 @@
-"""What every nonlinear recurrent core shares: its parameters, and ``jaxseq.ops.projected_recurrence`` over them."""
+"""The parameters of nonlinear recurrent cores, and ``jaxseq.ops.recurrence_with_projection`` over them."""
 
 import abc
 from collections.abc import Callable
@@ -8,9 +8,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxseq.cores.core import Core, StateCarry, count_heads, entering, no_segment, state_dtype, without_padding
-from jaxseq.ops import projected_recurrence
-from jaxseq.ops.cells import Hidden
+from jaxseq.cores.core import Core, StateCarry, count_heads, entering, no_segment, without_padding
+from jaxseq.ops import recurrence_with_projection
+from jaxseq.ops.recurrence.cells import Hidden
+from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array, DType, Features, SegmentIds, Sequence
 
 
@@ -47,7 +48,7 @@ class Recurrent(Core):
 
     def initial_carry(self, batch_shape: tuple[int, ...], context: int = 0) -> StateCarry:
         """Zeros; a recurrent state needs no room to look back."""
-        zeros = jnp.zeros((*batch_shape, self.features), state_dtype(self.param_dtype))
+        zeros = jnp.zeros((*batch_shape, self.features), at_least_float32(self.param_dtype))
         return StateCarry(self.state_type(*(zeros for _ in self.state_type._fields)), no_segment(batch_shape))
 
     @nn.compact
@@ -71,7 +72,7 @@ class Recurrent(Core):
         self, xs: Sequence, kernel: Array, bias: Array, R: Array, state: Any, segment_ids: SegmentIds | None
     ) -> tuple[Any, Features]:
         """The last state and all outputs."""
-        return projected_recurrence(
+        return recurrence_with_projection(
             self.cell(), xs, kernel, bias, R, state, segment_ids=segment_ids, residuals=self.residuals
         )
 
@@ -85,5 +86,5 @@ def orthogonal_blocks(key: Array, shape: tuple[int, ...], dtype: DType) -> Array
     heads, size, gates, _ = shape
     orthogonal = nn.initializers.orthogonal()
     keys = jax.random.split(key, heads * gates)
-    blocks = jax.lax.map(lambda k: orthogonal(k, (size, size), state_dtype(dtype)), keys)
+    blocks = jax.lax.map(lambda k: orthogonal(k, (size, size), at_least_float32(dtype)), keys)
     return jnp.swapaxes(blocks.reshape(heads, gates, size, size), 1, 2).astype(dtype)

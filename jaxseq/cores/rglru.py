@@ -4,9 +4,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxseq.cores.core import Core, StateCarry, count_heads, entering, no_segment, state_dtype, without_padding
+from jaxseq.cores.core import Core, StateCarry, count_heads, entering, no_segment, without_padding
 from jaxseq.ops import linear_recurrence
-from jaxseq.ops.cells import Hidden
+from jaxseq.ops.recurrence.cells import Hidden
+from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array, DType, Features, Float, Key, SegmentIds, Sequence
 
 STRENGTH = 8.0
@@ -35,7 +36,7 @@ class RGLRU(Core):
     def initial_carry(self, batch_shape: tuple[int, ...], context: int = 0) -> StateCarry:
         """Zeros; a recurrent state needs no room to look back."""
         count_heads(self.features, self.num_heads)
-        zeros = jnp.zeros((*batch_shape, self.features), state_dtype(self.param_dtype))
+        zeros = jnp.zeros((*batch_shape, self.features), at_least_float32(self.param_dtype))
         return StateCarry(Hidden(zeros), no_segment(batch_shape))
 
     @nn.compact
@@ -73,7 +74,7 @@ class RGLRU(Core):
 
 def _slow_decay(key: Key[Array, ""], shape: tuple[int, ...], dtype: DType) -> Float[Array, "F"]:
     """Λ for ``exp(-8 softplus(Λ))`` uniform between 0.9 and 0.999."""
-    decay = jax.random.uniform(key, shape, state_dtype(dtype), 0.9, 0.999)
+    decay = jax.random.uniform(key, shape, at_least_float32(dtype), 0.9, 0.999)
     return jnp.log(jnp.expm1(-jnp.log(decay) / STRENGTH)).astype(dtype)
 
 

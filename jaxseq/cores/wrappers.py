@@ -11,7 +11,7 @@ from jaxseq.cores.core import Core, StateCarry, entering, no_segment, without_pa
 from jaxseq.layers.feed_forward import FeedForward
 from jaxseq.layers.sublayer import Sublayer
 from jaxseq.ops import segments
-from jaxseq.ops.positions import sinusoid
+from jaxseq.ops.attention.positions import sinusoid
 from jaxseq.typing import Array, Carry, DType, Features, Int, SegmentIds, Sequence
 
 JOINS = ("add", "concat")

@@ -1,7 +1,7 @@
 """Text to learn from and text to be judged by: the corpus that every Python carries, and users' own.
 
 The held-out part is honest: near copies are dropped first, the split is by document, and what overlap remains
-in 50-character runs is measured (``honesty.py``).
+in 50-character runs is measured (``splitting.py``).
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from jaxseq.data import honesty, readers
+from jaxseq.data import readers, splitting
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class Corpus:
             f"  to train on {self.train_characters:,} characters in {len(self.train)} documents, "
             f"held out {self.held_out_characters:,} ({share:.1%}) in {len(self.held_out)}",
             f"  near copies dropped first: {self.dropped}; "
-            f"held-out {honesty.RUN}-character runs that stand in the training part: {self.overlap:.2%}",
+            f"held-out {splitting.RUN}-character runs that stand in the training part: {self.overlap:.2%}",
             f"  sha256 {self.sha256}",
         ]
         if self.skipped:
@@ -133,7 +133,7 @@ def text_corpus(
 def _split_by_document(
     documents: Sequence[str], *, fraction: float, seed: int, source: str, skipped: tuple[str, ...] = ()
 ) -> Corpus:
-    split = honesty.honest_split(documents, fraction=fraction, seed=seed)
+    split = splitting.honest_split(documents, fraction=fraction, seed=seed)
     return _corpus(
         [documents[index] for index in split.train],
         [documents[index] for index in split.held_out],
@@ -150,7 +150,7 @@ def _split_by_block(
     blocks = [(owner, block) for owner, text in enumerate(documents) for block in cut_in_blocks(text, size=size)]
     texts = [block for _, block in blocks]
     if tail:
-        kept = honesty.drop_near_copies(texts)
+        kept = splitting.drop_near_copies(texts)
         if len(kept) < 2:
             raise ValueError(f"{source}: too little text that is not a copy of itself; nothing could be held out")
         wanted, count = fraction * sum(len(texts[index]) for index in kept), 1
@@ -158,7 +158,7 @@ def _split_by_block(
             count += 1
         chosen = set(kept[-count:])
     else:
-        split = honesty.honest_split(texts, fraction=fraction, seed=seed)
+        split = splitting.honest_split(texts, fraction=fraction, seed=seed)
         kept, chosen = tuple(sorted(split.train + split.held_out)), set(split.held_out)
     train: list[str] = []
     held_out: list[str] = []
@@ -206,7 +206,7 @@ def _corpus(train: list[str], held_out: list[str], *, dropped: int, source: str,
         train=tuple(train),
         held_out=tuple(held_out),
         dropped=dropped,
-        overlap=honesty.overlap(train, held_out),
+        overlap=splitting.overlap(train, held_out),
         sha256=digest.hexdigest(),
         source=source,
         skipped=skipped,

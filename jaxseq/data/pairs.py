@@ -23,7 +23,7 @@ class PairBatch(NamedTuple):
     """
 
     source: Int32[np.ndarray, "B S"]
-    source_ids: Int32[np.ndarray, "B S"]
+    source_segment_ids: Int32[np.ndarray, "B S"]
     tokens: Int32[np.ndarray, "B T"]
     targets: Int32[np.ndarray, "B T"]
     segment_ids: Int32[np.ndarray, "B T"]
@@ -36,7 +36,7 @@ class SourceBatch(NamedTuple):
     """
 
     source: Int32[np.ndarray, "B S"]
-    source_ids: Int32[np.ndarray, "B S"]
+    source_segment_ids: Int32[np.ndarray, "B S"]
     indices: Int32[np.ndarray, " rows"]
 
 
@@ -112,11 +112,11 @@ class BucketedPairs:
         """The batch of this step, of one of the shapes."""
         epoch, place = divmod(check_step(step), self.steps_per_epoch)
         bucket, rows = self.order(epoch)[place]
-        source, source_ids = self._sources[bucket].rows(rows, self.batch_size)
+        source, source_segment_ids = self._sources[bucket].rows(rows, self.batch_size)
         targets, segment_ids = self._targets[bucket].rows(rows, self.batch_size)
         tokens = np.roll(targets, 1, axis=1)
         tokens[:, 0] = self.separator
-        return PairBatch(source, source_ids, tokens * segment_ids, targets, segment_ids)
+        return PairBatch(source, source_segment_ids, tokens * segment_ids, targets, segment_ids)
 
     def order(self, epoch: int) -> list[tuple[int, np.ndarray]]:
         """The bucket of each batch of this epoch, and its rows in that bucket (the latest epoch is remembered)."""

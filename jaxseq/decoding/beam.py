@@ -39,12 +39,12 @@ from jaxseq.decoding.step import (
     as_arrays,
     as_partial,
     as_tokens,
-    at_least_float32,
     check_rows,
     check_step,
     repeated_rows,
     with_memory,
 )
+from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array, Carry, Int, Integer
 
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import register_static
 
-from jaxseq.decoding.step import at_least_float32
+from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array, Bool, Float, Int, Key, Logits, Scalar
 
 

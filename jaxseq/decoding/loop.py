@@ -10,7 +10,8 @@ from jax.tree_util import Partial
 
 from jaxseq.decoding.constraints import Constraint, constrained
 from jaxseq.decoding.filters import Filters, draw, ranked
-from jaxseq.decoding.step import at_least_float32, repeat
+from jaxseq.decoding.step import repeat
+from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array, Bool, Carry, Float, Int, Key, Logits
 
 

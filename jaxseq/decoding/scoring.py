@@ -14,13 +14,13 @@ from jaxseq.decoding.step import (
     Step,
     as_arrays,
     as_tokens,
-    at_least_float32,
     check_room,
     check_rows,
     check_step,
     repeated_rows,
     with_memory,
 )
+from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array, Carry, Float, Int, Integer
 
 

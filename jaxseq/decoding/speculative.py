@@ -20,7 +20,8 @@ from jax.tree_util import Partial
 from jaxseq.decoding.filters import Filters, check_top_k, filtered
 from jaxseq.decoding.generation import check_max_length, make_filters, row_keys
 from jaxseq.decoding.loop import Sampler
-from jaxseq.decoding.step import Forward, as_arrays, as_tokens, at_least_float32, check_step, step_of, with_memory
+from jaxseq.decoding.step import Forward, as_arrays, as_tokens, check_step, step_of, with_memory
+from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array, Bool, Carry, Float, Int, Integer, Key
 
 

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from jaxseq.typing import Array, Carry, DType, Int, Logits
+from jaxseq.typing import Array, Carry, Int, Logits
 
 LARGE = 2**14
 """Bytes of a row from which on a CPU it is worth moving only those that move."""
@@ -177,11 +177,6 @@ def as_tokens(tokens: Any) -> Int[Array, "..."]:
 def as_arrays(carry: Carry) -> Carry:
     """The carry with arrays for whatever else stands for numbers."""
     return jax.tree.map(jnp.asarray, carry)
-
-
-def at_least_float32(dtype: DType) -> DType:
-    """What log-probabilities are computed in."""
-    return dtype if jnp.dtype(dtype).itemsize >= 4 else jnp.dtype(jnp.float32)
 
 
 @jax.jit

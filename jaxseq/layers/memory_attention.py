@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from jaxseq.layers.capture import MEMORY, record
 from jaxseq.ops import attention, attention_weights, masked_softmax, masks, segments
-from jaxseq.ops.masks import Mask
+from jaxseq.ops.attention.masks import Mask
 from jaxseq.typing import Array, DType, Float, SegmentIds
 
 

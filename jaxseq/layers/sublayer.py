@@ -1,12 +1,13 @@
 """A residual around a function of a sequence: the one place that says where the norm and the dropout stand."""
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxseq.ops.segments import without_padding
-from jaxseq.ops.tiled import at_least_float32
+from jaxseq.precision import at_least_float32
 from jaxseq.typing import DType, Features, SegmentIds, Sequence
 
 NORMS = ("pre", "post")
@@ -45,3 +46,10 @@ class Sublayer(nn.Module):
             raise ValueError(f"a residual needs equal widths: {xs.shape[-1]} in, {ys.shape[-1]} out")
         ys = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(ys)
         return without_padding(norm(xs + ys) if self.norm == "post" else xs + ys, segment_ids)
+
+
+def last_norm(module: Any, xs: Sequence, segment_ids: SegmentIds | None) -> Features:
+    """A LayerNorm behind a stack, in at least float32, made within the (compact) module."""
+    wide = at_least_float32(module.dtype)
+    layer = nn.LayerNorm(dtype=wide, param_dtype=module.param_dtype, force_float32_reductions=False, name="norm_out")
+    return without_padding(layer(xs.astype(wide)).astype(module.dtype), segment_ids)

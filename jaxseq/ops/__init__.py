@@ -1,31 +1,40 @@
 """Pure functions of arrays: equations, gradients, speed. Every fast one keeps a plain ``*_reference``."""
 
+from jaxseq.ops import segments
 from jaxseq.ops.attention import (
     attention,
     attention_implementation,
     attention_reference,
     attention_weights,
     masked_softmax,
+    masks,
+    positions,
 )
 from jaxseq.ops.convolution import causal_convolution, causal_convolution_reference
-from jaxseq.ops.cudnn_lstm import cudnn_lstm, lstm_implementation
-from jaxseq.ops.delta_rule import delta_rule, delta_rule_reference
 from jaxseq.ops.implementations import implementations
-from jaxseq.ops.linear_attention import linear_attention, linear_attention_reference
-from jaxseq.ops.linear_recurrence import (
+from jaxseq.ops.linear import (
+    MLSTMState,
+    delta_rule,
+    delta_rule_reference,
+    linear_attention,
+    linear_attention_reference,
     linear_recurrence,
     linear_recurrence_implementation,
     linear_recurrence_reference,
+    mlstm,
+    mlstm_reference,
 )
-from jaxseq.ops.mlstm import MLSTMState, mlstm, mlstm_reference
 from jaxseq.ops.recurrence import (
+    cells,
+    cudnn_lstm,
+    gru_reset_before,
+    lstm_implementation,
     plain_recurrence,
     project,
-    projected_recurrence,
     recurrence,
     recurrence_reference,
+    recurrence_with_projection,
 )
-from jaxseq.ops.reset_before import gru_reset_before
 
 __all__ = [
     "MLSTMState",
@@ -35,6 +44,7 @@ __all__ = [
     "attention_weights",
     "causal_convolution",
     "causal_convolution_reference",
+    "cells",
     "cudnn_lstm",
     "delta_rule",
     "delta_rule_reference",
@@ -47,11 +57,14 @@ __all__ = [
     "linear_recurrence_reference",
     "lstm_implementation",
     "masked_softmax",
+    "masks",
     "mlstm",
     "mlstm_reference",
     "plain_recurrence",
+    "positions",
     "project",
-    "projected_recurrence",
     "recurrence",
     "recurrence_reference",
+    "recurrence_with_projection",
+    "segments",
 ]

@@ -1,5 +1,6 @@
 """From a loss function to a finished run: step, loop, run folder, checkpoints, report."""
 
+from jaxseq.precision import POLICIES, Policy, cast_floating
 from jaxseq.training.checkpoints import Checkpoints, Restored
 from jaxseq.training.command_line import command_line
 from jaxseq.training.environment import enable_compilation_cache
@@ -18,11 +19,10 @@ from jaxseq.training.loop import TrainConfig, fit
 from jaxseq.training.losses import CrossEntropy, cross_entropy
 from jaxseq.training.metrics import JsonLines, TensorBoard, Writer, read_json_lines
 from jaxseq.training.optimizer import OptimizerConfig, make_optimizer
-from jaxseq.training.precision import POLICIES, Policy, cast_floating
 from jaxseq.training.report import write_report
 from jaxseq.training.run import Run, read_json
 from jaxseq.training.scheduled_sampling import scheduled_sampling
-from jaxseq.training.settings import free, from_json, to_json
+from jaxseq.training.settings import from_json, resumable_field, to_json
 from jaxseq.training.state import Parameter, TrainState, create_state, parameter_table
 from jaxseq.training.step import Aux, make_train_step
 from jaxseq.training.truncation import Truncation, TruncationMode
@@ -60,13 +60,13 @@ __all__ = [
     "cross_entropy",
     "enable_compilation_cache",
     "fit",
-    "free",
     "from_json",
     "make_optimizer",
     "make_train_step",
     "parameter_table",
     "read_json",
     "read_json_lines",
+    "resumable_field",
     "scheduled_sampling",
     "to_json",
     "write_report",

@@ -17,7 +17,7 @@ from jaxseq.training.errors import ConfigMismatchError, NonfiniteError
 from jaxseq.training.interrupts import EXIT_INTERRUPTED, Interrupted, Interrupts
 from jaxseq.training.metrics import JsonLines, TensorBoard, Window, Writer
 from jaxseq.training.run import Run
-from jaxseq.training.settings import free
+from jaxseq.training.settings import resumable_field
 from jaxseq.training.state import TrainState, initial_average, own_buffers, parameter_table
 from jaxseq.training.step import Loss, make_train_step
 from jaxseq.training.truncation import Truncation, TruncationMode
@@ -35,14 +35,14 @@ class TrainConfig:
     """A chunk begins with the initial state, with what the chunk before left, or with that made anew."""
     ema_decay: float | None = None
     """Decay per step of a moving average of the parameters; it is what is evaluated then."""
-    log_every: int = free(10)
-    checkpoint_every: int = free(100)
-    keep: int = free(3)
+    log_every: int = resumable_field(10)
+    checkpoint_every: int = resumable_field(100)
+    keep: int = resumable_field(3)
     """Checkpoints kept."""
-    eval_every: int | None = free(None)
-    max_consecutive_nonfinite: int = free(10)
+    eval_every: int | None = resumable_field(None)
+    max_consecutive_nonfinite: int = resumable_field(10)
     """Steps in a row with a loss or gradient that is not finite, at which training gives up."""
-    tensorboard: bool = free(False)
+    tensorboard: bool = resumable_field(False)
 
     def __post_init__(self) -> None:
         for name in (
@@ -132,14 +132,14 @@ class _Loop:
     def train(self) -> TrainState:
         with Interrupts() as interrupts:
             self.restore()
-            self.introduce()
+            self.print_summary()
             self.progress = ProgressLine(self.config.steps, self.step)
             self.mark = time.perf_counter()
             first = True
             while self.step < self.config.steps and interrupts.name is None:
                 self.advance(first)
                 first = False
-            saved = self.save_for_sure()
+            saved = self.save_with_retry()
             if interrupts.name is not None:
                 place = "saved; the same command goes on from here" if saved else "NOT saved; it goes on from before"
                 self.progress.note(
@@ -162,7 +162,7 @@ class _Loop:
             writer.rewind(self.step)
         self.state = self.truncation.ready(self.state, self.step)
 
-    def introduce(self) -> None:
+    def print_summary(self) -> None:
         """What runs on what; printed before the first compilation."""
         table = parameter_table(self.state.params)
         self.run.write("parameters.json", [row._asdict() for row in table])
@@ -189,7 +189,7 @@ class _Loop:
         self.pending.append((self.step, count_tokens(batch), metrics))
         self.step += 1
         self.state = self.truncation.ready(self.state, self.step)
-        self.settle(0 if first else IN_FLIGHT)
+        self.drain_metrics(0 if first else IN_FLIGHT)
         if first:
             took = self.lap()
             self.rate_steps, self.rate_tokens, self.rate_seconds = 0, 0, 0.0  # Compiling is not speed.
@@ -203,7 +203,7 @@ class _Loop:
         if last or self.step % config.checkpoint_every == 0:
             self.save()
 
-    def settle(self, in_flight: int) -> None:
+    def drain_metrics(self, in_flight: int) -> None:
         """Read the metrics of all but the newest steps; this is what bounds how far the device is ahead."""
         while len(self.pending) > in_flight:
             step, tokens, metrics = self.pending.popleft()
@@ -231,8 +231,8 @@ class _Loop:
 
     def give_up(self) -> None:
         most, self.most_in_row = self.most_in_row, 0
-        self.settle(0)
-        saved = "saved" if self.save_for_sure() else "could NOT be saved"
+        self.drain_metrics(0)
+        saved = "saved" if self.save_with_retry() else "could NOT be saved"
         raise NonfiniteError(
             f"{most} steps in a row had a loss or gradient that is not finite, up to step {self.step}. The "
             f"parameters from before are kept, and {saved}; {self.faults.file} names the batches. "
@@ -249,7 +249,7 @@ class _Loop:
 
     def log(self) -> None:
         assert self.progress is not None
-        self.settle(0)
+        self.drain_metrics(0)
         self.lap()
         row = {"tokens": self.tokens, **self.window.finish(), "train_seconds": self.seconds}
         if self.rate_steps:
@@ -262,7 +262,7 @@ class _Loop:
 
     def run_evaluation(self) -> None:
         assert self.evaluate is not None and self.progress is not None
-        self.settle(0)
+        self.drain_metrics(0)
         self.lap()
         # A copy: the next step donates the state's own buffers, and the caller may keep these.
         figures = self.evaluate(own_buffers(self.state.averaged))
@@ -274,7 +274,7 @@ class _Loop:
         self.mark = time.perf_counter()
 
     def save(self) -> None:
-        self.settle(0)
+        self.drain_metrics(0)
         self.lap()
         meta = {
             "tokens": self.tokens,
@@ -285,7 +285,7 @@ class _Loop:
         self.saved = self.step
         self.mark = time.perf_counter()
 
-    def save_for_sure(self) -> bool:
+    def save_with_retry(self) -> bool:
         """The last save before the process may end: tried twice; True if it is on disk."""
         if self.saved != self.step:
             self.save()

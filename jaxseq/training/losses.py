@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxseq.training.precision import at_least_float32
+from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array, Bool, Float, Int
 
 

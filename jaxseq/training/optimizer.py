@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxseq.training.precision import at_least_float32
+from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array, Float, Int, Scalar
 
 OptimizerName = Literal["adamw", "adam", "lion", "sgd"]

@@ -11,7 +11,7 @@ from jaxseq.training.environment import describe_environment, enable_compilation
 from jaxseq.training.errors import ConfigMismatchError, RunFolderError, RunLockedError
 from jaxseq.training.files import write_json
 from jaxseq.training.metrics import read_json_lines
-from jaxseq.training.settings import config_differences, free_fields, to_json
+from jaxseq.training.settings import config_differences, resumable_fields, to_json
 
 CONFIG = "config.json"
 ENVIRONMENT = "environment.json"
@@ -56,7 +56,7 @@ class Run:
         try:
             earlier = read_json(folder / CONFIG)
             known = read_json(folder / ENVIRONMENT) or {}
-            changes = [] if earlier is None else config_differences(earlier, settings, free_fields(config))
+            changes = [] if earlier is None else config_differences(earlier, settings, resumable_fields(config))
             old_data = known.get("data_fingerprint", fingerprint)
             if old_data != fingerprint:
                 changes.append(f"data fingerprint: {old_data[:16]} -> {fingerprint[:16]}")

@@ -11,10 +11,10 @@ from typing import Any, Literal
 FREE = "jaxseq_free"
 
 
-def free(default: Any = dataclasses.MISSING, *, factory: Any = dataclasses.MISSING) -> Any:
+def resumable_field(default: Any = dataclasses.MISSING, *, factory: Any = dataclasses.MISSING) -> Any:
     """A dataclass field that may differ when a run goes on: where it is, how often it reports, what it keeps.
 
-    ``run: Path = free(Path("runs/mine"))``. It is written to config.json and not compared.
+    ``run: Path = resumable_field(Path("runs/mine"))``. It is written to config.json and not compared.
     """
     if factory is not dataclasses.MISSING:
         return dataclasses.field(default_factory=factory, metadata={FREE: True})
@@ -142,7 +142,7 @@ def _hints(kind: type) -> dict[str, Any]:
         return {field.name: field.type for field in dataclasses.fields(kind)}
 
 
-def free_fields(config: Any, prefix: str = "") -> set[str]:
+def resumable_fields(config: Any, prefix: str = "") -> set[str]:
     """The dotted names of the fields declared :func:`free`."""
     names: set[str] = set()
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
@@ -150,7 +150,7 @@ def free_fields(config: Any, prefix: str = "") -> set[str]:
             name = f"{prefix}{field.name}"
             if field.metadata.get(FREE):
                 names.add(name)
-            names |= free_fields(getattr(config, field.name), f"{name}.")
+            names |= resumable_fields(getattr(config, field.name), f"{name}.")
     return names
 
 

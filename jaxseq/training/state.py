@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxseq.precision import at_least_float32
 from jaxseq.training.optimizer import relaxed
-from jaxseq.training.precision import at_least_float32
 from jaxseq.typing import Array, Int
 
 

@@ -63,8 +63,8 @@ CASES: dict[str, Callable[..., Core]] = {
 # norms (of keys, of what is read) are as sensitive here: parameters rounded to bfloat16, and nothing else, move its
 # float64 gradient by 0.1.
 SENSITIVE = {"elman-relu-two-heads": 1.0, "delta": 0.3}
-AGAIN = pytest.mark.again
-EVERY = pytest.mark.parametrize("name", [name if name in CORES else pytest.param(name, marks=AGAIN) for name in CASES])
+FULL = pytest.mark.full
+EVERY = pytest.mark.parametrize("name", [name if name in CORES else pytest.param(name, marks=FULL) for name in CASES])
 
 
 @functools.cache
@@ -87,19 +87,19 @@ def test_split_is_whole_in_float64(exact: contract.Subject) -> None:
         contract.check_splitting(exact, ids, 1e-12, 1e-10, seed)
 
 
-@AGAIN
+@FULL
 @pytest.mark.parametrize("name", [*CORES, "hybrid"])
 def test_split_is_whole_in_float32_without_ids(name: str) -> None:
     contract.check_splitting(subject(name, "float32", "float32"), None, 1e-5, 1e-4)
 
 
-@AGAIN
+@FULL
 @EVERY
 def test_padding_changes_nothing(exact: contract.Subject) -> None:
     contract.check_padding(exact, 1e-12)
 
 
-@AGAIN
+@FULL
 @EVERY
 def test_packed_documents_are_those_documents_alone(exact: contract.Subject) -> None:
     contract.check_documents(exact, 1e-12)
@@ -110,31 +110,31 @@ def test_any_batch_dims_give_the_batch(exact: contract.Subject) -> None:
     contract.check_batch(exact, 1e-12)
 
 
-@AGAIN
+@FULL
 @EVERY
 def test_nothing_depends_on_the_future_or_on_another_document(exact: contract.Subject) -> None:
     contract.check_causality(exact)
 
 
-@AGAIN
+@FULL
 @EVERY
 def test_ragged_data_compiles_once(exact: contract.Subject) -> None:
     contract.check_compiles_once(exact)
 
 
-@AGAIN
+@FULL
 @pytest.mark.parametrize("name", [*CORES, "hybrid"])
 def test_no_ids_mean_one_document(name: str, exact: contract.Subject) -> None:
     contract.check_one_document(subject(name, "float32", "float32"), exact, 1e-4)
 
 
-@AGAIN
+@FULL
 @EVERY
 def test_bfloat16_stays_near(name: str, exact: contract.Subject) -> None:
     contract.check_low_precision(subject(name, "bfloat16", "float32"), exact, 0.05, SENSITIVE.get(name, 0.1))
 
 
-@AGAIN
+@FULL
 @EVERY
 def test_a_stretch_of_no_length_changes_nothing(name: str) -> None:
     single = subject(name, "float32", "float32")

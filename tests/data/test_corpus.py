@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from jaxseq.data import embedded_corpus, lzma_bits_per_character, text_corpus
 from jaxseq.data.corpus import cut_in_blocks
-from jaxseq.data.honesty import (
+from jaxseq.data.splitting import (
     THRESHOLD,
     choose_held_out,
     drop_near_copies,

@@ -23,19 +23,19 @@ def some_pairs(count: int = 300, longest: int = 40, seed: int = 0) -> list[tuple
 def pairs_in(batch, separator: int, end: list[int]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     """The pairs of a batch, read back; checks padding, shift and marks of each row."""
     assert all(part.dtype == np.int32 for part in batch)
-    assert batch.source.shape == batch.source_ids.shape
+    assert batch.source.shape == batch.source_segment_ids.shape
     assert batch.tokens.shape == batch.targets.shape == batch.segment_ids.shape
     found = []
-    for source, source_ids, tokens, targets, ids in zip(*batch, strict=True):
-        for part, marks in [(source, source_ids), (tokens, ids), (targets, ids)]:
+    for source, source_segment_ids, tokens, targets, ids in zip(*batch, strict=True):
+        for part, marks in [(source, source_segment_ids), (tokens, ids), (targets, ids)]:
             assert np.array_equal(marks, np.sort(marks)[::-1]) and set(marks.tolist()) <= {0, 1}
             assert not part[marks == 0].any()
         size = int(ids.sum())
-        assert (size > 0) == (source_ids.sum() > 0)
+        assert (size > 0) == (source_segment_ids.sum() > 0)
         if size:
             assert tokens[0] == separator and targets[size - 1] == separator
             assert np.array_equal(tokens[1:size], targets[: size - 1])
-            text = source[source_ids == 1].tolist()
+            text = source[source_segment_ids == 1].tolist()
             assert text[len(text) - len(end) :] == end
             found.append((tuple(text[: len(text) - len(end)]), tuple(targets[: size - 1].tolist())))
     return found
@@ -54,7 +54,7 @@ def test_an_epoch_takes_every_pair_exactly_once_in_few_shapes(pairs, batch_size,
     shapes = {(batch.source.shape, batch.tokens.shape) for batch in batches}
     assert shapes == {((batch_size, S), (batch_size, T)) for S, T in data.shapes}
     assert len(data.shapes) <= buckets
-    real = sum(int(batch.source_ids.sum() + batch.segment_ids.sum()) for batch in batches)
+    real = sum(int(batch.source_segment_ids.sum() + batch.segment_ids.sum()) for batch in batches)
     assert data.filled == pytest.approx(real / sum(batch.source.size + batch.tokens.size for batch in batches))
 
 
@@ -168,10 +168,13 @@ def test_evaluation_yields_every_source_exactly_once_and_says_which(sources, bat
     assert len(batches) == len(data)
     answered = {}
     for batch in batches:
-        assert batch.source.dtype == batch.source_ids.dtype == batch.indices.dtype == np.int32
-        assert batch.source.shape == batch.source_ids.shape and len(batch.source) == batch_size
-        assert not batch.source_ids[len(batch.indices) :].any() and not batch.source[batch.source_ids == 0].any()
-        for index, source, ids in zip(batch.indices.tolist(), batch.source, batch.source_ids, strict=False):
+        assert batch.source.dtype == batch.source_segment_ids.dtype == batch.indices.dtype == np.int32
+        assert batch.source.shape == batch.source_segment_ids.shape and len(batch.source) == batch_size
+        assert (
+            not batch.source_segment_ids[len(batch.indices) :].any()
+            and not batch.source[batch.source_segment_ids == 0].any()
+        )
+        for index, source, ids in zip(batch.indices.tolist(), batch.source, batch.source_segment_ids, strict=False):
             assert index not in answered
             answered[index] = source[ids == 1].tolist()
     assert [answered[index] for index in range(len(sources))] == [text + [77] * ends for text in sources]

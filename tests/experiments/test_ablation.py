@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Literal
 
 from jaxseq import training
-from jaxseq.training import free
+from jaxseq.training import resumable_field
 
 HERE = Path(__file__).parent
 
@@ -50,7 +50,7 @@ class Train:
 
 @dataclass(frozen=True)
 class Config:
-    run: Path = free(Path("runs/fake"))
+    run: Path = resumable_field(Path("runs/fake"))
     seed: int = 0
     width: int = 4
     coupled: int = 1
@@ -61,7 +61,7 @@ class Config:
     flag: bool = False
     text: str = "data"
     batch: int = 1
-    samples: int = free(2)
+    samples: int = resumable_field(2)
     train: Train = Train()
     smoke: bool = False
 

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TEXT = "the quick brown fox jumps over the lazy dog, and the café ☃ does not mind at all. ABCDEFGH"
 
 
-AGAIN = pytest.mark.again
+FULL = pytest.mark.full
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -81,7 +81,7 @@ def bpe_run(tmp_path_factory) -> Path:
     return untrained(small(tmp_path_factory.mktemp("bpe"), tokens="bpe", vocabulary_size=300))
 
 
-@pytest.fixture(params=["run", pytest.param("bytes_run", marks=AGAIN)])
+@pytest.fixture(params=["run", pytest.param("bytes_run", marks=FULL)])
 def any_run(request) -> Path:
     return request.getfixturevalue(request.param)
 
@@ -164,7 +164,7 @@ def test_what_is_forbidden_never_occurs_and_what_is_required_always(any_run, opt
         assert set(trained.vocabulary.encode("é").tolist()) <= set(result.tokens)
 
 
-@AGAIN
+@FULL
 def test_with_byte_pairs_no_spelling_of_a_forbidden_text_gets_through(bpe_run):
     trained = generate.load(bpe_run)
     vocabulary = trained.vocabulary
@@ -190,7 +190,7 @@ def test_nothing_is_repeated_and_where_no_token_is_left_it_says_so(run, capsys):
     assert "1 tokens, no token was left" in capsys.readouterr().out
 
 
-@AGAIN
+@FULL
 @pytest.mark.parametrize("options", [{"stream": True}, {"beams": 2, "results": 2}], ids=str)
 def test_no_method_makes_up_an_end_where_no_token_is_left(run, options):
     (stuck,) = made(run, no_repeat_ngrams=1, regex="a{3}", **options)
@@ -209,7 +209,7 @@ def test_a_stream_is_the_same_text_and_cuts_no_character(any_run, options, capsy
     assert shown.startswith(f"the{whole.text}\n--- ") and "é☃" in shown
 
 
-@AGAIN
+@FULL
 def test_the_search_tree_is_drawn_and_told(run, tmp_path, capsys):
     pytest.importorskip("matplotlib", reason="the plots extra is not installed")
     (result,) = made(run, prompt=("the",), beams=2, max_length=3, tree=tmp_path / "tree.png")
@@ -218,7 +218,7 @@ def test_the_search_tree_is_drawn_and_told(run, tmp_path, capsys):
     assert "the search of 'the'" in out and "#1" in out and repr(result.text[:1]) in out
 
 
-@AGAIN
+@FULL
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(run, tmp_path, capsys):
     shutil.copytree(run, tmp_path / "run")
     (tmp_path / "run/checkpoints/00000006/manifest.json").unlink()

@@ -48,7 +48,7 @@ def test_a_smoke_run_leaves_a_whole_run_folder(tmp_path):
     assert results["held_out_overlap"] < 0.05
 
 
-@pytest.mark.again
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["lstm", "lru", "mamba2", "attention"])
 def test_cores_of_every_family_train_by_name(name, tmp_path, text_file):
     results = main(small(tmp_path / "run", text_file, core=name))
@@ -74,7 +74,7 @@ def test_the_loss_of_every_core_of_the_table_has_a_gradient(name, tmp_path, text
     assert jax.tree.map(lambda p: p.shape, found) == jax.tree.map(lambda p: p.shape, params)
 
 
-@pytest.mark.again
+@pytest.mark.full
 @pytest.mark.parametrize(
     "changes",
     [

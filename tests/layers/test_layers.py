@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from jaxseq.cores import GRU, LSTM
-from jaxseq.layers import Bidirectional, Embedding, FeedForward
+from jaxseq.encoders import Bidirectional
+from jaxseq.layers import Embedding, FeedForward
 
 V, D, B, T, F = 7, 5, 3, 8, 4
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, V, (2, 3, T)))

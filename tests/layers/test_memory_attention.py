@@ -12,19 +12,8 @@ import pytest
 from compilation import jitted
 
 from jaxseq.cores import GRU, Attention, Conv, Positions
-from jaxseq.layers import (
-    ATTENTIONS,
-    Bidirectional,
-    EncoderBlock,
-    EncoderStack,
-    FeedForward,
-    Fusion,
-    MemoryAttention,
-    MultiHeadAttention,
-    OneWay,
-    SelfAttention,
-    capture_weights,
-)
+from jaxseq.encoders import Bidirectional, CoreEncoder, EncoderBlock, EncoderStack, SelfAttention
+from jaxseq.layers import ATTENTIONS, FeedForward, Fusion, MemoryAttention, MultiHeadAttention, capture_weights
 
 B, T, S, D, F = 3, 4, 7, 6, 6
 IDS = np.array([[1] * 7, [1, 1, 0, 1, 0, 0, 0], [0] * 7], np.int32)
@@ -167,9 +156,9 @@ def test_what_does_not_fit_is_named(key: jax.Array) -> None:
     with pytest.raises(ValueError, match="fusion='join'; known: add, multiply, concat"):
         Fusion("join").init(key, query, query)
     with pytest.raises(ValueError, match="norm='mid'; known: pre, post"):
-        EncoderBlock(OneWay(GRU(D)), norm="mid").init(key, query)
+        EncoderBlock(CoreEncoder(GRU(D)), norm="mid").init(key, query)
     with pytest.raises(ValueError, match="residual needs equal widths: 6 in, 5 out"):
-        EncoderBlock(OneWay(GRU(5))).init(key, query)
+        EncoderBlock(CoreEncoder(GRU(5))).init(key, query)
 
 
 def test_a_fusion_is_its_equation(key: jax.Array) -> None:
@@ -187,10 +176,10 @@ def encoders() -> dict[str, nn.Module]:
     """One of every kind."""
     attends = SelfAttention(MultiHeadAttention(D, num_heads=2))
     return {
-        "one way": OneWay(GRU(D)),
+        "one way": CoreEncoder(GRU(D)),
         "self-attention": attends,
         "convolution": Bidirectional(Conv(D // 2, kernel_size=3), Conv(D // 2, kernel_size=3)),
-        "pre-norm": EncoderStack((OneWay(Positions(D)), transformer(D, 2, "pre"))),
+        "pre-norm": EncoderStack((CoreEncoder(Positions(D)), transformer(D, 2, "pre"))),
         "post-norm": EncoderBlock(attends, FeedForward(D, 8), norm="post"),
         "around recurrence": EncoderBlock(Bidirectional(GRU(D // 2), GRU(D // 2)), FeedForward(D, 8)),
     }
@@ -249,8 +238,8 @@ def test_what_else_a_layer_leaves_is_left_alone(key: jax.Array) -> None:
 def test_order_is_unknown_without_positions_and_known_with_them(key: jax.Array) -> None:
     xs, order = jnp.asarray(drawn(S, D), jnp.float32), np.random.default_rng(1).permutation(S)
     plain = transformer(D, 2)
-    placed = EncoderStack((OneWay(Positions(D)), plain))
-    beside = EncoderStack((OneWay(Positions(D + 2, join="concat")), transformer(D + 2, 2)))
+    placed = EncoderStack((CoreEncoder(Positions(D)), plain))
+    beside = EncoderStack((CoreEncoder(Positions(D + 2, join="concat")), transformer(D + 2, 2)))
     for encoder, equivariant in ((plain, True), (placed, False), (beside, False)):
         variables = encoder.init(key, xs)
         turned, straight = encoder.apply(variables, xs[order]), encoder.apply(variables, xs)[order]

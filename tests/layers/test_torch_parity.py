@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from jaxseq.cores import Attention
-from jaxseq.layers import EncoderBlock, FeedForward, MultiHeadAttention, SelfAttention
-from jaxseq.models import DecoderBlock
+from jaxseq.decoders import DecoderBlock
+from jaxseq.encoders import EncoderBlock, SelfAttention
+from jaxseq.layers import FeedForward, MultiHeadAttention
 
 torch = pytest.importorskip("torch", reason="torch is not installed (extra `peers`)")
 
@@ -122,7 +123,7 @@ def test_a_decoder_block_is_torchs(norm: str) -> None:
     }
 
     def run(module: DecoderBlock) -> Any:
-        read = module.remember(jnp.asarray(memory), jnp.asarray(IDS), None)
+        read = module.prepare_memory(jnp.asarray(memory), jnp.asarray(IDS), None)
         return module(module.initial_carry(read, (B,)), jnp.asarray(xs), None, read)[1]
 
     close(nn.apply(run, ours)({"params": params}), want)

@@ -11,15 +11,14 @@ import numpy as np
 import pytest
 from compilation import jitted
 
-from jaxseq.ops.attention import (
+from jaxseq.ops.attention.api import (
     _plan,
     attention,
     attention_implementation,
     attention_reference,
     attention_weights,
 )
-from jaxseq.ops.attention_tiles import Plan, attention_tiles
-from jaxseq.ops.masks import (
+from jaxseq.ops.attention.masks import (
     Mask,
     causal,
     dense,
@@ -29,8 +28,9 @@ from jaxseq.ops.masks import (
     segments,
     sliding_window,
 )
-from jaxseq.ops.positions import alibi, alibi_slopes
-from jaxseq.ops.tiled import Tiled
+from jaxseq.ops.attention.positions import alibi, alibi_slopes
+from jaxseq.ops.attention.tiled import Tiled
+from jaxseq.ops.attention.tiles import Plan, attention_tiles
 
 B, T, S, N, M, H, HV = 2, 21, 27, 4, 2, 6, 5
 
@@ -210,7 +210,7 @@ def test_memory_grows_with_the_length() -> None:
     assert temporary("tiles", 4096) <= 2.2 * temporary("tiles", 2048)
 
 
-@pytest.mark.parametrize("implementation", ["reference", "few", "tiles"])
+@pytest.mark.parametrize("implementation", ["reference", "decode", "tiles"])
 def test_nan_in_what_is_ruled_out_poisons_nothing(implementation: str, x64: None) -> None:
     inputs = _inputs()
     q_ids = jnp.asarray([[0] * 3 + [1] * 18, [2] * 21])
@@ -261,10 +261,11 @@ def test_the_form_for_few_queries_equals_the_equation(name: str, x64: None) -> N
     @jitted
     def both(inputs, mask, bias):
         few, plain = (
-            partial(attention, mask=mask, bias=bias, soft_cap=soft_cap, implementation=i) for i in ("few", "reference")
+            partial(attention, mask=mask, bias=bias, soft_cap=soft_cap, implementation=i)
+            for i in ("decode", "reference")
         )
-        one = jax.vmap(lambda *x: attention(*x, soft_cap=soft_cap, implementation="few"))(*inputs[:3])
-        whole = attention(*inputs[:3], soft_cap=soft_cap, implementation="few")
+        one = jax.vmap(lambda *x: attention(*x, soft_cap=soft_cap, implementation="decode"))(*inputs[:3])
+        whole = attention(*inputs[:3], soft_cap=soft_cap, implementation="decode")
         return _value_and_grads(few, *inputs), _value_and_grads(plain, *inputs), one, whole
 
     few, plain, one, whole = both(_inputs(), mask, bias)
@@ -274,7 +275,7 @@ def test_the_form_for_few_queries_equals_the_equation(name: str, x64: None) -> N
 
 def test_no_queries_and_no_keys() -> None:
     query, key, value, _ = _inputs("float32")
-    for implementation in ("reference", "few", "tiles"):
+    for implementation in ("reference", "decode", "tiles"):
         f = partial(attention, implementation=implementation)
         assert f(query[:, :0], key, value).shape == (B, 0, N, HV)
         np.testing.assert_array_equal(f(query, key[:, :0], value[:, :0]), jnp.zeros((B, T, N, HV)))
@@ -330,7 +331,7 @@ def test_cudnn_is_given_what_the_mask_says(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_auto_says_what_it_takes_and_takes_it() -> None:
     query, key, value, _ = _inputs("float32")
-    assert attention_implementation(query[:, :1], key, value, causal(offset=S)) == "few"
+    assert attention_implementation(query[:, :1], key, value, causal(offset=S)) == "decode"
     assert attention_implementation(query[:, :1], key[:, :1], value[:, :1]) == "reference"
     long = jnp.zeros((1, 1024, N, H))
     assert attention_implementation(long, long, long, causal()) == "tiles"

@@ -12,9 +12,9 @@ import pytest
 from jax.experimental import rnn
 
 from jaxseq.cores import LSTM
-from jaxseq.ops import cells, cudnn_lstm, lstm_implementation, projected_recurrence
+from jaxseq.ops import cells, cudnn_lstm, lstm_implementation, recurrence_with_projection
 
-module = sys.modules["jaxseq.ops.cudnn_lstm"]
+module = sys.modules["jaxseq.ops.recurrence.cudnn"]
 B, T, D, F = 3, 5, 4, 6
 
 
@@ -71,7 +71,7 @@ def test_with_jaxs_plain_form_in_its_place_it_is_the_recurrence(pretend_cuda: An
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
         cudnn_lstm(*args),
-        projected_recurrence(cells.lstm, *args),
+        recurrence_with_projection(cells.lstm, *args),
     )
 
 
@@ -121,7 +121,9 @@ def test_the_trial_works_inside_jit(untried_cuda: Any) -> None:
         assert lstm_implementation(args[0], *args[3:]) == "cudnn"
         return cudnn_lstm(*args)[1]
 
-    np.testing.assert_allclose(jax.jit(run)(*args), projected_recurrence(cells.lstm, *args)[1], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        jax.jit(run)(*args), recurrence_with_projection(cells.lstm, *args)[1], rtol=1e-4, atol=1e-5
+    )
 
 
 def test_refusals_name_the_reason(pretend_cuda: Any) -> None:

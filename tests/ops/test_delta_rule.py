@@ -11,7 +11,7 @@ import pytest
 from comparison import close, ragged
 from compilation import jitted
 
-from jaxseq.ops.delta_rule import IMPLEMENTATIONS, delta_rule, delta_rule_reference
+from jaxseq.ops.linear.delta_rule import IMPLEMENTATIONS, delta_rule, delta_rule_reference
 
 B, N, H, V = 2, 2, 3, 4
 FORMS: dict[str, Callable] = {

@@ -12,7 +12,7 @@ from comparison import close, ragged
 from compilation import jitted
 from scipy.signal import lfilter
 
-from jaxseq.ops.linear_recurrence import (
+from jaxseq.ops.linear.linear_recurrence import (
     IMPLEMENTATIONS,
     linear_recurrence,
     linear_recurrence_implementation,

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxseq.ops.masks import (
+from jaxseq.ops.attention.masks import (
     Mask,
     causal,
     dense,
@@ -16,7 +16,7 @@ from jaxseq.ops.masks import (
     segments,
     sliding_window,
 )
-from jaxseq.ops.tiled import Span
+from jaxseq.ops.attention.tiled import Span
 
 B, N, T, S = 2, 3, 11, 13
 

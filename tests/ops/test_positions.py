@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxseq.ops.positions import alibi, alibi_slopes, rotary, sinusoid
-from jaxseq.ops.tiled import Span
+from jaxseq.ops.attention.positions import alibi, alibi_slopes, rotary, sinusoid
+from jaxseq.ops.attention.tiled import Span
 
 
 def _normal(seed: int, *shape: int) -> jax.Array:

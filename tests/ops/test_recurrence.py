@@ -12,7 +12,7 @@ from comparison import close
 from compilation import QUICK, jitted
 from jax.tree_util import Partial
 
-from jaxseq.ops import cells, gru_reset_before, projected_recurrence, recurrence, recurrence_reference
+from jaxseq.ops import cells, gru_reset_before, recurrence, recurrence_reference, recurrence_with_projection
 
 B, T, F = 3, 7, 6
 IDS = np.array([[1, 1, 2, 2, 1, 1, 1], [0, 3, 0, 3, 4, 0, 0], [0, 0, 0, 0, 0, 0, 0]], np.int32)
@@ -183,7 +183,7 @@ def test_vmap_is_the_batched_program(heads: int) -> None:
     xs, kernel, bias = (jnp.asarray(np.random.default_rng(1).normal(size=s)) for s in ((9, 40, D), (D, 4 * F), (4 * F)))
 
     def mean(R: jax.Array, kernel: jax.Array, bias: jax.Array, mapped: bool) -> jax.Array:
-        one = lambda xs, state: projected_recurrence(cells.lstm, xs, kernel, bias, R, state)[1]  # noqa: E731
+        one = lambda xs, state: recurrence_with_projection(cells.lstm, xs, kernel, bias, R, state)[1]  # noqa: E731
         return (jax.vmap(one) if mapped else one)(xs, state).mean()
 
     programs = [jax.jit(jax.grad(functools.partial(mean, mapped=m), (0, 1, 2))).lower(R, kernel, bias) for m in (0, 1)]
@@ -234,7 +234,9 @@ def test_chunks_with_a_rest_are_the_plain_scan(name: str, x64: None) -> None:
     def both(own, xs, kernel, bias, R, state):
         def loss(*args, **options):
             own, xs, kernel, bias, R, state = args
-            last, ys = projected_recurrence(case.bind(own), xs, kernel, bias, R, state, segment_ids=ids, **options)
+            last, ys = recurrence_with_projection(
+                case.bind(own), xs, kernel, bias, R, state, segment_ids=ids, **options
+            )
             return jnp.sin(ys * jnp.arange(ys.size, dtype=ys.dtype).reshape(ys.shape)).sum() + (last.h**2).sum()
 
         options = ({"implementation": "reference"}, {}, {"residuals": "chunks"})
@@ -275,7 +277,7 @@ def test_the_projection_and_its_gradient_never_exist_whole() -> None:
 
     def held(**options: Any) -> float:
         def loss(*args):
-            return projected_recurrence(cells.lstm, *args, cells.LSTMState(zeros, zeros), **options)[1].sum()
+            return recurrence_with_projection(cells.lstm, *args, cells.LSTMState(zeros, zeros), **options)[1].sum()
 
         memory = jax.jit(jax.grad(loss, (0, 1, 2, 3))).lower(*args).compile().memory_analysis()
         return memory.temp_size_in_bytes / args[0].nbytes

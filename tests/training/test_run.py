@@ -20,7 +20,7 @@ from jaxseq.training import (
     RunLockedError,
     TrainingError,
     enable_compilation_cache,
-    free,
+    resumable_field,
 )
 from jaxseq.training.settings import to_json
 
@@ -52,8 +52,8 @@ class Config:
     near: Near = dataclasses.field(default_factory=Near)
     either: Near | Far = dataclasses.field(default_factory=Near)
     options: Any = None
-    log_every: int = free(10)
-    place: Path = free(factory=Path)
+    log_every: int = resumable_field(10)
+    place: Path = resumable_field(factory=Path)
 
 
 CHANGES = {

@@ -17,8 +17,8 @@ from jaxseq.training import (
     create_state,
     cross_entropy,
     fit,
-    free,
     make_optimizer,
+    resumable_field,
 )
 
 VOCABULARY, WIDTH, ROWS, LENGTH = 7, 8, 4, 5
@@ -93,7 +93,7 @@ def plain_loss(params: Any, carry: Any, batch: Any, key: Any) -> tuple[Any, Aux]
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    run: Path = free(Path("run"))
+    run: Path = resumable_field(Path("run"))
     chunks: int = 6
     optimizer: OptimizerConfig = dataclasses.field(
         default=OptimizerConfig(learning_rate=1e-2, warmup_steps=3, clip_norm=0.5)

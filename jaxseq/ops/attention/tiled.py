@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxseq.typing import Array, DType, Int
+from jaxseq.typing import Array, Int
 
 MOST = np.iinfo(np.int32).max
 LEAST = np.iinfo(np.int32).min
@@ -153,8 +153,3 @@ def whole_numbers(name: str, array: Any) -> Array | None:
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(f"{name} needs whole numbers, got {array.dtype} of shape {array.shape}")
     return array.astype(jnp.int32)
-
-
-def at_least_float32(dtype: DType) -> DType:
-    """The dtype of sums and of softmax statistics."""
-    return jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype

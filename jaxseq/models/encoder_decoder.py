@@ -6,10 +6,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxseq.decoders import Decoder
+from jaxseq.decoders.bridge import Bridge
 from jaxseq.layers import Embedding, capture_weights
 from jaxseq.layers.capture import MEMORY
-from jaxseq.models.bridge import Bridge
-from jaxseq.models.decoders import Decoder
 from jaxseq.typing import Array, Carry, DType, Float, Int, SegmentIds, Tokens
 
 
@@ -23,13 +23,13 @@ class Encoded(NamedTuple):
     summary: Float[Array, "*B E"] | None
 
 
-class Seq2Seq(nn.Module):
+class EncoderDecoder(nn.Module):
     """``P(y | x) = Π_t P(y_t | y_<t, encoder(x))``.
 
     Three functions of one model: training reads everything at once, ``model.apply(variables, source, tokens, ...)``;
     decoding takes ``method="encode"`` once, then ``method="initial_carry"``, then ``method="decode"`` step by step:
 
-        encoded = model.apply(variables, source, source_ids, method="encode")
+        encoded = model.apply(variables, source, source_segment_ids, method="encode")
         carry = model.apply(variables, encoded, (batch,), max_length, method="initial_carry")
         step = decoding.step_of(Partial(partial(model.apply, method="decode"), variables))
         decoding.beam_search(step, carry, first_tokens, memory=encoded, ...)
@@ -60,11 +60,11 @@ class Seq2Seq(nn.Module):
     def _dropped(self, x: Float[Array, "*B T D"]) -> Float[Array, "*B T D"]:
         return self.drop(x, deterministic=not self.has_rng("dropout"))
 
-    def encode(self, source: Int[Array, "*B S"], source_ids: Int[Array, "*B S"] | None = None) -> Encoded:
+    def encode(self, source: Int[Array, "*B S"], source_segment_ids: Int[Array, "*B S"] | None = None) -> Encoded:
         """All that the decoder reads of a source: keys and values are projected here, once."""
-        ys = self.encoder(self._dropped(self.source(source)), source_ids)
-        summary = None if self.bridge is None else self.bridge(ys, source_ids)
-        return Encoded(self.decoder.remember(ys, source_ids, summary), summary)
+        ys = self.encoder(self._dropped(self.source(source)), source_segment_ids)
+        summary = None if self.bridge is None else self.bridge(ys, source_segment_ids)
+        return Encoded(self.decoder.prepare_memory(ys, source_segment_ids, summary), summary)
 
     def initial_carry(self, encoded: Encoded, batch_shape: tuple[int, ...], context: int = 0) -> Carry:
         """The decoder's carry, begun from the bridge's summary; able to look ``context`` positions back."""
@@ -95,27 +95,27 @@ class Seq2Seq(nn.Module):
         self,
         source: Int[Array, "*B S"],
         tokens: Tokens,
-        source_ids: Int[Array, "*B S"] | None = None,
+        source_segment_ids: Int[Array, "*B S"] | None = None,
         segment_ids: SegmentIds | None = None,
     ) -> Float[Array, "*B T V"]:
         """Teacher forcing: the logits of every next token of the target, all at once."""
-        encoded = self.encode(source, source_ids)
+        encoded = self.encode(source, source_segment_ids)
         carry = self.initial_carry(encoded, source.shape[:-1])
         return self.decode(carry, tokens, segment_ids, encoded)[1]
 
 
 def alignment(
-    model: Seq2Seq,
+    model: EncoderDecoder,
     variables: Any,
     source: Int[Array, "*B S"],
     tokens: Tokens,
-    source_ids: Int[Array, "*B S"] | None = None,
+    source_segment_ids: Int[Array, "*B S"] | None = None,
     segment_ids: SegmentIds | None = None,
 ) -> Float[Array, "*B T S"] | None:
     """Where the decoder's last attention reads the source for each token it predicts (mean over heads).
 
     None if it never does. ``jaxseq.layers.capture_weights`` gives every layer's.
     """
-    found = capture_weights(model, variables, source, tokens, source_ids, segment_ids, names=(MEMORY,))
+    found = capture_weights(model, variables, source, tokens, source_segment_ids, segment_ids, names=(MEMORY,))
     reads = [path for path in found if path.split("/")[0] == "decoder"]
     return found[reads[-1]].mean(-3) if reads else None

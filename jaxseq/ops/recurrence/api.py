@@ -1,7 +1,7 @@
 """Nonlinear recurrence over a pointwise cell, with a gradient that keeps the weights out of the loop.
 
 ``jax.grad`` of a ``lax.scan`` carries the gradient of the recurrent matrix through every reverse step. The fast form
-(``jaxseq.ops.fused_recurrence``) makes weight gradients as one product a chunk of time. Forward mode, ``jacfwd`` and
+(``jaxseq.ops.recurrence.fused``) makes weight gradients as one product a chunk of time. Forward mode, ``jacfwd`` and
 second derivatives stay open.
 """
 
@@ -16,9 +16,9 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.tree_util import Partial
 
 from jaxseq.ops import segments
-from jaxseq.ops.fused_recurrence import Rows, Weights, fused_recurrence
 from jaxseq.ops.implementations import running
-from jaxseq.ops.pointwise import not_pointwise
+from jaxseq.ops.recurrence.fused import Rows, Weights, fused_recurrence
+from jaxseq.ops.recurrence.pointwise import not_pointwise
 from jaxseq.typing import Array, Float, SegmentIds
 
 IMPLEMENTATIONS = ("auto", "fused", "reference")
@@ -70,7 +70,7 @@ def recurrence(
     return _run(traced, flat, None, None, R, state, segment_ids, residuals)
 
 
-def projected_recurrence(
+def recurrence_with_projection(
     cell: Callable,
     xs: Float[Array, "*B T D"],
     kernel: Float[Array, "D GF"],

@@ -23,9 +23,9 @@ POLICIES: dict[str, Policy] = {
 
 
 def at_least_float32(dtype: DType) -> DType:
-    """Where sums and averages are kept: float64 for double precision, float32 for everything else."""
-    wide = jnp.issubdtype(dtype, jnp.inexact) and jnp.finfo(dtype).bits == 64
-    return jnp.dtype(jnp.float64 if wide else jnp.float32)
+    """The dtype of sums, statistics and carries: ``dtype`` itself if it has at least 32 bits a real, else float32."""
+    wide = jnp.issubdtype(dtype, jnp.inexact) and jnp.finfo(dtype).bits >= 32
+    return jnp.dtype(dtype if wide else jnp.float32)
 
 
 def cast_floating(tree: Any, dtype: DType) -> Any:

@@ -23,8 +23,9 @@ import numpy as np
 from jax import lax
 from jax.custom_batching import custom_vmap
 
-from jaxseq.ops.masks import Mask, prefix
-from jaxseq.ops.tiled import Span, Tiled, at_least_float32
+from jaxseq.ops.attention.masks import Mask, prefix
+from jaxseq.ops.attention.tiled import Span, Tiled
+from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array
 
 FLOOR = -1e30

@@ -12,7 +12,7 @@ from jax import lax
 
 from jaxseq.ops import segments
 from jaxseq.ops.implementations import running
-from jaxseq.ops.linear_attention import (
+from jaxseq.ops.linear.linear_attention import (
     FEW_STEPS,
     IMPLEMENTATIONS,
     check_chunk,

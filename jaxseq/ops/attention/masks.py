@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxseq.ops.tiled import (
+from jaxseq.ops.attention.tiled import (
     LEAST,
     MOST,
     STATIC,

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from jaxseq.cores import Core
+from jaxseq.decoders import Decoder, make_decoder
 from jaxseq.layers import Memory
-from jaxseq.models import Decoder, make_decoder
 
 S, E, F = 5, 6, contract.WIDTH
 ENCODED = np.random.default_rng(11).normal(size=(S, E))
@@ -44,7 +44,7 @@ class WithMemory(Core):
         """Reads the source anew in every call."""
         own, encoded = carry
         ids = jnp.broadcast_to(jnp.asarray(IDS), encoded.shape[:-1])
-        memory = self.decoder.remember(encoded, ids, encoded.mean(-2))
+        memory = self.decoder.prepare_memory(encoded, ids, encoded.mean(-2))
         own, ys = self.decoder(own, xs, segment_ids, memory)
         return (own, encoded), ys
 
@@ -64,7 +64,7 @@ CASES: dict[str, Callable[..., Core]] = {
     "post-norm hybrid": decoder("transformer", "mingru", attention="additive", feed_forward=12, norm="post"),
 }
 EVERY = pytest.mark.parametrize("name", CASES)
-AGAIN = pytest.mark.again
+FULL = pytest.mark.full
 
 
 @functools.cache
@@ -88,25 +88,25 @@ def test_any_batch_dims_give_the_batch(name: str) -> None:
     contract.check_batch(subject(name), 1e-12)
 
 
-@AGAIN
+@FULL
 @EVERY
 def test_documents_in_one_row_are_those_documents_alone(name: str) -> None:
     contract.check_documents(subject(name), 1e-12)
 
 
-@AGAIN
+@FULL
 @EVERY
 def test_nothing_depends_on_the_future_or_on_another_document(name: str) -> None:
     contract.check_causality(subject(name))
 
 
-@AGAIN
+@FULL
 @EVERY
 def test_bfloat16_stays_near(name: str) -> None:
     contract.check_low_precision(subject(name, "bfloat16", "float32"), subject(name), 0.05, 0.1)
 
 
-@AGAIN
+@FULL
 @EVERY
 def test_a_stretch_of_no_length_changes_nothing(name: str) -> None:
     single = subject(name, "float32", "float32")

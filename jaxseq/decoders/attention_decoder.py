@@ -10,14 +10,14 @@ from jax import lax
 
 from jaxseq.cores import StateCarry
 from jaxseq.cores.core import entering
+from jaxseq.decoders.decoder import Attending, MemoryDecoder
 from jaxseq.layers import Fusion, Memory
 from jaxseq.layers.capture import MEMORY, record
-from jaxseq.models.decoders import Attending, Attentive
 from jaxseq.ops import segments
 from jaxseq.typing import Array, Features, Float, SegmentIds, Sequence
 
 
-class AttentionDecoder(Attentive):
+class AttentionDecoder(MemoryDecoder):
     """``c_t = Σ_s a_ts v_s``, ``a_t = softmax(e(h_{t-1}, k_s))``; ``h_t = core(fusion(x_t, c_t), h_{t-1})``.
 
     The context is made of the state before the step and joins the step's input, so that the attention is part of the

@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
+from jaxseq.cores import Core
 from jaxseq.typing import Array, Float, SegmentIds, Sequence
 
 
@@ -13,8 +14,8 @@ class Bidirectional(nn.Module):
     directions, so sequences are reversed by their own length, and each document apart.
     """
 
-    forward: nn.Module
-    backward: nn.Module
+    forward: Core
+    backward: Core
 
     @nn.compact
     def __call__(self, xs: Sequence, segment_ids: SegmentIds | None = None) -> Float[Array, "*B T F"]:

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxseq.ops.cells import LSTMState, lstm
 from jaxseq.ops.implementations import running
-from jaxseq.ops.recurrence import projected_recurrence
+from jaxseq.ops.recurrence.api import recurrence_with_projection
+from jaxseq.ops.recurrence.cells import LSTMState, lstm
 from jaxseq.typing import Array, Float, SegmentIds
 
 
@@ -48,7 +48,7 @@ def cudnn_lstm(
     segment_ids: SegmentIds | None = None,
     peepholes: bool = False,
 ) -> tuple[LSTMState, Float[Array, "*B T F"]]:
-    """``projected_recurrence(lstm, xs, kernel, bias, R, state)`` by cuDNN.
+    """``recurrence_with_projection(lstm, xs, kernel, bias, R, state)`` by cuDNN.
 
     Raises:
       ValueError: cuDNN cannot do this call, and why.
@@ -120,7 +120,7 @@ def _trial_failed() -> str | None:
     """None if a tiny run agrees with ``recurrence``; else what went wrong, with a warning."""
     try:
         with jax.ensure_compile_time_eval(), jax.default_matmul_precision("highest"):
-            found, wanted = (_trial(run) for run in (_run, functools.partial(projected_recurrence, lstm)))
+            found, wanted = (_trial(run) for run in (_run, functools.partial(recurrence_with_projection, lstm)))
         worst = np.max([np.max(np.abs(a - b)) for a, b in zip(found, wanted, strict=True)])
         failure = None if worst < 1e-3 else f"its trial run differs from recurrence by {worst:.2g}"
     except Exception as error:  # whatever a driver, a library or another jax version may raise

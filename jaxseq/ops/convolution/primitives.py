@@ -14,7 +14,7 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from jaxseq.ops.tiled import at_least_float32
+from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array, Float, Int
 
 _permute_p = Primitive("permute_rows")

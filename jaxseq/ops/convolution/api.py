@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxseq.ops import segments
-from jaxseq.ops.rows import rows_product
-from jaxseq.ops.shifts import permute_rows, shifted, shifted_sum
+from jaxseq.ops.convolution.primitives import permute_rows, shifted, shifted_sum
+from jaxseq.ops.convolution.row_product import rows_product
 from jaxseq.typing import Array, Bool, Float, Int, SegmentIds
 
 

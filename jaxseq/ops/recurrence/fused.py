@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxseq.ops.merging import Operands, whole, whole_linear
-from jaxseq.ops.pointwise import Step, traced
-from jaxseq.ops.tiled import at_least_float32
+from jaxseq.ops.batched_primitive import Operands, whole, whole_linear
+from jaxseq.ops.recurrence.pointwise import Step, traced
+from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array, Float
 
 CHUNK = 16

@@ -15,8 +15,8 @@ from jax import lax
 
 from jaxseq.ops import segments
 from jaxseq.ops.implementations import running
-from jaxseq.ops.linear_attention import check_chunk, check_shapes, without_padding
-from jaxseq.ops.linear_attention_chunks import scan_chunks
+from jaxseq.ops.linear.chunkwise import scan_chunks
+from jaxseq.ops.linear.linear_attention import check_chunk, check_shapes, without_padding
 from jaxseq.typing import Array, Float, Int, SegmentIds
 
 IMPLEMENTATIONS = ("chunkwise", "sequential")

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxseq.ops.tiled import STATIC, Span, Tiled, align, at_least_float32, cut, leaf, positions, whole_numbers
+from jaxseq.ops.attention.tiled import STATIC, Span, Tiled, align, cut, leaf, positions, whole_numbers
+from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array, Float, Int
 
 

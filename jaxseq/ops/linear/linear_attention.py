@@ -12,7 +12,7 @@ from jax import lax
 
 from jaxseq.ops import segments
 from jaxseq.ops.implementations import running
-from jaxseq.ops.linear_attention_chunks import chunkwise
+from jaxseq.ops.linear.chunkwise import chunkwise
 from jaxseq.typing import Array, DType, Float, SegmentIds
 
 IMPLEMENTATIONS = ("chunkwise", "sequential")

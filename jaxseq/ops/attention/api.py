@@ -8,16 +8,17 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxseq.ops.attention_tiles import FLOOR, Plan, attention_tiles
+from jaxseq.ops.attention.masks import And, Band, Mask, Prefix
+from jaxseq.ops.attention.tiled import Span, Tiled, align
+from jaxseq.ops.attention.tiles import FLOOR, Plan, attention_tiles
 from jaxseq.ops.implementations import running
-from jaxseq.ops.masks import And, Band, Mask, Prefix
-from jaxseq.ops.tiled import Span, Tiled, align, at_least_float32
+from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array, Float
 
-IMPLEMENTATIONS = ("auto", "reference", "few", "tiles", "cudnn")
+IMPLEMENTATIONS = ("auto", "reference", "decode", "tiles", "cudnn")
 
 FEW_SCORES, FEW_QUERIES = 8192, 16
-"""Up to so many scores a head: the plain equation. With fewer queries than that (a decoding step): "few"."""
+"""Up to so many scores a head: the plain equation. With fewer queries than that (a decoding step): "decode"."""
 
 TILE = 512
 """Queries and keys of a tile; on a CPU one or two of them at a time (measured: docs/performance.md)."""
@@ -48,7 +49,7 @@ def attention(
     What the mask rules out for good (keys of segment 0, padding, empty slots, queries of segment 0) may hold
     anything, NaN included: it is zeroed on entry. A NaN in a key that some query may see reaches all queries.
 
-    ``implementation``: "reference" is the equation, with T × S scores in memory and every derivative; "few" is
+    ``implementation``: "reference" is the equation, with T × S scores in memory and every derivative; "decode" is
     the same for a few queries, for which keys and values are not turned round in memory;
     "tiles" has O(T) memory and one reverse-mode gradient (JAX refuses forward mode and second derivatives:
     take "reference"); "cudnn" is ``jax.nn.dot_product_attention`` on a CUDA device; "auto" chooses
@@ -74,7 +75,7 @@ def attention(
         if implementation == "reference":
             return attention_reference(query, key, value, mask=mask, bias=bias, scale=scale, soft_cap=soft_cap)
         query, key, value = _without_the_unseen(query, key, value, mask)
-        if implementation == "few":
+        if implementation == "decode":
             return _zero_unseen(_few(query, key, value, mask, bias, scale, soft_cap), mask)
         if implementation == "cudnn":
             return _cudnn(query, key, value, mask, scale)
@@ -94,13 +95,13 @@ def attention_implementation(
     """What ``implementation="auto"`` takes for this call on the default device, for reports.
 
     cuDNN where it can do exactly this; the plain equation where there are few scores, or few queries (a decoding
-    step), which on a CPU take "few"; else tiles.
+    step), which on a CPU take "decode"; else tiles.
     """
     if _why_not_cudnn(query, key, value, mask, bias, soft_cap) is None:
         return "cudnn"
     T, S = query.shape[-3], key.shape[-3]
     if T < FEW_QUERIES and S > FEW_QUERIES and jax.default_backend() == "cpu":
-        return "few"
+        return "decode"
     return "reference" if T * S <= FEW_SCORES or T < FEW_QUERIES else "tiles"
 
 

@@ -13,8 +13,10 @@ from jax.tree_util import Partial
 
 from jaxseq import decoding
 from jaxseq.cores import CORES
+from jaxseq.decoders import Bridge, last_attention_weights, make_decoder
+from jaxseq.encoders import make_encoder
 from jaxseq.layers import ATTENTIONS, Embedding, capture_weights
-from jaxseq.models import Bridge, Seq2Seq, alignment, attended, make_decoder, make_encoder
+from jaxseq.models import EncoderDecoder, alignment
 
 V, W, F, B, S, T = 9, 7, 8, 3, 6, 5
 KINDS: dict[str, dict[str, Any]] = {
@@ -29,7 +31,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "hybrid": {"kind": "transformer", "name": "mingru", "attention": "additive"},
 }
 FIRST = ("rnn, both", "additive", "transformer")
-EVERY = pytest.mark.parametrize("name", [pytest.param(k, marks=() if k in FIRST else pytest.mark.again) for k in KINDS])
+EVERY = pytest.mark.parametrize("name", [pytest.param(k, marks=() if k in FIRST else pytest.mark.full) for k in KINDS])
 A_FEW = pytest.mark.parametrize("name", ["rnn, both", "additive", "transformer", "hybrid"])
 
 
@@ -41,7 +43,7 @@ def build(kind: str, name: str, *, summary: str = "ends", initial: bool = True, 
     encoder = make_encoder("transformer" if transformer else "gru", F, layers, **heads, **norm)
     decoder = make_decoder(kind, name, F, layers, **heads, **fields)
     bridge = None if transformer else Bridge(summary, initial=initial)
-    return Seq2Seq(Embedding(V, F), encoder, Embedding(W, F), decoder, nn.Dense(W), bridge, dropout=0.3)
+    return EncoderDecoder(Embedding(V, F), encoder, Embedding(W, F), decoder, nn.Dense(W), bridge, dropout=0.3)
 
 
 def draw(seed: int, length: int, size: int) -> np.ndarray:
@@ -56,7 +58,7 @@ REAL_SOURCE, REAL = np.asarray(SOURCE_IDS) != 0, np.asarray(IDS) != 0
 
 
 @functools.cache
-def model_and_variables(name: str) -> tuple[Seq2Seq, Any]:
+def model_and_variables(name: str) -> tuple[EncoderDecoder, Any]:
     """A model with random, sharper parameters."""
     model = build(**KINDS[name])
     variables = jitted(model.init)(jax.random.key(0), SOURCE, TOKENS, SOURCE_IDS, IDS)
@@ -143,9 +145,9 @@ def test_it_decodes_greedily_and_with_beams_over_the_memory(name: str) -> None:
         same = decoding.score(step, carry, first, beams.tokens, beams.lengths, memory=encoded)
         close(same, beams.log_probabilities, 1e-4)
         with pytest.raises(ValueError, match="attends to nothing"):
-            attended(carry)
+            last_attention_weights(carry)
         return
-    coverage = decoding.Coverage(attended, 0.5, SOURCE_IDS != 0)
+    coverage = decoding.Coverage(last_attention_weights, 0.5, SOURCE_IDS != 0)
     covered = decoding.beam_search(step, carry, first, num_beams=3, coverage=coverage, **common)
     same = decoding.score(step, carry, first, covered.tokens, covered.lengths, memory=encoded)
     close(same, covered.log_probabilities, 1e-4)
@@ -172,7 +174,7 @@ def test_captured_weights_are_those_the_carry_keeps(name: str) -> None:
     carry, _ = jitted(decode)(begin(encoded, (B,), T), TOKENS, IDS, encoded)
     mean = np.asarray(found[reads[-1]]).mean(1)
     last = np.array([mean[row, REAL[row].sum() - 1] for row in range(B)])
-    close(attended(carry), last, 1e-5)
+    close(last_attention_weights(carry), last, 1e-5)
 
 
 def test_a_step_leaves_its_weights_too() -> None:
@@ -195,7 +197,7 @@ def test_dropout_falls_only_with_a_key() -> None:
     close(run(), run(), 0)
 
 
-@pytest.mark.again
+@pytest.mark.full
 def test_any_core_with_a_state_attends_and_any_core_at_all_stands_in_a_block() -> None:
     for name in CORES:
         model = build("transformer", name, attention="dot")
@@ -208,7 +210,7 @@ def test_any_core_with_a_state_attends_and_any_core_at_all_stands_in_a_block() -
 
 
 def test_what_does_not_fit_is_named() -> None:
-    def shapes(model: Seq2Seq) -> Any:
+    def shapes(model: EncoderDecoder) -> Any:
         return jax.eval_shape(model.init, jax.random.key(0), SOURCE, TOKENS)
 
     with pytest.raises(ValueError, match="needs a state h to ask with; DecoderBlock takes any core"):
@@ -217,7 +219,7 @@ def test_what_does_not_fit_is_named() -> None:
         shapes(build("rnn", "conv"))
     with pytest.raises(ValueError, match="give the model a Bridge"):
         encoder = make_encoder("gru", F)
-        shapes(Seq2Seq(Embedding(V, F), encoder, Embedding(W, F), make_decoder("rnn", "gru", F), nn.Dense(W)))
+        shapes(EncoderDecoder(Embedding(V, F), encoder, Embedding(W, F), make_decoder("rnn", "gru", F), nn.Dense(W)))
     with pytest.raises(ValueError, match="nothing tells the decoder of its source"):
         shapes(build("rnn", "gru", fusion=None, initial=False))
     with pytest.raises(ValueError, match="summary='middle'; known: last, ends, mean"):
@@ -226,7 +228,7 @@ def test_what_does_not_fit_is_named() -> None:
         shapes(build("rnn", "gru", fusion="sum"))
     with pytest.raises(ValueError, match="one width: the decoder puts out 8, the target's embedding has 6"):
         encoder, decoder = make_encoder("gru", F), make_decoder("rnn", "gru", F)
-        shapes(Seq2Seq(Embedding(V, F), encoder, Embedding(W, 6), decoder, bridge=Bridge()))
+        shapes(EncoderDecoder(Embedding(V, F), encoder, Embedding(W, 6), decoder, bridge=Bridge()))
     with pytest.raises(ValueError, match=r"kind='cnn'; known: rnn, attention, transformer"):
         make_decoder("cnn", "gru", F)
     with pytest.raises(ValueError, match="attention='soft'; known: additive, dot"):
@@ -240,7 +242,7 @@ def test_one_embedding_is_source_target_and_head(key: jax.Array) -> None:
     shared = Embedding(V, F, scale=F**0.5)
     heads: dict[str, Any] = {"num_heads": 2, "feed_forward": 12}
     parts = make_encoder("transformer", F, **heads), make_decoder("transformer", "transformer", F, **heads)
-    model = Seq2Seq(shared, parts[0], shared, parts[1])
+    model = EncoderDecoder(shared, parts[0], shared, parts[1])
     variables = model.init(key, SOURCE, TOKENS)
     tables = [
         path for path, _ in jax.tree_util.tree_leaves_with_path(variables) if "table" in jax.tree_util.keystr(path)

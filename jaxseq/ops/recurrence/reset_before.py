@@ -2,8 +2,8 @@
 
 import jax.numpy as jnp
 
-from jaxseq.ops.cells import Hidden, sigmoid
-from jaxseq.ops.recurrence import plain_recurrence
+from jaxseq.ops.recurrence.api import plain_recurrence
+from jaxseq.ops.recurrence.cells import Hidden, sigmoid
 from jaxseq.typing import Array, Float, SegmentIds
 
 
