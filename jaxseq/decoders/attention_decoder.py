@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxseq.cores import StateCarry
-from jaxseq.cores.core import entering
+from jaxseq.cores.core import _entering as entering
 from jaxseq.decoders.decoder import Attending, MemoryDecoder
 from jaxseq.layers import Fusion, Memory
 from jaxseq.layers.capture import MEMORY, record
