@@ -36,12 +36,12 @@ PASSES = 3 + 5
 
 def jaxseq(a: Any, b: Any, *, implementation: str = "auto") -> Any:
     """All states from zeros; without a batch dimension too."""
-    return linear_recurrence(a, b, jnp.zeros_like(a[..., 0, :]), implementation=implementation)[1]
+    return linear_recurrence(jnp.zeros_like(a[..., 0, :]), a, b, implementation=implementation)[1]
 
 
 def reference(a: Any, b: Any) -> Any:
     """All states from zeros by the plain equation."""
-    return linear_recurrence_reference(a, b, jnp.zeros_like(a[..., 0, :]))[1]
+    return linear_recurrence_reference(jnp.zeros_like(a[..., 0, :]), a, b)[1]
 
 
 def plain_scan(a: Any, b: Any) -> Any:

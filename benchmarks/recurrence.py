@@ -46,7 +46,7 @@ def sequence(cell: str, x: Any, W: Any, R: Any, b: Any, own: Any, *, implementat
     equation = cells.lstm if lstm else Partial(cells.gru, own)
     state = cells.LSTMState(zeros, zeros) if lstm else cells.Hidden(zeros)
     R = R.reshape(1, features, gates, features)
-    return recurrence_with_projection(equation, x, W, b, R, state, implementation=implementation)[1]
+    return recurrence_with_projection(equation, state, x, W, b, R, implementation=implementation)[1]
 
 
 def mapped(cell: str, x: Any, *weights: Any) -> Any:

@@ -53,6 +53,6 @@ class Conv(Core):
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, self.param_dtype).astype(self.dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype).astype(self.dtype)
         carry = entering(carry, segment_ids)
-        state, ys = causal_convolution(xs, kernel, carry.state.x, dilation=self.dilation, segment_ids=segment_ids)
+        state, ys = causal_convolution(carry.state.x, xs, kernel, dilation=self.dilation, segment_ids=segment_ids)
         ys = ys + bias.reshape(*(1,) * (ys.ndim - 1), -1)
         return StateCarry(LastInputs(state), carry.segment_id), without_padding(ys, segment_ids)

@@ -73,7 +73,7 @@ class LayerNormLSTM(Core):
 
         # Products are kept for the way back, all else is computed again: a third less memory, no slower.
         step = jax.checkpoint(step, policy=jax.checkpoint_policies.dots_saveable, prevent_cse=False)
-        state, ys = plain_recurrence(step, x, carry.state, segment_ids=segment_ids)
+        state, ys = plain_recurrence(step, carry.state, x, segment_ids=segment_ids)
         return StateCarry(state, carry.segment_id), without_padding(ys.astype(self.dtype), segment_ids)
 
 

@@ -80,7 +80,7 @@ class LRU(Core):
         driven = lax.complex(driven[..., :size] * scale, driven[..., size:] * scale)
         carry = entering(carry, segment_ids)
         decays = jnp.broadcast_to(decay, driven.shape)
-        h, hs = linear_recurrence(decays, driven, lax.complex(*carry.state), segment_ids=segment_ids)
+        h, hs = linear_recurrence(lax.complex(*carry.state), decays, driven, segment_ids=segment_ids)
         parts = jnp.concatenate([hs.real, hs.imag], axis=-1).astype(self.dtype)
         ys = self._linear("C", self.features, 2.0)(parts) + jnp.broadcast_to(skip, xs.shape) * xs
         return StateCarry(Complex(h.real, h.imag), carry.segment_id), without_padding(ys, segment_ids)

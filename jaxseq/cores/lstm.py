@@ -58,8 +58,8 @@ class LSTM(Recurrent):
             raise ValueError(f"implementation={chosen!r}; known: {', '.join(IMPLEMENTATIONS)}")
         fits: dict[str, Any] = {"segment_ids": segment_ids, "peepholes": self.peepholes}
         if chosen == "auto":  # cuDNN keeps what it likes
-            chosen = lstm_implementation(xs, R, state, **fits) if self.residuals == "activations" else "fused"
+            chosen = lstm_implementation(state, xs, R, **fits) if self.residuals == "activations" else "fused"
         if chosen == "cudnn":
-            return cudnn_lstm(xs, kernel, bias, R, state, **fits)
+            return cudnn_lstm(state, xs, kernel, bias, R, **fits)
         options: dict[str, Any] = {"residuals": self.residuals, "implementation": chosen}
-        return recurrence_with_projection(self.cell(), xs, kernel, bias, R, state, segment_ids=segment_ids, **options)
+        return recurrence_with_projection(self.cell(), state, xs, kernel, bias, R, segment_ids=segment_ids, **options)

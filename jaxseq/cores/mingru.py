@@ -37,5 +37,5 @@ class MinGRU(Core):
         gate, candidate = jnp.split(both.astype(carry.state.h.dtype), 2, axis=-1)
         update = jax.nn.sigmoid(gate)
         carry = entering(carry, segment_ids)
-        h, hs = linear_recurrence(1 - update, update * candidate, carry.state.h, segment_ids=segment_ids)
+        h, hs = linear_recurrence(carry.state.h, 1 - update, update * candidate, segment_ids=segment_ids)
         return StateCarry(Hidden(h), carry.segment_id), without_padding(hs.astype(self.dtype), segment_ids)

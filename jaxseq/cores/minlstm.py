@@ -38,5 +38,5 @@ class MinLSTM(Core):
         forget, write, candidate = jnp.split(projected.astype(carry.state.h.dtype), 3, axis=-1)
         keep = jax.nn.sigmoid(jax.nn.log_sigmoid(forget) - jax.nn.log_sigmoid(write))
         carry = entering(carry, segment_ids)
-        h, hs = linear_recurrence(keep, (1 - keep) * candidate, carry.state.h, segment_ids=segment_ids)
+        h, hs = linear_recurrence(carry.state.h, keep, (1 - keep) * candidate, segment_ids=segment_ids)
         return StateCarry(Hidden(h), carry.segment_id), without_padding(hs.astype(self.dtype), segment_ids)

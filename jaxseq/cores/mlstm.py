@@ -65,12 +65,12 @@ class MLSTM(Core):
         log_i = dense("input_gate", heads, kernel_init=zeros).astype(carry.state.C.dtype)
         forget = dense("forget_gate", heads, kernel_init=zeros, bias_init=_three_to_six).astype(carry.state.C.dtype)
         state, out = mlstm(
+            carry.state,
             by_head(dense("query", self.features)),
             by_head(key),
             by_head(dense("value", self.features)),
             log_i,
             jax.nn.log_sigmoid(forget),
-            carry.state,
             segment_ids=segment_ids,
         )
         ys = jax.nn.sigmoid(dense("output_gate", self.features)) * out.reshape(*xs.shape[:-1], self.features)

@@ -16,7 +16,7 @@ from jaxseq.typing import Array, DType, Features, SegmentIds, Sequence
 
 
 class Recurrent(Core):
-    """Abstract: ``state_t = cell(x_t W + b, h_{t-1} R, state_{t-1})``, ``y_t = h_t``.
+    """Abstract: ``state_t = cell(state_{t-1}, x_t W + b, h_{t-1} R)``, ``y_t = h_t``.
 
     A subclass gives ``gates`` (how many projections its cell reads), ``state_type`` (a NamedTuple, ``h`` first)
     and ``cell()``. R is block-diagonal over ``num_heads`` (1: dense), each block begun orthogonal.
@@ -36,7 +36,7 @@ class Recurrent(Core):
 
     @abc.abstractmethod
     def cell(self) -> Callable:
-        """The pointwise equation, ``(x, r, state) -> state``; bind own parameters (``self.param``) by Partial."""
+        """The pointwise equation, ``(state, x, r) -> state``; bind own parameters (``self.param``) by Partial."""
 
     def bias_init(self, key: Array, shape: tuple[int, ...], dtype: DType) -> Array:
         """The input's bias, ``[G * F]``."""
@@ -73,7 +73,7 @@ class Recurrent(Core):
     ) -> tuple[Any, Features]:
         """The last state and all outputs."""
         return recurrence_with_projection(
-            self.cell(), xs, kernel, bias, R, state, segment_ids=segment_ids, residuals=self.residuals
+            self.cell(), state, xs, kernel, bias, R, segment_ids=segment_ids, residuals=self.residuals
         )
 
 

@@ -58,7 +58,7 @@ class RGLRU(Core):
         log_a = rate * recurrence_gate
         driven = _root(-jnp.expm1(2 * log_a)) * input_gate * xs.astype(dtype)
         carry = entering(carry, segment_ids)
-        h, hs = linear_recurrence(jnp.exp(log_a), driven, carry.state.h, segment_ids=segment_ids)
+        h, hs = linear_recurrence(carry.state.h, jnp.exp(log_a), driven, segment_ids=segment_ids)
         return StateCarry(Hidden(h), carry.segment_id), without_padding(hs.astype(self.dtype), segment_ids)
 
     def _gate(self, name: str, xs: Float[Array, "*B T F"]) -> Float[Array, "*B T F"]:

@@ -18,9 +18,9 @@ from jaxseq.typing import Array, Bool, Float, Int, SegmentIds
 
 
 def causal_convolution(
+    state: Float[Array, "*B P D"],
     xs: Float[Array, "*B T D"],
     kernel: Float[Array, "J D"] | Float[Array, "J D F"],
-    state: Float[Array, "*B P D"],
     *,
     dilation: int = 1,
     segment_ids: SegmentIds | None = None,
@@ -39,14 +39,14 @@ def causal_convolution(
     Raises:
       ValueError: shapes or dtypes do not agree, or ``dilation`` is not positive.
     """
-    _check(xs, kernel, state, dilation)
+    _check(state, xs, kernel, dilation)
     segments.check(segment_ids, xs.shape[:-1])
     if segment_ids is None:
-        return _continued(xs, kernel, state, dilation)
+        return _continued(state, xs, kernel, dilation)
     real = segments.is_real(segment_ids)
     xs = jnp.where(real[..., None], xs, jnp.zeros_like(xs))
     if xs.shape[-2] == 1:  # a step goes on with the state, whatever its id
-        last, ys = _continued(xs, kernel, state, dilation)
+        last, ys = _continued(state, xs, kernel, dilation)
         return jnp.where(real[..., None], last, state), jnp.where(real[..., None], ys, jnp.zeros_like(ys))
     source, to = _real_first(real)
     xs = permute_rows(xs, source, to)
@@ -58,9 +58,9 @@ def causal_convolution(
 
 
 def causal_convolution_reference(
+    state: Float[Array, "*B P D"],
     xs: Float[Array, "*B T D"],
     kernel: Float[Array, "J D"] | Float[Array, "J D F"],
-    state: Float[Array, "*B P D"],
     *,
     dilation: int = 1,
     segment_ids: SegmentIds | None = None,
@@ -82,7 +82,7 @@ def causal_convolution_reference(
     return state, jnp.moveaxis(ys, 0, -2)
 
 
-def _check(xs: Array, kernel: Array, state: Array, dilation: int) -> None:
+def _check(state: Array, xs: Array, kernel: Array, dilation: int) -> None:
     if dilation < 1:
         raise ValueError(f"dilation={dilation} must be at least 1")
     if kernel.ndim not in (2, 3) or kernel.shape[0] < 1 or kernel.shape[1] != xs.shape[-1]:
@@ -98,7 +98,7 @@ def _after(state: Float[Array, "*B P D"], xs: Float[Array, "*B T D"]) -> Float[A
     return jnp.concatenate([state, xs.astype(state.dtype)], axis=-2)
 
 
-def _continued(xs: Array, kernel: Array, state: Array, dilation: int) -> tuple[Array, Array]:
+def _continued(state: Array, xs: Array, kernel: Array, dilation: int) -> tuple[Array, Array]:
     """One document without padding."""
     ys = _convolved(_after(state.astype(xs.dtype), xs), kernel, None, dilation)
     return _after(state, xs)[..., xs.shape[-2] :, :], ys

@@ -38,22 +38,22 @@ class Sums(NamedTuple):
 
 
 def chunkwise(
+    state: Float[Array, "*B N H Hv"],
     query: Float[Array, "*B T N H"],
     key: Float[Array, "*B T N H"],
     value: Float[Array, "*B T N Hv"],
     log_decay: Float[Array, "*B T N"] | Float[Array, "*B T N H"],
-    state: Float[Array, "*B N H Hv"],
     segment_ids: SegmentIds | None,
     size: int,
 ) -> tuple[Float[Array, "*B N H Hv"], Float[Array, "*B T N Hv"]]:
     """Linear attention by chunks of ``size``, a power of two; all in one dtype, zeros at padding."""
     if log_decay.ndim < query.ndim:
         log_decay = log_decay[..., None]
-    return scan_chunks(_chunk, [query, key, value, log_decay], state, segment_ids, size)
+    return scan_chunks(_chunk, state, [query, key, value, log_decay], segment_ids, size)
 
 
 def scan_chunks(
-    body: Callable, arrays: list[Array], state: Float[Array, "*B N H Hv"], segment_ids: SegmentIds | None, size: int
+    body: Callable, state: Float[Array, "*B N H Hv"], arrays: list[Array], segment_ids: SegmentIds | None, size: int
 ) -> tuple[Float[Array, "*B N H Hv"], Float[Array, "*B T N Hv"]]:
     """``state, out = body(state, (*arrays, number, before))`` along chunks of ``size``.
 

@@ -25,12 +25,12 @@ BLOCK = 8
 
 
 def delta_rule(
+    state: Float[Array, "*B N H Hv"],
     query: Float[Array, "*B T N H"],
     key: Float[Array, "*B T N H"],
     value: Float[Array, "*B T N Hv"],
     beta: Float[Array, "*B T N"],
     log_decay: Float[Array, "*B T N"],
-    state: Float[Array, "*B N H Hv"],
     *,
     segment_ids: SegmentIds | None = None,
     chunk: int | None = None,
@@ -60,7 +60,7 @@ def delta_rule(
     if implementation not in (*IMPLEMENTATIONS, "auto"):
         raise ValueError(f"implementation={implementation!r}; known: {', '.join(('auto', *IMPLEMENTATIONS))}")
     check_chunk(chunk)
-    check_shapes(query, key, value, log_decay, state)
+    check_shapes(state, query, key, value, log_decay)
     if not beta.shape == log_decay.shape == query.shape[:-1]:
         raise ValueError(f"beta {beta.shape} and log_decay {log_decay.shape} must be {query.shape[:-1]} ([*B, T, N])")
     segments.check(segment_ids, query.shape[:-2])
@@ -71,20 +71,20 @@ def delta_rule(
         implementation = "sequential" if time == 1 else "chunkwise"
     with running("delta_rule", implementation):
         if implementation == "sequential":
-            return delta_rule_reference(query, key, value, beta, log_decay, state, segment_ids=segment_ids)
+            return delta_rule_reference(state, query, key, value, beta, log_decay, segment_ids=segment_ids)
         size = min(chunk or CHUNK, 1 << (time - 1).bit_length())
         arrays = without_padding(segment_ids, state.dtype, query, key, value, beta, log_decay)
-        state, out = scan_chunks(_one_chunk, arrays, state, segment_ids, size)
+        state, out = scan_chunks(_one_chunk, state, arrays, segment_ids, size)
         return state, out.astype(value.dtype)
 
 
 def delta_rule_reference(
+    state: Float[Array, "*B N H Hv"],
     query: Float[Array, "*B T N H"],
     key: Float[Array, "*B T N H"],
     value: Float[Array, "*B T N Hv"],
     beta: Float[Array, "*B T N"],
     log_decay: Float[Array, "*B T N"],
-    state: Float[Array, "*B N H Hv"],
     *,
     segment_ids: SegmentIds | None = None,
 ) -> tuple[Float[Array, "*B N H Hv"], Float[Array, "*B T N Hv"]]:

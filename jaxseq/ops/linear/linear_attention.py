@@ -20,11 +20,11 @@ FEW_STEPS = 8
 
 
 def linear_attention(
+    state: Float[Array, "*B N H Hv"],
     query: Float[Array, "*B T N H"],
     key: Float[Array, "*B T N H"],
     value: Float[Array, "*B T N Hv"],
     log_decay: Float[Array, "*B T N"] | Float[Array, "*B T N H"],
-    state: Float[Array, "*B N H Hv"],
     *,
     segment_ids: SegmentIds | None = None,
     chunk: int | None = None,
@@ -52,7 +52,7 @@ def linear_attention(
     if implementation not in (*IMPLEMENTATIONS, "auto"):
         raise ValueError(f"implementation={implementation!r}; known: {', '.join(('auto', *IMPLEMENTATIONS))}")
     check_chunk(chunk)
-    check_shapes(query, key, value, log_decay, state)
+    check_shapes(state, query, key, value, log_decay)
     segments.check(segment_ids, query.shape[:-2])
     if implementation == "auto":
         implementation = "sequential" if query.shape[-3] <= FEW_STEPS else "chunkwise"
@@ -61,20 +61,20 @@ def linear_attention(
         return state, value
     with running("linear_attention", implementation):
         if implementation == "sequential":
-            return linear_attention_reference(query, key, value, log_decay, state, segment_ids=segment_ids)
+            return linear_attention_reference(state, query, key, value, log_decay, segment_ids=segment_ids)
         query, key, value, log_decay = without_padding(segment_ids, state.dtype, query, key, value, log_decay)
         chunk = chunk or (32 if log_decay.ndim == query.ndim else 64)
         chunk = min(chunk, 1 << (time - 1).bit_length())
-        state, out = chunkwise(query, key, value, log_decay, state, segment_ids, chunk)
+        state, out = chunkwise(state, query, key, value, log_decay, segment_ids, chunk)
         return state, without_padding(segment_ids, dtype, out)[0]
 
 
 def linear_attention_reference(
+    state: Float[Array, "*B N H Hv"],
     query: Float[Array, "*B T N H"],
     key: Float[Array, "*B T N H"],
     value: Float[Array, "*B T N Hv"],
     log_decay: Float[Array, "*B T N"] | Float[Array, "*B T N H"],
-    state: Float[Array, "*B N H Hv"],
     *,
     segment_ids: SegmentIds | None = None,
 ) -> tuple[Float[Array, "*B N H Hv"], Float[Array, "*B T N Hv"]]:
@@ -113,7 +113,7 @@ def check_chunk(chunk: int | None) -> None:
         raise ValueError(f"chunk={chunk} is not a power of two")
 
 
-def check_shapes(query: Array, key: Array, value: Array, log_decay: Array, state: Array) -> None:
+def check_shapes(state: Array, query: Array, key: Array, value: Array, log_decay: Array) -> None:
     """Raises ValueError for shapes that do not agree and for a state of less than 32 bits."""
     if query.ndim < 3 or key.shape != query.shape or value.shape[:-1] != query.shape[:-1]:
         raise ValueError(

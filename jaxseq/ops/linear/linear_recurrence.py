@@ -20,9 +20,9 @@ from jaxseq.typing import Array, Inexact, SegmentIds
 
 
 def linear_recurrence(
+    state: Inexact[Array, "*B F"],
     a: Inexact[Array, "*B T F"],
     b: Inexact[Array, "*B T F"],
-    state: Inexact[Array, "*B F"],
     *,
     segment_ids: SegmentIds | None = None,
     implementation: str = "auto",
@@ -73,9 +73,9 @@ def linear_recurrence_implementation(a: Inexact[Array, "*B T F"]) -> str:
 
 
 def linear_recurrence_reference(
+    state: Inexact[Array, "*B F"],
     a: Inexact[Array, "*B T F"],
     b: Inexact[Array, "*B T F"],
-    state: Inexact[Array, "*B F"],
     *,
     segment_ids: SegmentIds | None = None,
 ) -> tuple[Inexact[Array, "*B F"], Inexact[Array, "*B T F"]]:

@@ -36,12 +36,12 @@ class MLSTMState(NamedTuple):
 
 
 def mlstm(
+    state: MLSTMState,
     query: Float[Array, "*B T N H"],
     key: Float[Array, "*B T N H"],
     value: Float[Array, "*B T N Hv"],
-    input_gate: Float[Array, "*B T N"],
-    log_forget: Float[Array, "*B T N"],
-    state: MLSTMState,
+    log_i: Float[Array, "*B T N"],
+    log_f: Float[Array, "*B T N"],
     *,
     segment_ids: SegmentIds | None = None,
     chunk: int | None = None,
@@ -49,14 +49,14 @@ def mlstm(
 ) -> tuple[MLSTMState, Float[Array, "*B T N Hv"]]:
     """``C_t = f_t C_{t-1} + i_t k_t v_tᵀ``, ``n_t = f_t n_{t-1} + i_t k_t``, ``h_t = C_tᵀ q_t / max(|n_tᵀ q_t|, 1)``.
 
-    ``i = exp(input_gate)``, ``f = exp(log_forget)`` (Beck et al. 2024, "xLSTM", arXiv:2405.04517, equations 19 to 27,
+    ``i = exp(log_i)``, ``f = exp(log_f)`` (Beck et al. 2024, "xLSTM", arXiv:2405.04517, equations 19 to 27,
     before the output gate; C is transposed here). Held as ``C exp(-m)`` with ``m_t = max(m_{t-1} + log f_t, log i_t,
     0)``: the paper's stabiliser, kept from falling below 0, where nothing overflows. Keys are not scaled inside.
 
     Args:
       query, key, value: what is asked, where it is kept, what is kept; float32, float64 or less.
-      input_gate: the logarithm of the input gate, any finite number.
-      log_forget: the logarithm of the forget gate, finite and at most 0.
+      log_i: the logarithm of the input gate, any finite number.
+      log_f: the logarithm of the forget gate, finite and at most 0.
       state: before the first step, float32 or float64; zeros if nothing was seen.
       segment_ids: 0 is padding (the state stands still, outputs are 0), a change of id begins again from zeros.
       chunk: positions that go through one matrix product; a power of two, chosen unless given.
@@ -67,10 +67,10 @@ def mlstm(
     """
     if implementation not in (*IMPLEMENTATIONS, "auto"):
         raise ValueError(f"implementation={implementation!r}; known: {', '.join(('auto', *IMPLEMENTATIONS))}")
-    if input_gate.shape != query.shape[:-1] or log_forget.shape != query.shape[:-1]:
-        raise ValueError(f"input_gate {input_gate.shape} and log_forget {log_forget.shape} must be {query.shape[:-1]}")
+    if log_i.shape != query.shape[:-1] or log_f.shape != query.shape[:-1]:
+        raise ValueError(f"log_i {log_i.shape} and log_f {log_f.shape} must be {query.shape[:-1]}")
     check_chunk(chunk)
-    check_shapes(query, key, value, log_forget, state.C)
+    check_shapes(state.C, query, key, value, log_f)
     segments.check(segment_ids, query.shape[:-2])
     if state.n.shape != state.C.shape[:-1] or state.m.shape != state.C.shape[:-2]:
         wanted = f"{state.C.shape[:-1]} and {state.C.shape[:-2]}"
@@ -78,16 +78,16 @@ def mlstm(
     few = query.shape[-3] <= FEW_STEPS
     if implementation == "sequential" or (implementation == "auto" and few):
         with running("mlstm", "sequential"):
-            return mlstm_reference(query, key, value, input_gate, log_forget, state, segment_ids=segment_ids)
+            return mlstm_reference(state, query, key, value, log_i, log_f, segment_ids=segment_ids)
     out_dtype = value.dtype
-    q, k, v, log_i, log_f = without_padding(segment_ids, state.C.dtype, query, key, value, input_gate, log_forget)
+    q, k, v, log_i, log_f = without_padding(segment_ids, state.C.dtype, query, key, value, log_i, log_f)
     m, before = lax.stop_gradient(_stabiliser(log_i, log_f, state.m, segment_ids))
     S, out = linear_attention(
+        jnp.concatenate([state.C, state.n[..., None]], -1),
         q,
         k * jnp.exp(log_i - m)[..., None],
         jnp.concatenate([v, jnp.ones_like(v[..., :1])], -1),
         log_f + (before - m),  # m may be so large that a small log_f is lost in it
-        jnp.concatenate([state.C, state.n[..., None]], -1),
         segment_ids=segment_ids,
         chunk=chunk,
         implementation="chunkwise",
@@ -101,18 +101,18 @@ def mlstm(
 
 
 def mlstm_reference(
+    state: MLSTMState,
     query: Float[Array, "*B T N H"],
     key: Float[Array, "*B T N H"],
     value: Float[Array, "*B T N Hv"],
-    input_gate: Float[Array, "*B T N"],
-    log_forget: Float[Array, "*B T N"],
-    state: MLSTMState,
+    log_i: Float[Array, "*B T N"],
+    log_f: Float[Array, "*B T N"],
     *,
     segment_ids: SegmentIds | None = None,
 ) -> tuple[MLSTMState, Float[Array, "*B T N Hv"]]:
     """``mlstm`` as it is written on paper, one step after another, with the gradient JAX gives a scan."""
     out_dtype, batch = value.dtype, query.ndim - 3
-    arrays = without_padding(segment_ids, state.C.dtype, query, key, value, input_gate, log_forget)
+    arrays = without_padding(segment_ids, state.C.dtype, query, key, value, log_i, log_f)
     starts, real = None, None
     if segment_ids is not None:
         starts, real = segments.starts(segment_ids, segments.no_ids(segment_ids)), segments.is_real(segment_ids)

@@ -34,18 +34,18 @@ class _Marks(NamedTuple):
 
 def recurrence(
     cell: Callable,
+    state: Any,
     x: Float[Array, "*B T G F"],
     R: Float[Array, "N H G H"],
-    state: Any,
     *,
     segment_ids: SegmentIds | None = None,
     residuals: str = "activations",
     implementation: str = "auto",
 ) -> tuple[Any, Float[Array, "*B T F"]]:
-    """Runs ``state_t = cell(x_t, h_{t-1} R, state_{t-1})`` along time; returns the last state and all ``h_t``.
+    """Runs ``state_t = cell(state_{t-1}, x_t, h_{t-1} R)`` along time; returns the last state and all ``h_t``.
 
     Args:
-      cell: a pointwise equation ``cell(x, r, state) -> state`` (see ``jaxseq.ops.cells``), or a
+      cell: a pointwise equation ``cell(state, x, r) -> state`` (see ``jaxseq.ops.cells``), or a
         ``jax.tree_util.Partial`` of one whose first argument is the cell's own parameters (their gradient is given).
       x: the input's projection for each gate, bias included: one matrix product, done before.
       R: the recurrent matrix, block-diagonal over N heads of H units each (one head: dense), for each gate.
@@ -61,28 +61,28 @@ def recurrence(
       ValueError: the shapes of ``x``, ``R`` and ``state`` do not agree, an option is unknown, or ``"fused"`` is asked
         for a cell that is not pointwise.
     """
-    _check(x, R, state, segment_ids, residuals, implementation)
+    _check(state, x, R, segment_ids, residuals, implementation)
     traced = _trace(cell, R.shape[2], state, implementation)
     if traced is None:
         with running("recurrence", "reference"):
-            return recurrence_reference(cell, x, R, state, segment_ids=segment_ids)
+            return recurrence_reference(cell, state, x, R, segment_ids=segment_ids)
     flat = x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
-    return _run(traced, flat, None, None, R, state, segment_ids, residuals)
+    return _run(traced, state, flat, None, None, R, segment_ids, residuals)
 
 
 def recurrence_with_projection(
     cell: Callable,
+    state: Any,
     xs: Float[Array, "*B T D"],
     kernel: Float[Array, "D GF"],
     bias: Float[Array, " GF"],
     R: Float[Array, "N H G H"],
-    state: Any,
     *,
     segment_ids: SegmentIds | None = None,
     residuals: str = "activations",
     implementation: str = "auto",
 ) -> tuple[Any, Float[Array, "*B T F"]]:
-    """``recurrence(cell, project(xs, kernel, bias, G), R, state)``; the projection never exists for the whole sequence.
+    """``recurrence(cell, state, project(xs, kernel, bias, G), R)``; the projection never exists for the whole sequence.
 
     Takes, returns and raises what ``recurrence`` does; ``kernel`` and ``bias`` hold the gates side by side.
     """
@@ -93,12 +93,12 @@ def recurrence_with_projection(
         )
     gates = R.shape[2]
     shape = (*xs.shape[:-1], gates, bias.shape[0] // gates)
-    _check(jax.ShapeDtypeStruct(shape, xs.dtype), R, state, segment_ids, residuals, implementation)
+    _check(state, jax.ShapeDtypeStruct(shape, xs.dtype), R, segment_ids, residuals, implementation)
     traced = _trace(cell, gates, state, implementation)
     if traced is None:
         x = project(xs, kernel, bias, gates)
-        return recurrence(cell, x, R, state, segment_ids=segment_ids, implementation="reference")
-    return _run(traced, xs, kernel, bias, R, state, segment_ids, residuals)
+        return recurrence(cell, state, x, R, segment_ids=segment_ids, implementation="reference")
+    return _run(traced, state, xs, kernel, bias, R, segment_ids, residuals)
 
 
 def project(
@@ -111,9 +111,9 @@ def project(
 
 def recurrence_reference(
     cell: Callable,
+    state: Any,
     x: Float[Array, "*B T G F"],
     R: Float[Array, "N H G H"],
-    state: Any,
     *,
     segment_ids: SegmentIds | None = None,
 ) -> tuple[Any, Float[Array, "*B T F"]]:
@@ -122,15 +122,15 @@ def recurrence_reference(
 
     def step(state: Any, x_t: Float[Array, "*B G F"]) -> Any:
         gates = tuple(x_t[..., g, :].astype(state[0].dtype) for g in range(x.shape[-2]))
-        return step_of_batch(gates, _recur(state[0], R), state)
+        return step_of_batch(state, gates, _recur(state[0], R))
 
-    return plain_recurrence(step, x, state, segment_ids=segment_ids, time_axis=-3)
+    return plain_recurrence(step, state, x, segment_ids=segment_ids, time_axis=-3)
 
 
 def plain_recurrence(
     step: Callable[[Any, Any], Any],
-    x: Float[Array, "..."],
     state: Any,
+    x: Float[Array, "..."],
     *,
     segment_ids: SegmentIds | None = None,
     time_axis: int = -2,
@@ -148,7 +148,7 @@ def plain_recurrence(
     return state, jnp.moveaxis(hs, 0, -2).astype(x.dtype)
 
 
-def _check(x: Any, R: Array, state: Any, segment_ids: Any, residuals: str, implementation: str) -> None:
+def _check(state: Any, x: Any, R: Array, segment_ids: Any, residuals: str, implementation: str) -> None:
     if R.ndim != 4:
         raise ValueError(f"R of shape {R.shape} is not [N, H, G, H]")
     segments.check(segment_ids, x.shape[:-2])
@@ -191,7 +191,7 @@ def _trace(cell: Callable, gates: int, state: Any, implementation: str) -> Parti
         return None
     row = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape[-1:], s.dtype), state)
     gate = (row[0],) * gates
-    closed, out = jax.make_jaxpr(lambda x, r, s: cell(x, r, s), return_shape=True)(gate, gate, row)
+    closed, out = jax.make_jaxpr(lambda s, x, r: cell(s, x, r), return_shape=True)(row, gate, gate)
     own = [c for c in closed.consts if isinstance(c, jax.core.Tracer)]
     reason = not_pointwise(closed.jaxpr)
     if len({s.dtype for s in jax.tree.leaves(state)}) > 1:
@@ -250,11 +250,11 @@ def _over_batch(cell: Callable, batch_rank: int) -> Callable:
 
 def _run(
     cell: Partial,
+    state: Any,
     xs: Float[Array, "*B T D"],
     kernel: Array | None,
     bias: Array | None,
     R: Array,
-    state: Any,
     segment_ids: SegmentIds | None,
     residuals: str,
 ) -> tuple[Any, Float[Array, "*B T F"]]:

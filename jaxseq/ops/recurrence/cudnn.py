@@ -21,9 +21,9 @@ from jaxseq.typing import Array, Float, SegmentIds
 
 
 def lstm_implementation(
+    state: LSTMState,
     xs: Float[Array, "*B T D"],
     R: Float[Array, "N H G H"],
-    state: LSTMState,
     *,
     segment_ids: SegmentIds | None = None,
     peepholes: bool = False,
@@ -33,37 +33,37 @@ def lstm_implementation(
     cuDNN where it can do exactly this. If its trial run fails or differs from ``recurrence``, a warning says so, once.
     A single sequence takes "fused": it is most likely under ``vmap``, which cuDNN's call does not know.
     """
-    if xs.ndim < 3 or why_not_cudnn(xs, R, state, segment_ids=segment_ids, peepholes=peepholes) is not None:
+    if xs.ndim < 3 or why_not_cudnn(state, xs, R, segment_ids=segment_ids, peepholes=peepholes) is not None:
         return "fused"
     return "fused" if _trial_failed() else "cudnn"
 
 
 def cudnn_lstm(
+    state: LSTMState,
     xs: Float[Array, "*B T D"],
     kernel: Float[Array, "D GF"],
     bias: Float[Array, " GF"],
     R: Float[Array, "N H G H"],
-    state: LSTMState,
     *,
     segment_ids: SegmentIds | None = None,
     peepholes: bool = False,
 ) -> tuple[LSTMState, Float[Array, "*B T F"]]:
-    """``recurrence_with_projection(lstm, xs, kernel, bias, R, state)`` by cuDNN.
+    """``recurrence_with_projection(lstm, state, xs, kernel, bias, R)`` by cuDNN.
 
     Raises:
       ValueError: cuDNN cannot do this call, and why.
     """
-    reason = why_not_cudnn(xs, R, state, segment_ids=segment_ids, peepholes=peepholes) or _trial_failed()
+    reason = why_not_cudnn(state, xs, R, segment_ids=segment_ids, peepholes=peepholes) or _trial_failed()
     if reason is not None:
         raise ValueError(f"implementation='cudnn' cannot do this call: {reason}")
     with running("recurrence", "cudnn"):
-        return _run(xs, kernel, bias, R, state)
+        return _run(state, xs, kernel, bias, R)
 
 
 def why_not_cudnn(
+    state: LSTMState,
     xs: Float[Array, "*B T D"],
     R: Float[Array, "N H G H"],
-    state: LSTMState,
     *,
     segment_ids: SegmentIds | None = None,
     peepholes: bool = False,
@@ -93,7 +93,7 @@ def packed_weights(
     return jnp.concatenate([kernel.T.reshape(-1), recurrent.T.reshape(-1), bias, jnp.zeros_like(bias)])
 
 
-def _run(xs: Array, kernel: Array, bias: Array, R: Array, state: LSTMState) -> tuple[LSTMState, Array]:
+def _run(state: LSTMState, xs: Array, kernel: Array, bias: Array, R: Array) -> tuple[LSTMState, Array]:
     from jax.experimental import rnn
 
     batch, (steps, width), features = xs.shape[:-2], xs.shape[-2:], R.shape[1]
@@ -138,7 +138,7 @@ def _trial(run: Any) -> list[np.ndarray]:
     arrays = [jnp.asarray(0.5 * rng.normal(size=s), jnp.float32) for s in (*shapes, *((batch, features),) * 2)]
 
     def total(*arrays: Array) -> tuple[Array, Any]:
-        state, ys = run(*arrays[:4], LSTMState(*arrays[4:]))
+        state, ys = run(LSTMState(*arrays[4:]), *arrays[:4])
         return jnp.sin(ys).sum() + (state.h * state.c).sum(), (state, ys)
 
     run_both = jax.jit(jax.value_and_grad(total, tuple(range(len(arrays))), has_aux=True))

@@ -126,14 +126,14 @@ def not_pointwise(jaxpr: Any) -> str | None:
 def traced(rebuild: Callable[[Any], Callable], own: Sequence[Array], gates: int, state: Any) -> Step:
     """The step of the cell ``rebuild(own)``; ``state`` holds a row's shapes."""
     gate = (state[0],) * gates
-    raw = jax.make_jaxpr(lambda x, r, s: rebuild(own)(x, r, s))(gate, gate, state).jaxpr
+    raw = jax.make_jaxpr(lambda x, r, s: rebuild(own)(s, x, r))(gate, gate, state).jaxpr
     summed = tuple(_one_sum(raw, raw.invars[g], raw.invars[gates + g]) for g in range(gates))
     others = gate[: gates - sum(summed)]
 
     def equation(own: Any, z: tuple, r: tuple, s: Any) -> Any:
         rest = iter(r)
         r = tuple(jnp.zeros_like(a) if is_sum else next(rest) for is_sum, a in zip(summed, z, strict=True))
-        return rebuild(own)(z, r, s)
+        return rebuild(own)(s, z, r)
 
     closed = jax.make_jaxpr(equation)(own, gate, others, state)
     jaxpr, count = closed.jaxpr, len(own)

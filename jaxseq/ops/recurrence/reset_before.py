@@ -8,9 +8,9 @@ from jaxseq.typing import Array, Float, SegmentIds
 
 
 def gru_reset_before(
+    state: Hidden,
     x: Float[Array, "*B T 3 F"],
     R: Float[Array, "F 3 F"],
-    state: Hidden,
     *,
     segment_ids: SegmentIds | None = None,
 ) -> tuple[Hidden, Float[Array, "*B T F"]]:
@@ -28,4 +28,4 @@ def gru_reset_before(
         candidate = jnp.tanh(x_t[..., 2, :] + (reset * h) @ kernel[:, 2])
         return Hidden(candidate + update * (h - candidate))
 
-    return plain_recurrence(step, x, state, segment_ids=segment_ids, time_axis=-3)
+    return plain_recurrence(step, state, x, segment_ids=segment_ids, time_axis=-3)
