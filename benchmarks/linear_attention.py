@@ -79,18 +79,18 @@ def products(name: str, time: int, batch: int) -> float:
 
 def case(name: str, batch: int, time: int, repeats: int, ceiling: float) -> list[Row]:
     """One mixer at one size: by chunks, under vmap, token by token."""
-    forms = {form: partial(MIXERS[name], implementation=form) for form in ("chunkwise", "sequential")}
+    forms = {form: partial(MIXERS[name], implementation=form) for form in ("chunkwise", "reference")}
     runs = {
         "chunkwise": forms["chunkwise"],
         "under vmap": jax.vmap(forms["chunkwise"]),
-        "sequential": forms["sequential"],
+        "reference": forms["reference"],
     }
     facts = {"flops": products(name, time, batch), "matmul_flops_per_s": ceiling}
     rows = measure(
         {"mixer": name, "B": batch, "T": time, "N": HEADS, "H": SIZE, **facts},
         [compiled(run, partial(with_gradients, run=function)) for run, function in runs.items()],
         inputs(name, batch, time),
-        reference=partial(with_gradients, run=forms["sequential"]),
+        reference=partial(with_gradients, run=forms["reference"]),
         repeats=repeats,
     )
     for row in rows:

@@ -27,7 +27,7 @@ from harness import Candidate, Row, compiled, measure, plain, report, unavailabl
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 
-from jaxseq.ops import cells, recurrence_with_projection
+from jaxseq.ops import RecurrenceImplementation, cells, recurrence_with_projection
 
 CASES: tuple[tuple[str, int, int, int], ...] = (
     *(("lstm", 32, 256, 256), ("lstm", 64, 128, 512), ("lstm", 16, 1024, 128), ("lstm", 8, 512, 512)),
@@ -38,7 +38,7 @@ GATES = {"lstm": 4, "gru": 3}
 DEVICES = 2
 
 
-def sequence(cell: str, x: Any, W: Any, R: Any, b: Any, own: Any, *, implementation: str) -> Any:
+def sequence(cell: str, x: Any, W: Any, R: Any, b: Any, own: Any, *, implementation: RecurrenceImplementation) -> Any:
     """``[*B, T, D]`` to ``[*B, T, F]`` from a state of zeros; ``own`` is the GRU's second bias."""
     features, gates = R.shape[0], GATES[cell]
     zeros = jnp.zeros((*x.shape[:-2], features), x.dtype)

@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxseq.cores.core import Core, StateCarry, count_heads, entering, no_segment, without_padding
-from jaxseq.ops import mlstm
-from jaxseq.ops.linear.mlstm import MLSTMState
+from jaxseq.ops import MLSTMState, mlstm
 from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array, DType, Features, SegmentIds, Sequence
 

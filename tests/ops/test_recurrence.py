@@ -89,9 +89,19 @@ def scalar(case: Case, run: Callable = recurrence, ids: Any = None, **options) -
     return function
 
 
-@pytest.mark.parametrize("ids", [None, IDS], ids=["whole", "ragged"])
-@pytest.mark.parametrize("heads", [1, 2])
-@pytest.mark.parametrize("name", [*CELLS, *OWN])
+def cases() -> Iterator[Any]:
+    """Every cell with one head and two, without and with segment ids; most of them are further options."""
+    for name in (*CELLS, *OWN):
+        for heads in (1, 2):
+            for ids in (None, IDS):
+                ordinary = name == "lstm" if ids is None else heads == 1 or name in ("gru", "lstm")
+                marks = () if ordinary else pytest.mark.full
+                yield pytest.param(
+                    name, heads, ids, marks=marks, id=f"{name}-{heads}-{'whole' if ids is None else 'ragged'}"
+                )
+
+
+@pytest.mark.parametrize(("name", "heads", "ids"), cases())
 def test_values_and_gradients_are_those_of_the_plain_scan(name: str, heads: int, ids: Any, x64: None) -> None:
     case = {**CELLS, **OWN}[name]
     args = arguments(case, heads)
@@ -107,7 +117,10 @@ def test_values_and_gradients_are_those_of_the_plain_scan(name: str, heads: int,
         close(got, want)
 
 
-@pytest.mark.parametrize(("name", "residuals"), [("elman-tanh", "chunks"), ("peephole-lstm", "activations")])
+@pytest.mark.parametrize(
+    ("name", "residuals"),
+    [("elman-tanh", "chunks"), pytest.param("peephole-lstm", "activations", marks=pytest.mark.full)],
+)
 def test_forward_mode_and_second_derivatives_are_open(name: str, residuals: str, x64: None) -> None:
     case = CELLS[name]
     args = arguments(case, batch=(1,), time=3)
@@ -126,6 +139,7 @@ def test_forward_mode_and_second_derivatives_are_open(name: str, residuals: str,
     close(fast[1], fast[2])
 
 
+@pytest.mark.full
 def test_jacobians_and_hessians_are_open(x64: None) -> None:
     case = CELLS["elman-tanh"]
     own, x, R, state = arguments(case, batch=(1,), time=3)
@@ -175,7 +189,7 @@ def test_no_loop_over_steps_carries_a_gradient_of_the_weights(name: str, heads: 
     assert (B, F) in carried and not weights & set(carried), carried
 
 
-@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("heads", [1, pytest.param(2, marks=pytest.mark.full)])
 def test_vmap_is_the_batched_program(heads: int) -> None:
     """No product and no sum for each example: what is compiled does the same work as with a batch."""
     case, D = CELLS["lstm"], 5
@@ -220,7 +234,7 @@ def test_vmap_over_anything_gives_the_same(x64: None) -> None:
     close(*jitted(check)(own, x, R, state))
 
 
-@pytest.mark.parametrize("name", ["lstm", "gru"])
+@pytest.mark.parametrize("name", ["lstm", pytest.param("gru", marks=pytest.mark.full)])
 def test_chunks_with_a_rest_are_the_plain_scan(name: str, x64: None) -> None:
     """37 steps: two whole chunks and a rest, the projection inside, documents and padding across their ends."""
     case, D, time = {**CELLS, **OWN}[name], 5, 37
@@ -304,7 +318,7 @@ def test_half_precision_weights_keep_the_state_wide() -> None:
     close(jax.tree.map(lambda g: g.astype(jnp.float32), gradients), wanted, 0.1)
 
 
-def test_errors_name_the_value() -> None:
+def test_errors_name_the_value(unchecked: None) -> None:
     _, x, R, state = arguments(CELLS["lstm"])
     run = functools.partial(recurrence, cells.lstm)
     with pytest.raises(ValueError, match=r"R of shape \(2, 6, 4, 6\).*x of shape \(3, 7, 4, 6\)"):
@@ -313,8 +327,6 @@ def test_errors_name_the_value() -> None:
         run(jax.tree.map(lambda s: s[:2], state), x, R)
     with pytest.raises(ValueError, match=r"residuals='everything'; known: activations, chunks"):
         run(state, x, R, residuals="everything")
-    with pytest.raises(ValueError, match=r"implementation='fast'; known: auto, fused, reference"):
-        run(state, x, R, implementation="fast")
 
 
 def sigmoid(z: np.ndarray) -> np.ndarray:

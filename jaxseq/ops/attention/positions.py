@@ -1,4 +1,4 @@
-"""Where a token sits: sinusoids for the input, rotated queries and keys, or a bias on the scores (ALiBi)."""
+"""Position encodings: sinusoids for the input, rotary queries and keys, and a bias on the scores (ALiBi)."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxseq.ops.attention.tiled import STATIC, Span, Tiled, align, cut, leaf, positions, whole_numbers
+from jaxseq.ops.attention.tiled import STATIC, Span, Tiled, align_ranks, as_int32, leaf, slice_span, span_positions
 from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array, Float, Int
 
@@ -84,7 +84,7 @@ def alibi(
     """
     if offset and q_positions is not None:
         raise ValueError(f"offset={offset} and q_positions both say where queries sit; give one")
-    q, k = whole_numbers("q_positions", q_positions), whole_numbers("kv_positions", kv_positions)
+    q, k = as_int32("q_positions", q_positions), as_int32("kv_positions", kv_positions)
     return Alibi(offset=offset, slopes=lax.stop_gradient(jnp.asarray(slopes)), q_positions=q, kv_positions=k)
 
 
@@ -99,7 +99,7 @@ class Alibi(Tiled):
     kv_positions: Any = field(default=None, metadata=leaf("S"))
 
     def tile(self, rows: Span, columns: Span, heads: Span | None = None) -> Array:
-        q, k = positions(self.q_positions, rows, self.offset), positions(self.kv_positions, columns)
-        slopes = self.slopes if heads is None else cut(self.slopes, heads)
-        q, k, slopes = align(q[..., None, :, None], k[..., None, None, :], slopes[..., None, None])
+        q, k = span_positions(self.q_positions, rows, self.offset), span_positions(self.kv_positions, columns)
+        slopes = self.slopes if heads is None else slice_span(self.slopes, heads)
+        q, k, slopes = align_ranks(q[..., None, :, None], k[..., None, None, :], slopes[..., None, None])
         return -slopes * jnp.abs(q - k).astype(slopes.dtype)

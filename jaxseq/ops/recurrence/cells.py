@@ -1,13 +1,13 @@
-"""Pointwise cells: the equation of one step, and no more.
+"""Pointwise cells: the equation of one step.
 
-A cell is ``cell(state, x, r) -> state``: ``x`` holds the input's projection, one ``[F]`` vector a gate, ``r`` the
-same of ``h @ R``, and ``state`` is a NamedTuple whose first field ``h`` is what is put out and multiplied by R.
-Whatever parameters a cell has of its own come first; bind them with ``jax.tree_util.Partial``. Cells know nothing
-of batches, heads, time, gradients or padding: ``jaxseq.ops.recurrence`` does.
+A cell is ``cell(state, x, r) -> state``: ``state`` is a NamedTuple whose first field ``h`` is the output and is
+multiplied by R, ``x`` holds the input's projection, one ``[F]`` vector a gate, and ``r`` the same of ``h @ R``. A
+cell's own parameters come first; bind them with ``jax.tree_util.Partial``. Cells do not deal with batches, heads, time,
+gradients or padding: ``jaxseq.ops.recurrence`` does.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 
@@ -16,21 +16,28 @@ from jaxseq.typing import Array, Float
 Gates = Sequence[Float[Array, "F"]]
 
 
+@runtime_checkable
+class Cell(Protocol):
+    """The equation of one step: the state before it, ``x`` and ``h @ R`` by gate, to the state after it."""
+
+    def __call__(self, state: Any, x: Any, r: Any, /) -> Any: ...
+
+
 class Hidden(NamedTuple):
-    """The state of a cell that remembers ``h`` alone."""
+    """The state of a cell without any other state than its output ``h``."""
 
     h: Float[Array, "*B F"]
 
 
 class LSTMState(NamedTuple):
-    """The hidden state ``h`` (put out) and the cell state ``c``."""
+    """The hidden state ``h`` (the output) and the cell state ``c``."""
 
     h: Float[Array, "*B F"]
     c: Float[Array, "*B F"]
 
 
 class SLSTMState(NamedTuple):
-    """The hidden state ``h`` (put out), cell state ``c``, normaliser ``n`` (0: nothing seen) and stabiliser ``m``.
+    """The hidden state ``h`` (the output), cell state ``c``, normaliser ``n`` (0 before any input), stabiliser ``m``.
 
     ``c`` and ``n`` are those of the equation times ``exp(-m)``.
     """
@@ -42,7 +49,7 @@ class SLSTMState(NamedTuple):
 
 
 class Peepholes(NamedTuple):
-    """The weights by which the gates of a peephole LSTM see the cell state, one a unit."""
+    """The weights of the cell state in the gates of a peephole LSTM, one a unit."""
 
     i: Float[Array, "F"]
     f: Float[Array, "F"]
