@@ -1,5 +1,6 @@
 """One law for every op with segment ids: NaN at padding gives the values and gradients of zeros there."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

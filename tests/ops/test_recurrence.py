@@ -101,7 +101,7 @@ def cases() -> Iterator[Any]:
                 )
 
 
-@pytest.mark.parametrize(("name", "heads", "ids"), cases())
+@pytest.mark.parametrize(("name", "heads", "ids"), list(cases()))
 def test_values_and_gradients_are_those_of_the_plain_scan(name: str, heads: int, ids: Any, x64: None) -> None:
     case = {**CELLS, **OWN}[name]
     args = arguments(case, heads)

@@ -49,7 +49,7 @@ def why_not_cudnn(
     if query.dtype not in (jnp.float16, jnp.bfloat16):
         return f"it takes float16 and bfloat16, not {query.dtype}"
     if bias is not None:
-        return "it has no bias that is worked out tile by tile"
+        return "it has no bias that is evaluated tile by tile"
     if soft_cap is not None:
         return f"it has no soft cap of the scores, here {soft_cap}"
     limit = 256 if float(device.compute_capability) >= 9 else 128

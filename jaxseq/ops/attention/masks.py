@@ -34,14 +34,14 @@ from jaxseq.typing import Array, Bool, Int
 
 
 class Visibility(NamedTuple):
-    """What a mask knows about whole keys and queries; None: nothing."""
+    """The keys and queries that a mask rules out altogether, as far as it knows (None: none)."""
 
     keys: Bool[Array, "*B S"] | None = None
-    """False for keys that no query ever sees, because of what they are."""
+    """False for keys that no query can see: padding, empty slots."""
     queries: Bool[Array, "*B T"] | None = None
-    """False for queries that never see a key, because of what they are."""
+    """False for queries that cannot see a key: padding."""
     window: int | None = None
-    """The largest number of neighbouring positions that a query sees."""
+    """The largest number of neighbouring positions that a query sees; None: not bounded."""
 
 
 class Mask(Tiled):
@@ -81,7 +81,7 @@ def _is_mask(mask: Any) -> Mask:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Band(Mask):
-    """``0 <= q - k``, and ``q - k < window`` where there is one; by position, and k < 0 is no key."""
+    """``0 <= q - k``, and ``q - k < window`` if there is a window; by position, where k < 0 is an empty slot."""
 
     window: int | None = field(default=None, metadata=STATIC)
     offset: int = field(default=0, metadata=STATIC)
@@ -145,7 +145,7 @@ class Prefix(Mask):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Padding(Mask):
-    """Real keys may be seen."""
+    """Visible: real keys."""
 
     kv_real: Any = field(default=None, metadata=leaf("S", False))
 
@@ -264,7 +264,7 @@ class _Joined(Mask):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class And(_Joined):
-    """Seen by both."""
+    """Visible in both."""
 
     left: Mask
     right: Mask
@@ -274,7 +274,7 @@ class And(_Joined):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Or(_Joined):
-    """Seen by either."""
+    """Visible in either."""
 
     left: Mask
     right: Mask
@@ -284,7 +284,7 @@ class Or(_Joined):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class FiniteKeys(Mask):
-    """The same, where all keys and values are finite: none need be set to zero."""
+    """The same mask for finite keys and values, none of which need be set to zero."""
 
     mask: Mask
 
@@ -304,10 +304,10 @@ def causal(
     *,
     offset: int = 0,
 ) -> Mask:
-    """A query sees itself and what came before: ``k <= q``, by position.
+    """A query sees its own position and earlier ones: ``k <= q``.
 
-    Without positions, query i sits at ``i + offset`` and key j at j. A key with a negative position is
-    an empty slot (of a cache) and never seen, in whatever order the slots lie.
+    Without positions, query i is at ``i + offset`` and key j at j. A key with a negative position is
+    an empty slot (of a cache) and never visible; the slots may be in any order.
     """
     return _band(None, q_positions, kv_positions, offset)
 
@@ -319,10 +319,10 @@ def sliding_window(
     *,
     offset: int = 0,
 ) -> Mask:
-    """A query sees itself and the ``window - 1`` before it: ``0 <= q - k < window``, so it is causal too.
+    """A query sees its own position and the ``window - 1`` before it: ``0 <= q - k < window`` (so it is causal).
 
     Raises:
-        ValueError: the window holds no position.
+        ValueError: the window is less than 1.
     """
     if window < 1:
         raise ValueError(f"a sliding window needs at least 1 position, got {window}")
@@ -331,13 +331,13 @@ def sliding_window(
 
 def _band(window: int | None, q_positions: Any, kv_positions: Any, offset: int) -> Mask:
     if offset and q_positions is not None:
-        raise ValueError(f"offset={offset} and q_positions both say where queries sit; give one")
+        raise ValueError(f"offset={offset} and q_positions both give the positions of queries; pass one")
     q, k = as_int32("q_positions", q_positions), as_int32("kv_positions", kv_positions)
     return Band(window=window, offset=offset, q_positions=q, kv_positions=k)
 
 
 def prefix(size: int | Int[Array, "*B"]) -> Mask:
-    """All queries see the first ``size`` keys, later ones included: ``j < size``, by the key's index.
+    """All queries see the first ``size`` keys, also those later than the query: ``j < size``, by index.
 
     ``causal() | prefix(n)`` is the prefix language model's mask.
     """
@@ -349,7 +349,7 @@ def prefix(size: int | Int[Array, "*B"]) -> Mask:
 
 
 def padding(kv_real: Bool[Array, "*B S"]) -> Mask:
-    """Real keys may be seen, padding may not."""
+    """Real keys are visible, padding is not."""
     return Padding(kv_real=_as_bool("padding", kv_real, 1))
 
 
@@ -359,27 +359,27 @@ def segments(q_ids: Int[Array, "*B T"], kv_ids: Int[Array, "*#B S"]) -> Mask:
 
 
 def finite_keys(mask: Mask) -> Mask:
-    """The same mask, and the promise that all keys and values are finite, also those that nobody sees (a cache's).
+    """The same mask, with the promise that all keys and values are finite, also the hidden ones (in a cache).
 
-    Else what a mask rules out for good is set to zero, since 0 · NaN is NaN; for a cache that copies it at every step.
+    Without it attention sets hidden keys and values to zero (0 · NaN is NaN), which copies a cache at every step.
     """
     return FiniteKeys(_is_mask(mask))
 
 
 def dense(array: Bool[Array, "*B T S"]) -> Mask:
-    """Any mask, written out, the same for all heads."""
+    """Any mask as a boolean array, the same for all heads."""
     return Dense(array=_as_bool("dense", array, 2))
 
 
 def dense_by_head(array: Bool[Array, "*B N T S"]) -> Mask:
-    """Any mask, written out for every head."""
+    """Any mask as a boolean array, one for each head."""
     return DenseByHead(array=_as_bool("dense_by_head", array, 3))
 
 
 def _as_bool(name: str, array: Any, least_rank: int) -> Array:
     array = jnp.asarray(array)
     if array.dtype != jnp.bool_:
-        raise TypeError(f"{name} needs booleans (True = may be seen), got {array.dtype} of shape {array.shape}")
+        raise TypeError(f"{name} needs booleans (True = visible), got {array.dtype} of shape {array.shape}")
     if array.ndim < least_rank:
         raise ValueError(f"{name} needs at least {least_rank} dims, got shape {array.shape}")
     return array

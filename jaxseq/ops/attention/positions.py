@@ -16,8 +16,7 @@ from jaxseq.typing import Array, Float, Int
 def sinusoid(positions: Int[Array, "*B T"], features: int, *, base: float = 10000.0) -> Float[Array, "*B T {features}"]:
     """``sin(t / base^(2i/D))`` in the first half of the features, the cosines in the second.
 
-    (The paper interleaves the two; the order of the features is of no account to what follows.) Vaswani et
-    al. 2017.
+    The paper interleaves the two; any linear map after it makes the order of features irrelevant. Vaswani et al. 2017.
 
     Raises:
         ValueError: features is odd.
@@ -29,7 +28,7 @@ def sinusoid(positions: Int[Array, "*B T"], features: int, *, base: float = 1000
 def rotary(
     x: Float[Array, "*B T N H"], positions: Int[Array, "*B T"], *, base: float = 10000.0
 ) -> Float[Array, "*B T N H"]:
-    """Turn each pair of features by ``position / base^(2i/H)``; products then depend on the distance only.
+    """Rotates each pair of features by ``position / base^(2i/H)``; products then depend on the distance only.
 
     Feature i is paired with feature i + H/2 (half-split, as GPT-NeoX and LLaMA have it, not interleaved). The
     angles are at least float32. Su et al. 2021 (RoFormer).
@@ -79,11 +78,11 @@ def alibi(
 ) -> Tiled:
     """The bias ``-slope · |q - k|`` on the scores: ``attention(..., bias=alibi(alibi_slopes(N)))``.
 
-    Without positions, query i sits at ``i + offset`` and key j at j. It is worked out tile by tile. The
-    slopes are constants: no gradient reaches them. Press et al. 2022 (Train short, test long).
+    Without positions, query i is at ``i + offset`` and key j at j. Evaluated tile by tile. The slopes are
+    constants: no gradient reaches them. Press et al. 2022 (Train short, test long).
     """
     if offset and q_positions is not None:
-        raise ValueError(f"offset={offset} and q_positions both say where queries sit; give one")
+        raise ValueError(f"offset={offset} and q_positions both give the positions of queries; pass one")
     q, k = as_int32("q_positions", q_positions), as_int32("kv_positions", kv_positions)
     return Alibi(offset=offset, slopes=lax.stop_gradient(jnp.asarray(slopes)), q_positions=q, kv_positions=k)
 

@@ -62,12 +62,12 @@ def _convolve(
     """The sum over the taps, over inputs of the same document."""
     count = kernel.shape[0]
     start = (count - 1) * dilation
-    own = None if documents is None else documents[..., start:]
+    out_documents = None if documents is None else documents[..., start:]
     if kernel.ndim == 2:
-        return shifted_sum(seen, kernel, documents, own, dilation)
+        return shifted_sum(seen, kernel, documents, out_documents, dilation)
     *batch, total, width = seen.shape
     features = kernel.shape[-1]
-    if own is None:
+    if out_documents is None:
         flat = seen.reshape(math.prod(batch), total, width)
         ys = lax.conv_general_dilated(
             flat, kernel, (1,), "VALID", rhs_dilation=(dilation,), dimension_numbers=("NWC", "WIO", "NWC")
@@ -75,7 +75,7 @@ def _convolve(
         return ys.reshape(*batch, total - start, features)
     every = matmul_2d(seen.reshape(-1, width), jnp.moveaxis(kernel, 0, 1).reshape(width, count * features))
     by_tap = jnp.split(every.reshape(*batch, total, count * features), count, axis=-1)
-    taps = [shift_rows(rows, documents, own, j * dilation, total - start) for j, rows in enumerate(by_tap)]
+    taps = [shift_rows(rows, documents, out_documents, j * dilation, total - start) for j, rows in enumerate(by_tap)]
     return sum(taps[1:], taps[0])
 
 

@@ -23,24 +23,24 @@ def shifted_sum(
     rows: Float[Array, "*B S D"],
     kernel: Float[Array, "J D"],
     groups: Int[Array, "*B S"] | None,
-    own: Int[Array, "*B T"] | None,
+    out_groups: Int[Array, "*B T"] | None,
     dilation: int,
 ) -> Float[Array, "*B T D"]:
-    """``Σ_j kernel[j] ⊙ rows[t + j·dilation]`` over rows of the group ``own[t]``; T = S - (J - 1) · dilation."""
-    marks = () if groups is None else (groups, own)
+    """``Σ_j kernel[j] ⊙ rows[t + j·dilation]`` over rows of the group ``out_groups[t]``; T = S - (J - 1) · dilation."""
+    marks = () if groups is None else (groups, out_groups)
     return _shifted_p.bind(rows, kernel, *marks, dilation=dilation)
 
 
-def shift_rows(rows: Array, groups: Array | None, own: Array | None, begin: int, length: int) -> Array:
-    """The ``length`` rows from ``begin`` on, with zeros where their group differs from ``own``."""
+def shift_rows(rows: Array, groups: Array | None, out_groups: Array | None, begin: int, length: int) -> Array:
+    """The ``length`` rows from ``begin`` on, with zeros where their group differs from ``out_groups``."""
     part = rows[..., begin : begin + length, :]
-    if groups is None or own is None:
+    if groups is None or out_groups is None:
         return part
-    return jnp.where((groups[..., begin : begin + length] == own)[..., None], part, jnp.zeros_like(part))
+    return jnp.where((groups[..., begin : begin + length] == out_groups)[..., None], part, jnp.zeros_like(part))
 
 
 def _sum(rows: Array, kernel: Array, *marks: Array, dilation: int) -> Array:
-    groups, own = marks or (None, None)
+    groups, out_groups = marks or (None, None)
     count, width = kernel.shape
     length = rows.shape[-2] - (count - 1) * dilation
     wide = at_least_float32(rows.dtype)
@@ -48,7 +48,7 @@ def _sum(rows: Array, kernel: Array, *marks: Array, dilation: int) -> Array:
     rows = lax.optimization_barrier(rows)
     out = jnp.zeros((*rows.shape[:-2], length, width), wide)
     for j in range(count):
-        out = out + weights[j] * shift_rows(rows, groups, own, j * dilation, length).astype(wide)
+        out = out + weights[j] * shift_rows(rows, groups, out_groups, j * dilation, length).astype(wide)
     return out.astype(rows.dtype)
 
 
@@ -65,12 +65,12 @@ def _jvp_rule(primals: tuple, tangents: tuple, *, dilation: int) -> tuple[Array,
 
 def _transpose_rule(cotangent: Any, rows: Any, kernel: Any, *marks: Array, dilation: int) -> tuple:
     nothing = (None,) * len(marks)
-    groups, own = marks or (None, None)
+    groups, out_groups = marks or (None, None)
     length = cotangent.shape[-2]
     if ad.is_undefined_primal(kernel):
         wide = at_least_float32(cotangent.dtype)
         axes = tuple(range(cotangent.ndim - 1))
-        taps = (shift_rows(rows, groups, own, j * dilation, length) for j in range(kernel.aval.shape[0]))
+        taps = (shift_rows(rows, groups, out_groups, j * dilation, length) for j in range(kernel.aval.shape[0]))
         products = [(tap.astype(wide) * cotangent.astype(wide)).sum(axes) for tap in taps]
         return None, jnp.stack(products).astype(kernel.aval.dtype), *nothing
     around = (kernel.shape[0] - 1) * dilation

@@ -20,13 +20,17 @@ CHUNK_BY_HEAD, CHUNK_BY_CHANNEL = 64, 32
 """Positions of a chunk for a decay a head and for one a key channel."""
 
 BLOCK = 16
+"""Positions whose scores the decay by channel computes in one product, for pairs that are close together."""
+
 STEP = 1 / 1024
-ROUNDING = 1.0
-"""A logarithm of a decay is at most 0; one that is a difference (mlstm's stabiliser) is above it by a rounding."""
+"""The first part of a sum of log decays is a multiple of this."""
+
+MAX_ROUNDING_ERROR = 1.0
+"""The bound of sums of log decays: at most 0, but for rounding errors (those of the mLSTM are differences)."""
 
 
 class Sums(NamedTuple):
-    """Sums of log decays in two parts, the first exact, the second small: their differences lose nothing."""
+    """Sums of log decays in two parts, the first exact, the second small, so that differences keep their precision."""
 
     coarse: Float[Array, "..."]
     fine: Float[Array, "..."]
@@ -35,7 +39,7 @@ class Sums(NamedTuple):
         """``exp(self)``."""
         return jnp.exp(self.coarse + self.fine)
 
-    def less(self, other: "Sums") -> Array:
+    def minus(self, other: "Sums") -> Array:
         """``self - other``."""
         return (self.coarse - other.coarse) + (self.fine - other.fine)
 
@@ -65,17 +69,17 @@ def _chunk(
     q, k, v, log_decay, document, before = at
     last = document[..., -1:]
     continues, leaves, passes = ((a == b)[..., None] for a, b in ((document, before), (document, last), (last, before)))
-    # A chunk depends on its sums as on exp(g_i) q_i, exp(-g_j) k_j and exp(g) times the state. So the exponentials
+    # A chunk depends on its sums through exp(g_i) q_i, exp(-g_j) k_j and exp(g) times the state. So the exponentials
     # below are constants; three factors of 1 carry every derivative by the decays: q · dq - k · dk.
-    moving = _sums(log_decay, document)
-    sums = lax.stop_gradient(moving)
-    change = moving.fine - sums.fine
+    differentiable = _sums(log_decay, document)
+    sums = lax.stop_gradient(differentiable)
+    change = differentiable.fine - sums.fine
     q, k = q * jnp.exp(change), k * jnp.exp(-change)
     end = Sums(*(part[..., -1:, :] for part in sums))
     inside = _by_head if log_decay.shape[-1] == 1 else _by_channel
     seen = jnp.where(continues, q * sums.exp(), 0)
     out = inside(q, k, v, sums, document) + jnp.where(continues, seen @ state, 0)
-    kept = jnp.where(leaves, k * jnp.exp(jnp.minimum(end.less(sums), ROUNDING)), 0)
+    kept = jnp.where(leaves, k * jnp.exp(jnp.minimum(end.minus(sums), MAX_ROUNDING_ERROR)), 0)
     faded = jnp.where(passes, state, 0) * jnp.swapaxes(end.exp(), -1, -2)
     state = faded + jnp.swapaxes(kept, -1, -2) @ v
     return state * jnp.exp(jnp.swapaxes(change[..., -1:, :], -1, -2)), out
@@ -84,13 +88,13 @@ def _chunk(
 def _sums(log_decay: Float[Array, "*B N C H"], document: Int[Array, "*#B 1 C"]) -> Sums:
     """Sums of log decays from a document's beginning.
 
-    Decays whose exponential is 0 anyway are cut off, so that the first part, a multiple of 2^-10, fits its mantissa.
+    Decays are clipped where their exponential underflows to 0, so that the first part fits into its mantissa.
     """
     least = np.log(np.finfo(log_decay.dtype).smallest_subnormal) - 1
     log_decay = jnp.where(log_decay > least, log_decay, least)
     step = STEP * max(log_decay.shape[-2] // 128, 1)  # 128 · 104 · 1024 < 2^24
     coarse = lax.stop_gradient(jnp.round(log_decay / step) * step)
-    # one matrix for every head: a shared one would turn the other factor round, and back in the reverse scan
+    # One matrix for every head: a shared one would transpose the other factor, and again in the reverse scan.
     shape = (*log_decay.shape[:-1], log_decay.shape[-2])
     summing = jnp.broadcast_to(_visible(document), shape).astype(log_decay.dtype)
     return Sums(*(jnp.matmul(summing, part, precision="highest") for part in (coarse, log_decay - coarse)))
@@ -106,15 +110,15 @@ def _visible(document: Int[Array, "*B C"]) -> Bool[Array, "*B C C"]:
 def _by_head(q: Array, k: Array, v: Array, sums: Sums, document: Array) -> Array:
     """One decay a head: one matrix of decays a chunk."""
     to, since = (Sums(*(jnp.expand_dims(part[..., 0], axis) for part in sums)) for axis in (-1, -2))
-    decay = jnp.where(_visible(document), jnp.exp(jnp.minimum(to.less(since), ROUNDING)), 0)
+    decay = jnp.where(_visible(document), jnp.exp(jnp.minimum(to.minus(since), MAX_ROUNDING_ERROR)), 0)
     return (q @ jnp.swapaxes(k, -1, -2) * decay) @ v
 
 
 def _by_channel(q: Array, k: Array, v: Array, sums: Sums, document: Array) -> Array:
-    """A decay for every key channel: of every stretch of 2, 4, 8, ... positions the later half reads the earlier one.
+    """One decay a key channel: in every interval of 2, 4, 8, ... positions, the later half reads the earlier half.
 
-    They do so by ``exp(g_i - g_m) exp(g_m - g_j)``, m the last of the earlier half: both are at most 1, whatever the
-    decays. Each length of stretch is a product of all with all in a block, of which its own pairs are taken.
+    The factor is ``exp(g_i - g_m) exp(g_m - g_j)``, m the last position of the earlier half: both are at most 1. Each
+    interval length computes the products of all pairs in a block and selects its own.
     """
     size = q.shape[-2]
     out = (q * k).sum(-1, keepdims=True) * v
@@ -124,8 +128,8 @@ def _by_channel(q: Array, k: Array, v: Array, sums: Sums, document: Array) -> Ar
         q_, k_, v_ = (z.reshape(*z.shape[:-2], -1, block, z.shape[-1]) for z in (q, k, v))
         visible = _visible(document.reshape(*document.shape[:-1], -1, block))
         while half < block:
-            factor = _to_the_middle(sums, half).reshape(q_.shape)
-            taken = visible & jnp.broadcast_to(_halves(block, half), visible.shape)
+            factor = _decay_to_middle(sums, half).reshape(q_.shape)
+            taken = visible & jnp.broadcast_to(_half_pairs(block, half), visible.shape)
             scores = scores + jnp.where(taken, (q_ * factor) @ jnp.swapaxes(k_ * factor, -1, -2), 0)
             half *= 2
         if scores.ndim:
@@ -133,15 +137,15 @@ def _by_channel(q: Array, k: Array, v: Array, sums: Sums, document: Array) -> Ar
     return out
 
 
-def _to_the_middle(sums: Sums, half: int) -> Array:
-    """The decay between every position and the last of the earlier half of its stretch."""
-    stretches = Sums(*(part.reshape(*part.shape[:-2], -1, 2 * half, part.shape[-1]) for part in sums))
-    middle = Sums(*(part[..., half - 1 : half, :] for part in stretches))
-    return jnp.exp(-jnp.abs(stretches.less(middle)))
+def _decay_to_middle(sums: Sums, half: int) -> Array:
+    """The decay between every position and the last of the earlier half of its interval."""
+    intervals = Sums(*(part.reshape(*part.shape[:-2], -1, 2 * half, part.shape[-1]) for part in sums))
+    middle = Sums(*(part[..., half - 1 : half, :] for part in intervals))
+    return jnp.exp(-jnp.abs(intervals.minus(middle)))
 
 
-def _halves(size: int, half: int) -> np.ndarray:
-    """Queries in the later half of a stretch by keys in the earlier half of the same."""
+def _half_pairs(size: int, half: int) -> np.ndarray:
+    """True for queries in the later half of an interval and keys in the earlier half of the same interval."""
     place = np.arange(size)
-    late, stretch = place // half % 2 == 1, place // (2 * half)
-    return late[:, None] & ~late & (stretch[:, None] == stretch)
+    late, interval = place // half % 2 == 1, place // (2 * half)
+    return late[:, None] & ~late & (interval[:, None] == interval)

@@ -55,9 +55,9 @@ class Step(NamedTuple):
 
     jaxpr: Any
     summed: tuple[bool, ...]
-    """For each gate: does the cell read ``x_g + r_g`` and neither of them otherwise? Then their cotangent is one."""
+    """For each gate, whether the cell reads only ``x_g + r_g``: then x_g and r_g have the same cotangent."""
     kept: tuple[int, ...]
-    """Which equations' values are put out beside the state."""
+    """The equations whose values are returned beside the state."""
     reads: tuple[tuple[bool, ...], ...]
     """For each input, whether each part of the new state depends on it."""
     needed: tuple[bool, ...]
@@ -71,7 +71,7 @@ class Step(NamedTuple):
     def __call__(
         self, parameters: Sequence[Array], inputs: Sequence[Array], known: Any = None
     ) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
-        """The new state and the activations, for inputs ``[*A, F]``; ``known`` is what ``linearize`` gives."""
+        """The new state and the activations, for inputs ``[*A, F]``; ``known`` is the result of ``linearize``."""
 
         def row(parameters: tuple, inputs: tuple, known: Any) -> tuple:
             state, found = _interpret(self.jaxpr, (*parameters, *inputs), self.kept, known)
