@@ -196,20 +196,20 @@ class ProductAttention(MemoryAttention):
         self, query: Float[Array, "*B T N H"], keys: Float[Array, "*B S N H"], mask: Mask | None
     ) -> Float[Array, "*B N T S"]:
         """The softmax of the products."""
-        return attention_weights(query, keys, mask=mask, scale=self._scale(query, keys))
+        return attention_weights(query, keys, mask=mask, scale=self._scale(query.shape[-1], keys.shape[-1]))
 
     @final
     def head_contexts(
         self, query: Float[Array, "*B T N H"], memory: Memory, mask: Mask | None
     ) -> Float[Array, "*B T N E"]:
         """By the fast path, which never holds all weights at once."""
-        return attention(query, memory.keys, memory.values, mask=mask, scale=self._scale(query, memory.keys))
+        scale = self._scale(query.shape[-1], memory.keys.shape[-1])
+        return attention(query, memory.keys, memory.values, mask=mask, scale=scale)
 
-    def _scale(self, query: Float[Array, "*B T N H"], keys: Float[Array, "*B S N H"]) -> float:
-        width, other = query.shape[-1], keys.shape[-1]
-        if width != other:
-            raise ValueError(f"a dot product needs one width: the query has {width}, the keys {other}")
-        return width**-0.5 if self.scaled else 1.0
+    def _scale(self, query_width: int, key_width: int) -> float:
+        if query_width != key_width:
+            raise ValueError(f"a dot product needs one width: the query has {query_width}, the keys {key_width}")
+        return key_width**-0.5 if self.scaled else 1.0
 
 
 class DotAttention(ProductAttention):
