@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxseq.cores.core import Core, StateCarry
 from jaxseq.cores.heads import resolve_num_heads
-from jaxseq.layers.capture import SELF, record
+from jaxseq.layers.capture import SELF_ATTENTION, record
 from jaxseq.ops import AttentionImplementation, attention, attention_weights, masks, positions, segments
 from jaxseq.typing import Array, DType, Features, Float, Int, SegmentIds, Sequence
 
@@ -178,7 +178,7 @@ class Attention(Core):
         if self.positions == "alibi":
             bias = positions.alibi(positions.alibi_slopes(query.shape[-2]), q, k)
         options: dict[str, Any] = {"mask": mask, "bias": bias, "soft_cap": self.soft_cap}
-        record(self, SELF, lambda: attention_weights(query, key, **options))
+        record(self, SELF_ATTENTION, lambda: attention_weights(query, key, **options))
         return attention(query, key, value, implementation=self.implementation, **options)
 
 
