@@ -8,10 +8,9 @@ import types
 import typing
 from collections.abc import Iterable
 from pathlib import PurePath
-from typing import Any, Literal, TypeAlias, TypeVar, overload
+from typing import Any, Literal, TypeVar, overload
 
-JSON: TypeAlias = Any
-"""What the ``json`` module reads and writes: None, booleans, numbers, strings, and lists and dicts of these."""
+from jaxseq.training.files import JSON
 
 T = TypeVar("T")
 
