@@ -94,5 +94,5 @@ def sequential_colormap() -> Any:
 
 def save_figure(figure: Any, file: str | Path) -> Path:
     """Write a figure as PNG, without the version of matplotlib in it, and return its path."""
-    figure.savefig(file, format="png", metadata={"Software": None})
+    figure.savefig(file, metadata={"Software": None})
     return Path(file)
