@@ -9,8 +9,8 @@ import jax.numpy as jnp
 
 from jaxseq.cores.core import Core, StateCarry
 from jaxseq.cores.heads import resolve_num_heads
-from jaxseq.layers.capture import SELF, record
-from jaxseq.ops import attention, attention_weights, masks, positions, segments
+from jaxseq.layers.capture import SELF_ATTENTION, record
+from jaxseq.ops import AttentionImplementation, attention, attention_weights, masks, positions, segments
 from jaxseq.typing import Array, DType, Features, Float, Int, SegmentIds, Sequence
 
 POSITIONS = ("rotary", "alibi", "none")
@@ -83,7 +83,7 @@ class Attention(Core):
     soft_cap: float | None = None
     positions: str = "rotary"
     use_bias: bool = False
-    implementation: str = "auto"
+    implementation: AttentionImplementation = "auto"
     dtype: DType = jnp.float32
     param_dtype: DType = jnp.float32
 
@@ -178,7 +178,7 @@ class Attention(Core):
         if self.positions == "alibi":
             bias = positions.alibi(positions.alibi_slopes(query.shape[-2]), q, k)
         options: dict[str, Any] = {"mask": mask, "bias": bias, "soft_cap": self.soft_cap}
-        record(self, SELF, lambda: attention_weights(query, key, **options))
+        record(self, SELF_ATTENTION, lambda: attention_weights(query, key, **options))
         return attention(query, key, value, implementation=self.implementation, **options)
 
 
