@@ -155,7 +155,7 @@ class Bilinear(ProductAttention):
 
     def projections(self) -> Projections:
         """W."""
-        return Projections(query=self._dense(self.features))
+        return Projections(query=self.dense(self.features))
 
 
 def test_a_new_kind_of_attention_gives_its_layers_alone(key: jax.Array) -> None:

@@ -250,14 +250,16 @@ def test_one_embedding_is_source_target_and_head(key: jax.Array) -> None:
     model = EncoderDecoder(TextEncoder(shared, encoder), shared, decoder)
     variables = jitted(model.init)(key, SOURCE, TOKENS)
     tables = [path for path, _ in jax.tree.leaves_with_path(variables) if "table" in jax.tree_util.keystr(path)]
-    assert [jax.tree_util.keystr(path) for path in tables] == ["['params']['embedding']['table']"]
+    assert [jax.tree_util.keystr(path) for path in tables] == ["['params']['encoder']['embedding']['table']"]
+
+    encoder_params = variables["params"]["encoder"]
 
     def loss(table: Any, source: Any) -> Any:
-        params = variables["params"] | {"embedding": {"table": table}}
+        params = variables["params"] | {"encoder": encoder_params | {"embedding": {"table": table}}}
         return model.apply({"params": params}, source, TOKENS)[..., : F - 1].sum()
 
     gradient = jitted(jax.grad(loss))
-    table = variables["params"]["embedding"]["table"]
+    table = encoder_params["embedding"]["table"]
     absent, present = (np.asarray(gradient(table, jnp.full_like(SOURCE, token))) for token in (0, V - 1))
     assert np.abs(absent[V - 1] - present[V - 1]).max() > 1e-4  # the source reads the same table
 
