@@ -21,6 +21,7 @@ from jaxseq.training.metrics import JsonLines, TensorBoard, Writer, read_json_li
 from jaxseq.training.optimizer import OptimizerConfig, make_optimizer
 from jaxseq.training.report import write_report
 from jaxseq.training.run import Run, read_json
+from jaxseq.training.saved_run import SavedRun, read_run
 from jaxseq.training.scheduled_sampling import scheduled_sampling
 from jaxseq.training.settings import from_json, resumable_field, to_json
 from jaxseq.training.state import Parameter, TrainState, create_state, parameter_table
@@ -47,6 +48,7 @@ __all__ = [
     "Run",
     "RunFolderError",
     "RunLockedError",
+    "SavedRun",
     "TensorBoard",
     "TrainConfig",
     "TrainState",
@@ -66,6 +68,7 @@ __all__ = [
     "parameter_table",
     "read_json",
     "read_json_lines",
+    "read_run",
     "resumable_field",
     "scheduled_sampling",
     "to_json",

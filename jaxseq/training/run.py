@@ -15,6 +15,7 @@ from jaxseq.training.settings import config_differences, resumable_fields, to_js
 
 CONFIG = "config.json"
 ENVIRONMENT = "environment.json"
+CHECKPOINTS = "checkpoints"
 LOCK = ".lock"
 
 
@@ -79,7 +80,7 @@ class Run:
     @property
     def checkpoints(self) -> Path:
         """The folder of the checkpoints."""
-        return self.path / "checkpoints"
+        return self.path / CHECKPOINTS
 
     @property
     def metrics(self) -> Path:
