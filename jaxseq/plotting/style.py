@@ -34,12 +34,13 @@ def require_matplotlib() -> Any:
     try:
         import matplotlib.figure
     except ImportError:
-        raise ImportError("figures need matplotlib: pip install 'jaxseq[plots]'", name="matplotlib") from None
+        message = "figures need matplotlib: pip install 'jaxseq[plots]'"
+        raise ModuleNotFoundError(message, name="matplotlib") from None
     return matplotlib
 
 
 def make_figure(
-    width: float, height: float, *, layout: Literal["constrained", "none"] = "constrained", dpi: int = 150
+    width: int | float, height: int | float, *, layout: Literal["constrained", "none"] = "constrained", dpi: int = 150
 ) -> Any:
     """A white ``matplotlib.figure.Figure`` of ``width`` by ``height`` inches, without pyplot.
 
@@ -56,10 +57,10 @@ def prepare_axes(
     x_label: str = "",
     y_label: str = "",
     grid: Literal["both", "x", "y"] = "both",
-    title_size: float = 11,
+    title_size: int | float = 11,
     title_color: str = INK,
-    title_pad: float = 10,
-    tick_size: float = 9,
+    title_pad: int | float = 10,
+    tick_size: int | float = 9,
 ) -> None:
     """Set a title at the left, axis labels, a grid behind the data, no tick marks, and the bottom spine alone.
 
