@@ -198,7 +198,8 @@ class AttentionTranslator:
     def build(self, source_size: int, target_size: int) -> EncoderDecoder:
         """The model for vocabularies of these sizes."""
         common = {"norm": self.norm, "dropout": self.dropout, **dtypes(self.precision)}
-        sizes, reads = (self.features, self.layers), {"attention": self.attention, "num_heads": self.num_heads}
+        sizes = self.features, self.layers
+        reads: dict[str, Any] = {"attention": self.attention, "num_heads": self.num_heads}
         encoder = _recurrent_encoder(self.encoder, *sizes, self.bidirectional, self.num_heads, **common)
         decoder = make_decoder("attention", self.decoder, *sizes, fusion=self.fusion, **reads, **common)
         bridge = _bridge(self.encoder, self.bidirectional, self.bridge, self.precision)

@@ -30,7 +30,8 @@ IN_FLIGHT = 2
 class TrainConfig:
     """How long to train, and what to note and keep on the way."""
 
-    steps: int = 1000
+    steps: int | None = 1000
+    """Training steps; None where the experiment's model decides."""
     truncation: TruncationMode = "zero"
     """A chunk begins with the initial state, with what the chunk before left, or with that made anew."""
     ema_decay: float | None = None
@@ -81,6 +82,8 @@ def fit(
     Raises NonfiniteError after ``max_consecutive_nonfinite`` skipped steps in a row, with the last finite
     parameters saved.
     """
+    if config.steps is None:
+        raise ValueError("train steps must be given, not None")
     loop = _Loop(loss, state, optimizer, data, run, config, evaluate, writers)
     try:
         return loop.train()

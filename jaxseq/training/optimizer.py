@@ -25,8 +25,8 @@ class OptimizerConfig:
     """How parameters are updated."""
 
     name: OptimizerName = "adamw"
-    learning_rate: float = 1e-3
-    """The peak, reached after the warm-up."""
+    learning_rate: float | None = 1e-3
+    """The peak, reached after the warm-up; None where the experiment's model decides."""
     schedule: ScheduleName = "cosine"
     """What follows the warm-up: down to `end_fraction` as the last step is made; or, for inverse_sqrt, the peak times
     sqrt((warmup_steps + 1) / (n + 1)) after n updates, however many there are (Vaswani et al. 2017)."""
@@ -80,6 +80,8 @@ class UpdateReport(NamedTuple):
 
 def make_schedule(config: OptimizerConfig, updates: int) -> Callable[[Any], Any]:
     """The learning rate after n updates: ``peak (n + 1) / (warmup + 1)``, then the decay."""
+    if config.learning_rate is None:
+        raise ValueError("optimizer learning_rate must be given, not None")
     peak, end = config.learning_rate, config.learning_rate * config.end_fraction
     if config.schedule == "inverse_sqrt":
         begun = config.warmup_steps + 1.0
@@ -91,8 +93,10 @@ def make_schedule(config: OptimizerConfig, updates: int) -> Callable[[Any], Any]
     return optax.join_schedules([rise, decay], [config.warmup_steps])
 
 
-def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+def make_optimizer(config: OptimizerConfig, steps: int | None) -> optax.GradientTransformation:
     """An optax optimizer for ``steps`` training steps (``steps // accumulate_steps`` updates)."""
+    if steps is None:
+        raise ValueError("train steps must be given, not None")
     schedule = make_schedule(config, max(steps // config.accumulate_steps, 1))
     stages = [report_updates(schedule, config.clip_norm, config.clip_value)]
     if config.clip_norm is not None:
