@@ -105,7 +105,8 @@ def main(config: Config) -> list[Result]:
     """Load the model, read the prompts, generate, print; returns the results."""
     method = check(config)
     training.enable_compilation_cache()
-    generator, params, at_step = pipelines.load_run(config.run, pipelines.TextGenerator)
+    loaded = pipelines.load_run(config.run, pipelines.TextGenerator)
+    generator, params = loaded.pipeline, loaded.params
     try:
         prompted = generator.prefill(params, config.prompt, config.max_length)
     except ValueError as error:
@@ -113,7 +114,7 @@ def main(config: Config) -> list[Result]:
     step, end = decoding.step_of(generator.forward(params)), generator.vocabulary.separator
     constraints = make_constraints(config, generator)
     common: dict[str, Any] = {"max_length": config.max_length, "end_token": end, "constraints": constraints}
-    print(f"{config.run}: {generator.config.core} at step {at_step}; {method}", flush=True)
+    print(f"{config.run}: {generator.config.core} at step {loaded.step}; {method}", flush=True)
 
     make = partial(stream, token_bytes=generator.token_bytes) if config.stream else decode
     results = read_results(config, generator, jax.device_get(make(config, step, prompted, common)))
@@ -124,7 +125,7 @@ def main(config: Config) -> list[Result]:
         if not config.stream:
             print(result.prompt + result.text, flush=True)
     if config.json is not None:
-        rows = training.to_json({"config": config, "step": at_step, "method": method, "results": results})
+        rows = training.to_json({"config": config, "step": loaded.step, "method": method, "results": results})
         config.json.write_text(json.dumps(rows, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     if config.tree is not None:
         names = [repr(text.decode(errors="replace")) if text else "end" for text in generator.token_bytes]

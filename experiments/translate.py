@@ -46,18 +46,19 @@ def main(config: Config) -> list[str]:
     if config.max_length is not None and config.max_length < 1:
         raise ValueError(f"max_length must be at least 1, not {config.max_length}")
     training.enable_compilation_cache()
-    translator, params, _ = pipelines.load_run(config.run, pipelines.Translator)
+    loaded = pipelines.load_run(config.run, pipelines.Translator)
     asked = {name: getattr(config, name) for name in ("beams", "normalization", "coverage")}
     given = {name: value for name, value in asked.items() if value is not None}
-    translator = translator.with_search(dataclasses.replace(translator.search, **given), config.max_length)
+    search = dataclasses.replace(loaded.pipeline.search, **given)
+    translator = loaded.pipeline.with_search(search, config.max_length)
     texts = read(config)
-    found = translator(params, texts)
+    found = translator(loaded.params, texts)
     if config.output is not None:
         config.output.write_text("".join(f"{line}\n" for line in found), encoding="utf-8")
     else:
         print("\n".join(found))
     if config.alignment is not None:
-        alignments = translator.alignments(params, [(texts[0], found[0])])
+        alignments = translator.alignments(loaded.params, [(texts[0], found[0])])
         if not alignments:
             raise ValueError(f"{config.run}: a model of kind {type(translator.config).__name__} attends to nothing")
         plotting.draw_alignments(alignments, config.alignment)

@@ -1,22 +1,27 @@
 """Load a trained model and its vocabularies from a run folder."""
 
+import abc
 import os
-from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 from jaxseq import training
 from jaxseq.typing import PyTree
 
 
-class Pipeline(Protocol):
+class Pipeline(abc.ABC):
     """A model with its vocabularies, which can write to a run folder all that it is made of but its parameters."""
 
     @classmethod
-    def from_run(cls, saved: training.SavedRun) -> Self:
+    @abc.abstractmethod
+    def from_run(cls, saved: training.SavedRun) -> Any:
         """Rebuild from the files that ``save`` wrote; raises ValueError for files of another kind."""
 
+    @abc.abstractmethod
     def parameter_shapes(self) -> PyTree:
         """The structure, shapes and dtypes of the model's parameters."""
 
+    @abc.abstractmethod
     def save(self, run: training.Run) -> None:
         """Write the model's config and the vocabularies."""
 
@@ -24,7 +29,8 @@ class Pipeline(Protocol):
 P = TypeVar("P", bound=Pipeline)
 
 
-class LoadedRun(NamedTuple, Generic[P]):
+@dataclass(frozen=True)
+class LoadedRun(Generic[P]):
     """A pipeline, the parameters of its model, and the training step that they are from."""
 
     pipeline: P

@@ -13,6 +13,7 @@ from jax.tree_util import Partial
 
 from jaxseq import data, decoding, training
 from jaxseq.models.configs import LanguageModelConfig
+from jaxseq.pipelines.saved import Pipeline
 from jaxseq.typing import Array, Carry, Key, PyTree
 
 FILE, VOCABULARY = "text_generator.json", "vocabulary.json"
@@ -26,7 +27,7 @@ class _Description:
     attention_lookback: int
 
 
-class TextGenerator:
+class TextGenerator(Pipeline):
     """A language model that reads and writes text; the parameters are an argument of its methods.
 
     ``attention_lookback`` is how many earlier positions attention sees in training, evaluation and generation.

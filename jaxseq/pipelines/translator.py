@@ -14,6 +14,7 @@ from jaxseq import data, decoding, plotting, training
 from jaxseq.decoders import last_attention_weights
 from jaxseq.models import Encoded, alignment
 from jaxseq.models.configs import AttentionTranslator, RNNTranslator, TransformerTranslator
+from jaxseq.pipelines.saved import Pipeline
 from jaxseq.typing import PyTree
 
 FILE, SOURCE_VOCABULARY, TARGET_VOCABULARY = "translator.json", "source_vocabulary.json", "target_vocabulary.json"
@@ -52,7 +53,7 @@ class _Description:
     max_length: int
 
 
-class Translator:
+class Translator(Pipeline):
     """A translation model that reads and writes texts; the parameters are an argument of its methods.
 
     Args:
