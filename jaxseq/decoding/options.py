@@ -163,9 +163,9 @@ def active_filters(options: SamplingOptions) -> SamplingOptions:
         return None if unchanged else jnp.asarray(value, float)
 
     return SamplingOptions(
-        number(options.temperature, 1),
+        number(options.temperature, 1.0),
         options.top_k,
-        number(options.top_p, 1),
+        number(options.top_p, 1.0),
         number(options.min_p, None),
-        number(options.typical_p, 1),
+        number(options.typical_p, 1.0),
     )

@@ -233,7 +233,7 @@ def as_arrays(carry: Carry) -> Carry:
 
 
 @jax.jit
-def _traced_step(step: Partial, carry: Carry, tokens: Int[Array, "*B"]) -> tuple[Carry, Logits]:
+def _traced_step(step: Partial, carry: Carry, tokens: Int[Array, "*B"]) -> tuple[Carry, Array]:
     """A step under ``jit``, which caches its output shapes."""
     return step(carry, tokens)
 

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 INK, SOFT, BLUE, RED, MUTED = "#20242a", "#667080", "#2b5c8f", "#b5483a", "#aab2bb"
 
 
+@runtime_checkable
 class Node(Protocol):
     """A node of the tree, such as ``jaxseq.decoding.SearchTree`` holds: a hypothesis and its last token."""
 
