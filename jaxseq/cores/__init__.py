@@ -1,8 +1,8 @@
-"""What obeys the splitting law: one mixer a file, wrappers, and the table of them all."""
+"""Cores, which obey the splitting law: their base classes, one mixer a file, wrappers, and the table of all."""
 
 from jaxseq.cores.attention import Attention
 from jaxseq.cores.conv import Conv
-from jaxseq.cores.core import Core, StateCarry
+from jaxseq.cores.core import Core, StateCarry, StateCore
 from jaxseq.cores.delta import Delta
 from jaxseq.cores.elman import Elman
 from jaxseq.cores.gla import GLA
@@ -46,6 +46,7 @@ __all__ = [
     "Residual",
     "Stacked",
     "StateCarry",
+    "StateCore",
     "block",
     "find_core",
     "make_core",

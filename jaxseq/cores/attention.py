@@ -1,13 +1,15 @@
 """Causal self-attention as a core: its carry is the key-value cache."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxseq.cores.core import Core, count_heads, no_segment, without_padding
-from jaxseq.layers.capture import SELF, record
+from jaxseq.cores.core import Core, StateCarry
+from jaxseq.cores.heads import resolve_num_heads
+from jaxseq.layers.capture import SELF_ATTENTION, record
 from jaxseq.ops import attention, attention_weights, masks, positions, segments
 from jaxseq.typing import Array, DType, Features, Float, Int, SegmentIds, Sequence
 
@@ -15,10 +17,10 @@ POSITIONS = ("rotary", "alibi", "none")
 
 
 class Cache(NamedTuple):
-    """The last keys and values, each in the slot ``position mod slots``, and where the sequence stands.
+    """The last keys and values, each in the slot ``position mod slots``, and the current position and document.
 
-    A negative position marks an empty slot. ``document`` counts documents from 1, so that an id used twice is
-    not taken for one document.
+    A negative position marks an empty slot. ``document`` counts documents from 1, so that an id used twice does not
+    stand for one document.
     """
 
     keys: Float[Array, "*B S M H"]
@@ -29,19 +31,23 @@ class Cache(NamedTuple):
     document: Int[Array, "*B"]
     segment_id: Int[Array, "*B"]
 
+
+class BoundedCache(Cache):
+    """A cache that loses the oldest positions when it is full."""
+
     @property
-    def context(self) -> int | None:
-        """How many earlier positions it can look back on; beyond, the oldest are lost."""
+    def context(self) -> int:
+        """The number of earlier positions that it has room for."""
         return max(self.keys.shape[-3] - 1, 0)
 
 
 class SlidingCache(Cache):
-    """A cache that has room for all that its core's window lets it see."""
+    """A cache with room for all that its core's window reaches."""
 
     @property
-    def context(self) -> int | None:
-        """None: it never needs more."""
-        return None
+    def context(self) -> None:
+        """None: it has room for every position that is ever read."""
+        return
 
 
 class _Stretch(NamedTuple):
@@ -85,7 +91,7 @@ class Attention(Core):
         """Heads, key-value heads and head size, checked."""
         if self.window is not None and self.window < 1:
             raise ValueError(f"window={self.window} is not positive")
-        heads = count_heads(self.features, self.num_heads)
+        heads = resolve_num_heads(self.features, self.num_heads)
         groups = heads if self.num_kv_heads is None else self.num_kv_heads
         if groups < 1 or heads % groups:
             raise ValueError(f"num_heads={heads} is not divisible by num_kv_heads={groups}")
@@ -97,23 +103,26 @@ class Attention(Core):
             raise ValueError(f"rotary positions need an even head size, got {self.features // heads}")
         return heads, groups, self.features // heads
 
-    def initial_carry(self, batch_shape: tuple[int, ...], context: int = 0) -> Cache:
+    def make_carry(self, batch_shape: tuple[int, ...], context: int) -> Cache:
         """An empty cache that can look ``context`` positions back."""
         _, groups, size = self._sizes()
-        kind = Cache
+        kind: type[Cache] = BoundedCache
         if self.window is not None and context >= self.window - 1:
             context, kind = self.window - 1, SlidingCache
         slots = context + 1 if context else 0
         room = jnp.zeros((*batch_shape, slots, groups, size), self.dtype)
         empty = jnp.full((*batch_shape, slots), -1, jnp.int32)
-        nothing = no_segment(batch_shape)
+        nothing = jnp.zeros(batch_shape, jnp.int32)
         return kind(room, room, empty, jnp.zeros_like(empty), nothing, nothing, nothing)
 
-    @nn.compact
-    def __call__(self, carry: Cache, xs: Sequence, segment_ids: SegmentIds | None = None) -> tuple[Cache, Features]:
-        """Attends within the stretch and, where the carry has room, to what came before it."""
+    def map_states(self, function: Callable[[StateCarry], StateCarry], carry: Cache) -> Cache:
+        """The cache unchanged: it holds no recurrent state."""
+        return carry
+
+    def run(self, carry: Cache, xs: Sequence, segment_ids: SegmentIds | None) -> tuple[Cache, Features]:
+        """Attends within the input and, where the cache has room, to earlier positions."""
         heads, groups, size = self._sizes()
-        xs = without_padding(xs.astype(self.dtype), segment_ids)
+        xs = xs.astype(self.dtype)
         query, key, value = (
             self._project(name, xs, count, size)
             for name, count in (("query", heads), ("key", groups), ("value", groups))
@@ -134,8 +143,7 @@ class Attention(Core):
             there = jax.tree.map(lambda a, b: jnp.concatenate([a, b], -1), seen, here)
             out = self._attend(query, keys, values, here, there, cached=True)
         out = out.reshape(*xs.shape[:-1], heads * size)
-        ys = self._dense("out", self.features)(out)
-        return after, without_padding(ys, segment_ids)
+        return after, self._dense("out", self.features)(out)
 
     def _dense(self, name: str, features: int) -> nn.Dense:
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
@@ -170,7 +178,7 @@ class Attention(Core):
         if self.positions == "alibi":
             bias = positions.alibi(positions.alibi_slopes(query.shape[-2]), q, k)
         options: dict[str, Any] = {"mask": mask, "bias": bias, "soft_cap": self.soft_cap}
-        record(self, SELF, lambda: attention_weights(query, key, **options))
+        record(self, SELF_ATTENTION, lambda: attention_weights(query, key, **options))
         return attention(query, key, value, implementation=self.implementation, **options)
 
 

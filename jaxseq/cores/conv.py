@@ -5,10 +5,10 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxseq.cores.core import Core, StateCarry, entering, no_segment, without_padding
+from jaxseq.cores.core import StateCore
 from jaxseq.ops import causal_convolution
 from jaxseq.precision import at_least_float32
-from jaxseq.typing import Array, DType, Features, Float, SegmentIds, Sequence
+from jaxseq.typing import Array, Features, Float, SegmentIds, Sequence
 
 
 class LastInputs(NamedTuple):
@@ -17,7 +17,7 @@ class LastInputs(NamedTuple):
     x: Float[Array, "*B P F"]
 
 
-class Conv(Core):
+class Conv(StateCore):
     """Causal convolution ``y_t = Σ_j x_{t - j·dilation} K_j + b`` over ``j < kernel_size``.
 
     (van den Oord et al. 2016, "WaveNet", arXiv:1609.03499; Bai et al. 2018, arXiv:1803.01271.) Inputs of another
@@ -27,32 +27,23 @@ class Conv(Core):
       ValueError: ``kernel_size`` or ``dilation`` is not positive.
     """
 
-    features: int
     kernel_size: int = 4
     dilation: int = 1
-    dtype: DType = jnp.float32
-    param_dtype: DType = jnp.float32
 
-    def initial_carry(self, batch_shape: tuple[int, ...], context: int = 0) -> StateCarry:
-        """Zeros; the convolution looks back over its own taps and no further."""
+    def initial_state(self, batch_shape: tuple[int, ...]) -> LastInputs:
+        """Zeros: the inputs before the first."""
         if self.kernel_size < 1 or self.dilation < 1:
             raise ValueError(f"kernel_size={self.kernel_size} and dilation={self.dilation} must be at least 1")
         shape = (*batch_shape, (self.kernel_size - 1) * self.dilation, self.features)
-        return StateCarry(LastInputs(jnp.zeros(shape, at_least_float32(self.param_dtype))), no_segment(batch_shape))
+        return LastInputs(jnp.zeros(shape, at_least_float32(self.param_dtype)))
 
-    @nn.compact
-    def __call__(
-        self, carry: StateCarry, xs: Sequence, segment_ids: SegmentIds | None = None
-    ) -> tuple[StateCarry, Features]:
-        """Convolves the whole stretch at once."""
-        xs = without_padding(xs.astype(self.dtype), segment_ids)
+    def mix(self, state: LastInputs, xs: Sequence, segment_ids: SegmentIds | None) -> tuple[LastInputs, Features]:
+        """Convolves the whole input at once."""
         if xs.shape[-1] != self.features:
             precision = {"dtype": self.dtype, "param_dtype": self.param_dtype}
             xs = nn.Dense(self.features, use_bias=False, name="input", **precision)(xs)
         shape = (self.kernel_size, self.features, self.features)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, self.param_dtype).astype(self.dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype).astype(self.dtype)
-        carry = entering(carry, segment_ids)
-        state, ys = causal_convolution(xs, kernel, carry.state.x, dilation=self.dilation, segment_ids=segment_ids)
-        ys = ys + bias.reshape(*(1,) * (ys.ndim - 1), -1)
-        return StateCarry(LastInputs(state), carry.segment_id), without_padding(ys, segment_ids)
+        x, ys = causal_convolution(xs, kernel, state.x, dilation=self.dilation, segment_ids=segment_ids)
+        return LastInputs(x), ys + bias.reshape(*(1,) * (ys.ndim - 1), -1)

@@ -1,4 +1,4 @@
-"""The contract every core obeys, and what cores share to obey it.
+"""The contract that every core obeys, and the two base classes that enforce it.
 
     core.apply(variables, carry, xs, segment_ids) -> (carry, ys)
 
@@ -7,68 +7,246 @@ are those of the whole. A step is a split of length one; streaming, truncated ba
 follow.
 
 Padding (id 0) changes neither the carry nor any output or gradient at a real position, even where it holds NaN;
-outputs there are zero. A change of id begins afresh, also when it falls on a split: the carry remembers the last
-id. Leaves of a carry all lead with the batch dimensions. Dropout is active exactly if a ``dropout`` key is given.
+outputs at padded positions are zero. A change of id starts another document, also at a split: the carry stores the
+last id. All leaves of a carry lead with the batch dimensions. Dropout is active exactly if a ``dropout`` key is given.
+
+``jaxseq.testing.check_core`` tests a core against this contract.
 """
 
 import abc
-from typing import Any, NamedTuple
+import dataclasses
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple, final
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jaxseq.ops import segments
-from jaxseq.ops.segments import without_padding as without_padding
-from jaxseq.typing import Array, Bool, Carry, Int, SegmentIds, Sequence
+from jaxseq.typing import Array, Bool, Carry, DType, Features, Float, Int, SegmentIds, Sequence
+
+State = Any
+"""A pytree of arrays that lead with the batch dimensions, by convention a NamedTuple."""
+
+
+class StateCarry(NamedTuple):
+    """The carry of a ``StateCore``: its state, and the id of the last real position (0: nothing was read yet)."""
+
+    state: State
+    segment_id: Int[Array, "*B"]
 
 
 class Core(nn.Module, abc.ABC):
     """Abstract: mixes information along time under the splitting law.
 
-    Every core has ``features`` (a field, or a property of what it wraps): the width of what it puts out.
+    Subclass ``StateCore`` if the carry is a recurrent state. Subclass ``Core`` if it is something else (a key-value
+    cache, the carries of other cores), and define ``make_carry``, ``run`` and ``map_states``; parameters may be made in
+    ``run`` without ``nn.compact``. The methods marked ``final`` cannot be overridden.
+
+    Every core has ``features`` (a field or a property): the width of its output.
     """
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Refuses a subclass that overrides a final method; a Linen transformation (``nn.remat``) may wrap one.
+
+        Raises:
+          TypeError: the subclass overrides a final method.
+        """
+        for name, own in vars(cls).items():
+            for base in cls.__mro__[1:]:
+                inherited: Any = vars(base).get(name)
+                if getattr(inherited, "__final__", False) and inspect.unwrap(own) is not inspect.unwrap(inherited):
+                    raise TypeError(
+                        f"{cls.__name__} overrides {base.__name__}.{name}, which is final because it enforces the "
+                        f"contract of cores (checks, padding, documents). Subclass StateCore and define "
+                        f"initial_state(batch_shape) and mix(state, xs, segment_ids); if the carry is not a recurrent "
+                        f"state, subclass Core and define make_carry, run and map_states."
+                    )
+        super().__init_subclass__(**options)
+
     @abc.abstractmethod
+    def make_carry(self, batch_shape: tuple[int, ...], context: int) -> Carry:
+        """The carry before anything was read, with room to look ``context`` positions back; works unbound."""
+
+    @abc.abstractmethod
+    def run(self, carry: Carry, xs: Sequence, segment_ids: SegmentIds | None) -> tuple[Carry, Features]:
+        """Continues from ``carry`` over ``xs``, which are zero at padded positions; outputs there are ignored."""
+
+    @abc.abstractmethod
+    def map_states(self, function: Callable[[StateCarry], StateCarry], carry: Carry) -> Carry:
+        """The carry with ``function`` applied to each recurrent state in it, in order; works unbound.
+
+        A core without a recurrent state returns the carry unchanged.
+        """
+
+    @final
     def initial_carry(self, batch_shape: tuple[int, ...], context: int = 0) -> Carry:
-        """The carry before anything was seen, able to look ``context`` positions back; works unbound."""
+        """The carry before anything was read, with room to look ``context`` positions back; works unbound."""
+        return self.make_carry(batch_shape, context)
+
+    @final
+    @nn.compact
+    def __call__(self, carry: Carry, xs: Sequence, segment_ids: SegmentIds | None = None) -> tuple[Carry, Features]:
+        """Continues from ``carry`` over ``xs``; ``segment_ids=None`` continues the carry's document without padding.
+
+        Raises:
+          ValueError: ``xs`` or ``segment_ids`` has a wrong shape or dtype, or a leaf of the carry does not lead with
+            the batch dimensions of ``xs``.
+        """
+        _check_inputs(type(self).__name__, carry, xs, segment_ids)
+        carry, ys = self.run(carry, segments.without_padding(xs, segment_ids), segment_ids)
+        return carry, segments.without_padding(ys, segment_ids)
+
+    @final
+    def hidden(self, carry: Carry) -> Float[Array, "*B F"]:
+        """The hidden state ``h`` of the last recurrent state in the carry that has one; works unbound.
+
+        Raises:
+          ValueError: the core has no state with a field ``h``.
+        """
+        found: list[Array] = []
+
+        def collect(part: StateCarry) -> StateCarry:
+            if hasattr(part.state, "h"):
+                found.append(part.state.h)
+            return part
+
+        self.map_states(collect, carry)
+        if not found:
+            raise ValueError(f"{type(self).__name__} has no hidden state h; DecoderBlock works with any core")
+        return found[-1]
+
+    @final
+    def reset_states(self, carry: Carry, segment_ids: SegmentIds | None) -> Carry:
+        """The carry with each recurrent state reset to zeros where ``segment_ids`` start another document than its own.
+
+        ``core(carry, xs, segment_ids)`` does this itself; call it only to read the states between a split and the core.
+        """
+        return self.map_states(lambda part: _entering(part, segment_ids), carry)
+
+
+class StateCore(Core):
+    """Abstract: a core whose carry is a recurrent state. A subclass defines ``initial_state`` and ``mix``.
+
+    The base class checks all arguments, resets the state where the call starts another document, stores the last id,
+    casts the input to ``dtype`` and the output too, and zeroes padded positions on entry and at the output. Within a
+    call ``mix`` must itself honour ``segment_ids``, which the ops do. A complete core::
+
+        class Leaky(StateCore):
+            \"\"\"``h_t = sigmoid(a) * h_{t-1} + W x_t``.\"\"\"
+
+            def initial_state(self, batch_shape):
+                return Hidden(jnp.zeros((*batch_shape, self.features), at_least_float32(self.param_dtype)))
+
+            def mix(self, state, xs, segment_ids):
+                dtype = state.h.dtype
+                decay = self.param("a", nn.initializers.ones, (self.features,), self.param_dtype).astype(dtype)
+                xs = nn.Dense(self.features, dtype=self.dtype, param_dtype=self.param_dtype)(xs).astype(dtype)
+
+                def step(state, x):
+                    return Hidden(jnp.broadcast_to(nn.sigmoid(decay), x.shape) * state.h + x)
+
+                return plain_recurrence(step, xs, state, segment_ids=segment_ids)
+
+    ``jaxseq.testing.check_core(Leaky)`` tests it against the contract.
+    """
+
+    features: int
+    dtype: DType = dataclasses.field(default=jnp.float32, kw_only=True)
+    param_dtype: DType = dataclasses.field(default=jnp.float32, kw_only=True)
 
     @abc.abstractmethod
-    def __call__(self, carry: Carry, xs: Sequence, segment_ids: SegmentIds | None = None) -> tuple[Carry, Sequence]:
-        """Mixes a stretch of time, continuing from ``carry``."""
+    def initial_state(self, batch_shape: tuple[int, ...]) -> State:
+        """The state before anything was read: zeros, of at least float32; works unbound.
+
+        The state is a pytree, by convention a NamedTuple; a field ``h`` is what ``hidden`` gives.
+        """
+
+    @abc.abstractmethod
+    def mix(self, state: State, xs: Sequence, segment_ids: SegmentIds | None) -> tuple[State, Features]:
+        """The state after ``xs`` and the outputs ``[*B, T, features]``; parameters are made here, as in ``nn.compact``.
+
+        ``segment_ids`` must reset the state to zeros where the id of a real position differs from that of the real
+        position before it, and hold the state at padded positions: hand them to an op (``plain_recurrence`` for a
+        hand-written step, ``linear_recurrence``, ...).
+        """
+
+    @final
+    def make_carry(self, batch_shape: tuple[int, ...], context: int) -> StateCarry:
+        """The initial state and no id; a state needs no room to look back."""
+        return StateCarry(self.initial_state(batch_shape), jnp.zeros(batch_shape, jnp.int32))
+
+    @final
+    def map_states(self, function: Callable[[StateCarry], StateCarry], carry: StateCarry) -> StateCarry:
+        """``function`` of the carry."""
+        return function(carry)
+
+    @final
+    def run(self, carry: StateCarry, xs: Sequence, segment_ids: SegmentIds | None) -> tuple[StateCarry, Features]:
+        """Resets the state at a document's start, mixes, and stores the last id."""
+        batch = xs.shape[:-2]
+        if not isinstance(carry, StateCarry):
+            raise ValueError(
+                f"{type(self).__name__} needs a StateCarry, as initial_carry makes it, not {type(carry).__name__}"
+            )
+        needed = jax.eval_shape(lambda: self.initial_state(batch))
+        self._check_state("is given a state", carry.state, needed)
+        state, segment_id = _entering(carry, segment_ids)
+        state, ys = self.mix(state, xs.astype(self.dtype), segment_ids)
+        self._check_state("returns from mix a state", state, needed)
+        if ys.shape != (*xs.shape[:-1], self.features):
+            raise ValueError(
+                f"{type(self).__name__} returns from mix outputs of shape {ys.shape}, not [*B, T, features] = "
+                f"{(*xs.shape[:-1], self.features)}"
+            )
+        return StateCarry(state, segment_id), ys.astype(self.dtype)
+
+    def _check_state(self, given: str, state: State, needed: State) -> None:
+        """Raises ValueError where the state differs from ``initial_state`` in structure, shape or dtype."""
+        what = f"{type(self).__name__} {given}"
+        found: Any = jax.tree.structure(state)
+        wanted: Any = jax.tree.structure(needed)
+        if found != wanted:
+            raise ValueError(f"{what} of structure {found}, not {wanted} as in initial_state")
+        for (path, leaf), like in zip(jax.tree.leaves_with_path(state), jax.tree.leaves(needed), strict=True):
+            if (jnp.shape(leaf), jnp.result_type(leaf)) != (like.shape, like.dtype):
+                raise ValueError(
+                    f"{what} whose leaf {_name(path)} is {jnp.result_type(leaf)}{jnp.shape(leaf)}, not "
+                    f"{like.dtype}{like.shape} as in initial_state"
+                )
 
 
-class StateCarry(NamedTuple):
-    """The carry of a core whose whole memory is a state: the state, and the id of the last real position."""
-
-    state: Any
-    segment_id: Int[Array, "*B"]
-
-
-def no_segment(batch_shape: tuple[int, ...]) -> Int[Array, "*B"]:
-    """The id that stands for nothing seen yet."""
-    return jnp.zeros(batch_shape, jnp.int32)
-
-
-def count_heads(features: int, num_heads: int | None) -> int:
-    """``num_heads``, or one for every 64 features where that divides, else one.
-
-    Raises:
-      ValueError: they do not divide ``features``.
-    """
-    heads = num_heads
-    if heads is None:
-        heads = features // 64 if features % 64 == 0 else 1
-    if heads < 1 or features % heads:
-        raise ValueError(f"features={features} is not divisible by num_heads={heads}")
-    return heads
+def _check_inputs(core: str, carry: Carry, xs: Any, segment_ids: Any) -> None:
+    """Raises ValueError where an argument of a core has a wrong shape or dtype."""
+    if jnp.ndim(xs) < 2 or not jnp.issubdtype(jnp.result_type(xs), jnp.floating):
+        raise ValueError(
+            f"{core} needs floating-point inputs of shape [*B, T, D], not {jnp.result_type(xs)}{jnp.shape(xs)}"
+        )
+    batch = xs.shape[:-2]
+    if segment_ids is not None:
+        shape, dtype = jnp.shape(segment_ids), jnp.result_type(segment_ids)
+        if shape != xs.shape[:-1] or not jnp.issubdtype(dtype, jnp.integer):
+            raise ValueError(
+                f"{core} needs integer segment_ids of shape [*B, T] = {xs.shape[:-1]} for inputs of shape "
+                f"{xs.shape}, not {dtype}{shape}"
+            )
+    for path, leaf in jax.tree.leaves_with_path(carry):
+        if jnp.shape(leaf)[: len(batch)] != batch:
+            raise ValueError(
+                f"{core} needs a carry whose leaves lead with the batch dimensions {batch} of its inputs "
+                f"{xs.shape}; leaf {_name(path)} has shape {jnp.shape(leaf)}"
+            )
 
 
-def entering(carry: StateCarry, segment_ids: SegmentIds | None) -> StateCarry:
-    """The state to begin this stretch with, and the id to carry out of it.
+def _name(path: tuple) -> str:
+    return jax.tree_util.keystr(path) or "(the whole)"
 
-    The state is put back to zeros where the first real position begins another document than the carry's.
-    ``segment_ids=None`` goes on with the carry's document.
+
+def _entering(carry: StateCarry, segment_ids: SegmentIds | None) -> StateCarry:
+    """The state to begin a call with, and the id of the last real position after the call.
+
+    The state is reset to zeros where the first real position belongs to another document than the carry's.
     """
     if segment_ids is None:
         return StateCarry(carry.state, jnp.where(carry.segment_id == 0, 1, carry.segment_id))

@@ -6,7 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxseq.cores.core import Core, StateCarry, count_heads, entering, no_segment, without_padding
+from jaxseq.cores.core import StateCore
+from jaxseq.cores.heads import resolve_num_heads
 from jaxseq.cores.mamba2 import TAPS, MatrixState, log_rates, short_kernel, small_steps
 from jaxseq.ops import causal_convolution, delta_rule
 from jaxseq.precision import at_least_float32
@@ -15,7 +16,7 @@ from jaxseq.typing import Array, DType, Features, Float, SegmentIds, Sequence
 EPSILON = 1e-6
 
 
-class Delta(Core):
+class Delta(StateCore):
     """Gated DeltaNet's mixer: ``S_t = α_t (I - β_t k_t k_tᵀ) S_{t-1} + β_t k_t v_tᵀ``, ``y_t = S_tᵀ q_t``.
 
     Yang, Kautz & Hatamizadeh 2024 (arXiv:2412.06464). q, k and v are linear maps of the input that go through a causal
@@ -28,28 +29,20 @@ class Delta(Core):
       ValueError: heads do not divide features.
     """
 
-    features: int
     num_heads: int | None = None
-    dtype: DType = jnp.float32
-    param_dtype: DType = jnp.float32
 
-    def initial_carry(self, batch_shape: tuple[int, ...], context: int = 0) -> StateCarry:
-        """Zeros; a state needs no room to look back."""
-        heads, dtype = count_heads(self.features, self.num_heads), at_least_float32(self.param_dtype)
+    def initial_state(self, batch_shape: tuple[int, ...]) -> MatrixState:
+        """Zeros."""
+        heads, dtype = resolve_num_heads(self.features, self.num_heads), at_least_float32(self.param_dtype)
         size = self.features // heads
         matrix = jnp.zeros((*batch_shape, heads, size, size), dtype)
         window = jnp.zeros((*batch_shape, TAPS - 1, 3 * self.features), dtype)
-        return StateCarry(MatrixState(matrix, window), no_segment(batch_shape))
+        return MatrixState(matrix, window)
 
-    @nn.compact
-    def __call__(
-        self, carry: StateCarry, xs: Sequence, segment_ids: SegmentIds | None = None
-    ) -> tuple[StateCarry, Features]:
-        """Projects and convolves the whole stretch, then one pass of the delta rule."""
-        heads = count_heads(self.features, self.num_heads)
-        carry = entering(carry, segment_ids)
-        matrix, window = carry.state
-        xs = without_padding(xs.astype(self.dtype), segment_ids)
+    def mix(self, state: MatrixState, xs: Sequence, segment_ids: SegmentIds | None) -> tuple[MatrixState, Features]:
+        """Projects and convolves the whole input, then one pass of the delta rule."""
+        heads = resolve_num_heads(self.features, self.num_heads)
+        matrix, window = state
 
         def dense(name: str, features: int, bias: bool = False, dtype: DType = self.dtype) -> nn.Dense:
             return nn.Dense(features, bias, dtype, self.param_dtype, bias_init=small_steps, name=name)
@@ -71,8 +64,7 @@ class Delta(Core):
         ys = nn.RMSNorm(**norm, name="norm")(ys)
         gate = jax.nn.silu(dense("gate", self.features)(xs))
         ys = ys.astype(self.dtype).reshape(gate.shape) * gate
-        ys = dense("out", self.features)(ys)
-        return StateCarry(MatrixState(matrix, window), carry.segment_id), without_padding(ys, segment_ids)
+        return MatrixState(matrix, window), dense("out", self.features)(ys)
 
 
 def _normalised(vectors: Float[Array, "*B T N H"]) -> Float[Array, "*B T N H"]:

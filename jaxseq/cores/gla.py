@@ -6,19 +6,20 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxseq.cores.core import Core, StateCarry, count_heads, entering, no_segment, without_padding
+from jaxseq.cores.core import StateCore
+from jaxseq.cores.heads import resolve_num_heads
 from jaxseq.ops import linear_attention
 from jaxseq.precision import at_least_float32
-from jaxseq.typing import Array, DType, Features, Float, SegmentIds, Sequence
+from jaxseq.typing import Array, Features, Float, SegmentIds, Sequence
 
 
 class GLAState(NamedTuple):
-    """What was kept: for every head a matrix of keys by values."""
+    """For every head a matrix of keys by values."""
 
     S: Float[Array, "*B N H Hv"]
 
 
-class GLA(Core):
+class GLA(StateCore):
     """Gated linear attention, one layer (Yang et al. 2023, arXiv:2312.06635, section 4.4).
 
     ``α_t = σ(x_t W_1 W_2 + b)^(1/16)``, ``S_t = diag(α_t) S_{t-1} + k_tᵀ v_t``, ``o_t = q_t S_t`` for every head; then
@@ -29,34 +30,25 @@ class GLA(Core):
       ValueError: ``features`` is not divisible by ``num_heads``; the gate's rank or temperature is not positive.
     """
 
-    features: int
     num_heads: int | None = None
     gate_rank: int = 16
     temperature: float = 16.0
-    dtype: DType = jnp.float32
-    param_dtype: DType = jnp.float32
 
     def _sizes(self) -> tuple[int, int, int]:
         """Heads, key size and value size, checked."""
         if self.gate_rank < 1 or not self.temperature > 0:
             raise ValueError(f"gate_rank={self.gate_rank} and temperature={self.temperature} must be positive")
-        heads = count_heads(self.features, self.num_heads)
+        heads = resolve_num_heads(self.features, self.num_heads)
         size = self.features // heads
         return heads, size if size % 2 else size // 2, size
 
-    def initial_carry(self, batch_shape: tuple[int, ...], context: int = 0) -> StateCarry:
-        """Zeros; a recurrent state needs no room to look back."""
-        zeros = jnp.zeros((*batch_shape, *self._sizes()), at_least_float32(self.param_dtype))
-        return StateCarry(GLAState(zeros), no_segment(batch_shape))
+    def initial_state(self, batch_shape: tuple[int, ...]) -> GLAState:
+        """Zeros."""
+        return GLAState(jnp.zeros((*batch_shape, *self._sizes()), at_least_float32(self.param_dtype)))
 
-    @nn.compact
-    def __call__(
-        self, carry: StateCarry, xs: Sequence, segment_ids: SegmentIds | None = None
-    ) -> tuple[StateCarry, Features]:
-        """Projects the whole stretch, runs the state along it, and gates what was read."""
+    def mix(self, state: GLAState, xs: Sequence, segment_ids: SegmentIds | None) -> tuple[GLAState, Features]:
+        """Projects the whole input, runs the state along it, and gates what the queries read."""
         heads, key_size, size = self._sizes()
-        xs = without_padding(xs.astype(self.dtype), segment_ids)
-        carry = entering(carry, segment_ids)
 
         def dense(name: str, features: int, x: Array, bias: bool = False) -> Array:
             return nn.Dense(features, use_bias=bias, dtype=self.dtype, param_dtype=self.param_dtype, name=name)(x)
@@ -69,10 +61,9 @@ class GLA(Core):
             for name, width in (("query", key_size), ("key", key_size), ("value", size))
         )
         gate = dense("decay", heads * key_size, dense("decay_low", self.gate_rank, xs), bias=True)
-        wide = carry.state.S.dtype
+        wide = state.S.dtype
         log_decay = jax.nn.log_sigmoid(by_head(gate).astype(wide)) / self.temperature
-        S, out = linear_attention(query, key, value.astype(wide), log_decay, carry.state.S, segment_ids=segment_ids)
+        S, out = linear_attention(query, key, value.astype(wide), log_decay, state.S, segment_ids=segment_ids)
         norm = nn.LayerNorm(dtype=wide, param_dtype=wide, force_float32_reductions=False, name="norm")
         out = norm(out).reshape(*xs.shape[:-1], self.features).astype(self.dtype)
-        ys = dense("out", self.features, jax.nn.swish(dense("gate", self.features, xs, bias=True)) * out)
-        return StateCarry(GLAState(S), carry.segment_id), without_padding(ys, segment_ids)
+        return GLAState(S), dense("out", self.features, jax.nn.swish(dense("gate", self.features, xs, bias=True)) * out)

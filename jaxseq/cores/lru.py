@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxseq.cores.core import Core, StateCarry, entering, no_segment, without_padding
+from jaxseq.cores.core import StateCore
 from jaxseq.ops import linear_recurrence
 from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array, DType, Features, Float, Key, SegmentIds, Sequence
@@ -21,7 +21,7 @@ class Complex(NamedTuple):
     imaginary: Float[Array, "*B H"]
 
 
-class LRU(Core):
+class LRU(StateCore):
     """LRU: ``h_t = λ ⊙ h_{t-1} + γ ⊙ (B x_t)``, ``y_t = Re(C h_t) + D ⊙ x_t`` with complex h (Orvieto et al. 2023).
 
     ``λ = exp(-exp(ν) + i exp(θ))`` lies inside the unit circle whatever ν and θ are. At the start λ is uniform on the
@@ -36,13 +36,10 @@ class LRU(Core):
       ValueError: not ``0 <= r_min < r_max <= 1``, not ``0 < max_phase <= 2π``, or no state.
     """
 
-    features: int
     state_size: int | None = None
     r_min: float = 0.0
     r_max: float = 1.0
     max_phase: float = 2 * math.pi
-    dtype: DType = jnp.float32
-    param_dtype: DType = jnp.float32
 
     def _size(self) -> int:
         """How many complex numbers the state has; the options are checked."""
@@ -55,18 +52,14 @@ class LRU(Core):
             raise ValueError(f"state_size={size} is not at least 1")
         return size
 
-    def initial_carry(self, batch_shape: tuple[int, ...], context: int = 0) -> StateCarry:
-        """Zeros; a recurrent state needs no room to look back."""
+    def initial_state(self, batch_shape: tuple[int, ...]) -> Complex:
+        """Zeros."""
         zeros = jnp.zeros((*batch_shape, self._size()), at_least_float32(self.param_dtype))
-        return StateCarry(Complex(zeros, zeros), no_segment(batch_shape))
+        return Complex(zeros, zeros)
 
-    @nn.compact
-    def __call__(
-        self, carry: StateCarry, xs: Sequence, segment_ids: SegmentIds | None = None
-    ) -> tuple[StateCarry, Features]:
-        """The input's projection for the whole stretch, one complex linear recurrence, the output's projection."""
-        size, real = self._size(), carry.state.real.dtype
-        xs = without_padding(xs.astype(self.dtype), segment_ids)
+    def mix(self, state: Complex, xs: Sequence, segment_ids: SegmentIds | None) -> tuple[Complex, Features]:
+        """Projects the whole input, then one complex linear recurrence, then projects the output."""
+        size, real = self._size(), state.real.dtype
         if xs.shape[-1] != self.features:
             xs = self._linear("input", self.features, 1.0)(xs)
         nu = self.param("nu", self._ring, (size,), self.param_dtype).astype(real)
@@ -78,12 +71,11 @@ class LRU(Core):
         driven = self._linear("B", 2 * size, 0.5)(xs).astype(real)
         scale = jnp.broadcast_to(jnp.exp(gamma), driven[..., :size].shape)
         driven = lax.complex(driven[..., :size] * scale, driven[..., size:] * scale)
-        carry = entering(carry, segment_ids)
         decays = jnp.broadcast_to(decay, driven.shape)
-        h, hs = linear_recurrence(decays, driven, lax.complex(*carry.state), segment_ids=segment_ids)
+        h, hs = linear_recurrence(decays, driven, lax.complex(*state), segment_ids=segment_ids)
         parts = jnp.concatenate([hs.real, hs.imag], axis=-1).astype(self.dtype)
         ys = self._linear("C", self.features, 2.0)(parts) + jnp.broadcast_to(skip, xs.shape) * xs
-        return StateCarry(Complex(h.real, h.imag), carry.segment_id), without_padding(ys, segment_ids)
+        return Complex(h.real, h.imag), ys
 
     def _linear(self, name: str, features: int, scale: float) -> nn.Dense:
         """A linear map with normal entries of variance ``scale`` over the number of inputs."""

@@ -1,45 +1,63 @@
 """Long short-term memory."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import flax.linen as nn
-import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from jaxseq.cores.recurrent import Recurrent
+from jaxseq.cores.core import StateCore
+from jaxseq.cores.recurrent import forget_bias_init, recurrent_weights, zero_state
 from jaxseq.ops import cells, cudnn_lstm, lstm_implementation, recurrence_with_projection
 from jaxseq.precision import at_least_float32
-from jaxseq.typing import Array, DType, Features, SegmentIds, Sequence
+from jaxseq.typing import Features, SegmentIds, Sequence
 
 IMPLEMENTATIONS = ("auto", "fused", "reference", "cudnn")
 
 
-class LSTM(Recurrent):
+class LSTM(StateCore):
     """LSTM, gates i, f, g, o (Hochreiter & Schmidhuber 1997; Gers et al. 2000).
 
     ``i, f, o = σ(·)``, ``g = tanh(·)`` of ``x_t W + b + h_{t-1} R``; ``c_t = f ⊙ c_{t-1} + i ⊙ g``;
-    ``h_t = o ⊙ tanh(c_t)``. ``forget_bias`` is where the forget gate's bias begins (Jozefowicz et al. 2015 ask for
-    1); ``peepholes`` lets the gates see the cell state (Gers & Schmidhuber 2000). ``implementation`` is "fused",
-    "reference" (the plain scan), "cudnn" (float32 on a CUDA device, one head, no peepholes, no segment ids; first
-    derivatives in reverse mode, no ``vmap``) or "auto": cuDNN where it fits (``lstm_implementation``), else fused.
+    ``h_t = o ⊙ tanh(c_t)``. ``forget_bias`` initialises the forget gate's bias (Jozefowicz et al. 2015 recommend 1);
+    with ``peepholes`` the gates read the cell state (Gers & Schmidhuber 2000). R is block-diagonal over ``num_heads``.
+    ``implementation`` is "fused", "reference" (the plain scan), "cudnn" (float32 on a CUDA device, one head, no
+    peepholes, no segment ids; first derivatives in reverse mode, no ``vmap``) or "auto": cuDNN where it fits
+    (``lstm_implementation``), else fused.
 
     Raises:
-      ValueError: an unknown implementation, or cuDNN cannot do the call, and why.
+      ValueError: ``features`` is not divisible by ``num_heads``, the implementation is unknown, or cuDNN cannot do the
+        call (the message says why).
     """
 
-    gates: ClassVar[int] = 4
-    state_type: ClassVar[Any] = cells.LSTMState
-
+    num_heads: int = 1
+    residuals: str = "activations"
     forget_bias: float = 1.0
     peepholes: bool = False
     implementation: str = "auto"
 
-    def bias_init(self, key: Array, shape: tuple[int, ...], dtype: DType) -> Array:
-        """Zeros, and ``forget_bias`` for the forget gate."""
-        return jnp.zeros(shape, dtype).reshape(4, -1).at[1].set(self.forget_bias).reshape(shape)
+    def initial_state(self, batch_shape: tuple[int, ...]) -> cells.LSTMState:
+        """Zeros."""
+        return zero_state(cells.LSTMState, batch_shape, self.features, self.param_dtype)
 
-    def cell(self) -> Callable:
+    def mix(
+        self, state: cells.LSTMState, xs: Sequence, segment_ids: SegmentIds | None
+    ) -> tuple[cells.LSTMState, Features]:
+        """Runs the cell along the input, by the implementation asked for."""
+        chosen = self.implementation
+        if chosen not in IMPLEMENTATIONS:
+            raise ValueError(f"implementation={chosen!r}; known: {', '.join(IMPLEMENTATIONS)}")
+        bias_init = forget_bias_init(self.forget_bias)
+        weights = recurrent_weights(self, xs.shape[-1], 4, self.num_heads, bias_init)
+        fits: dict[str, Any] = {"segment_ids": segment_ids, "peepholes": self.peepholes}
+        if chosen == "auto":  # cuDNN has no choice of residuals
+            chosen = lstm_implementation(xs, weights.R, state, **fits) if self.residuals == "activations" else "fused"
+        if chosen == "cudnn":
+            return cudnn_lstm(xs, *weights, state, **fits)
+        options: dict[str, Any] = {"residuals": self.residuals, "implementation": chosen}
+        return recurrence_with_projection(self._cell(), xs, *weights, state, segment_ids=segment_ids, **options)
+
+    def _cell(self) -> Callable:
         """The plain cell, or the one with peepholes bound to it."""
         if not self.peepholes:
             return cells.lstm
@@ -48,18 +66,3 @@ class LSTM(Recurrent):
         own = [self.param(f"peephole_{n}", zeros, (self.features,), self.param_dtype) for n in names]
         own = [p.astype(at_least_float32(self.param_dtype)) for p in own]
         return Partial(cells.peephole_lstm, cells.Peepholes(*own))
-
-    def run(
-        self, xs: Sequence, kernel: Array, bias: Array, R: Array, state: Any, segment_ids: SegmentIds | None
-    ) -> tuple[Any, Features]:
-        """The last state and all outputs, by the implementation asked for."""
-        chosen = self.implementation
-        if chosen not in IMPLEMENTATIONS:
-            raise ValueError(f"implementation={chosen!r}; known: {', '.join(IMPLEMENTATIONS)}")
-        fits: dict[str, Any] = {"segment_ids": segment_ids, "peepholes": self.peepholes}
-        if chosen == "auto":  # cuDNN keeps what it likes
-            chosen = lstm_implementation(xs, R, state, **fits) if self.residuals == "activations" else "fused"
-        if chosen == "cudnn":
-            return cudnn_lstm(xs, kernel, bias, R, state, **fits)
-        options: dict[str, Any] = {"residuals": self.residuals, "implementation": chosen}
-        return recurrence_with_projection(self.cell(), xs, kernel, bias, R, state, segment_ids=segment_ids, **options)

@@ -6,7 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxseq.cores.core import Core, StateCarry, entering, no_segment, without_padding
+from jaxseq.cores.core import StateCore
+from jaxseq.cores.heads import resolve_num_heads
 from jaxseq.ops import causal_convolution, linear_attention
 from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array, DType, Features, Float, Key, SegmentIds, Sequence
@@ -21,7 +22,7 @@ class MatrixState(NamedTuple):
     window: Float[Array, "*B P D"]
 
 
-class Mamba2(Core):
+class Mamba2(StateCore):
     """Mamba-2: ``S_t = exp(Δ_t a) S_{t-1} + B_t (Δ_t x_t)ᵀ``, ``y_t = S_tᵀ C_t + D x_t``.
 
     Dao & Gu 2024 (arXiv:2405.21060). ``z, x, B, C, Δ`` are linear maps of the input; x (``expand`` times ``features``
@@ -35,12 +36,9 @@ class Mamba2(Core):
       ValueError: heads do not divide ``expand · features``, or a size is not positive.
     """
 
-    features: int
     num_heads: int | None = None
     state_size: int = 64
     expand: int = 2
-    dtype: DType = jnp.float32
-    param_dtype: DType = jnp.float32
 
     def _sizes(self) -> tuple[int, int]:
         """Heads and inner width, checked."""
@@ -48,30 +46,20 @@ class Mamba2(Core):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} is not positive")
         width = self.expand * self.features
-        heads = self.num_heads
-        if heads is None:
-            heads = width // 64 if width % 64 == 0 else 1
-        if heads < 1 or width % heads:
-            raise ValueError(f"expand · features={width} is not divisible by num_heads={heads}")
-        return heads, width
+        return resolve_num_heads(width, self.num_heads, "expand · features"), width
 
-    def initial_carry(self, batch_shape: tuple[int, ...], context: int = 0) -> StateCarry:
-        """Zeros; a state needs no room to look back."""
+    def initial_state(self, batch_shape: tuple[int, ...]) -> MatrixState:
+        """Zeros."""
         heads, width = self._sizes()
         dtype = at_least_float32(self.param_dtype)
         matrix = jnp.zeros((*batch_shape, heads, self.state_size, width // heads), dtype)
         window = jnp.zeros((*batch_shape, TAPS - 1, width + 2 * self.state_size), dtype)
-        return StateCarry(MatrixState(matrix, window), no_segment(batch_shape))
+        return MatrixState(matrix, window)
 
-    @nn.compact
-    def __call__(
-        self, carry: StateCarry, xs: Sequence, segment_ids: SegmentIds | None = None
-    ) -> tuple[StateCarry, Features]:
-        """Projects and convolves the whole stretch, then one pass of linear attention."""
+    def mix(self, state: MatrixState, xs: Sequence, segment_ids: SegmentIds | None) -> tuple[MatrixState, Features]:
+        """Projects and convolves the whole input, then one pass of linear attention."""
         heads, width = self._sizes()
-        carry = entering(carry, segment_ids)
-        matrix, window = carry.state
-        xs = without_padding(xs.astype(self.dtype), segment_ids)
+        matrix, window = state
         channels = width + 2 * self.state_size
         columns = nn.Dense(
             width + channels + heads, use_bias=False, dtype=self.dtype, param_dtype=self.param_dtype, name="in"
@@ -95,7 +83,7 @@ class Mamba2(Core):
         norm: dict[str, Any] = {"dtype": matrix.dtype, "param_dtype": matrix.dtype, "force_float32_reductions": False}
         ys = nn.RMSNorm(**norm, name="norm")(ys).astype(self.dtype)
         ys = nn.Dense(self.features, use_bias=False, dtype=self.dtype, param_dtype=self.param_dtype, name="out")(ys)
-        return StateCarry(MatrixState(matrix, window), carry.segment_id), without_padding(ys, segment_ids)
+        return MatrixState(matrix, window), ys
 
 
 def short_kernel(key: Key[Array, ""], shape: tuple[int, ...], dtype: DType) -> Float[Array, "J D"]:

@@ -4,38 +4,28 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxseq.cores.core import Core, StateCarry, entering, no_segment, without_padding
+from jaxseq.cores.core import StateCore
+from jaxseq.cores.recurrent import zero_state
 from jaxseq.ops import linear_recurrence
 from jaxseq.ops.recurrence.cells import Hidden
-from jaxseq.precision import at_least_float32
-from jaxseq.typing import DType, Features, SegmentIds, Sequence
+from jaxseq.typing import Features, SegmentIds, Sequence
 
 
-class MinGRU(Core):
+class MinGRU(StateCore):
     """minGRU: ``z_t = σ(x_t W_z + b_z)``, ``h_t = (1 - z_t) ⊙ h_{t-1} + z_t ⊙ (x_t W_h + b_h)``.
 
     Neither gate nor candidate sees the state, so the recurrence is linear and can run in parallel over time
     (Feng et al. 2024, "Were RNNs all we needed?", arXiv:2410.01201; without its log-space variant).
     """
 
-    features: int
-    dtype: DType = jnp.float32
-    param_dtype: DType = jnp.float32
+    def initial_state(self, batch_shape: tuple[int, ...]) -> Hidden:
+        """Zeros."""
+        return zero_state(Hidden, batch_shape, self.features, self.param_dtype)
 
-    def initial_carry(self, batch_shape: tuple[int, ...], context: int = 0) -> StateCarry:
-        """Zeros; a recurrent state needs no room to look back."""
-        zeros = jnp.zeros((*batch_shape, self.features), at_least_float32(self.param_dtype))
-        return StateCarry(Hidden(zeros), no_segment(batch_shape))
-
-    @nn.compact
-    def __call__(
-        self, carry: StateCarry, xs: Sequence, segment_ids: SegmentIds | None = None
-    ) -> tuple[StateCarry, Features]:
-        """Gate and candidate for the whole stretch, then one linear recurrence."""
-        xs = without_padding(xs.astype(self.dtype), segment_ids)
+    def mix(self, state: Hidden, xs: Sequence, segment_ids: SegmentIds | None) -> tuple[Hidden, Features]:
+        """Gate and candidate for the whole input, then one linear recurrence."""
         both = nn.Dense(2 * self.features, dtype=self.dtype, param_dtype=self.param_dtype)(xs)
-        gate, candidate = jnp.split(both.astype(carry.state.h.dtype), 2, axis=-1)
+        gate, candidate = jnp.split(both.astype(state.h.dtype), 2, axis=-1)
         update = jax.nn.sigmoid(gate)
-        carry = entering(carry, segment_ids)
-        h, hs = linear_recurrence(1 - update, update * candidate, carry.state.h, segment_ids=segment_ids)
-        return StateCarry(Hidden(h), carry.segment_id), without_padding(hs.astype(self.dtype), segment_ids)
+        h, hs = linear_recurrence(1 - update, update * candidate, state.h, segment_ids=segment_ids)
+        return Hidden(h), hs

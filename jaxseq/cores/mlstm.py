@@ -6,14 +6,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxseq.cores.core import Core, StateCarry, count_heads, entering, no_segment, without_padding
+from jaxseq.cores.core import StateCore
+from jaxseq.cores.heads import resolve_num_heads
 from jaxseq.ops import mlstm
 from jaxseq.ops.linear.mlstm import MLSTMState
 from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array, DType, Features, SegmentIds, Sequence
 
 
-class MLSTM(Core):
+class MLSTM(StateCore):
     """The mLSTM cell (Beck et al. 2024, "xLSTM", arXiv:2405.04517, section 2.3), one for every head.
 
     ``q, v = x W + b``, ``k = x W_k / √H + b_k``; for every head ``i = exp(x·w_i + b_i)`` and ``f = σ(x·w_f + b_f)``;
@@ -26,31 +27,22 @@ class MLSTM(Core):
       ValueError: ``features`` is not divisible by ``num_heads``.
     """
 
-    features: int
     num_heads: int | None = None
-    dtype: DType = jnp.float32
-    param_dtype: DType = jnp.float32
 
     def _sizes(self) -> tuple[int, int]:
         """Heads and head size, checked."""
-        heads = count_heads(self.features, self.num_heads)
+        heads = resolve_num_heads(self.features, self.num_heads)
         return heads, self.features // heads
 
-    def initial_carry(self, batch_shape: tuple[int, ...], context: int = 0) -> StateCarry:
-        """Zeros; a recurrent state needs no room to look back."""
+    def initial_state(self, batch_shape: tuple[int, ...]) -> MLSTMState:
+        """Zeros."""
         heads, size = self._sizes()
         shapes = (heads, size, size), (heads, size), (heads,)
-        C, n, m = (jnp.zeros((*batch_shape, *shape), at_least_float32(self.param_dtype)) for shape in shapes)
-        return StateCarry(MLSTMState(C, n, m), no_segment(batch_shape))
+        return MLSTMState(*(jnp.zeros((*batch_shape, *shape), at_least_float32(self.param_dtype)) for shape in shapes))
 
-    @nn.compact
-    def __call__(
-        self, carry: StateCarry, xs: Sequence, segment_ids: SegmentIds | None = None
-    ) -> tuple[StateCarry, Features]:
-        """Projects the whole stretch, runs the memory along it, and gates what was read."""
+    def mix(self, state: MLSTMState, xs: Sequence, segment_ids: SegmentIds | None) -> tuple[MLSTMState, Features]:
+        """Projects the whole input, runs the memory along it, and gates what the queries read."""
         heads, size = self._sizes()
-        xs = without_padding(xs.astype(self.dtype), segment_ids)
-        carry = entering(carry, segment_ids)
 
         def dense(name: str, features: int, **options: Any) -> Array:
             return nn.Dense(features, dtype=self.dtype, param_dtype=self.param_dtype, name=name, **options)(xs)
@@ -62,19 +54,19 @@ class MLSTM(Core):
         key = dense("key", self.features, use_bias=False) / size**0.5
         key = key + jnp.broadcast_to(key_bias.astype(self.dtype), key.shape)
         zeros = nn.initializers.zeros
-        log_i = dense("input_gate", heads, kernel_init=zeros).astype(carry.state.C.dtype)
-        forget = dense("forget_gate", heads, kernel_init=zeros, bias_init=_three_to_six).astype(carry.state.C.dtype)
+        log_i = dense("input_gate", heads, kernel_init=zeros).astype(state.C.dtype)
+        forget = dense("forget_gate", heads, kernel_init=zeros, bias_init=_three_to_six).astype(state.C.dtype)
         state, out = mlstm(
             by_head(dense("query", self.features)),
             by_head(key),
             by_head(dense("value", self.features)),
             log_i,
             jax.nn.log_sigmoid(forget),
-            carry.state,
+            state,
             segment_ids=segment_ids,
         )
         ys = jax.nn.sigmoid(dense("output_gate", self.features)) * out.reshape(*xs.shape[:-1], self.features)
-        return StateCarry(state, carry.segment_id), without_padding(ys, segment_ids)
+        return state, ys
 
 
 def _three_to_six(key: Array, shape: tuple[int, ...], dtype: DType) -> Array:

@@ -1,25 +1,27 @@
-"""The parameters of nonlinear recurrent cores, and ``jaxseq.ops.recurrence_with_projection`` over them."""
+"""Cores of ``jaxseq.ops.recurrence_with_projection``: their parameters, their states and their base class."""
 
 import abc
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple, final
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxseq.cores.core import Core, StateCarry, count_heads, entering, no_segment, without_padding
+from jaxseq.cores.core import StateCore
+from jaxseq.cores.heads import resolve_num_heads
 from jaxseq.ops import recurrence_with_projection
 from jaxseq.ops.recurrence.cells import Hidden
 from jaxseq.precision import at_least_float32
-from jaxseq.typing import Array, DType, Features, SegmentIds, Sequence
+from jaxseq.typing import Array, DType, Features, Float, SegmentIds, Sequence
 
 
-class Recurrent(Core):
+class Recurrent(StateCore):
     """Abstract: ``state_t = cell(x_t W + b, h_{t-1} R, state_{t-1})``, ``y_t = h_t``.
 
-    A subclass gives ``gates`` (how many projections its cell reads), ``state_type`` (a NamedTuple, ``h`` first)
-    and ``cell()``. R is block-diagonal over ``num_heads`` (1: dense), each block begun orthogonal.
+    A subclass defines ``cell()`` and declares ``gates`` (the number of projections that its cell reads) and
+    ``state_type`` (a NamedTuple, ``h`` first). R is block-diagonal over ``num_heads`` (1: dense), each block
+    initialised orthogonal.
 
     Raises:
       ValueError: ``features`` is not divisible by ``num_heads``.
@@ -28,53 +30,60 @@ class Recurrent(Core):
     gates: ClassVar[int] = 1
     state_type: ClassVar[Any] = Hidden
 
-    features: int
     num_heads: int = 1
     residuals: str = "activations"
-    dtype: DType = jnp.float32
-    param_dtype: DType = jnp.float32
 
     @abc.abstractmethod
     def cell(self) -> Callable:
         """The pointwise equation, ``(x, r, state) -> state``; bind own parameters (``self.param``) by Partial."""
 
-    def bias_init(self, key: Array, shape: tuple[int, ...], dtype: DType) -> Array:
-        """The input's bias, ``[G * F]``."""
-        return jnp.zeros(shape, dtype)
+    @final
+    def initial_state(self, batch_shape: tuple[int, ...]) -> Any:
+        """Zeros."""
+        return zero_state(self.state_type, batch_shape, self.features, self.param_dtype)
 
-    def recurrent_init(self, key: Array, shape: tuple[int, ...], dtype: DType) -> Array:
-        """The recurrent matrix, ``[N, H, G, H]``: every block orthogonal."""
-        return orthogonal_blocks(key, shape, dtype)
-
-    def initial_carry(self, batch_shape: tuple[int, ...], context: int = 0) -> StateCarry:
-        """Zeros; a recurrent state needs no room to look back."""
-        zeros = jnp.zeros((*batch_shape, self.features), at_least_float32(self.param_dtype))
-        return StateCarry(self.state_type(*(zeros for _ in self.state_type._fields)), no_segment(batch_shape))
-
-    @nn.compact
-    def __call__(
-        self, carry: StateCarry, xs: Sequence, segment_ids: SegmentIds | None = None
-    ) -> tuple[StateCarry, Features]:
-        """Runs the cell along the stretch."""
-        heads = count_heads(self.features, self.num_heads)
-        size = self.features // heads
-        width = self.gates * self.features
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (xs.shape[-1], width), self.param_dtype)
-        bias = self.param("bias", self.bias_init, (width,), self.param_dtype)
-        R = self.param("recurrent", self.recurrent_init, (heads, size, self.gates, size), self.param_dtype)
-        xs = without_padding(xs.astype(self.dtype), segment_ids)
-        carry = entering(carry, segment_ids)
-        weights = (kernel.astype(self.dtype), bias.astype(self.dtype), R.astype(self.dtype))
-        state, ys = self.run(xs, *weights, carry.state, segment_ids)
-        return StateCarry(state, carry.segment_id), without_padding(ys, segment_ids)
-
-    def run(
-        self, xs: Sequence, kernel: Array, bias: Array, R: Array, state: Any, segment_ids: SegmentIds | None
-    ) -> tuple[Any, Features]:
-        """The last state and all outputs."""
+    @final
+    def mix(self, state: Any, xs: Sequence, segment_ids: SegmentIds | None) -> tuple[Any, Features]:
+        """Runs the cell along the input."""
+        weights = recurrent_weights(self, xs.shape[-1], self.gates, self.num_heads)
         return recurrence_with_projection(
-            self.cell(), xs, kernel, bias, R, state, segment_ids=segment_ids, residuals=self.residuals
+            self.cell(), xs, *weights, state, segment_ids=segment_ids, residuals=self.residuals
         )
+
+
+class Weights(NamedTuple):
+    """The weights of ``x_t W + b`` and ``h_{t-1} R``, gates side by side."""
+
+    kernel: Float[Array, "D GF"]
+    bias: Float[Array, " GF"]
+    R: Float[Array, "N H G H"]
+
+
+def recurrent_weights(
+    core: StateCore, width: int, gates: int, num_heads: int, bias_init: Callable = nn.initializers.zeros
+) -> Weights:
+    """The core's parameters for inputs of that width, made or read within ``mix``, in the core's dtype."""
+    heads = resolve_num_heads(core.features, num_heads)
+    size = core.features // heads
+    kernel = core.param("kernel", nn.initializers.lecun_normal(), (width, gates * core.features), core.param_dtype)
+    bias = core.param("bias", bias_init, (gates * core.features,), core.param_dtype)
+    R = core.param("recurrent", orthogonal_blocks, (heads, size, gates, size), core.param_dtype)
+    return Weights(kernel.astype(core.dtype), bias.astype(core.dtype), R.astype(core.dtype))
+
+
+def zero_state(state_type: Any, batch_shape: tuple[int, ...], features: int, param_dtype: DType) -> Any:
+    """A state of that NamedTuple whose fields are all zeros ``[*B, F]``."""
+    zeros = jnp.zeros((*batch_shape, features), at_least_float32(param_dtype))
+    return state_type(*(zeros for _ in state_type._fields))
+
+
+def forget_bias_init(value: float, gates: int = 4, gate: int = 1) -> Callable[[Array, tuple[int, ...], DType], Array]:
+    """An initialiser of a bias ``[G F]``: ``value`` for the given gate, zeros for the others."""
+
+    def init(key: Array, shape: tuple[int, ...], dtype: DType) -> Array:
+        return jnp.zeros(shape, dtype).reshape(gates, -1).at[gate].set(value).reshape(shape)
+
+    return init
 
 
 def orthogonal_blocks(key: Array, shape: tuple[int, ...], dtype: DType) -> Array:

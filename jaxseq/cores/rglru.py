@@ -4,7 +4,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxseq.cores.core import Core, StateCarry, count_heads, entering, no_segment, without_padding
+from jaxseq.cores.core import StateCore
+from jaxseq.cores.heads import resolve_num_heads
+from jaxseq.cores.recurrent import zero_state
 from jaxseq.ops import linear_recurrence
 from jaxseq.ops.recurrence.cells import Hidden
 from jaxseq.precision import at_least_float32
@@ -13,7 +15,7 @@ from jaxseq.typing import Array, DType, Features, Float, Key, SegmentIds, Sequen
 STRENGTH = 8.0
 
 
-class RGLRU(Core):
+class RGLRU(StateCore):
     """RG-LRU: ``h_t = a_t ⊙ h_{t-1} + sqrt(1 - a_t²) ⊙ (i_t ⊙ x_t)`` (De et al. 2024, Griffin, arXiv:2402.19427).
 
     ``r_t = σ(W_a x_t + b_a)``, ``i_t = σ(W_x x_t + b_x)``, ``a_t = exp(-8 softplus(Λ) ⊙ r_t)``, with W_a and W_x
@@ -28,24 +30,16 @@ class RGLRU(Core):
       ValueError: heads do not divide features.
     """
 
-    features: int
     num_heads: int | None = None
-    dtype: DType = jnp.float32
-    param_dtype: DType = jnp.float32
 
-    def initial_carry(self, batch_shape: tuple[int, ...], context: int = 0) -> StateCarry:
-        """Zeros; a recurrent state needs no room to look back."""
-        count_heads(self.features, self.num_heads)
-        zeros = jnp.zeros((*batch_shape, self.features), at_least_float32(self.param_dtype))
-        return StateCarry(Hidden(zeros), no_segment(batch_shape))
+    def initial_state(self, batch_shape: tuple[int, ...]) -> Hidden:
+        """Zeros."""
+        resolve_num_heads(self.features, self.num_heads)
+        return zero_state(Hidden, batch_shape, self.features, self.param_dtype)
 
-    @nn.compact
-    def __call__(
-        self, carry: StateCarry, xs: Sequence, segment_ids: SegmentIds | None = None
-    ) -> tuple[StateCarry, Features]:
-        """Gates for the whole stretch, then one linear recurrence."""
-        dtype = carry.state.h.dtype
-        xs = without_padding(xs.astype(self.dtype), segment_ids)
+    def mix(self, state: Hidden, xs: Sequence, segment_ids: SegmentIds | None) -> tuple[Hidden, Features]:
+        """Gates for the whole input, then one linear recurrence."""
+        dtype = state.h.dtype
         if xs.shape[-1] != self.features:
             dense = nn.Dense(
                 self.features, use_bias=False, dtype=self.dtype, param_dtype=self.param_dtype, name="input"
@@ -57,13 +51,12 @@ class RGLRU(Core):
         rate = jnp.broadcast_to(-STRENGTH * jax.nn.softplus(decay), xs.shape)
         log_a = rate * recurrence_gate
         driven = _root(-jnp.expm1(2 * log_a)) * input_gate * xs.astype(dtype)
-        carry = entering(carry, segment_ids)
-        h, hs = linear_recurrence(jnp.exp(log_a), driven, carry.state.h, segment_ids=segment_ids)
-        return StateCarry(Hidden(h), carry.segment_id), without_padding(hs.astype(self.dtype), segment_ids)
+        h, hs = linear_recurrence(jnp.exp(log_a), driven, state.h, segment_ids=segment_ids)
+        return Hidden(h), hs
 
     def _gate(self, name: str, xs: Float[Array, "*B T F"]) -> Float[Array, "*B T F"]:
         """``W x + b`` with W block-diagonal over heads."""
-        heads = count_heads(self.features, self.num_heads)
+        heads = resolve_num_heads(self.features, self.num_heads)
         size = self.features // heads
         init = nn.initializers.lecun_normal(batch_axis=(0,))
         kernel = self.param(f"{name}_kernel", init, (heads, size, size), self.param_dtype).astype(self.dtype)

@@ -1,4 +1,4 @@
-"""Cores made of cores: in a row, with a residual, around a function of one position, with positions."""
+"""Cores made of cores (in sequence, with a residual), of a layer of one position, and positions."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import lax
 
-from jaxseq.cores.core import Core, StateCarry, entering, no_segment, without_padding
+from jaxseq.cores.core import Core, StateCarry, StateCore
 from jaxseq.layers.feed_forward import FeedForward
 from jaxseq.layers.sublayer import Sublayer
 from jaxseq.ops import segments
@@ -18,7 +18,7 @@ JOINS = ("add", "concat")
 
 
 class Stacked(Core):
-    """Cores in a row, each reading what the one before puts out; the carry is the tuple of theirs."""
+    """Cores in sequence, each on the output of the one before; the carry is the tuple of their carries."""
 
     cores: tuple[Core, ...]
 
@@ -27,13 +27,16 @@ class Stacked(Core):
         """The last core's."""
         return self.cores[-1].features
 
-    def initial_carry(self, batch_shape: tuple[int, ...], context: int = 0) -> tuple[Carry, ...]:
+    def make_carry(self, batch_shape: tuple[int, ...], context: int) -> tuple[Carry, ...]:
         """One carry a core."""
         return tuple(core.initial_carry(batch_shape, context) for core in self.cores)
 
-    @nn.compact
-    def __call__(
-        self, carry: tuple[Carry, ...], xs: Sequence, segment_ids: SegmentIds | None = None
+    def map_states(self, function: Callable[[StateCarry], StateCarry], carry: tuple[Carry, ...]) -> tuple[Carry, ...]:
+        """Core by core."""
+        return tuple(core.map_states(function, part) for core, part in zip(self.cores, carry, strict=True))
+
+    def run(
+        self, carry: tuple[Carry, ...], xs: Sequence, segment_ids: SegmentIds | None
     ) -> tuple[tuple[Carry, ...], Features]:
         """Runs them in order."""
         after = []
@@ -47,7 +50,7 @@ class Residual(Core):
     """``x + core(norm(x))`` (``norm="pre"``) or ``norm(x + core(x))`` (``"post"``): ``layers.Sublayer`` around a core.
 
     Raises:
-      ValueError: the core puts out another width than it is given, or ``norm`` is unknown.
+      ValueError: the core's output has another width than its input, or ``norm`` is unknown.
     """
 
     core: Core
@@ -61,13 +64,16 @@ class Residual(Core):
         """The core's."""
         return self.core.features
 
-    def initial_carry(self, batch_shape: tuple[int, ...], context: int = 0) -> Carry:
+    def make_carry(self, batch_shape: tuple[int, ...], context: int) -> Carry:
         """The core's."""
         return self.core.initial_carry(batch_shape, context)
 
-    @nn.compact
-    def __call__(self, carry: Carry, xs: Sequence, segment_ids: SegmentIds | None = None) -> tuple[Carry, Features]:
-        """The core beside a path that leaves its input as it is."""
+    def map_states(self, function: Callable[[StateCarry], StateCarry], carry: Carry) -> Carry:
+        """The core's."""
+        return self.core.map_states(function, carry)
+
+    def run(self, carry: Carry, xs: Sequence, segment_ids: SegmentIds | None) -> tuple[Carry, Features]:
+        """Adds the core's output to its input."""
 
         def mixed(xs: Sequence) -> Features:
             nonlocal carry
@@ -79,21 +85,22 @@ class Residual(Core):
 
 
 class Pointwise(Core):
-    """A layer of one position at a time (a norm, a feed-forward block) as a core: nothing to carry."""
+    """A layer that acts on each position alone (a norm, a feed-forward layer) as a core; its carry is empty."""
 
     layer: nn.Module
     features: int
 
-    def initial_carry(self, batch_shape: tuple[int, ...], context: int = 0) -> tuple[()]:
-        """Nothing."""
+    def make_carry(self, batch_shape: tuple[int, ...], context: int) -> tuple[()]:
+        """The empty tuple."""
         return ()
 
-    @nn.compact
-    def __call__(
-        self, carry: tuple[()], xs: Sequence, segment_ids: SegmentIds | None = None
-    ) -> tuple[tuple[()], Features]:
-        """The layer at every position."""
-        return (), without_padding(self.layer(without_padding(xs, segment_ids)), segment_ids)
+    def map_states(self, function: Callable[[StateCarry], StateCarry], carry: tuple[()]) -> tuple[()]:
+        """The carry unchanged: it holds no recurrent state."""
+        return carry
+
+    def run(self, carry: tuple[()], xs: Sequence, segment_ids: SegmentIds | None) -> tuple[tuple[()], Features]:
+        """Applies the layer at every position."""
+        return (), self.layer(xs)
 
 
 def block(
@@ -114,50 +121,41 @@ def block(
     return Stacked((mixed, Residual(Pointwise(layer, core.features), **options)))
 
 
-class Added(NamedTuple):
-    """Where the document stands: how many of its positions were seen."""
+class PositionCount(NamedTuple):
+    """How many positions of the document were read."""
 
     seen: Int[Array, "*B 1"]
 
 
-class Positions(Core):
-    """Each position's vector, counted from its document's beginning: ``"sinusoid"`` or ``"learned"``.
+class Positions(StateCore):
+    """Adds a vector of each position, counted from its document's start: ``"sinusoid"`` or ``"learned"``.
 
-    It is added to the input, or with ``join="concat"`` put beside it: ``features`` is the width of what comes out.
-
-    A step must know how far the sequence has come, so positions are a core and their carry is a count. Learned
-    positions beyond ``max_length`` take the last one's vector.
+    With ``join="concat"`` the vector is concatenated to the input; ``features`` is the width of the output. A step must
+    know its position, so positions are a core whose state is a count. Learned positions from ``max_length`` on take the
+    last one's vector.
 
     Raises:
       ValueError: ``kind`` or ``join`` is unknown, a sinusoid of odd width, or an input that does not fit.
     """
 
-    features: int
     kind: str = "sinusoid"
     max_length: int = 4096
     join: str = "add"
-    dtype: DType = jnp.float32
-    param_dtype: DType = jnp.float32
 
-    def initial_carry(self, batch_shape: tuple[int, ...], context: int = 0) -> StateCarry:
-        """Nothing seen."""
-        return StateCarry(Added(jnp.zeros((*batch_shape, 1), jnp.int32)), no_segment(batch_shape))
+    def initial_state(self, batch_shape: tuple[int, ...]) -> PositionCount:
+        """A count of zero."""
+        return PositionCount(jnp.zeros((*batch_shape, 1), jnp.int32))
 
-    @nn.compact
-    def __call__(
-        self, carry: StateCarry, xs: Sequence, segment_ids: SegmentIds | None = None
-    ) -> tuple[StateCarry, Features]:
-        """Counts on, and joins."""
+    def mix(self, state: PositionCount, xs: Sequence, segment_ids: SegmentIds | None) -> tuple[PositionCount, Features]:
+        """Counts the positions, and joins their vectors to the input."""
         width = self._width(xs.shape[-1])
-        xs = without_padding(xs.astype(self.dtype), segment_ids)
-        carry = entering(carry, segment_ids)
-        places, count = _counted(carry.state.seen, xs.shape[:-1], segment_ids)
+        places, count = _counted(state.seen, xs.shape[:-1], segment_ids)
         vectors = self._vectors(width)(places).astype(self.dtype)
         ys = xs + vectors if self.join == "add" else jnp.concatenate([xs, vectors], axis=-1)
-        return StateCarry(Added(count), carry.segment_id), without_padding(ys, segment_ids)
+        return PositionCount(count), ys
 
     def _width(self, given: int) -> int:
-        """How wide a position's vector is."""
+        """The width of a position's vector."""
         if self.join not in JOINS:
             raise ValueError(f"join={self.join!r}; known: {', '.join(JOINS)}")
         if (self.join == "add" and given != self.features) or (self.join == "concat" and given >= self.features):
@@ -177,7 +175,7 @@ class Positions(Core):
 def _counted(
     before: Int[Array, "*B 1"], shape: tuple[int, ...], segment_ids: SegmentIds | None
 ) -> tuple[Int[Array, "*B T"], Int[Array, "*B 1"]]:
-    """The place of every position in its document, and the count after the stretch."""
+    """The index of every position in its document, and the count after the input."""
     if segment_ids is None:
         order = jnp.broadcast_to(jnp.arange(shape[-1], dtype=before.dtype), shape)
         return before + order, before + shape[-1]

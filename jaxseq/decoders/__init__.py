@@ -3,13 +3,13 @@
 from jaxseq.decoders.attention_decoder import AttentionDecoder
 from jaxseq.decoders.block import DecoderBlock
 from jaxseq.decoders.bridge import Bridge
-from jaxseq.decoders.decoder import Attending, Decoder, MemoryDecoder, last_attention_weights
+from jaxseq.decoders.decoder import AttentionCarry, Decoder, MemoryDecoder
 from jaxseq.decoders.recurrent import RecurrentDecoder
 from jaxseq.decoders.stack import DecoderStack
 from jaxseq.decoders.table import make_decoder
 
 __all__ = [
-    "Attending",
+    "AttentionCarry",
     "AttentionDecoder",
     "Bridge",
     "Decoder",
@@ -17,6 +17,5 @@ __all__ = [
     "DecoderStack",
     "MemoryDecoder",
     "RecurrentDecoder",
-    "last_attention_weights",
     "make_decoder",
 ]

@@ -1,21 +1,22 @@
 """A Transformer's decoder block around any core."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxseq.decoders.decoder import Attending, MemoryDecoder
+from jaxseq.decoders.decoder import AttentionCarry, MemoryDecoder
 from jaxseq.layers import Memory, Sublayer
 from jaxseq.ops import segments
 from jaxseq.typing import Array, DType, Features, Float, SegmentIds, Sequence
 
 
 class DecoderBlock(MemoryDecoder):
-    """Core, attention over the memory, feed-forward layer, each in a residual: a Transformer's block around any core.
+    """A Transformer's decoder block around any core: core, attention to the memory, feed-forward layer, each residual.
 
-    With ``Attention`` as its core, the decoder's block of Vaswani et al. (2017), its keys and values of the memory both
-    from the encoder. ``norm`` and ``dropout`` stand as in ``Sublayer``.
+    With ``Attention`` as its core this is the decoder block of Vaswani et al. (2017). ``norm`` and ``dropout`` are
+    those of ``Sublayer``.
     """
 
     feed_forward: nn.Module | None = None
@@ -26,35 +27,40 @@ class DecoderBlock(MemoryDecoder):
 
     @nn.compact
     def __call__(
-        self, carry: Attending, xs: Sequence, segment_ids: SegmentIds | None, memory: Memory
-    ) -> tuple[Attending, Features]:
-        """Mixes what was written, reads the memory, bends."""
+        self, carry: AttentionCarry, xs: Sequence, segment_ids: SegmentIds | None, memory: Memory
+    ) -> tuple[AttentionCarry, Features]:
+        """Applies the sublayers; a single step keeps the weights that it attends with, others compute the last ones."""
         options: dict[str, Any] = {"norm": self.norm, "dropout": self.dropout}
         options |= {"dtype": self.dtype, "param_dtype": self.param_dtype}
         core, weights = carry
 
-        def mixed(xs: Sequence) -> Features:
+        def mix(xs: Sequence) -> Features:
             nonlocal core
             core, ys = self.core(core, xs, segment_ids)
             return ys
 
-        def read(xs: Sequence) -> Features:
+        def attend(xs: Sequence) -> Features:
             nonlocal weights
             if xs.shape[-2] != 1:
-                weights = _last(lambda x: self.attention.weights(x, memory), xs, segment_ids, weights)
+                weights = _last_weights(lambda x: self.attention.weights(x, memory), xs, segment_ids, weights)
                 return self.attention(xs, memory)
-            context, each = self.attention.read(xs, memory)  # a step: the weights are used, and kept
-            weights = _kept(each.mean(-3)[..., 0, :], segment_ids, weights)
+            context, each = self.attention.read(xs, memory)
+            weights = _where_real(each.mean(-3)[..., 0, :], segment_ids, weights)
             return context
 
-        xs = Sublayer(name="mixed", **options)(mixed, xs, segment_ids)
-        xs = Sublayer(name="attended", **options)(read, xs, segment_ids)
+        xs = Sublayer(name="core_sublayer", **options)(mix, xs, segment_ids)
+        xs = Sublayer(name="attention_sublayer", **options)(attend, xs, segment_ids)
         if self.feed_forward is not None:
-            xs = Sublayer(name="fed", **options)(self.feed_forward, xs, segment_ids)
-        return Attending(core, weights), xs
+            xs = Sublayer(name="feed_forward_sublayer", **options)(self.feed_forward, xs, segment_ids)
+        return AttentionCarry(core, weights), xs
 
 
-def _last(weights_of: Any, xs: Sequence, segment_ids: SegmentIds | None, before: Float[Array, "*B S"]) -> Array:
+def _last_weights(
+    weights_of: Callable[[Sequence], Float[Array, "*B N #T S"]],
+    xs: Sequence,
+    segment_ids: SegmentIds | None,
+    before: Float[Array, "*B S"],
+) -> Float[Array, "*B S"]:
     """The weights (mean over heads) of the last real position; those before where there is none."""
     if xs.shape[-2] == 0:
         return before
@@ -67,7 +73,9 @@ def _last(weights_of: Any, xs: Sequence, segment_ids: SegmentIds | None, before:
     return jnp.where(real.any(-1)[..., None], after, before)
 
 
-def _kept(after: Float[Array, "*B S"], segment_ids: SegmentIds | None, before: Float[Array, "*B S"]) -> Array:
-    """The new weights, where the one position is real."""
+def _where_real(
+    after: Float[Array, "*B S"], segment_ids: SegmentIds | None, before: Float[Array, "*B S"]
+) -> Float[Array, "*B S"]:
+    """The weights after a single position where it is real, else those before it."""
     after = after.astype(before.dtype)
     return after if segment_ids is None else jnp.where(segments.is_real(segment_ids), after, before)

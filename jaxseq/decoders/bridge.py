@@ -1,27 +1,29 @@
-"""From what an encoder puts out to what a decoder begins with."""
+"""The initial state of a decoder, made of a summary of the encoded source."""
 
-from typing import Any
+from typing import Literal, TypeAlias, get_args
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxseq.cores import StateCarry
+from jaxseq.decoders.decoder import Decoder
 from jaxseq.ops import segments
 from jaxseq.typing import Array, Carry, DType, Float, Int, SegmentIds
 
-SUMMARIES = ("last", "ends", "mean")
+Summary: TypeAlias = Literal["last", "first_and_last", "mean"]
+SUMMARIES: tuple[str, ...] = get_args(Summary)
 
 
 class Bridge(nn.Module):
-    """One vector that stands for a sequence, and the decoder's first state made of it.
+    """Summarizes an encoded sequence as one vector s, and makes the decoder's initial states of it.
 
-    ``summary``: ``"last"`` is the output at the last real position (Cho et al. 2014; Sutskever et al. 2014), ``"ends"``
-    those at the first and the last side by side (both final states, if the encoder is bidirectional), ``"mean"`` the
-    mean over all that are real. With ``initial`` each state of the decoder begins at ``h = tanh(W s + b)`` (Bahdanau et
-    al. 2015) and an LSTM's cell at ``c = W s + b``; else at zero.
+    ``summary``: ``"last"`` is the output at the last real position (Cho et al. 2014; Sutskever et al. 2014),
+    ``"first_and_last"`` concatenates those at the first and the last (both final states of a bidirectional encoder),
+    ``"mean"`` is the mean over the real positions. With ``initial`` each state of the decoder starts at
+    ``h = tanh(W s + b)`` (Bahdanau et al. 2015), and an LSTM's cell at ``c = W s + b``; without it, at zero.
 
     Raises:
-      ValueError: an unknown summary, or an initial state is asked for and the decoder has none (``h``).
+      ValueError: an unknown summary, or ``initial`` for a decoder without a state ``h``.
     """
 
     summary: str = "last"
@@ -30,7 +32,7 @@ class Bridge(nn.Module):
     param_dtype: DType = jnp.float32
 
     def __call__(self, ys: Float[Array, "*B S D"], segment_ids: SegmentIds | None = None) -> Float[Array, "*B E"]:
-        """The summary of each sequence; zeros if nothing of it is real."""
+        """The summary of each sequence; zeros for one without real positions."""
         if self.summary not in SUMMARIES:
             raise ValueError(f"summary={self.summary!r}; known: {', '.join(SUMMARIES)}")
         ids = jnp.ones(ys.shape[:-1], jnp.int32) if segment_ids is None else segment_ids
@@ -40,37 +42,37 @@ class Bridge(nn.Module):
             count = jnp.maximum(real.sum(-1, keepdims=True), 1).astype(ys.dtype)
             return ys.sum(-2) / count
         order = jnp.where(real, jnp.arange(1, ids.shape[-1] + 1), 0)
-        last = _at(ys, jnp.argmax(order, axis=-1))
-        return last if self.summary == "last" else jnp.concatenate([_at(ys, jnp.argmax(real, axis=-1)), last], axis=-1)
+        last = _take(ys, jnp.argmax(order, axis=-1))
+        return last if self.summary == "last" else jnp.concatenate([_take(ys, jnp.argmax(real, axis=-1)), last], -1)
 
     @nn.compact
-    def begin(self, carry: Carry, summary: Float[Array, "*B E"]) -> Carry:
-        """The carry with its states begun from the summary."""
+    def initialize(self, decoder: Decoder, carry: Carry, summary: Float[Array, "*B E"]) -> Carry:
+        """The decoder's carry with its states made of the summary; unchanged without ``initial``."""
         if not self.initial:
             return carry
-        begun = 0
+        count = 0
 
-        def state(old: Float[Array, "*B F"], name: str) -> Float[Array, "*B F"]:
+        def project(name: str, zeros: Float[Array, "*B F"]) -> Float[Array, "*B F"]:
             types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-            new = nn.Dense(old.shape[-1], name=f"{name}_{begun}", **types)(summary.astype(self.dtype))
-            return (jnp.tanh(new) if name == "h" else new).astype(old.dtype)
+            dense = nn.Dense(zeros.shape[-1], name=f"{name}_{count}", parent=self, **types)  # else the decoder's
+            new = dense(summary.astype(self.dtype))
+            return (jnp.tanh(new) if name == "h" else new).astype(zeros.dtype)
 
-        def walk(node: Any) -> Any:
-            nonlocal begun
-            if isinstance(node, StateCarry) and hasattr(node.state, "h"):
-                names = node.state._fields if node.state._fields == ("h", "c") else ("h",)
-                fields = {name: state(getattr(node.state, name), name) for name in names}
-                begun += 1
-                return node._replace(state=node.state._replace(**fields))
-            if isinstance(node, tuple) and hasattr(node, "_fields"):
-                return type(node)(*map(walk, node))
-            return tuple(map(walk, node)) if isinstance(node, tuple) else node
+        def set_state(part: StateCarry) -> StateCarry:
+            nonlocal count
+            if not hasattr(part.state, "h"):
+                return part
+            names = part.state._fields if part.state._fields == ("h", "c") else ("h",)
+            fields = {name: project(name, getattr(part.state, name)) for name in names}
+            count += 1
+            return part._replace(state=part.state._replace(**fields))
 
-        carry = walk(carry)
-        if not begun:
-            raise ValueError("the decoder has no state h to begin from a summary: take Bridge(initial=False)")
+        carry = decoder.map_states(set_state, carry)
+        if not count:
+            raise ValueError("the decoder has no state h that a summary can set: use Bridge(initial=False)")
         return carry
 
 
-def _at(ys: Float[Array, "*B S D"], place: Int[Array, "*B"]) -> Float[Array, "*B D"]:
+def _take(ys: Float[Array, "*B S D"], place: Int[Array, "*B"]) -> Float[Array, "*B D"]:
+    """The features at one position of each sequence."""
     return jnp.take_along_axis(ys, place[..., None, None], axis=-2)[..., 0, :]

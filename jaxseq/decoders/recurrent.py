@@ -1,8 +1,9 @@
-"""A decoder without attention: the source is known by a summary alone."""
+"""A decoder without attention, which reads one summary vector of its source."""
 
+from collections.abc import Callable
 from typing import Any
 
-from jaxseq.cores import Core
+from jaxseq.cores import Core, StateCarry
 from jaxseq.decoders.decoder import Decoder
 from jaxseq.layers import Fusion
 from jaxseq.ops import segments
@@ -10,9 +11,9 @@ from jaxseq.typing import Array, Carry, Features, Float, SegmentIds, Sequence
 
 
 class RecurrentDecoder(Decoder):
-    """A core that knows its source by its first state (``Bridge``) and, with ``fusion``, by the summary at every step.
+    """A core that starts from a summary of the source (``Bridge``) and, with ``fusion``, reads it at every step too.
 
-    No attention: one vector holds the whole source (Sutskever et al. 2014; with ``fusion`` Cho et al. 2014).
+    One vector holds the whole source (Sutskever et al. 2014; with ``fusion`` Cho et al. 2014).
     """
 
     core: Core
@@ -26,13 +27,13 @@ class RecurrentDecoder(Decoder):
     def prepare_memory(
         self, encoded: Float[Array, "*B S D"], segment_ids: SegmentIds | None, summary: Float[Array, "*B E"] | None
     ) -> Float[Array, "*B E"] | None:
-        """The summary, where it is read at every step.
+        """The summary with ``fusion``, else nothing.
 
         Raises:
-          ValueError: there is none, for want of a bridge.
+          ValueError: there is no summary, because the model has no bridge.
         """
         if summary is None:
-            raise ValueError("a RecurrentDecoder knows its source by a summary alone: give the model a Bridge")
+            raise ValueError("a RecurrentDecoder reads the source only through a summary: give the model a Bridge")
         return None if self.fusion is None else summary
 
     def initial_carry(self, memory: Any, batch_shape: tuple[int, ...], context: int = 0) -> Carry:
@@ -42,8 +43,20 @@ class RecurrentDecoder(Decoder):
     def __call__(
         self, carry: Carry, xs: Sequence, segment_ids: SegmentIds | None, memory: Float[Array, "*B E"] | None
     ) -> tuple[Carry, Features]:
-        """The core over inputs that the summary has joined."""
+        """Runs the core, its inputs joined with the summary."""
         if self.fusion is not None:
             assert memory is not None
             xs = self.fusion(segments.without_padding(xs, segment_ids), memory[..., None, :])
         return self.core(carry, xs, segment_ids)
+
+    def map_states(self, function: Callable[[StateCarry], StateCarry], carry: Carry) -> Carry:
+        """The core's."""
+        return self.core.map_states(function, carry)
+
+    def last_attention_weights(self, carry: Carry) -> Float[Array, "*B S"]:
+        """Raises an error: there is no attention.
+
+        Raises:
+          ValueError: always.
+        """
+        raise ValueError("a RecurrentDecoder has no attention, so there are no attention weights")

@@ -1,18 +1,23 @@
-"""Decoders in a row."""
+"""A sequence of decoders."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxseq.cores import Core
+from jaxseq.cores import Core, StateCarry
 from jaxseq.decoders.decoder import Decoder
-from jaxseq.layers.sublayer import last_norm
+from jaxseq.layers import LayerNorm
+from jaxseq.ops.segments import without_padding
 from jaxseq.typing import Array, Carry, DType, Features, Float, SegmentIds, Sequence
 
 
 class DecoderStack(Decoder):
-    """Positions, if given, then decoders in a row, each with its own memory; with ``norm`` a LayerNorm behind them."""
+    """Decoders, each on the output of the one before and with its own memory.
+
+    ``positions`` (a core such as ``Positions``) is applied to the input; ``norm`` adds a final LayerNorm.
+    """
 
     decoders: tuple[Decoder, ...]
     positions: Core | None = None
@@ -28,11 +33,11 @@ class DecoderStack(Decoder):
     def prepare_memory(
         self, encoded: Float[Array, "*B S D"], segment_ids: SegmentIds | None, summary: Float[Array, "*B E"] | None
     ) -> tuple[Any, ...]:
-        """Each decoder's."""
+        """One memory a decoder."""
         return tuple(decoder.prepare_memory(encoded, segment_ids, summary) for decoder in self.decoders)
 
     def initial_carry(self, memory: tuple[Any, ...], batch_shape: tuple[int, ...], context: int = 0) -> Carry:
-        """Each one's."""
+        """The carry of the positions (empty without them), then one a decoder."""
         first = () if self.positions is None else self.positions.initial_carry(batch_shape, context)
         pairs = zip(self.decoders, memory, strict=True)
         return (first, *(decoder.initial_carry(own, batch_shape, context) for decoder, own in pairs))
@@ -49,4 +54,17 @@ class DecoderStack(Decoder):
         for decoder, before, own in zip(self.decoders, rest, memory, strict=True):
             one, xs = decoder(before, xs, segment_ids, own)
             after.append(one)
-        return tuple(after), last_norm(self, xs, segment_ids) if self.norm else xs
+        if self.norm:
+            xs = without_padding(LayerNorm(self.dtype, self.param_dtype, name="norm_out")(xs), segment_ids)
+        return tuple(after), xs
+
+    def map_states(self, function: Callable[[StateCarry], StateCarry], carry: tuple[Carry, ...]) -> tuple[Carry, ...]:
+        """Of the positions, then decoder by decoder."""
+        first, *rest = carry
+        if self.positions is not None:
+            first = self.positions.map_states(function, first)
+        return (first, *(d.map_states(function, part) for d, part in zip(self.decoders, rest, strict=True)))
+
+    def last_attention_weights(self, carry: tuple[Carry, ...]) -> Float[Array, "*B S"]:
+        """The last decoder's."""
+        return self.decoders[-1].last_attention_weights(carry[-1])

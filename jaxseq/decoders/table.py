@@ -1,71 +1,98 @@
-"""Decoders by name, for command lines: any core of ``jaxseq.cores.CORES`` can stand in one."""
+"""Decoders by name, for command lines."""
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 import jax.numpy as jnp
 
-from jaxseq.cores import Positions, Stacked, block, make_core
+from jaxseq.cores import Core, Positions, Stacked, block, make_core
 from jaxseq.decoders.attention_decoder import AttentionDecoder
 from jaxseq.decoders.block import DecoderBlock
 from jaxseq.decoders.decoder import Decoder
 from jaxseq.decoders.recurrent import RecurrentDecoder
 from jaxseq.decoders.stack import DecoderStack
-from jaxseq.layers import ATTENTIONS, FeedForward, Fusion
+from jaxseq.layers import ATTENTIONS, FeedForward, Fusion, MemoryAttention
+from jaxseq.layers.fusion import FUSIONS, FusionKind
+from jaxseq.layers.sublayer import Norm
 from jaxseq.typing import DType
 
-DECODERS = ("rnn", "attention", "transformer")
+DecoderKind: TypeAlias = Literal["rnn", "attention", "transformer"]
+DECODERS: tuple[str, ...] = get_args(DecoderKind)
 
 
 def make_decoder(
-    kind: str,
+    kind: DecoderKind,
     name: str,
     features: int,
     layers: int = 1,
     *,
     attention: str = "additive",
-    fusion: str | None = "concat",
+    fusion: FusionKind | None = "concat",
     feed_forward: int | None = None,
     num_heads: int | None = None,
-    positions: str | None = "add",
-    norm: str = "pre",
+    positions: Literal["add", "concat"] | None = "add",
+    norm: Norm = "pre",
     dropout: float = 0.0,
     dtype: DType = jnp.float32,
     param_dtype: DType = jnp.float32,
 ) -> Decoder:
-    """A decoder around cores of that name (``"transformer"``: masked self-attention).
+    """A decoder around cores of one name.
 
-    ``kind``: ``"rnn"`` knows the source by a summary alone (read at every step if there is a ``fusion``);
-    ``"attention"`` reads it anew from every state, the context joined by ``fusion``; ``"transformer"`` is a stack of
-    blocks: the core, attention over the source, a feed-forward layer of width ``feed_forward``.
+    Args:
+      kind: ``"rnn"`` reads a summary of the source (``RecurrentDecoder``), ``"attention"`` attends to the source from
+        every state (``AttentionDecoder``), ``"transformer"`` is a stack of ``DecoderBlock``.
+      name: ``"transformer"`` (causal self-attention) or a name of ``jaxseq.cores.find_core``.
+      features: the width of the output.
+      layers: the number of cores.
+      attention: a name of ``jaxseq.layers.ATTENTIONS``; not read by ``"rnn"``.
+      fusion: how the summary or the context joins each input (``layers.Fusion``); None for an ``"rnn"`` that reads the
+        summary only through its initial state. Not read by ``"transformer"``.
+      feed_forward: the width of each block's feed-forward layer, None for none; read by ``"transformer"`` alone.
+      num_heads: of multi-head attention and causal self-attention; by default one for every 64 features where that
+        divides, else one.
+      positions: how sinusoids join the input of blocks with self-attention; ``"concat"`` needs an input narrower than
+        ``features``.
+      norm: where the norm of each residual stands (``layers.Sublayer``).
+      dropout: the rate at the output of each sublayer.
+      dtype: of computation.
+      param_dtype: of parameters.
 
     Raises:
-      ValueError: an unknown kind, core or attention.
+      ValueError: an unknown kind, core or attention, or no fusion for ``"attention"``.
     """
     if kind not in DECODERS:
-        raise ValueError(f"decoder kind={kind!r}; known: {', '.join(DECODERS)}")
+        raise ValueError(f"kind={kind!r}; known: {', '.join(DECODERS)}")
     if attention not in ATTENTIONS:
         raise ValueError(f"attention={attention!r}; known: {', '.join(ATTENTIONS)}")
+    if kind == "attention" and fusion is None:
+        raise ValueError(f"fusion=None; kind='attention' needs one: {', '.join(FUSIONS)}")
     types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
-    options: dict[str, Any] = {"norm": norm, "dropout": dropout, **types}
-    masked = name == "transformer"
-    own: dict[str, Any] = {"positions": "none", "use_bias": True, "num_heads": num_heads} if masked else {}
-    cores = [make_core("attention" if masked else name, features, **own, **types) for _ in range(layers)]
-    blocks = kind == "transformer"
-    attends: Any = ATTENTIONS[attention]
-    sizes: dict[str, Any] = {"value_features": features} if blocks else {}  # as wide as what it is added to
-    if attention == "multi_head":
-        sizes = {"num_heads": num_heads}
-    reads = partial(attends, features, **sizes, **types)
-    if blocks:
-        feeds = [None if feed_forward is None else FeedForward(features, feed_forward, **types) for _ in cores]
-        parts = [DecoderBlock(core, reads(), feed, **options) for core, feed in zip(cores, feeds, strict=True)]
-        sinusoids = None if positions is None or not masked else Positions(features, join=positions, **types)
-        return DecoderStack(tuple(parts), sinusoids, norm=norm == "pre", **types)
-    core = Stacked((cores[0], *(block(core, **options) for core in cores[1:])))
-    joins = None if fusion is None else Fusion(fusion, **types)
-    if kind == "rnn":
-        return RecurrentDecoder(core, joins)
-    if joins is None:
-        raise ValueError("an attention decoder needs a fusion: add, multiply or concat")
-    return AttentionDecoder(core, reads(), joins)
+    residual: dict[str, Any] = {"norm": norm, "dropout": dropout, **types}
+    causal = name == "transformer"
+    self_attention: dict[str, Any] = {"positions": "none", "use_bias": True, "num_heads": num_heads} if causal else {}
+    cores = [make_core("attention" if causal else name, features, **self_attention, **types) for _ in range(layers)]
+    multi_head = attention == "multi_head"
+    attends = partial(ATTENTIONS[attention], features, **({"num_heads": num_heads} if multi_head else {}), **types)
+    if kind == "transformer":
+        if not multi_head:
+            attends = partial(attends, value_features=features)  # the width of the residual
+        blocks = _blocks(cores, attends, feed_forward, residual)
+        sinusoids = Positions(features, join=positions, **types) if causal and positions is not None else None
+        return DecoderStack(blocks, sinusoids, norm=norm == "pre", **types)
+    core = Stacked((cores[0], *(block(core, **residual) for core in cores[1:])))
+    join = None if fusion is None else Fusion(fusion, **types)
+    return RecurrentDecoder(core, join) if kind == "rnn" or join is None else AttentionDecoder(core, attends(), join)
+
+
+def _blocks(
+    cores: list[Core],
+    make_attention: Callable[[], MemoryAttention],
+    feed_forward: int | None,
+    residual: dict[str, Any],
+) -> tuple[DecoderBlock, ...]:
+    """A Transformer block around each core."""
+    types = {name: residual[name] for name in ("dtype", "param_dtype")}
+    layers = [None if feed_forward is None else FeedForward(core.features, feed_forward, **types) for core in cores]
+    pairs = zip(cores, layers, strict=True)
+    return tuple(DecoderBlock(core, make_attention(), layer, **residual) for core, layer in pairs)

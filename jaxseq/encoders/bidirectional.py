@@ -1,4 +1,4 @@
-"""A recurrence in both directions: an encoder, not a core, for it sees the future."""
+"""Two cores as an encoder, one for each direction of time."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -8,10 +8,10 @@ from jaxseq.typing import Array, Float, SegmentIds, Sequence
 
 
 class Bidirectional(nn.Module):
-    """Runs one core forwards and one backwards over whole sequences; puts out both, side by side.
+    """``ys_t = [forward(xs)_t ; backward(xs reversed)_t]``, concatenated (Schuster & Paliwal 1997).
 
-    ``ys_t = [forward(xs)_t ; backward(xs reversed)_t]`` (Schuster & Paliwal 1997). Padding stands still in both
-    directions, so sequences are reversed by their own length, and each document apart.
+    Both cores ignore padded positions and reset where a document starts, so that each document is read in both
+    directions by its own length.
     """
 
     forward: Core
@@ -27,12 +27,12 @@ class Bidirectional(nn.Module):
         return jnp.concatenate([ahead, jnp.flip(behind, -2)], axis=-1)
 
     def initial_carry(self, batch_shape: tuple[int, ...], context: int = 0) -> None:
-        """There is none: what is read last comes first in the other direction.
+        """Raises an error for a caller who takes this encoder for a core.
 
         Raises:
           TypeError: always.
         """
         raise TypeError(
-            "Bidirectional sees the future: it is an encoder of whole sequences and has no carry, so it can "
-            "neither stream nor generate; take a core of jaxseq.cores.CORES for that"
+            "Bidirectional is an encoder of whole sequences: it looks ahead, so it has no carry and can neither stream "
+            "nor generate. Use a core of jaxseq.cores.CORES for that"
         )

@@ -1,4 +1,4 @@
-"""A core as an encoder of whole sequences."""
+"""A core as an encoder."""
 
 import flax.linen as nn
 
@@ -7,7 +7,7 @@ from jaxseq.typing import Features, SegmentIds, Sequence
 
 
 class CoreEncoder(nn.Module):
-    """A core run over whole sequences from a fresh carry: every output knows what came before it."""
+    """A core run over whole sequences from its initial carry: every output depends on the positions up to its own."""
 
     core: Core
 

@@ -10,15 +10,15 @@ from jaxseq.typing import Features, SegmentIds, Sequence
 
 
 class SelfAttention(nn.Module):
-    """Every position attends to all of its document: attention over the sequence itself as the memory.
+    """Every position attends to all positions of its document; the sequence itself is the memory.
 
-    Without positions in its inputs it is permutation equivariant: it knows of no order.
+    It is equivariant to permutations: it does not know the order of its inputs unless they encode it (``Positions``).
     """
 
     attention: MemoryAttention
 
     def __call__(self, xs: Sequence, segment_ids: SegmentIds | None = None) -> Features:
-        """Contexts, zeros at padding."""
+        """The contexts; zeros at padded positions."""
         if segment_ids is not None:  # an id used again is another document
             starts = segments.starts(segment_ids, segments.no_ids(segment_ids))
             count = 1 + jnp.cumsum(starts, axis=-1, dtype=segment_ids.dtype)

@@ -1,19 +1,20 @@
-"""Encoders in a row, and a Transformer's block around an encoder."""
+"""A sequence of encoders, and a Transformer block around an encoder."""
 
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxseq.layers import Sublayer
-from jaxseq.layers.sublayer import last_norm
+from jaxseq.encoders.encoder import Encoder
+from jaxseq.layers import LayerNorm, Sublayer
+from jaxseq.ops.segments import without_padding
 from jaxseq.typing import DType, Features, SegmentIds, Sequence
 
 
 class EncoderStack(nn.Module):
-    """Encoders in a row; with ``norm`` a LayerNorm behind the last (what pre-norm blocks end with)."""
+    """Encoders, each on the output of the one before; ``norm`` adds a final LayerNorm, as pre-norm blocks need."""
 
-    encoders: tuple[nn.Module, ...]
+    encoders: tuple[Encoder, ...]
     norm: bool = False
     dtype: DType = jnp.float32
     param_dtype: DType = jnp.float32
@@ -23,17 +24,19 @@ class EncoderStack(nn.Module):
         """Runs them in order."""
         for encoder in self.encoders:
             xs = encoder(xs, segment_ids)
-        return last_norm(self, xs, segment_ids) if self.norm else xs
+        if not self.norm:
+            return xs
+        return without_padding(LayerNorm(self.dtype, self.param_dtype, name="norm_out")(xs), segment_ids)
 
 
 class EncoderBlock(nn.Module):
-    """A residual around an encoder, then one around a feed-forward layer: a Transformer's block around anything.
+    """A Transformer block around any encoder: the encoder, then a feed-forward layer, each in a residual.
 
-    With ``norm="post"`` in the order of Vaswani et al. (2017): attention, add and norm, feed-forward, add and norm,
-    dropout falling on what each sublayer puts out, before it is added. ``"pre"``: the norm before each sublayer.
+    ``norm="post"`` is the order of Vaswani et al. (2017): sublayer, add, normalize. ``"pre"`` normalizes the input of
+    each sublayer instead. Dropout is applied to the output of each sublayer, before it is added.
     """
 
-    encoder: nn.Module
+    encoder: Encoder
     feed_forward: nn.Module | None = None
     norm: str = "pre"
     dropout: float = 0.0
@@ -42,10 +45,11 @@ class EncoderBlock(nn.Module):
 
     @nn.compact
     def __call__(self, xs: Sequence, segment_ids: SegmentIds | None = None) -> Features:
-        """Mixes, then bends."""
+        """Applies both sublayers."""
         options: dict[str, Any] = {"norm": self.norm, "dropout": self.dropout}
         options |= {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        xs = Sublayer(name="mixed", **options)(lambda x: self.encoder(x, segment_ids), xs, segment_ids)
+        encoder = Sublayer(name="encoder_sublayer", **options)
+        xs = encoder(lambda x: self.encoder(x, segment_ids), xs, segment_ids)
         if self.feed_forward is None:
             return xs
-        return Sublayer(name="fed", **options)(self.feed_forward, xs, segment_ids)
+        return Sublayer(name="feed_forward_sublayer", **options)(self.feed_forward, xs, segment_ids)

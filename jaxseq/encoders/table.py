@@ -1,16 +1,17 @@
-"""Encoders by name, for command lines: any core of ``jaxseq.cores.CORES`` can be one."""
+"""Encoders by name, for command lines."""
 
-from typing import Any
+from typing import Any, Literal
 
-import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxseq.cores import Positions, make_core
 from jaxseq.encoders.bidirectional import Bidirectional
 from jaxseq.encoders.core_encoder import CoreEncoder
+from jaxseq.encoders.encoder import Encoder
 from jaxseq.encoders.self_attention import SelfAttention
 from jaxseq.encoders.stack import EncoderBlock, EncoderStack
 from jaxseq.layers import FeedForward, MultiHeadAttention
+from jaxseq.layers.sublayer import Norm
 from jaxseq.typing import DType
 
 
@@ -22,39 +23,51 @@ def make_encoder(
     bidirectional: bool = True,
     feed_forward: int | None = None,
     num_heads: int | None = None,
-    positions: str | None = "add",
-    norm: str = "pre",
+    positions: Literal["add", "concat"] | None = "add",
+    norm: Norm = "pre",
     dropout: float = 0.0,
     dtype: DType = jnp.float32,
     param_dtype: DType = jnp.float32,
 ) -> EncoderStack:
-    """``"transformer"`` (self-attention), or a core's name: run both ways, half the features each, or one way.
+    """An encoder of features: ``"transformer"`` (self-attention), or layers of the core of that name.
 
-    With ``feed_forward`` (its width) every layer is a Transformer's block around that mixer; without, the first layer
-    of cores is bare and those above it stand in residuals. ``positions`` says how sinusoids join the input of
-    self-attention: ``"add"``, ``"concat"``, or None.
+    Args:
+      name: ``"transformer"`` or a name of ``jaxseq.cores.find_core``.
+      features: the width of the output.
+      layers: the number of layers.
+      bidirectional: run a core in both directions, half the features each. Without it, forwards only.
+      feed_forward: the width of the feed-forward layer; every layer is then a Transformer block. Without it, the first
+        layer of cores has no residual, those above it have one.
+      num_heads: of self-attention; by default one for every 64 features where that divides, else one.
+      positions: how sinusoids join the input of self-attention; ``"concat"`` needs an input narrower than ``features``.
+      norm: where the norm of each residual stands (``layers.Sublayer``).
+      dropout: the rate at the output of each sublayer.
+      dtype: of computation.
+      param_dtype: of parameters.
 
     Raises:
-      ValueError: an unknown core, or odd features to be halved.
+      ValueError: an unknown core, or odd ``features`` for two directions.
     """
     types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
-    attends = name == "transformer"
-    if bidirectional and not attends and features % 2:
-        raise ValueError(f"features={features} must be even for an encoder that reads both ways")
+    transformer = name == "transformer"
+    if bidirectional and not transformer and features % 2:
+        raise ValueError(f"features={features} must be even for bidirectional=True")
 
-    def mixer() -> nn.Module:
-        if attends:
+    def mixer() -> Encoder:
+        if transformer:
             return SelfAttention(MultiHeadAttention(features, num_heads=num_heads, **types))
         if not bidirectional:
             return CoreEncoder(make_core(name, features, **types))
         return Bidirectional(*(make_core(name, features // 2, **types) for _ in range(2)))
 
-    bare = feed_forward is None and not attends
-    encoders = [mixer()] if bare else []
-    for _ in range(layers - bare):
-        feeds = None if feed_forward is None else FeedForward(features, feed_forward, **types)
-        encoders.append(EncoderBlock(mixer(), feeds, norm=norm, dropout=dropout, **types))
-    ends = norm == "pre" and isinstance(encoders[-1], EncoderBlock)
-    if attends and positions is not None:
+    def block() -> EncoderBlock:
+        layer = None if feed_forward is None else FeedForward(features, feed_forward, **types)
+        return EncoderBlock(mixer(), layer, norm=norm, dropout=dropout, **types)
+
+    bare = feed_forward is None and not transformer
+    encoders: list[Encoder] = [mixer()] if bare else []
+    encoders += [block() for _ in range(layers - bare)]
+    ends_with_block = isinstance(encoders[-1], EncoderBlock)
+    if transformer and positions is not None:
         encoders.insert(0, CoreEncoder(Positions(features, join=positions, **types)))
-    return EncoderStack(tuple(encoders), norm=ends, **types)
+    return EncoderStack(tuple(encoders), norm=norm == "pre" and ends_with_block, **types)

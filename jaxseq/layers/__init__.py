@@ -1,9 +1,10 @@
-"""Parts of models other than cores: embeddings, feed-forward layers, attention over a memory."""
+"""Layers, which know nothing of cores: embeddings, feed-forward layers, norms, attention over a memory."""
 
 from jaxseq.layers.capture import capture_weights
 from jaxseq.layers.embedding import Embedding
 from jaxseq.layers.feed_forward import FeedForward
 from jaxseq.layers.fusion import Fusion
+from jaxseq.layers.layer_norm import LayerNorm
 from jaxseq.layers.memory_attention import (
     ATTENTIONS,
     AdditiveAttention,
@@ -12,6 +13,8 @@ from jaxseq.layers.memory_attention import (
     Memory,
     MemoryAttention,
     MultiHeadAttention,
+    ProductAttention,
+    Projections,
 )
 from jaxseq.layers.sublayer import Sublayer
 
@@ -23,9 +26,12 @@ __all__ = [
     "FeedForward",
     "Fusion",
     "GeneralAttention",
+    "LayerNorm",
     "Memory",
     "MemoryAttention",
     "MultiHeadAttention",
+    "ProductAttention",
+    "Projections",
     "Sublayer",
     "capture_weights",
 ]

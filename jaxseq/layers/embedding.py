@@ -1,4 +1,4 @@
-"""Token embeddings: learned, given, frozen, and read backwards as an output layer."""
+"""Token embeddings, which can also serve as the output layer."""
 
 from typing import Any
 
@@ -10,11 +10,11 @@ from jaxseq.typing import Array, DType, Float, Int, Shaped
 
 
 class Embedding(nn.Module):
-    """A row of ``features`` numbers for each of ``vocab_size`` tokens.
+    """A vector of ``features`` numbers for each of ``vocab_size`` tokens.
 
-    ``table`` gives the rows to begin with (pretrained, say); ``frozen`` keeps them from learning. Rows begin
-    normal with variance 1 / features. What is read is multiplied by ``scale`` (Vaswani et al. 2017 take √features,
-    which the rows' use as an output layer does not see).
+    ``table`` gives the initial vectors (pretrained ones, for example); by default they are normal with variance
+    1 / features. ``frozen`` stops their gradient. Embedded tokens are multiplied by ``scale`` (√features in Vaswani et
+    al. 2017), the vectors of the output layer are not.
 
     Raises:
       ValueError: a given table is not ``[vocab_size, features]``.
@@ -29,13 +29,13 @@ class Embedding(nn.Module):
     param_dtype: DType = jnp.float32
 
     def setup(self) -> None:
-        """Makes the table, or takes the one given."""
+        """Creates the table."""
         shape = (self.vocab_size, self.features)
         if self.table is not None and jnp.shape(self.table) != shape:
             raise ValueError(f"a table of shape {jnp.shape(self.table)} for {shape} ([vocab_size, features])")
-        self.rows = self.param("table", self._begin, shape, self.param_dtype)
+        self.rows = self.param("table", self._initial_table, shape, self.param_dtype)
 
-    def _begin(self, key: Array, shape: tuple[int, ...], dtype: DType) -> Float[Array, "V D"]:
+    def _initial_table(self, key: Array, shape: tuple[int, ...], dtype: DType) -> Float[Array, "V D"]:
         if self.table is not None:
             return jnp.asarray(self.table, dtype)
         return jax.random.normal(key, shape, dtype) * jnp.asarray(self.features**-0.5, dtype)
@@ -45,10 +45,10 @@ class Embedding(nn.Module):
         return rows.astype(self.dtype)
 
     def __call__(self, tokens: Int[Array, "*B"]) -> Float[Array, "*B D"]:
-        """The rows of the tokens, times the scale."""
+        """The vectors of the tokens, times the scale."""
         rows = self._rows()[tokens]
         return rows if self.scale == 1 else rows * jnp.asarray(self.scale, self.dtype)
 
     def attend(self, x: Shaped[Array, "*B D"]) -> Float[Array, "*B V"]:
-        """``x · rowᵀ`` for every row: the output layer tied to the embedding (Press & Wolf 2017)."""
+        """``x · vᵀ`` for the vector v of every token: an output layer tied to the embedding (Press & Wolf 2017)."""
         return x.astype(self.dtype) @ self._rows().T

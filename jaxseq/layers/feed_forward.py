@@ -1,4 +1,4 @@
-"""The feed-forward layer of a Transformer's block."""
+"""The feed-forward layer of a Transformer block."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from jaxseq.typing import Array, DType, Float
 
 
 class FeedForward(nn.Module):
-    """``φ(x W_1 + b_1) W_2 + b_2`` at every position, φ a GELU unless given (Vaswani et al. 2017)."""
+    """``φ(x W_1 + b_1) W_2 + b_2`` at every position; φ is a GELU by default (Vaswani et al. 2017)."""
 
     features: int
     hidden: int
@@ -19,7 +19,7 @@ class FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B F"]:
-        """Widen, bend, narrow."""
+        """Applies the layer to every position."""
         hidden = nn.Dense(self.hidden, dtype=self.dtype, param_dtype=self.param_dtype)(x)
         out = nn.Dense(self.features, dtype=self.dtype, param_dtype=self.param_dtype)
         return out(self.activation(hidden))

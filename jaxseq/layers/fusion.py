@@ -1,17 +1,21 @@
-"""How a context joins what it goes with."""
+"""Joins a context vector to the features of a sequence."""
+
+from typing import Literal, TypeAlias, get_args
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxseq.typing import Array, DType, Float
 
-FUSIONS = ("add", "multiply", "concat")
+FusionKind: TypeAlias = Literal["add", "multiply", "concat"]
+FUSIONS: tuple[str, ...] = get_args(FusionKind)
 
 
 class Fusion(nn.Module):
-    """``x + W c + b``, ``x ⊙ (W c + b)`` or ``[x; c]``: ``"add"``, ``"multiply"``, ``"concat"``.
+    """``x + W c + b`` (``"add"``), ``x ⊙ (W c + b)`` (``"multiply"``) or ``[x; c]`` (``"concat"``).
 
-    W brings the context to the width of x; b begins as 0 for a sum and as 1 for a product, so that both begin near x.
+    W projects the context c to the width of x. b is initialized to 0 for a sum and to 1 for a product, so that the
+    output is at first close to x.
 
     Raises:
       ValueError: an unknown kind.
@@ -23,14 +27,14 @@ class Fusion(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*B T D"], context: Float[Array, "*B #T E"]) -> Float[Array, "*B T F"]:
-        """Joins them, position by position; a single context goes with every position."""
+        """Joins the context to every position; a single context is broadcast over time."""
         if self.kind not in FUSIONS:
             raise ValueError(f"fusion={self.kind!r}; known: {', '.join(FUSIONS)}")
         x, context = x.astype(self.dtype), context.astype(self.dtype)
         if self.kind == "concat":
             context = jnp.broadcast_to(context, (*x.shape[:-1], context.shape[-1]))
             return jnp.concatenate([x, context], axis=-1)
-        start = nn.initializers.zeros if self.kind == "add" else nn.initializers.ones
+        bias_init = nn.initializers.zeros if self.kind == "add" else nn.initializers.ones
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        context = nn.Dense(x.shape[-1], bias_init=start, name="context", **types)(context)
+        context = nn.Dense(x.shape[-1], bias_init=bias_init, name="context", **types)(context)
         return x + context if self.kind == "add" else x * context

@@ -1,39 +1,54 @@
-"""Attention over a memory: what a decoder reads and never changes, its projections made once.
+"""Attention over a memory, whose keys and values are projected once and read by many queries.
 
     memory = attention.project(encoded, segment_ids)      # once a sequence
-    context = attention(query, memory)                    # at every step, or for all queries at once
-    weights = attention.weights(query, memory)            # [*B N T S], what the context was mixed by
+    contexts = attention(query, memory)                   # at every step, or for all queries at once
+    weights = attention.weights(query, memory)            # [*B N T S]
 
-Each kind is one score ``e(q, k)``; then ``a = softmax(e)`` over the real positions and ``c = Σ_s a_s v_s``.
+Every kind scores a query against each key, ``e(q, k)``; then ``a = softmax(e)`` over the real positions and
+``c = Σ_s a_s v_s``.
 """
 
 import abc
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, final
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxseq.layers.capture import MEMORY, record
+from jaxseq.layers.capture import MEMORY_ATTENTION, record
 from jaxseq.ops import attention, attention_weights, masked_softmax, masks, segments
 from jaxseq.ops.attention.masks import Mask
 from jaxseq.typing import Array, DType, Float, SegmentIds
 
 
 class Memory(NamedTuple):
-    """Keys and values of every position, and which are real (id 0: padding; None: all are)."""
+    """Projected keys and values, and the segment ids of their positions (0: padding; None: all are real)."""
 
     keys: Float[Array, "*B S M H"]
     values: Float[Array, "*B S M E"]
     segment_ids: SegmentIds | None
 
 
-class MemoryAttention(nn.Module, abc.ABC):
-    """Abstract: scores of queries against keys, softmax over what is real, a mean of values.
+class Projections(NamedTuple):
+    """The layers of an attention; None is the identity. What they put out is split into ``num_heads`` heads."""
 
-    ``features`` is the width in which queries and keys meet. Values are the memory itself, or with ``value_features``
-    a projection of it to that width: key and value sizes are free of each other.
+    query: nn.Module | None = None
+    key: nn.Module | None = None
+    value: nn.Module | None = None
+    out: nn.Module | None = None
+    num_heads: int = 1
+
+
+class MemoryAttention(nn.Module, abc.ABC):
+    """Abstract: ``c = Σ_s a_s v_s`` with ``a = softmax(e(q, k))`` over the positions that the query may see.
+
+    ``features`` is the width of queries and keys where they are compared. The values are the memory itself, or with
+    ``value_features`` a projection of it to that width.
+
+    A subclass gives its layers (``projections``) and its scores: ``head_weights``, and ``head_contexts``, which may be
+    computed without all weights at once. Both see projected queries and keys, split into heads.
     """
 
     features: int
@@ -41,54 +56,93 @@ class MemoryAttention(nn.Module, abc.ABC):
     dtype: DType = jnp.float32
     param_dtype: DType = jnp.float32
 
-    def setup(self) -> None:
-        """The values' projection, where there is one."""
-        self.value = None if self.value_features is None else self._dense(self.value_features)
-
-    def _dense(self, features: int, use_bias: bool = False) -> nn.Dense:
-        return nn.Dense(features, use_bias=use_bias, dtype=self.dtype, param_dtype=self.param_dtype)
-
-    def project(self, memory: Float[Array, "*B S D"], segment_ids: SegmentIds | None = None) -> Memory:
-        """The keys and values of a memory; what stands at padding is of no account."""
-        memory = segments.without_padding(memory.astype(self.dtype), segment_ids)
-        values = memory if self.value is None else self.value(memory)
-        return Memory(self.keys_of(memory)[..., None, :], values[..., None, :], segment_ids)
-
-    def keys_of(self, memory: Float[Array, "*B S D"]) -> Float[Array, "*B S H"]:
-        """The keys: the memory itself."""
-        return memory
+    @abc.abstractmethod
+    def projections(self) -> Projections:
+        """Creates the layers, and any further parameters; called once, by ``setup``."""
 
     @abc.abstractmethod
-    def weights(
-        self, query: Float[Array, "*B T D"], memory: Memory, segment_ids: SegmentIds | None = None
+    def head_weights(
+        self, query: Float[Array, "*B T N H"], keys: Float[Array, "*B S N H"], mask: Mask | None
     ) -> Float[Array, "*B N T S"]:
-        """What each query takes of each position of the memory; zeros where it sees none."""
+        """The softmax of the scores; zeros for a query that sees nothing."""
 
-    def mix(self, weights: Float[Array, "*B N T S"], memory: Memory) -> Float[Array, "*B T F"]:
-        """``Σ_s a_s v_s``: the context that belongs to weights."""
-        values = memory.values[..., 0, :]
-        return jnp.matmul(weights[..., 0, :, :].astype(values.dtype), values)
+    @abc.abstractmethod
+    def head_contexts(
+        self, query: Float[Array, "*B T N H"], memory: Memory, mask: Mask | None
+    ) -> Float[Array, "*B T N E"]:
+        """The mean of the values under those weights."""
 
+    @final
+    def setup(self) -> None:
+        """Registers the layers under the names of ``Projections``."""
+        self.query, self.key, self.value, self.out, self.heads = self.projections()
+
+    @final
+    def project(self, memory: Float[Array, "*B S D"], segment_ids: SegmentIds | None = None) -> Memory:
+        """The keys and values of a memory; padded positions are ignored."""
+        memory = segments.without_padding(memory.astype(self.dtype), segment_ids)
+        return Memory(self._split(self.key, memory), self._split(self.value, memory), segment_ids)
+
+    @final
     def __call__(
         self, query: Float[Array, "*B T D"], memory: Memory, segment_ids: SegmentIds | None = None
     ) -> Float[Array, "*B T F"]:
         """The contexts of the queries.
 
-        With ``segment_ids`` of the queries, a query sees the memory of its own document only (packed rows); without,
-        all that is real.
+        With ``segment_ids`` of the queries, a query sees the positions of its own document only (packed rows);
+        without, all real positions.
         """
-        return self.read(query, memory, segment_ids)[0]
+        record(self, MEMORY_ATTENTION, lambda: self.weights(query, memory, segment_ids))
+        return self._merged(self.head_contexts(self._queries(query, segment_ids), memory, _mask(memory, segment_ids)))
 
+    @final
+    def weights(
+        self, query: Float[Array, "*B T D"], memory: Memory, segment_ids: SegmentIds | None = None
+    ) -> Float[Array, "*B N T S"]:
+        """The weight that each query gives to each position of the memory, for every head."""
+        return self.head_weights(self._queries(query, segment_ids), memory.keys, _mask(memory, segment_ids))
+
+    @final
+    def mix(self, weights: Float[Array, "*B N T S"], memory: Memory) -> Float[Array, "*B T F"]:
+        """The contexts that belong to given weights: ``Σ_s a_s v_s``."""
+        return self._merged(weighted_mean(weights, memory))
+
+    @final
     def read(
         self, query: Float[Array, "*B T D"], memory: Memory, segment_ids: SegmentIds | None = None
     ) -> tuple[Float[Array, "*B T F"], Float[Array, "*B N T S"]]:
-        """The contexts, and the weights that they are mixed by."""
+        """The contexts and the weights together, for a caller that needs both."""
         weights = self.weights(query, memory, segment_ids)
-        record(self, MEMORY, lambda: weights)
+        record(self, MEMORY_ATTENTION, lambda: weights)
         return self.mix(weights, memory), weights
 
+    def _dense(self, features: int, use_bias: bool = False) -> nn.Dense:
+        return nn.Dense(features, use_bias=use_bias, dtype=self.dtype, param_dtype=self.param_dtype)
 
-def visible(memory: Memory, segment_ids: SegmentIds | None) -> Mask | None:
+    def _value_projection(self) -> nn.Dense | None:
+        return None if self.value_features is None else self._dense(self.value_features)
+
+    def _split(self, layer: nn.Module | None, x: Float[Array, "*B T D"]) -> Float[Array, "*B T N H"]:
+        x = x if layer is None else layer(x)
+        return x.reshape(*x.shape[:-1], self.heads, x.shape[-1] // self.heads)
+
+    def _queries(self, query: Float[Array, "*B T D"], segment_ids: SegmentIds | None) -> Float[Array, "*B T N H"]:
+        return self._split(self.query, segments.without_padding(query.astype(self.dtype), segment_ids))
+
+    def _merged(self, heads: Float[Array, "*B T N E"]) -> Float[Array, "*B T F"]:
+        context = heads.reshape(*heads.shape[:-2], heads.shape[-2] * heads.shape[-1])
+        return context if self.out is None else self.out(context)
+
+
+def weighted_mean(weights: Float[Array, "*B N T S"], memory: Memory) -> Float[Array, "*B T N E"]:
+    """``Σ_s a_s v_s`` for every head; for a single one without a dimension of heads, which needs no transposes."""
+    weights, values = weights.astype(memory.values.dtype), memory.values
+    if values.shape[-2] == 1:
+        return jnp.matmul(weights[..., 0, :, :], values[..., 0, :])[..., None, :]
+    return jnp.einsum("...nts,...snh->...tnh", weights, values)
+
+
+def _mask(memory: Memory, segment_ids: SegmentIds | None) -> Mask | None:
     """Which positions of the memory the queries see."""
     if segment_ids is not None:
         ids = memory.segment_ids
@@ -99,82 +153,82 @@ def visible(memory: Memory, segment_ids: SegmentIds | None) -> Mask | None:
 class AdditiveAttention(MemoryAttention):
     """``e = v · tanh(W_q q + b + W_k k)``: a layer of ``features`` units (Bahdanau et al. 2015, arXiv:1409.0473)."""
 
-    def setup(self) -> None:
-        """The query's and the keys' halves of the layer, and what reads it."""
-        super().setup()
-        self.query, self.key = self._dense(self.features, use_bias=True), self._dense(self.features)
-        self.score = self.param(
-            "score", nn.initializers.normal(self.features**-0.5), (self.features,), self.param_dtype
-        )
+    def projections(self) -> Projections:
+        """W_q with b, and W_k; the vector v is the parameter ``score``."""
+        init = nn.initializers.normal(self.features**-0.5)
+        self.score = self.param("score", init, (self.features,), self.param_dtype)
+        query, key = self._dense(self.features, use_bias=True), self._dense(self.features)
+        return Projections(query, key, self._value_projection())
 
-    def keys_of(self, memory: Float[Array, "*B S D"]) -> Float[Array, "*B S H"]:
-        """``W_k k``."""
-        return self.key(memory)
-
-    def weights(
-        self, query: Float[Array, "*B T D"], memory: Memory, segment_ids: SegmentIds | None = None
+    def head_weights(
+        self, query: Float[Array, "*B T N H"], keys: Float[Array, "*B S N H"], mask: Mask | None
     ) -> Float[Array, "*B N T S"]:
-        """The softmax of the scores."""
-        query = self.query(segments.without_padding(query.astype(self.dtype), segment_ids))
-        scores = _additive(query, memory.keys[..., 0, :], self.score.astype(self.dtype))
-        return masked_softmax(scores[..., None, :, :], visible(memory, segment_ids))
+        """The softmax of the scores, one head."""
+        scores = _additive(query[..., 0, :], keys[..., 0, :], self.score.astype(self.dtype))
+        return masked_softmax(scores[..., None, :, :], mask)
+
+    def head_contexts(
+        self, query: Float[Array, "*B T N H"], memory: Memory, mask: Mask | None
+    ) -> Float[Array, "*B T N E"]:
+        """From the weights."""
+        return weighted_mean(self.head_weights(query, memory.keys, mask), memory)
 
 
 @partial(jax.checkpoint, prevent_cse=False)
 def _additive(
     query: Float[Array, "*B T H"], keys: Float[Array, "*B S H"], score: Float[Array, " H"]
 ) -> Float[Array, "*B T S"]:
-    """``tanh(q + k) · v``; the hidden layer, T · S · H numbers, is made again on the way back, which is faster."""
+    """``tanh(q + k) · v``. The backward pass recomputes the hidden layer (T · S · H numbers), which is faster."""
     return jnp.tanh(query[..., :, None, :] + keys[..., None, :, :]) @ score
 
 
-class DotAttention(MemoryAttention):
-    """``e = q · k``, or ``q · k / √H`` if ``scaled`` (Luong et al. 2015; Vaswani et al. 2017): nothing is learned.
+class ProductAttention(MemoryAttention):
+    """Abstract: ``e = q · k``, or ``q · k / √H`` if ``scaled``; the contexts come from ``jaxseq.ops.attention``.
 
     Raises:
-      ValueError: the query is not as wide as the memory.
+      ValueError: queries and keys differ in width.
     """
 
     scaled: bool = False
 
-    def _scale(self, query: Array, memory: Memory) -> float:
-        if query.shape[-1] != memory.keys.shape[-1]:
-            raise ValueError(
-                f"a dot product needs one width: the query has {query.shape[-1]}, the keys {memory.keys.shape[-1]}"
-            )
-        return query.shape[-1] ** -0.5 if self.scaled else 1.0
-
-    def weights(
-        self, query: Float[Array, "*B T D"], memory: Memory, segment_ids: SegmentIds | None = None
+    @final
+    def head_weights(
+        self, query: Float[Array, "*B T N H"], keys: Float[Array, "*B S N H"], mask: Mask | None
     ) -> Float[Array, "*B N T S"]:
         """The softmax of the products."""
-        query, scale = query.astype(self.dtype)[..., None, :], self._scale(query, memory)
-        return attention_weights(query, memory.keys, mask=visible(memory, segment_ids), scale=scale)
+        return attention_weights(query, keys, mask=mask, scale=self._scale(query.shape[-1], keys.shape[-1]))
 
-    def __call__(
-        self, query: Float[Array, "*B T D"], memory: Memory, segment_ids: SegmentIds | None = None
-    ) -> Float[Array, "*B T F"]:
-        """The contexts by ``jaxseq.ops.attention``, which never has all weights at once."""
-        record(self, MEMORY, lambda: self.weights(query, memory, segment_ids))
-        scale, mask = self._scale(query, memory), visible(memory, segment_ids)
-        heads = query.astype(self.dtype)[..., None, :]
-        return attention(heads, memory.keys, memory.values, mask=mask, scale=scale)[..., 0, :]
+    @final
+    def head_contexts(
+        self, query: Float[Array, "*B T N H"], memory: Memory, mask: Mask | None
+    ) -> Float[Array, "*B T N E"]:
+        """By the fast path, which never holds all weights at once."""
+        scale = self._scale(query.shape[-1], memory.keys.shape[-1])
+        return attention(query, memory.keys, memory.values, mask=mask, scale=scale)
+
+    def _scale(self, query_width: int, key_width: int) -> float:
+        if query_width != key_width:
+            raise ValueError(f"a dot product needs one width: the query has {query_width}, the keys {key_width}")
+        return key_width**-0.5 if self.scaled else 1.0
 
 
-class GeneralAttention(DotAttention):
+class DotAttention(ProductAttention):
+    """``e = q · k``, or ``q · k / √H`` if ``scaled``, nothing learned (Luong et al. 2015; Vaswani et al. 2017)."""
+
+    def projections(self) -> Projections:
+        """Of the values, if asked for."""
+        return Projections(value=self._value_projection())
+
+
+class GeneralAttention(ProductAttention):
     """``e = q · W k``: W brings the memory to the query's width ``features`` (Luong et al. 2015, arXiv:1508.04025)."""
 
-    def setup(self) -> None:
+    def projections(self) -> Projections:
         """W."""
-        super().setup()
-        self.key = self._dense(self.features)
-
-    def keys_of(self, memory: Float[Array, "*B S D"]) -> Float[Array, "*B S H"]:
-        """``W k``."""
-        return self.key(memory)
+        return Projections(key=self._dense(self.features), value=self._value_projection())
 
 
-class MultiHeadAttention(MemoryAttention):
+class MultiHeadAttention(ProductAttention):
     """``[head_1; ...; head_N] W_o``, ``head_n = softmax(q W_q (k W_k)ᵀ / √H) v W_v`` (Vaswani et al. 2017).
 
     ``features`` is the width of what is put out. All heads' keys together are ``key_features`` wide and their values
@@ -185,67 +239,27 @@ class MultiHeadAttention(MemoryAttention):
       ValueError: heads do not divide the keys' or the values' width.
     """
 
+    scaled: bool = True
     num_heads: int | None = None
     key_features: int | None = None
     use_bias: bool = True
 
-    def setup(self) -> None:
-        """Four projections."""
+    def projections(self) -> Projections:
+        """W_q, W_k, W_v and W_o."""
         keys, values = (self.features if n is None else n for n in (self.key_features, self.value_features))
         heads = self.num_heads
         if heads is None:
             heads = self.features // 64 if self.features % 64 == 0 else 1
         if heads < 1 or keys % heads or values % heads:
             raise ValueError(f"num_heads={heads} does not divide the widths of keys, {keys}, and values, {values}")
-        self.heads = heads
-        self.query, self.key = self._dense(keys, self.use_bias), self._dense(keys, self.use_bias)
-        self.value, self.out = self._dense(values, self.use_bias), self._dense(self.features, self.use_bias)
-
-    def _split(self, x: Float[Array, "*B T D"]) -> Float[Array, "*B T N H"]:
-        return x.reshape(*x.shape[:-1], self.heads, x.shape[-1] // self.heads)
-
-    def _queries(self, query: Array, segment_ids: SegmentIds | None) -> Float[Array, "*B T N H"]:
-        return self._split(self.query(segments.without_padding(query.astype(self.dtype), segment_ids)))
-
-    def project(self, memory: Float[Array, "*B S D"], segment_ids: SegmentIds | None = None) -> Memory:
-        """Each head's keys and values."""
-        memory = segments.without_padding(memory.astype(self.dtype), segment_ids)
-        return Memory(self._split(self.key(memory)), self._split(self.value(memory)), segment_ids)
-
-    def weights(
-        self, query: Float[Array, "*B T D"], memory: Memory, segment_ids: SegmentIds | None = None
-    ) -> Float[Array, "*B N T S"]:
-        """Each head's weights."""
-        return attention_weights(self._queries(query, segment_ids), memory.keys, mask=visible(memory, segment_ids))
-
-    def mix(self, weights: Float[Array, "*B N T S"], memory: Memory) -> Float[Array, "*B T F"]:
-        """The heads' means side by side, through W_o."""
-        mixed = jnp.einsum("...nts,...snh->...tnh", weights.astype(memory.values.dtype), memory.values)
-        return self.out(_joined(mixed))
-
-    def __call__(
-        self, query: Float[Array, "*B T D"], memory: Memory, segment_ids: SegmentIds | None = None
-    ) -> Float[Array, "*B T F"]:
-        """The contexts by ``jaxseq.ops.attention``."""
-        record(self, MEMORY, lambda: self.weights(query, memory, segment_ids))
-        mask = visible(memory, segment_ids)
-        mixed = attention(self._queries(query, segment_ids), memory.keys, memory.values, mask=mask)
-        return self.out(_joined(mixed))
+        query, key, value, out = (self._dense(width, self.use_bias) for width in (keys, keys, values, self.features))
+        return Projections(query, key, value, out, heads)
 
 
-def _joined(heads: Float[Array, "*B T N H"]) -> Float[Array, "*B T F"]:
-    return heads.reshape(*heads.shape[:-2], heads.shape[-2] * heads.shape[-1])
-
-
-def scaled_dot(features: int, **fields: object) -> DotAttention:
-    """``DotAttention`` with its scale."""
-    return DotAttention(features, scaled=True, **fields)  # type: ignore[arg-type]
-
-
-ATTENTIONS = {
+ATTENTIONS: dict[str, Callable[..., MemoryAttention]] = {
     "additive": AdditiveAttention,
     "dot": DotAttention,
-    "scaled_dot": scaled_dot,
+    "scaled_dot": partial(DotAttention, scaled=True),
     "general": GeneralAttention,
     "multi_head": MultiHeadAttention,
 }

@@ -1,4 +1,4 @@
-"""Models: parts put together."""
+"""Models, which are given their parts."""
 
 from jaxseq.models.encoder_decoder import Encoded, EncoderDecoder, alignment
 from jaxseq.models.language_model import LanguageModel

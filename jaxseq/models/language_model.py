@@ -1,4 +1,4 @@
-"""A language model is a core over tokens."""
+"""A language model: a core between an embedding and an output layer."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -11,12 +11,12 @@ from jaxseq.typing import Array, Carry, DType, Float, SegmentIds, Tokens
 class LanguageModel(nn.Module):
     """``logits = head(core(embedding(tokens)))``: obeys the splitting law because its core does.
 
-    ``head`` is any layer from the core's features to the vocabulary; without one the embedding is read backwards
-    (tied: Press & Wolf 2017), which asks the core for the embedding's width. ``dropout`` falls on the embedding
-    and on what the core puts out. Logits are ``logits_dtype``.
+    ``head`` is any layer from the core's features to the vocabulary; without one the embedding is the output layer too
+    (tied: Press & Wolf 2017), and the core's output must have its width. ``dropout`` is applied to the embedded tokens
+    and to the core's output. Logits are ``logits_dtype``.
 
     Raises:
-      ValueError: tied, and the widths differ.
+      ValueError: a tied head of another width than the embedding.
     """
 
     embedding: Embedding
@@ -33,7 +33,7 @@ class LanguageModel(nn.Module):
     def __call__(
         self, carry: Carry, tokens: Tokens, segment_ids: SegmentIds | None = None
     ) -> tuple[Carry, Float[Array, "*B T V"]]:
-        """The logits of what comes after each token."""
+        """Continues from ``carry``: the logits of the token after each token."""
         drop = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))
         carry, ys = self.core(carry, drop(self.embedding(tokens)), segment_ids)
         ys = drop(ys)

@@ -1,10 +1,9 @@
-"""Every core obeys the contract (tests/contract.py): each row of CORES, and options and wrappers beside them."""
+"""Every core obeys the contract (``jaxseq.testing``): each row of CORES, and options and wrappers beside them."""
 
 import functools
 from collections.abc import Callable
 from functools import partial
 
-import contract
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,8 +25,10 @@ from jaxseq.cores import (
     Stacked,
     block,
 )
+from jaxseq.testing import laws
+from jaxseq.testing.subject import IDS, WIDTH, Subject
 
-F = contract.WIDTH
+F = WIDTH
 
 
 def hybrid(**precision) -> Core:
@@ -68,87 +69,90 @@ EVERY = pytest.mark.parametrize("name", [name if name in CORES else pytest.param
 
 
 @functools.cache
-def subject(name: str, dtype: str = "float64", param_dtype: str = "float64") -> contract.Subject:
+def subject(name: str, dtype: str = "float64", param_dtype: str = "float64") -> Subject:
     """One subject, so that all laws share its compilations."""
-    return contract.Subject(CASES[name], dtype, param_dtype)
+    return Subject(CASES[name], dtype, param_dtype)
 
 
 @pytest.fixture
-def exact(name: str) -> contract.Subject:
+def exact(name: str) -> Subject:
     """The core in float64."""
     return subject(name)
 
 
 @EVERY
-def test_split_is_whole_in_float64(exact: contract.Subject) -> None:
-    contract.check_splitting(exact, contract.IDS, 1e-12, 1e-10)
+def test_split_is_whole_in_float64(exact: Subject) -> None:
+    laws.check_splitting(exact, IDS, 1e-12, 1e-10)
     for seed in (1, 2):
-        ids = np.random.default_rng(seed).integers(0, 3, contract.IDS.shape).astype(np.int32)
-        contract.check_splitting(exact, ids, 1e-12, 1e-10, seed)
+        ids = np.random.default_rng(seed).integers(0, 3, IDS.shape).astype(np.int32)
+        laws.check_splitting(exact, ids, 1e-12, 1e-10, seed)
 
 
 @FULL
 @pytest.mark.parametrize("name", [*CORES, "hybrid"])
 def test_split_is_whole_in_float32_without_ids(name: str) -> None:
-    contract.check_splitting(subject(name, "float32", "float32"), None, 1e-5, 1e-4)
+    laws.check_splitting(subject(name, "float32", "float32"), None, 1e-5, 1e-4)
+
+
+@EVERY
+def test_padding_changes_nothing(exact: Subject) -> None:
+    laws.check_padding_is_ignored(exact)
+    laws.check_padding_in_between(exact, 1e-12)
+
+
+@EVERY
+def test_packed_documents_are_those_documents_alone(exact: Subject) -> None:
+    laws.check_documents(exact, 1e-12)
+
+
+@EVERY
+def test_vmap_gives_the_batch(exact: Subject) -> None:
+    laws.check_vmap(exact, 1e-12)
 
 
 @FULL
 @EVERY
-def test_padding_changes_nothing(exact: contract.Subject) -> None:
-    contract.check_padding(exact, 1e-12)
+def test_two_batch_dims_give_the_batch(exact: Subject) -> None:
+    laws.check_two_batch_dims(exact, 1e-12)
+
+
+@EVERY
+def test_nothing_depends_on_the_future_or_on_another_document(exact: Subject) -> None:
+    laws.check_causality(exact)
 
 
 @FULL
 @EVERY
-def test_packed_documents_are_those_documents_alone(exact: contract.Subject) -> None:
-    contract.check_documents(exact, 1e-12)
-
-
-@EVERY
-def test_any_batch_dims_give_the_batch(exact: contract.Subject) -> None:
-    contract.check_batch(exact, 1e-12)
-
-
-@FULL
-@EVERY
-def test_nothing_depends_on_the_future_or_on_another_document(exact: contract.Subject) -> None:
-    contract.check_causality(exact)
-
-
-@FULL
-@EVERY
-def test_ragged_data_compiles_once(exact: contract.Subject) -> None:
-    contract.check_compiles_once(exact)
+def test_ragged_data_compiles_once(exact: Subject) -> None:
+    laws.check_compiles_once(exact)
 
 
 @FULL
 @pytest.mark.parametrize("name", [*CORES, "hybrid"])
-def test_no_ids_mean_one_document(name: str, exact: contract.Subject) -> None:
-    contract.check_one_document(subject(name, "float32", "float32"), exact, 1e-4)
+def test_no_ids_mean_one_document(name: str, exact: Subject) -> None:
+    laws.check_one_document(subject(name, "float32", "float32"), exact, 1e-4)
 
 
 @FULL
 @EVERY
-def test_bfloat16_stays_near(name: str, exact: contract.Subject) -> None:
-    contract.check_low_precision(subject(name, "bfloat16", "float32"), exact, 0.05, SENSITIVE.get(name, 0.1))
+def test_bfloat16_stays_near(name: str, exact: Subject) -> None:
+    laws.check_low_precision(subject(name, "bfloat16", "float32"), exact, 0.05, SENSITIVE.get(name, 0.1))
 
 
 @FULL
 @EVERY
-def test_a_stretch_of_no_length_changes_nothing(name: str) -> None:
-    single = subject(name, "float32", "float32")
-    contract.check_nothing(single.core, single.params)
+def test_an_empty_input_changes_nothing(name: str) -> None:
+    laws.check_empty_input(subject(name, "float32", "float32"))
 
 
 @EVERY
-def test_initial_carry_leads_with_the_batch_dims(name: str) -> None:
-    contract.check_initial_carry(CASES[name]())
+def test_initial_carry_leads_with_the_batch_dims(exact: Subject) -> None:
+    laws.check_initial_carry(exact)
 
 
 @pytest.mark.parametrize("name", CORES)
 def test_parameters_may_be_bfloat16(name: str) -> None:
-    """Kept so, that is: the state stays float32, the output is of the computation's dtype."""
+    """The state stays float32, and the output has the dtype of the computation."""
     core = CASES[name](param_dtype=jnp.bfloat16)
     xs, carry = jnp.zeros((2, 3, F)), core.initial_carry((2,))
     after, ys = jax.eval_shape(lambda key: core.init_with_output(key, carry, xs)[0], jax.random.key(0))

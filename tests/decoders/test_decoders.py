@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 import contract
-import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -29,7 +28,7 @@ class WithMemory(Core):
         """The decoder's."""
         return self.decoder.features
 
-    def initial_carry(self, batch_shape: tuple[int, ...], context: int = 0) -> Any:
+    def make_carry(self, batch_shape: tuple[int, ...], context: int) -> Any:
         """The decoder's, and the encoded source."""
         types = self.decoder.dtype if hasattr(self.decoder, "dtype") else self.decoder.core.cores[0].dtype
         shape = (*batch_shape, S, 1, 1)
@@ -39,8 +38,11 @@ class WithMemory(Core):
         encoded = jnp.broadcast_to(jnp.asarray(ENCODED, types), (*batch_shape, S, E))
         return self.decoder.initial_carry(memory, batch_shape, context), encoded
 
-    @nn.compact
-    def __call__(self, carry: Any, xs: Any, segment_ids: Any = None) -> Any:
+    def map_states(self, function: Callable, carry: Any) -> Any:
+        """No law asks for the states."""
+        return carry
+
+    def run(self, carry: Any, xs: Any, segment_ids: Any) -> Any:
         """Reads the source anew in every call."""
         own, encoded = carry
         ids = jnp.broadcast_to(jnp.asarray(IDS), encoded.shape[:-1])

@@ -1,0 +1,21 @@
+"""An encoder of tokens."""
+
+import flax.linen as nn
+
+from jaxseq.encoders.encoder import Encoder
+from jaxseq.layers import Embedding
+from jaxseq.typing import Features, SegmentIds, Tokens
+
+
+class TextEncoder(nn.Module):
+    """``encoder(dropout(embedding(tokens)))``."""
+
+    embedding: Embedding
+    encoder: Encoder
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, tokens: Tokens, segment_ids: SegmentIds | None = None) -> Features:
+        """Encodes whole texts."""
+        dropout = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))
+        return self.encoder(dropout(self.embedding(tokens)), segment_ids)

@@ -1,0 +1,128 @@
+"""The contract suite as one function for a core and one for a decoder."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxseq.cores import Core, StateCarry
+from jaxseq.decoders import Decoder
+from jaxseq.testing import laws
+from jaxseq.testing.subject import IDS, TIME, Subject, made, takes_dtypes
+from jaxseq.typing import Carry, DType, Features, SegmentIds, Sequence
+
+SOURCE_LENGTH, SOURCE_WIDTH = 5, 6
+
+
+def check_core(
+    make_core: Callable[..., Core], *, quick: bool = False, bfloat16_tolerance: tuple[float, float] = (0.05, 0.1)
+) -> None:
+    """Checks a core against every law of the contract of cores (``jaxseq/cores/core.py``).
+
+    The laws hold for random parameters in float64: the initial carry, splitting, padding, documents, batch, causality,
+    compilation, and an empty input; then splitting without ids in float32, that no ids mean one document, and that
+    bfloat16 stays near. If ``make_core`` takes no dtypes, the first are checked in float32 and the last two not at all.
+
+    Args:
+      make_core: a core's class or any function that makes one. It is called with ``features=8`` if it has a required
+        parameter ``features``, and with ``dtype`` and ``param_dtype`` if it has both (or takes any keyword): by name.
+        Inputs are as wide as the core's ``features``.
+      quick: check the initial carry, splitting into single steps, padding and documents alone, in float32: a few
+        seconds.
+      bfloat16_tolerance: of values and of gradients in bfloat16, relative to the largest number of an array.
+
+    Raises:
+      ContractError: the core breaks a law; the message names the law and the first array that is wrong.
+    """
+    if quick:
+        single = Subject(make_core, "float32", "float32")
+        laws.check_initial_carry(single)
+        laws.check_splitting(single, IDS, 1e-4, 1e-3, splits=[[1] * TIME])
+        laws.check_padding_is_ignored(single, steps=True)
+        laws.check_documents(single, 1e-4)
+        return
+    wide = "float64" if takes_dtypes(make_core) else "float32"
+    exact = Subject(make_core, wide, wide)
+    tolerance, gradient_tolerance = (1e-12, 1e-10) if wide == "float64" else (1e-5, 1e-4)
+    laws.check_initial_carry(exact)
+    for seed in range(3):
+        ids = IDS if seed == 0 else np.random.default_rng(seed).integers(0, 3, IDS.shape).astype(np.int32)
+        laws.check_splitting(exact, ids, tolerance, gradient_tolerance, seed)
+    laws.check_padding_is_ignored(exact)
+    laws.check_padding_in_between(exact, tolerance)
+    laws.check_documents(exact, tolerance)
+    laws.check_vmap(exact, tolerance)
+    laws.check_two_batch_dims(exact, tolerance)
+    laws.check_causality(exact, least_reach=0.0)
+    laws.check_compiles_once(exact)
+    laws.check_empty_input(exact)
+    single = exact if wide == "float32" else Subject(make_core, "float32", "float32")
+    laws.check_splitting(single, None, 1e-5, 1e-4)
+    if wide == "float64":
+        laws.check_one_document(single, exact, 1e-4)
+        laws.check_low_precision(Subject(make_core, "bfloat16", "float32"), exact, *bfloat16_tolerance)
+
+
+def check_decoder(
+    make_decoder: Callable[..., Decoder],
+    *,
+    quick: bool = False,
+    bfloat16_tolerance: tuple[float, float] = (0.05, 0.1),
+) -> None:
+    """Checks a decoder against the contract of cores, with its memory as a constant.
+
+    Arguments and errors are those of ``check_core``. The memory is made anew in every call, by ``prepare_memory`` from
+    an encoded source ``[*B, 5, 6]`` with one padded position and its mean as the summary; the gradient by the source is
+    checked too.
+    """
+    check_core(decoder_as_core(make_decoder), quick=quick, bfloat16_tolerance=bfloat16_tolerance)
+
+
+def decoder_as_core(make_decoder: Callable[..., Decoder]) -> Callable[..., Core]:
+    """A ``make_core`` for a decoder: the encoded source travels in the carry, so that its gradient is compared too."""
+
+    def make(dtype: DType, param_dtype: DType) -> Core:
+        return _WithSource(made(make_decoder, dtype, param_dtype), dtype)
+
+    def make_single() -> Core:
+        return _WithSource(made(make_decoder, "float32", "float32"), jnp.float32)
+
+    return make if takes_dtypes(make_decoder) else make_single
+
+
+class _WithSource(Core):
+    decoder: Decoder
+    dtype: DType
+
+    @property
+    def features(self) -> int:
+        """The decoder's."""
+        return self.decoder.features
+
+    def make_carry(self, batch_shape: tuple[int, ...], context: int) -> tuple[Carry, Any]:
+        """The decoder's, and the encoded source."""
+        numbers = np.random.default_rng(11).normal(size=(SOURCE_LENGTH, SOURCE_WIDTH))
+        encoded = jnp.broadcast_to(jnp.asarray(numbers, self.dtype), (*batch_shape, *numbers.shape))
+        arguments = jax.random.key(0), encoded, _source_ids(encoded), encoded.mean(-2)
+        shapes = jax.eval_shape(
+            lambda *a: self.decoder.init_with_output(*a, method=self.decoder.prepare_memory)[0], *arguments
+        )
+        memory = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        return self.decoder.initial_carry(memory, batch_shape, context), encoded
+
+    def run(self, carry: tuple[Carry, Any], xs: Sequence, segment_ids: SegmentIds | None) -> tuple[Any, Features]:
+        """Prepares the memory and decodes."""
+        own, encoded = carry
+        memory = self.decoder.prepare_memory(encoded, _source_ids(encoded), encoded.mean(-2))
+        own, ys = self.decoder(own, xs, segment_ids, memory)
+        return (own, encoded), ys
+
+    def map_states(self, function: Callable[[StateCarry], StateCarry], carry: Any) -> Any:
+        """The carry unchanged: no law reads a decoder's states."""
+        return carry
+
+
+def _source_ids(encoded: Any) -> Any:
+    return jnp.broadcast_to(jnp.asarray([1, 1, 0, 1, 1], jnp.int32), encoded.shape[:-1])
