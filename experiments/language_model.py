@@ -85,10 +85,10 @@ def main(config: Config) -> dict[str, Any]:
     """Read, build, train, evaluate, sample, report; returns the results."""
     if config.smoke:
         config = smoke(config)
-    pipelines.check_user_cores(*config.model.cores)
+    pipelines.check_user_cores(config.model.cores, config.model.features, config.model.core_options)
     corpus = read(config)
-    print(corpus.describe(), flush=True)
-    options = {"size": config.vocabulary_size} if config.tokens == "bpe" else {}
+    print(corpus.summary(), flush=True)
+    options = {"vocab_size": config.vocabulary_size} if config.tokens == "bpe" else {}
     vocabulary = data.fit_vocabulary(config.tokens, corpus.train, **options)
     batches = make_batches(config, [vocabulary.encode(text) for text in corpus.train], vocabulary.separator)
     generator = pipelines.TextGenerator(config.model, vocabulary, attention_lookback=config.length + config.context - 1)
@@ -116,11 +116,11 @@ def main(config: Config) -> dict[str, Any]:
         results = {
             "bits_per_character": evaluate(state.averaged)["bits_per_character"],
             "lzma_bits_per_character": lzma,
-            "held_out_characters": corpus.held_out_characters,
+            "held_out_characters": corpus.num_held_out_characters,
             "held_out_overlap": corpus.overlap,
             "text_sha256": corpus.sha256,
-            "near_copies_dropped": corpus.dropped,
-            "train_characters": corpus.train_characters,
+            "near_copies_dropped": corpus.num_dropped,
+            "train_characters": corpus.num_train_characters,
             "parameters": sum(p.size for p in jax.tree.leaves(state.params)),
             "steps": int(state.step),
             "implementations": implementations,
@@ -161,7 +161,7 @@ def make_batches(config: Config, documents: list[Any], separator: int) -> Any:
     if config.batches == "packed":
         return data.PackedDocuments(documents, separator=separator, **sizes)
     kind = data.ContiguousStreams if config.batches == "streams" else data.RandomCrops
-    return kind(data.joined(documents, separator=separator), **sizes)
+    return kind(data.join_documents(documents, separator=separator), **sizes)
 
 
 def fingerprint_of(config: Config, batches: Any, corpus: data.Corpus) -> str:
@@ -204,7 +204,7 @@ def make_evaluation(config: Config, generator: pipelines.TextGenerator, corpus: 
             carry, entropy = step(params, carry, batch)
             nats += float(entropy.total)
         bits = nats / math.log(2) + escapes
-        return {"loss": nats / batches.num_tokens, "bits_per_character": bits / corpus.held_out_characters}
+        return {"loss": nats / batches.num_tokens, "bits_per_character": bits / corpus.num_held_out_characters}
 
     return evaluate
 

@@ -111,17 +111,17 @@ def main(config: Config) -> dict[str, Any]:
     """Read, build, train, translate, score, report; returns the results."""
     if config.smoke:
         config = smoke(config)
-    pipelines.check_user_cores(*config.model.cores)
+    pipelines.check_user_cores(config.model.cores, config.model.features)
     corpus = config.task.corpus(config.split_seed, 32 if config.smoke else 1000)
-    print(corpus.describe(), flush=True)
+    print(corpus.summary(), flush=True)
     translator = make_translator(config, corpus)
     model, ends = (
         translator.model,
         {"separator": translator.target.separator, "source_end": translator.source.separator},
     )
     pairs = translator.encode_pairs(corpus.train)
-    batches = data.BucketedPairs(pairs, config.batch_size, buckets=config.buckets, seed=config.seed, **ends)
-    print(f"batches of {config.batch_size}: shapes {batches.shapes}, {batches.filled:.0%} filled", flush=True)
+    batches = data.BucketedPairs(pairs, config.batch_size, num_buckets=config.buckets, seed=config.seed, **ends)
+    print(f"batches of {config.batch_size}: shapes {batches.shapes}, {batches.fill_ratio:.0%} filled", flush=True)
     key, init_key = jax.random.split(jax.random.key(config.seed))
     arrays = inputs(batches(0))
     jax.eval_shape(model.init, init_key, *arrays)  # options that do not fit raise before a folder is made
@@ -131,7 +131,7 @@ def main(config: Config) -> dict[str, Any]:
     fingerprint = batches.fingerprint + corpus.sha256
     with training.Run.open(config.run, config, fingerprint=fingerprint, allow_config_change=change) as run:
         translator.save(run)
-        run.write("pairs.json", {"description": corpus.describe(), "skipped": corpus.skipped})
+        run.write("pairs.json", {"description": corpus.summary(), "skipped": corpus.skipped})
         params = jax.jit(model.init)(init_key, *arrays)["params"]
         optimizer = training.make_optimizer(config.optimizer, config.train.steps)
         state = training.create_state(params, optimizer, key=key)
@@ -183,7 +183,7 @@ def make_translator(config: Config, corpus: data.ParallelCorpus) -> pipelines.Tr
     sides = [[pair[side] for pair in corpus.train] for side in (0, 1)]
     if config.model.tied == "all":
         sides = [sides[0] + sides[1]] * 2
-    options = {"size": config.vocabulary_size} if config.tokens == "bpe" else {}
+    options = {"vocab_size": config.vocabulary_size} if config.tokens == "bpe" else {}
     source, target = (data.fit_vocabulary(config.tokens, side, **options) for side in sides)
     longest, held_out = (max(len(target.encode(b)) for _, b in part) for part in (corpus.train, corpus.held_out))
     max_length = max(config.task.length_extrapolation * (longest + longest // 2), held_out) + 1
@@ -193,7 +193,7 @@ def make_translator(config: Config, corpus: data.ParallelCorpus) -> pipelines.Tr
 
 def inputs(batch: data.PairBatch) -> tuple[Any, ...]:
     """The model's arguments in training: teacher forcing."""
-    return batch.source, batch.tokens, batch.source_segment_ids, batch.segment_ids
+    return batch.source_tokens, batch.tokens, batch.source_segment_ids, batch.segment_ids
 
 
 def make_loss(config: Config, model: EncoderDecoder) -> Callable:
@@ -219,7 +219,7 @@ def make_evaluation(translator: pipelines.Translator, corpus: data.ParallelCorpu
     pairs = corpus.held_out[:256]
     encoded, greedy = translator.encode_pairs(pairs), translator.with_search(pipelines.SearchConfig())
     ends = {"separator": translator.target.separator, "source_end": translator.source.separator}
-    batches = data.BucketedPairs(encoded, min(64, len(encoded)), buckets=1, **ends)
+    batches = data.BucketedPairs(encoded, min(64, len(encoded)), num_buckets=1, **ends)
 
     @jax.jit
     def entropy(params: Any, batch: data.PairBatch) -> Any:

@@ -11,8 +11,8 @@ from typing import Any, ClassVar, Literal, Protocol, TypeAlias
 import flax.linen as nn
 
 from jaxseq.cores import Pointwise, Stacked, block, make_core
-from jaxseq.decoders import Bridge, make_decoder
-from jaxseq.encoders import make_encoder
+from jaxseq.decoders import Bridge, Decoder, make_decoder
+from jaxseq.encoders import Encoder, TextEncoder, make_encoder
 from jaxseq.layers import ATTENTIONS, Embedding
 from jaxseq.models.encoder_decoder import EncoderDecoder
 from jaxseq.models.language_model import LanguageModel
@@ -296,7 +296,7 @@ def _cores(*names: str) -> tuple[str, ...]:
 
 def _recurrent_encoder(
     name: str, features: int, layers: int, bidirectional: bool, num_heads: int, **common: Any
-) -> nn.Module:
+) -> Encoder:
     """An encoder of cores without feed-forward layers, or of Transformer blocks."""
     hidden = 4 * features if name == "transformer" else None
     options: dict[str, Any] = {"bidirectional": bidirectional, "num_heads": num_heads, "feed_forward": hidden}
@@ -305,16 +305,16 @@ def _recurrent_encoder(
 
 def _bridge(encoder: str, bidirectional: bool, bridge: str, precision: Precision) -> Bridge:
     """A summary of the last positions of both directions if there are two, else the mean over positions."""
-    ends = bidirectional and encoder != "transformer"
-    return Bridge("ends" if ends else "mean", initial=bridge == "initial", **dtypes(precision))
+    both = bidirectional and encoder != "transformer"
+    return Bridge("first_and_last" if both else "mean", initial=bridge == "initial", **dtypes(precision))
 
 
 def _translator(
     config: Any,
     source_size: int,
     target_size: int,
-    encoder: nn.Module,
-    decoder: Any,
+    encoder: Encoder,
+    decoder: Decoder,
     bridge: Bridge | None,
     width: int | None = None,
     scale_embeddings: bool = True,
@@ -325,8 +325,7 @@ def _translator(
     source = Embedding(source_size, width, scale=scale if config.encoder == "transformer" else 1.0, **types)
     target = Embedding(target_size, width, scale=scale if config.decoder == "transformer" else 1.0, **types)
     return EncoderDecoder(
-        source,
-        encoder,
+        TextEncoder(source, encoder, config.dropout),
         source if config.tied == "all" else target,
         decoder,
         head=nn.Dense(target_size, **types) if config.tied == "none" else None,

@@ -29,14 +29,14 @@ class Dates:
 
     def corpus(self, seed: int, num_held_out_pairs: int) -> data.ParallelCorpus:
         """Training and held-out pairs."""
-        counts: dict[str, Any] = {"number": self.num_pairs, "held_out_number": num_held_out_pairs}
-        return data.date_pairs(self.source, self.target, most=self.dates_per_line, seed=seed, **counts)
+        counts: dict[str, Any] = {"num_pairs": self.num_pairs, "num_held_out_pairs": num_held_out_pairs}
+        return data.date_pairs(self.source, self.target, dates_per_line=self.dates_per_line, seed=seed, **counts)
 
     def longer_pairs(self, seed: int, num_pairs: int) -> Pairs:
         """So many pairs of each number of dates beyond the training pairs'."""
         counts = range(self.dates_per_line + 1, self.length_extrapolation * self.dates_per_line + 1)
-        common: dict[str, Any] = {"years": data.held_out_years(seed=seed), "number": num_pairs, "seed": seed + 1}
-        lists = [data.date_lists(self.source, self.target, count=count, **common) for count in counts]
+        common: dict[str, Any] = {"years": data.held_out_years(seed=seed), "num_pairs": num_pairs, "seed": seed + 1}
+        lists = [data.date_lists(self.source, self.target, dates_per_line=count, **common) for count in counts]
         return [pair for pairs in lists for pair in pairs]
 
 
@@ -77,7 +77,7 @@ class Words:
 
     def corpus(self, seed: int, num_held_out_pairs: int) -> data.ParallelCorpus:
         """Training and held-out pairs."""
-        counts: dict[str, Any] = {"number": self.num_pairs, "held_out_number": num_held_out_pairs}
+        counts: dict[str, Any] = {"num_pairs": self.num_pairs, "num_held_out_pairs": num_held_out_pairs}
         return data.number_pairs(self.language, direction="words", seed=seed, **counts)
 
     def longer_pairs(self, seed: int, num_pairs: int) -> Pairs:
@@ -101,7 +101,7 @@ class Digits:
 
     def corpus(self, seed: int, num_held_out_pairs: int) -> data.ParallelCorpus:
         """Training and held-out pairs."""
-        counts: dict[str, Any] = {"number": self.num_pairs, "held_out_number": num_held_out_pairs}
+        counts: dict[str, Any] = {"num_pairs": self.num_pairs, "num_held_out_pairs": num_held_out_pairs}
         return data.number_pairs(self.language, direction="digits", seed=seed, **counts)
 
     def longer_pairs(self, seed: int, num_pairs: int) -> Pairs:
@@ -126,12 +126,12 @@ class Reversal:
     def corpus(self, seed: int, num_held_out_pairs: int) -> data.ParallelCorpus:
         """Training and held-out pairs: a tenth of the strings, however many."""
         del num_held_out_pairs
-        return data.reversal_pairs(longest=self.max_string_length, number=self.num_pairs, seed=seed)
+        return data.reversal_pairs(max_string_length=self.max_string_length, num_pairs=self.num_pairs, seed=seed)
 
     def longer_pairs(self, seed: int, num_pairs: int) -> Pairs:
         """So many pairs of each length beyond the training pairs'."""
         lengths = range(self.max_string_length + 1, self.length_extrapolation * self.max_string_length + 1)
-        made = [data.random_strings(length=length, number=num_pairs, seed=seed + 1) for length in lengths]
+        made = [data.random_strings(length=length, num_strings=num_pairs, seed=seed + 1) for length in lengths]
         return [(text, text[::-1]) for texts in made for text in texts]
 
 

@@ -11,7 +11,6 @@ import numpy as np
 from jax.tree_util import Partial
 
 from jaxseq import data, decoding, plotting, training
-from jaxseq.decoders import last_attention_weights
 from jaxseq.models import Encoded, alignment
 from jaxseq.models.configs import AttentionTranslator, RNNTranslator, TransformerTranslator
 from jaxseq.pipelines.saved import Pipeline
@@ -122,7 +121,9 @@ class Translator(Pipeline):
         """The translation of each text."""
         sources = [self.source.encode(text) for text in texts]
         found = [""] * len(texts)
-        batches = data.HeldOutPairs(sources, BATCH_SIZE, source_end=self.source.separator, buckets=self.num_buckets)
+        batches = data.BucketedSources(
+            sources, BATCH_SIZE, source_end=self.source.separator, num_buckets=self.num_buckets
+        )
         for batch in batches:
             tokens, lengths = self._search_batch({"params": params}, batch)
             for index, row, length in zip(batch.indices, tokens, lengths, strict=False):
@@ -131,8 +132,8 @@ class Translator(Pipeline):
 
     def _search_batch(self, variables: PyTree, batch: data.SourceBatch) -> tuple[np.ndarray, np.ndarray]:
         """Tokens and lengths of the best hypothesis of each row."""
-        rows, end = (len(batch.source),), self.target.separator
-        encoded: Encoded = self._encode(variables, batch.source, batch.source_segment_ids)
+        rows, end = (len(batch.source_tokens),), self.target.separator
+        encoded: Encoded = self._encode(variables, batch.source_tokens, batch.source_segment_ids)
         carry = self._initial_carry(variables, encoded, rows, self.max_length)
         step = decoding.step_of(Partial(self._decode, variables))
         first_tokens = np.full(rows, end, np.int32)
@@ -143,7 +144,7 @@ class Translator(Pipeline):
         coverage = None
         if self.search.coverage:
             mask = jnp.asarray(batch.source_segment_ids != 0)
-            coverage = decoding.Coverage(last_attention_weights, self.search.coverage, mask)
+            coverage = decoding.Coverage(self.model.last_attention_weights, self.search.coverage, mask)
         normalization, beams = self.search.normalization, self.search.beams
         options = decoding.BeamOptions(beams, 1, normalization=normalization, coverage=coverage)
         found = decoding.beam_search(step, carry, first_tokens, options, **common)

@@ -10,14 +10,14 @@ from jaxseq import training
 from jaxseq.models.configs import AttentionTranslator, LanguageModelConfig
 from jaxseq.pipelines import Reversal
 
-WORDS = "the quick brown fox jumps over the lazy dog, and the café ☃ does not mind at all. ABCDEFGH".split()
+TEXT = "the quick brown fox jumps over the lazy dog, and the café ☃ does not mind at all. ABCDEFGH"
 
 
 def write_book(folder: Path) -> Path:
     """A text file: words in a random order, so that no part is a copy of another."""
     random = np.random.default_rng(0)
     file = folder / "book.txt"
-    file.write_text("\n\n".join(" ".join(random.choice(WORDS, 40)) for _ in range(60)), encoding="utf-8")
+    file.write_text("\n\n".join(" ".join(random.choice(TEXT.split(), 40)) for _ in range(60)), encoding="utf-8")
     return file
 
 

@@ -36,7 +36,7 @@ def load(run: Path) -> pipelines.LoadedRun[TextGenerator]:
 
 def untrained(config: language_model.Config) -> Path:
     """What a run leaves at its first step, without the time that training takes to compile."""
-    options = {"size": config.vocabulary_size} if config.tokens == "bpe" else {}
+    options = {"vocab_size": config.vocabulary_size} if config.tokens == "bpe" else {}
     vocabulary = data.fit_vocabulary(config.tokens, language_model.read(config).train, **options)
     generator = TextGenerator(config.model, vocabulary, attention_lookback=config.length - 1)
     inputs = generator.model.initial_carry((1,)), np.zeros((1, 1), np.int32)
@@ -282,7 +282,18 @@ def test_wrong_options_are_said(run, options, said):
         (lambda folder: edit(folder, features=16), r"step 6 .* belongs to another state"),
         (lambda folder: edit(folder, layers=0), "layers must be at least 1, not 0"),
     ],
-    ids=["none", "no-config", "another", "unknown", "no-object", "no-json", "no-vocabulary", "no-checkpoint", "model", "value"],
+    ids=[
+        "none",
+        "no-config",
+        "another",
+        "unknown",
+        "no-object",
+        "no-json",
+        "no-vocabulary",
+        "no-checkpoint",
+        "model",
+        "value",
+    ],
 )
 def test_a_folder_that_is_no_such_run_is_said(run, tmp_path, change, said):
     shutil.copytree(run, tmp_path / "run")
@@ -308,4 +319,6 @@ def test_the_command_line_prints_a_text_and_says_one_line_when_it_cannot(run):
     assert good.stdout.count("--- ") == 4
     bad = call("--beams", "2", "--temperature", "0.8")
     assert bad.returncode == 1 and not bad.stdout
-    assert bad.stderr.startswith("error: beams=2 belongs to beam search, temperature=0.8") and bad.stderr.count("\n") == 1
+    assert (
+        bad.stderr.startswith("error: beams=2 belongs to beam search, temperature=0.8") and bad.stderr.count("\n") == 1
+    )

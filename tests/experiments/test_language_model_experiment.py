@@ -204,7 +204,7 @@ def test_an_empty_text_is_refused(tmp_path):
 def test_a_folder_of_another_config_is_refused_with_the_difference(language_model_run):
     config, _ = language_model_run
     before = {f: f.read_bytes() for f in config.run.rglob("*") if f.is_file()}
-    with pytest.raises(ConfigMismatchError, match="model.features: 8 -> 16"):
+    with pytest.raises(ConfigMismatchError, match=r"model\.features: 8 -> 16"):
         main(dataclasses.replace(config, model=dataclasses.replace(config.model, features=16)))
     assert before == {f: f.read_bytes() for f in config.run.rglob("*") if f.is_file()}
 
