@@ -90,7 +90,7 @@ def sample(
     step: AnyStep,
     carry: Carry,
     first_tokens: Integer[np.ndarray | Array, "*B"],
-    options: SamplingOptions = SamplingOptions(),  # noqa: B008
+    options: SamplingOptions = SamplingOptions(),
     *,
     key: Key[Array, "..."],
     max_length: int,

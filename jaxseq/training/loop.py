@@ -33,7 +33,8 @@ IN_FLIGHT = 2
 class TrainConfig:
     """The length of training, truncation, averaging, and the intervals of logging, evaluation and checkpoints."""
 
-    steps: int = 1000
+    steps: int | None = 1000
+    """Training steps; None where the experiment's model decides."""
     truncation: TruncationMode = "zero"
     """The carry at the start of a chunk: initial (zero), the previous chunk's (carry), or recomputed (recompute)."""
     ema_decay: float | None = None
@@ -91,9 +92,12 @@ def fit(
 
     Raises:
         NonfiniteError: ``max_consecutive_nonfinite`` steps in a row were skipped; the last finite parameters are saved.
+        ValueError: ``config.steps`` is None.
         ConfigMismatchError: the run has already made more steps than ``config.steps``.
         CheckpointError: the run's checkpoints are corrupted, or belong to another state.
     """
+    if config.steps is None:
+        raise ValueError("train steps must be given, not None")
     loop = _Loop(loss, state, optimizer, batches, run, config, evaluate, writers)
     try:
         return loop.train()
