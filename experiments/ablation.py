@@ -195,7 +195,7 @@ def make_runs(config: Config, kind: type, folder: Path, failed: dict[str, str]) 
             asked, earlier = training.to_json(made), training.read_json(path.with_name(f"asked-{path.name}.json"))
             changes = field_differences(earlier or asked, asked, {"run"} | resumable_fields(made))
             if changes:
-                raise training.ConfigMismatchError(f"{path} was made by another config:\n  " + "\n  ".join(changes))
+                raise training.ConfigMismatchError(f"{path} was made with another config:\n  " + "\n  ".join(changes))
             if earlier and (path / "results.json").exists():
                 finished[index, seed] = read_finished_run(path, kind)
             else:
@@ -262,4 +262,4 @@ def variant_rows(groups: RunsByVariant, comparisons: dict[str, dict[str, analysi
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a run in progress is interrupted, too
-    training.command_line(main, Config, __doc__)
+    training.run_cli(main, Config, __doc__)

@@ -260,4 +260,4 @@ def in_words(options: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    training.command_line(main, Config, __doc__, resumes=False)
+    training.run_cli(main, Config, __doc__, resumable=False)

@@ -114,7 +114,7 @@ def main(config: Config) -> dict[str, Any]:
         state = training.fit(make_loss(model), state, optimizer, batches, run, config.train, evaluate=evaluate)
 
         results = {
-            "bits_per_character": evaluate(state.averaged)["bits_per_character"],
+            "bits_per_character": evaluate(state.eval_params)["bits_per_character"],
             "lzma_bits_per_character": lzma,
             "held_out_characters": corpus.num_held_out_characters,
             "held_out_overlap": corpus.overlap,
@@ -129,7 +129,7 @@ def main(config: Config) -> dict[str, Any]:
         run.write_results(results)
         sampling = decoding.SamplingOptions(config.temperature if config.samples else 1.0)
         length = config.sample_length
-        texts = generator.sample(state.averaged, config.samples, sampling, key=sample_key, max_length=length)
+        texts = generator.sample(state.eval_params, config.samples, sampling, key=sample_key, max_length=length)
         report = training.write_report(run, title=f"Language model: {config.model.core}", samples=texts)
     print(
         f"held-out text: {results['bits_per_character']:.3f} bits per character "
@@ -210,4 +210,4 @@ def make_evaluation(config: Config, generator: pipelines.TextGenerator, corpus: 
 
 
 if __name__ == "__main__":
-    training.command_line(main, Config, __doc__)
+    training.run_cli(main, Config, __doc__)

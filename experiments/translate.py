@@ -85,4 +85,4 @@ def read(config: Config) -> list[str]:
 
 
 if __name__ == "__main__":
-    training.command_line(main, Config, __doc__, resumes=False)
+    training.run_cli(main, Config, __doc__, resumable=False)

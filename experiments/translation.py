@@ -146,8 +146,8 @@ def main(config: Config) -> dict[str, Any]:
         evaluate = make_evaluation(translator, corpus)
         state = training.fit(loss, state, optimizer, scheduled, run, config.train, evaluate=evaluate)
         results = {
-            **score(config, translator, state.averaged, corpus, run),
-            **alignment_accuracy(config, translator, state.averaged, corpus),
+            **score(config, translator, state.eval_params, corpus, run),
+            **alignment_accuracy(config, translator, state.eval_params, corpus),
             "held_out_pairs": len(corpus.held_out),
             "train_pairs": len(corpus.train),
             "pairs_sha256": corpus.sha256,
@@ -157,7 +157,7 @@ def main(config: Config) -> dict[str, Any]:
             "train_seconds": run.train_seconds,
         }
         run.write_results(results)
-        report = write_report(config, translator, state.averaged, corpus, run)
+        report = write_report(config, translator, state.eval_params, corpus, run)
     print(
         f"held out: {results['exact_match']:.2%} exactly right, "
         f"BLEU {results['bleu']:.2f}, chrF {results['chrf']:.2f}\n"
@@ -295,4 +295,4 @@ def write_report(
 
 
 if __name__ == "__main__":
-    training.command_line(main, tyro.conf.CascadeSubcommandArgs[Config], __doc__)
+    training.run_cli(main, tyro.conf.CascadeSubcommandArgs[Config], __doc__)

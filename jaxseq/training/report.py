@@ -10,10 +10,10 @@ import jinja2
 from markupsafe import Markup, escape
 
 from jaxseq.plotting.training_curves import draw_training_curves
-from jaxseq.training.files import write_atomic
+from jaxseq.training.files import JSON, write_atomic
 from jaxseq.training.metrics import read_json_lines
 from jaxseq.training.run import Run
-from jaxseq.training.settings import JSON, flatten
+from jaxseq.training.settings import flatten
 
 TEMPLATE = "report.html.jinja"
 

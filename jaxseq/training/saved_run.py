@@ -7,8 +7,9 @@ from typing import TypeVar
 
 from jaxseq.training.checkpoints import Checkpoints, Restored
 from jaxseq.training.errors import RunFolderError
+from jaxseq.training.files import JSON
 from jaxseq.training.run import CHECKPOINTS, CONFIG, read_json
-from jaxseq.training.settings import JSON, from_json
+from jaxseq.training.settings import from_json
 from jaxseq.typing import PyTree
 
 C = TypeVar("C")

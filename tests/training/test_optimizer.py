@@ -1,5 +1,6 @@
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +8,7 @@ import optax
 import pytest
 
 from jaxseq.training import OptimizerConfig, make_optimizer
-from jaxseq.training.optimizer import OPTIMIZERS, make_schedule, read_report
+from jaxseq.training.optimizer import OPTIMIZERS, find_update_stats, make_schedule
 
 PARAMS = {"kernel": jnp.ones((2, 3)), "bias": jnp.ones((3,))}
 
@@ -24,7 +25,7 @@ def updates_of(config, scales, steps=10):
     for scale in scales:
         change, state = update(gradients(scale), state, params)
         params = optax.apply_updates(params, change)
-        reports.append(read_report(state))
+        reports.append(find_update_stats(state))
     return params, reports
 
 
@@ -89,7 +90,7 @@ def test_accumulated_gradients_are_clipped_and_applied_once_as_their_mean():
     assert [int(r.updates) for r in reports] == [0, 1, 1, 2]
     assert [int(r.clipped) for r in reports] == [0, 1, 1, 1]
     np.testing.assert_allclose(reports[-1].gradient_norm, 2.4, rtol=1e-6)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), whole, parts)
+    chex.assert_trees_all_close(whole, parts, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,13 @@ from html.parser import HTMLParser
 import pytest
 from tiny_training import Config
 
-from jaxseq.training import JsonLines, Run, write_report
+from jaxseq.training import JsonLinesWriter, Run, write_report
 
 
 @pytest.fixture
 def run(tmp_path):
     with Run.open(tmp_path / "run", Config(), fingerprint="abc") as run:
-        lines = JsonLines(run.metrics)
+        lines = JsonLinesWriter(run.metrics)
         for step in range(10, 1010, 10):
             row = {"tokens": step * 512, "loss": 1.2 + 3 * math.exp(-step / 200), "train_seconds": step / 4}
             row |= {"learning_rate": 0.01 * (1 - step / 1010), "gradient_norm": 0.2 + math.sin(step) ** 2}
@@ -115,6 +115,6 @@ def test_without_matplotlib_there_is_a_note_and_no_figure(run, monkeypatch, caps
 
 
 def test_rows_that_are_not_finite_are_left_out_of_the_figures(run):
-    JsonLines(run.metrics).write(2000, {"tokens": 99, "loss": math.nan, "gradient_norm": math.inf})
+    JsonLinesWriter(run.metrics).write(2000, {"tokens": 99, "loss": math.nan, "gradient_norm": math.inf})
     assert len(read(write_report(run).read_text()).found) == 3
     assert json.loads(run.metrics.read_text().splitlines()[-1])["loss"] is None

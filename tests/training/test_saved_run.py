@@ -77,4 +77,4 @@ def test_what_cannot_be_read_is_one_line_that_says_why(run, tmp_path):
     said = refused(lambda: saved.config_as(Other))
     assert "another experiment: config does not fit the fields of Other: unknown width (known: height)" in said
     (run.path / "config.json").write_text("{")
-    assert "config.json is not readable JSON" in refused(lambda: read_run(run.path))
+    assert "config.json is not valid JSON" in refused(lambda: read_run(run.path))

@@ -113,7 +113,7 @@ class Newer(Config):
 
 def test_fields_that_are_missing_and_unknown_are_named_with_near_matches():
     written = to_json(Config()) | {"aded": 1, "zzz": 2}
-    message = r"missing required; unknown aded \(did you mean added or named\?\); unknown zzz \(known: number, rate, .*nested\)"
+    message = r"missing required; unknown aded \(did you mean added or named\?\); unknown zzz \(known: number, .*"
     with pytest.raises(ValueError, match=message):
         from_json(Newer, written)
 
