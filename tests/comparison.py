@@ -1,4 +1,4 @@
-"""What the tests of ops share: ids with padding anywhere, and the comparison of two trees."""
+"""Shared by the tests of ops: ids with padding anywhere, and the comparison of two trees."""
 
 import functools
 from typing import Any

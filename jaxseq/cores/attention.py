@@ -50,8 +50,8 @@ class SlidingCache(Cache):
         return
 
 
-class _Stretch(NamedTuple):
-    """Position and document (0: padding) of every place in a stretch of time."""
+class _Steps(NamedTuple):
+    """Position and document (0: padding) of each step of an input or slot of a cache."""
 
     positions: Int[Array, "*B T"]
     documents: Int[Array, "*B T"]
@@ -63,13 +63,13 @@ class Attention(Core):
     ``y = softmax(q kᵀ / √H + causal mask) v W_o``. ``positions`` is ``"rotary"`` (Su et al. 2021), ``"alibi"`` (Press
     et al. 2022) or ``"none"``; ``window`` lets a position see itself and the ``window - 1`` before it. ``soft_cap``
     bounds the scaled scores, ``cap · tanh(scores / cap)``, before mask and ALiBi (Gemma 2, arXiv:2408.00118).
-    Unless given, there is one head for every 64 features where that divides, else one head. ``use_bias`` gives all four
+    ``num_heads=None`` means one head for every 64 features if 64 divides them, else one. ``use_bias`` gives all four
     projections a bias. Weights can be captured (``jaxseq.layers.capture_weights``), over the slots of a cache too.
 
     ``initial_carry(..., context)`` keeps ``context`` earlier positions (a window needs ``window - 1`` at most): the
     splitting law is exact while the history fits. ``context=0``, for training on whole sequences, keeps nothing.
-    Rotary angles are of the absolute position in float32, which runs on over documents: a stream begun at position
-    100,000 differs from the same one begun at 0 by about 1e-3 (a split never does).
+    Rotary angles are of the absolute position in float32, which continues over documents: a stream that starts at
+    position 100,000 differs from the same one at 0 by about 1e-3 (a split never does).
 
     Raises:
       ValueError: heads do not divide features, key-value heads do not divide heads, the head size is odd with
@@ -135,11 +135,11 @@ class Attention(Core):
         if not slots:
             out = self._attend(query, key, value, here, here, segment_ids is not None)
         elif xs.shape[-2] == 1:
-            there = _Stretch(after.positions, after.documents)
+            there = _Steps(after.positions, after.documents)
             out = self._attend(query, after.keys, after.values, here, there, cached=True)
         else:
             keys, values = (jnp.concatenate(pair, -3) for pair in ((carry.keys, key), (carry.values, value)))
-            seen = _Stretch(carry.positions, carry.documents)
+            seen = _Steps(carry.positions, carry.documents)
             there = jax.tree.map(lambda a, b: jnp.concatenate([a, b], -1), seen, here)
             out = self._attend(query, keys, values, here, there, cached=True)
         out = out.reshape(*xs.shape[:-1], heads * size)
@@ -157,14 +157,14 @@ class Attention(Core):
         query: Float[Array, "*B T N H"],
         key: Float[Array, "*B S M H"],
         value: Float[Array, "*B S M H"],
-        here: _Stretch,
-        there: _Stretch,
+        here: _Steps,
+        there: _Steps,
         placed: bool = True,
         cached: bool = False,
     ) -> Float[Array, "*B T N H"]:
-        """Attention under the mask; ``placed=False``: no padding, no cache, so places are just 0, 1, 2, ...
+        """Attention under the mask; ``placed=False``: no padding and no cache, so positions are 0, 1, 2, ...
 
-        What a cache holds is finite, in empty slots too (and so is padding, which was zeroed on entry).
+        All keys and values are finite: a cache's empty slots are zeros, and padding was zeroed on entry.
         """
         if query.shape[-3] == 0:
             return query
@@ -182,21 +182,21 @@ class Attention(Core):
         return attention(query, key, value, implementation=self.implementation, **options)
 
 
-def _places(carry: Cache, shape: tuple[int, ...], segment_ids: SegmentIds | None) -> tuple[_Stretch, Cache]:
-    """Where every position of the stretch stands, and the carry after it (its slots not yet written)."""
+def _places(carry: Cache, shape: tuple[int, ...], segment_ids: SegmentIds | None) -> tuple[_Steps, Cache]:
+    """The position and document of each step, and the carry after the input (its slots not yet written)."""
     if segment_ids is None:
         order = jnp.broadcast_to(jnp.arange(shape[-1], dtype=jnp.int32), shape)
         document = jnp.maximum(carry.document, 1)
-        here = _Stretch(carry.position[..., None] + order, jnp.broadcast_to(document[..., None], shape))
+        here = _Steps(carry.position[..., None] + order, jnp.broadcast_to(document[..., None], shape))
         last = jnp.where(carry.segment_id == 0, 1, carry.segment_id)
         return here, carry._replace(position=carry.position + shape[-1], document=document, segment_id=last)
     ids = segment_ids.astype(jnp.int32)
     real = segments.is_real(ids)
     starts = segments.starts(ids, carry.segment_id)
-    count, begun = (jnp.cumsum(marks, axis=-1, dtype=jnp.int32) for marks in (real, starts))
+    count, started = (jnp.cumsum(marks, axis=-1, dtype=jnp.int32) for marks in (real, starts))
     document = jnp.where(real.any(-1), jnp.maximum(carry.document, 1), carry.document)
-    documents = document[..., None] + begun
-    here = _Stretch(jnp.where(real, carry.position[..., None] + count - 1, -1), jnp.where(real, documents, 0))
+    documents = document[..., None] + started
+    here = _Steps(jnp.where(real, carry.position[..., None] + count - 1, -1), jnp.where(real, documents, 0))
     after = carry._replace(
         position=carry.position + real.sum(-1, dtype=jnp.int32),
         document=document + starts.sum(-1, dtype=jnp.int32),
@@ -205,8 +205,8 @@ def _places(carry: Cache, shape: tuple[int, ...], segment_ids: SegmentIds | None
     return here, after
 
 
-def _written(carry: Cache, key: Float[Array, "*B T M H"], value: Float[Array, "*B T M H"], here: _Stretch) -> Cache:
-    """The cache with the last real positions of the stretch in their slots."""
+def _written(carry: Cache, key: Float[Array, "*B T M H"], value: Float[Array, "*B T M H"], here: _Steps) -> Cache:
+    """The cache with the last real positions of the input in their slots."""
     slots = carry.positions.shape[-1]
     if not slots:
         return carry
@@ -225,13 +225,13 @@ def _written(carry: Cache, key: Float[Array, "*B T M H"], value: Float[Array, "*
 
 
 def _write(old: Array, slot: Array, new: Array) -> Array:
-    """Each new row in its slot; ``slot = slots`` is nowhere."""
+    """Writes each new row to its slot; ``slot = slots`` drops it."""
     return old.at[slot].set(new, mode="drop")
 
 
 def _write_one(old: Array, slot: Array, new: Array) -> Array:
-    """The same for a single row, beside one that goes nowhere: a scatter of one row alone is fused into all that reads
-    the cache, for which XLA then copies the whole of it, several times a step.
+    """Writes a single row together with one that is dropped: XLA fuses a scatter of one row into all readers of the
+    cache, and then copies the whole cache several times a step.
     """
     nowhere = jnp.full_like(slot, old.shape[0])
     return _write(old, jnp.concatenate([slot, nowhere]), jnp.concatenate([new, new]))

@@ -21,9 +21,10 @@ class Delta(StateCore):
 
     Yang, Kautz & Hatamizadeh 2024 (arXiv:2412.06464). q, k and v are linear maps of the input that go through a causal
     depthwise convolution over 4 inputs and SiLU; then q is divided by ``sqrt(|q|² + 1e-6)``, and k alike. For each head
-    ``β = σ(x W_β)`` and ``log α = -exp(A_log) softplus(x W_α + b)``. What comes out is
-    ``(RMSNorm(y) ⊙ SiLU(x W_g)) W_o``, each head normalised. Keys and values are ``features / num_heads`` wide; there
-    is one head for every 64 features where that divides, else one, unless given. A_log and b begin as in Mamba-2.
+    ``β = σ(x W_β)`` and ``log α = -exp(A_log) softplus(x W_α + b)``. The output is
+    ``(RMSNorm(y) ⊙ SiLU(x W_g)) W_o``, each head normalised. Keys and values are ``features / num_heads`` wide;
+    ``num_heads=None`` means one head for every 64 features if 64 divides them, else one. A_log and b are initialised
+    as in Mamba-2.
 
     Raises:
       ValueError: heads do not divide features.

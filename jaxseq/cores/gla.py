@@ -24,7 +24,7 @@ class GLA(StateCore):
 
     ``α_t = σ(x_t W_1 W_2 + b)^(1/16)``, ``S_t = diag(α_t) S_{t-1} + k_tᵀ v_t``, ``o_t = q_t S_t`` for every head; then
     ``y_t = (swish(x_t W_r + b_r) ⊙ LayerNorm(o_t)) W_o``, the norm by head. W_1 has 16 columns. Keys are half as wide
-    as values where that divides. Unless given, there is one head for every 64 features where that divides, else one.
+    as values where that divides. ``num_heads=None`` means one head for every 64 features if 64 divides them, else one.
 
     Raises:
       ValueError: ``features`` is not divisible by ``num_heads``; the gate's rank or temperature is not positive.

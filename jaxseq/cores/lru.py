@@ -29,7 +29,7 @@ class LRU(StateCore):
     log γ are learned (arXiv:2303.06349, section 3 and appendix A). The kernel named ``B`` holds B's real part, then
     its imaginary part, along the outputs; ``C`` holds Re C, then -Im C, along the inputs.
 
-    ``state_size`` complex numbers are kept (``features`` unless given). Inputs of another width than ``features`` go
+    The state has ``state_size`` complex numbers (None: ``features``). Inputs of another width than ``features`` go
     through a linear map to ``features`` first.
 
     Raises:
@@ -42,7 +42,7 @@ class LRU(StateCore):
     max_phase: float = 2 * math.pi
 
     def _size(self) -> int:
-        """How many complex numbers the state has; the options are checked."""
+        """The number of complex numbers in the state; checks the options."""
         if not 0 <= self.r_min < self.r_max <= 1:
             raise ValueError(f"the ring needs 0 <= r_min < r_max <= 1, got r_min={self.r_min}, r_max={self.r_max}")
         if not 0 < self.max_phase <= 2 * math.pi:

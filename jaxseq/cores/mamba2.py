@@ -27,7 +27,7 @@ class Mamba2(StateCore):
 
     Dao & Gu 2024 (arXiv:2405.21060). ``z, x, B, C, Δ`` are linear maps of the input; x (``expand`` times ``features``
     wide), B and C (``state_size`` wide, shared by all heads) then go through a causal depthwise convolution over 4
-    inputs and SiLU. For each head ``Δ = softplus(Δ + b)`` and ``a = -exp(A_log)``. What comes out is
+    inputs and SiLU. For each head ``Δ = softplus(Δ + b)`` and ``a = -exp(A_log)``. The output is
     ``RMSNorm(y ⊙ SiLU(z)) W_o``. Heads are 64 wide where that divides ``expand · features``, else there is one head,
     unless ``num_heads`` says otherwise. At first -a is uniform between 1 and 16, ``softplus(b)`` log-uniform between
     0.001 and 0.1.

@@ -20,8 +20,8 @@ class MLSTM(StateCore):
     ``q, v = x W + b``, ``k = x W_k / √H + b_k``; for every head ``i = exp(x·w_i + b_i)`` and ``f = σ(x·w_f + b_f)``;
     ``C = f C + i v kᵀ``, ``n = f n + i k``, ``h = σ(x W_o + b_o) ⊙ C q / max(|nᵀ q|, 1)``. This is the paper's cell
     without the block around it: no projections up and down, no convolution before queries and keys, no norm by head, no
-    skip. The forget gate's bias begins at 3 to 6 over the heads, the input gate's weights at 0, as in the authors'
-    code. Unless given, there is one head for every 64 features where that divides, else one.
+    skip. The forget gate's bias is initialised at 3 to 6 over the heads, the input gate's weights at 0, as in the
+    authors' code. ``num_heads=None`` means one head for every 64 features if 64 divides them, else one.
 
     Raises:
       ValueError: ``features`` is not divisible by ``num_heads``.

@@ -20,7 +20,7 @@ class RGLRU(StateCore):
 
     ``r_t = σ(W_a x_t + b_a)``, ``i_t = σ(W_x x_t + b_x)``, ``a_t = exp(-8 softplus(Λ) ⊙ r_t)``, with W_a and W_x
     block-diagonal over ``num_heads`` (one head for every 64 features where that divides, else one, unless given). Λ
-    begins such that ``exp(-8 softplus(Λ))`` is uniform between 0.9 and 0.999.
+    is initialised such that ``exp(-8 softplus(Λ))`` is uniform between 0.9 and 0.999.
 
     This is the layer alone. Griffin's recurrent block also has linear maps before and after it, a causal convolution
     over 4 steps ahead of it and a GeLU branch that multiplies its output; none of these is in here. Inputs of

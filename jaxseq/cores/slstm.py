@@ -12,10 +12,10 @@ class SLSTM(StateCore):
     """sLSTM, gates i, f, g, o (Beck et al. 2024, arXiv:2405.04517, eq. 8-17).
 
     ``i = exp(·)``, ``f, o = σ(·)``, ``g = tanh(·)`` of ``x_t W + b + h_{t-1} R``; ``c_t = f ⊙ c_{t-1} + i ⊙ g``;
-    ``n_t = f ⊙ n_{t-1} + i``; ``h_t = o ⊙ c_t / n_t``; c and n are kept times ``exp(-m)``, ``m_t = max(log f + m_{t-1},
-    log i)``. The paper allows ``f = exp(·)`` too; σ is taken here. R is block-diagonal over ``num_heads`` (the paper
-    has 4). The forget gate's bias is initialised evenly spaced from 3 to 6 over every head, as the mLSTM's of the same
-    paper.
+    ``n_t = f ⊙ n_{t-1} + i``; ``h_t = o ⊙ c_t / n_t``; the state holds c and n times ``exp(-m)``,
+    ``m_t = max(log f + m_{t-1}, log i)``. The paper allows ``f = exp(·)`` too; this class has σ. R is
+    block-diagonal over ``num_heads`` (the paper has 4). The forget gate's bias is initialised evenly spaced from 3 to 6
+    over every head, as the mLSTM's of the same paper.
 
     Raises:
       ValueError: ``features`` is not divisible by ``num_heads``.

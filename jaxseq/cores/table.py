@@ -1,9 +1,9 @@
-"""The table of cores: a new one is its file and one line here; tests, benchmarks and experiments read it."""
+"""The table of cores, read by tests, benchmarks and experiments: a new core is its file and one line here."""
 
 import ast
 import dataclasses
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +46,10 @@ CORES: dict[str, type[Core]] = {
 
 
 def find_core(name: str) -> type[Core]:
-    """A row of the table, or the class that a user's own file defines: ``FILE.py:CLASS``.
+    """The core of that name in ``CORES``, or the class that a user's own file defines, ``FILE.py:CLASS``.
 
     Raises:
-      ValueError: there is no such row (the known ones are listed), file or class.
+      ValueError: there is no such name (the known ones are listed), file or class, or the file does not import.
     """
     file, colon, attribute = name.rpartition(":")
     if not colon or not file.endswith(".py"):
@@ -72,9 +72,9 @@ def find_core(name: str) -> type[Core]:
 
 
 def make_core(name: str, features: int, options: Sequence[str] = (), **fields: Any) -> Core:
-    """The core of that name, with further fields as a command line gives them: ``["num_heads=8"]``.
+    """The core of that name (``find_core``), with further fields as a command line gives them: ``["num_heads=8"]``.
 
-    Values are Python literals, or else text; they win over ``fields``.
+    Values are Python literals, or else text; they override ``fields``.
 
     Raises:
       ValueError: an unknown core, an option without ``=``, or one that the core does not have.
@@ -87,12 +87,12 @@ def make_core(name: str, features: int, options: Sequence[str] = (), **fields: A
         if not equals or field not in known:
             raise ValueError(f"core {name!r} takes options field=value for {', '.join(known)}; not {option!r}")
         fields[field] = _parsed(option, value, known[field])
-    make: Any = core
+    make: Callable[..., Core] = core
     return make(features=features, **fields)
 
 
-def _parsed(option: str, text: str, field: Any) -> Any:
-    """A Python literal or text, of the default's kind; where that is None, of the kind that the annotation names."""
+def _parsed(option: str, text: str, field: dataclasses.Field) -> Any:
+    """A Python literal or text, of the type of the default; if that is None, of the type that the annotation names."""
     try:
         value = ast.literal_eval(text)
     except (SyntaxError, ValueError):

@@ -122,7 +122,7 @@ def block(
 
 
 class PositionCount(NamedTuple):
-    """How many positions of the document were read."""
+    """The number of positions of the document read so far."""
 
     seen: Int[Array, "*B 1"]
 
@@ -181,6 +181,6 @@ def _counted(
         return before + order, before + shape[-1]
     seen = jnp.cumsum(segments.is_real(segment_ids), axis=-1, dtype=before.dtype)
     start = segments.starts(segment_ids, segments.no_ids(segment_ids))
-    begun = lax.cummax(jnp.where(start, seen - 1, -before), axis=seen.ndim - 1)
-    counts = jnp.concatenate([before, seen - begun], axis=-1)
+    before_start = lax.cummax(jnp.where(start, seen - 1, -before), axis=seen.ndim - 1)
+    counts = jnp.concatenate([before, seen - before_start], axis=-1)
     return jnp.maximum(counts[..., 1:] - 1, 0), counts[..., -1:]

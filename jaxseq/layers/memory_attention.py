@@ -32,7 +32,7 @@ class Memory(NamedTuple):
 
 
 class Projections(NamedTuple):
-    """The layers of an attention; None is the identity. What they put out is split into ``num_heads`` heads."""
+    """The layers of an attention (None: the identity), and the number of heads that queries, keys and values have."""
 
     query: nn.Module | None = None
     key: nn.Module | None = None
@@ -116,11 +116,15 @@ class MemoryAttention(nn.Module, abc.ABC):
         record(self, MEMORY_ATTENTION, lambda: weights)
         return self.mix(weights, memory), weights
 
-    def _dense(self, features: int, use_bias: bool = False) -> nn.Dense:
+    @final
+    def dense(self, features: int, use_bias: bool = False) -> nn.Dense:
+        """A linear layer of this module's dtypes, for ``projections``."""
         return nn.Dense(features, use_bias=use_bias, dtype=self.dtype, param_dtype=self.param_dtype)
 
-    def _value_projection(self) -> nn.Dense | None:
-        return None if self.value_features is None else self._dense(self.value_features)
+    @final
+    def value_projection(self) -> nn.Dense | None:
+        """The layer that ``value_features`` asks for."""
+        return None if self.value_features is None else self.dense(self.value_features)
 
     def _split(self, layer: nn.Module | None, x: Float[Array, "*B T D"]) -> Float[Array, "*B T N H"]:
         x = x if layer is None else layer(x)
@@ -157,8 +161,8 @@ class AdditiveAttention(MemoryAttention):
         """W_q with b, and W_k; the vector v is the parameter ``score``."""
         init = nn.initializers.normal(self.features**-0.5)
         self.score = self.param("score", init, (self.features,), self.param_dtype)
-        query, key = self._dense(self.features, use_bias=True), self._dense(self.features)
-        return Projections(query, key, self._value_projection())
+        query, key = self.dense(self.features, use_bias=True), self.dense(self.features)
+        return Projections(query, key, self.value_projection())
 
     def head_weights(
         self, query: Float[Array, "*B T N H"], keys: Float[Array, "*B S N H"], mask: Mask | None
@@ -217,7 +221,7 @@ class DotAttention(ProductAttention):
 
     def projections(self) -> Projections:
         """Of the values, if asked for."""
-        return Projections(value=self._value_projection())
+        return Projections(value=self.value_projection())
 
 
 class GeneralAttention(ProductAttention):
@@ -225,7 +229,7 @@ class GeneralAttention(ProductAttention):
 
     def projections(self) -> Projections:
         """W."""
-        return Projections(key=self._dense(self.features), value=self._value_projection())
+        return Projections(key=self.dense(self.features), value=self.value_projection())
 
 
 class MultiHeadAttention(ProductAttention):
@@ -252,7 +256,7 @@ class MultiHeadAttention(ProductAttention):
             heads = self.features // 64 if self.features % 64 == 0 else 1
         if heads < 1 or keys % heads or values % heads:
             raise ValueError(f"num_heads={heads} does not divide the widths of keys, {keys}, and values, {values}")
-        query, key, value, out = (self._dense(width, self.use_bias) for width in (keys, keys, values, self.features))
+        query, key, value, out = (self.dense(width, self.use_bias) for width in (keys, keys, values, self.features))
         return Projections(query, key, value, out, heads)
 
 

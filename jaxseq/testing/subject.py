@@ -1,4 +1,4 @@
-"""What a law is checked on: a core at one precision with random parameters, and its compiled value and gradient."""
+"""The subject of a law: a core at one precision with random parameters, and its compiled value and gradient."""
 
 import inspect
 from collections.abc import Callable
@@ -29,7 +29,7 @@ IDS = np.array(
 
 
 class Result(NamedTuple):
-    """What a call gives, and the gradients of a random function of it (inexact leaves of the carry only)."""
+    """The results of a call, and the gradients of a random function of them (inexact leaves of the carry only)."""
 
     carry: Any
     ys: Any
@@ -39,13 +39,13 @@ class Result(NamedTuple):
 
 
 def takes_dtypes(make: Callable) -> bool:
-    """Whether the function takes ``dtype`` and ``param_dtype``, by name or among any keywords."""
+    """True if the function takes ``dtype`` and ``param_dtype``, by name or among any keywords."""
     parameters = inspect.signature(make).parameters
     return {"dtype", "param_dtype"} <= set(parameters) or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 def made(make: Callable, dtype: DType, param_dtype: DType) -> Any:
-    """What ``make`` gives, called with ``features`` if it requires them and with the dtypes if it takes them."""
+    """The result of ``make``, called with ``features`` if it requires them and with the dtypes if it takes them."""
     arguments: dict[str, Any] = {}
     if takes_dtypes(make):
         arguments = {"dtype": jnp.dtype(dtype), "param_dtype": jnp.dtype(param_dtype)}

@@ -1,4 +1,4 @@
-"""What the base classes check and refuse, each in a message that names the value."""
+"""The base classes check their arguments and refuse overrides, in messages that name the value."""
 
 import textwrap
 from typing import Any

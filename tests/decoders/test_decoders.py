@@ -1,62 +1,32 @@
-"""Every decoder obeys the contract of cores with its memory as a constant: the same laws, by the same code."""
+"""Every decoder obeys the contract of cores with its memory as a constant (``jaxseq.testing``); its states."""
 
 import functools
 from collections.abc import Callable
 from typing import Any
 
-import contract
+import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
+from comparison import close
 
-from jaxseq.cores import Core
-from jaxseq.decoders import Decoder, make_decoder
-from jaxseq.layers import Memory
+from jaxseq.cores import GRU, LSTM, Attention, Conv, Stacked, StateCarry, block
+from jaxseq.decoders import Bridge, Decoder, DecoderBlock, DecoderStack, RecurrentDecoder, make_decoder
+from jaxseq.layers import DotAttention
+from jaxseq.testing import laws
+from jaxseq.testing.contract import decoder_as_core
+from jaxseq.testing.subject import IDS, WIDTH, Subject
 
-S, E, F = 5, 6, contract.WIDTH
-ENCODED = np.random.default_rng(11).normal(size=(S, E))
-IDS = np.array([1, 1, 0, 1, 1], np.int32)
-
-
-class WithMemory(Core):
-    """A decoder as a core: what it reads travels in the carry, so that its gradient is compared, too."""
-
-    decoder: Decoder
-
-    @property
-    def features(self) -> int:
-        """The decoder's."""
-        return self.decoder.features
-
-    def make_carry(self, batch_shape: tuple[int, ...], context: int) -> Any:
-        """The decoder's, and the encoded source."""
-        types = self.decoder.dtype if hasattr(self.decoder, "dtype") else self.decoder.core.cores[0].dtype
-        shape = (*batch_shape, S, 1, 1)
-        memory: Any = Memory(jnp.zeros(shape, types), jnp.zeros(shape, types), None)
-        if hasattr(self.decoder, "decoders"):
-            memory = (memory,) * len(self.decoder.decoders)
-        encoded = jnp.broadcast_to(jnp.asarray(ENCODED, types), (*batch_shape, S, E))
-        return self.decoder.initial_carry(memory, batch_shape, context), encoded
-
-    def map_states(self, function: Callable, carry: Any) -> Any:
-        """No law asks for the states."""
-        return carry
-
-    def run(self, carry: Any, xs: Any, segment_ids: Any) -> Any:
-        """Reads the source anew in every call."""
-        own, encoded = carry
-        ids = jnp.broadcast_to(jnp.asarray(IDS), encoded.shape[:-1])
-        memory = self.decoder.prepare_memory(encoded, ids, encoded.mean(-2))
-        own, ys = self.decoder(own, xs, segment_ids, memory)
-        return (own, encoded), ys
+F = WIDTH
 
 
-def decoder(kind: str, name: str, *, layers: int = 1, **fields: Any) -> Callable[..., Core]:
+def decoder(kind: Any, name: str, *, layers: int = 1, **fields: Any) -> Callable[..., Decoder]:
     """Made at any precision."""
-    return lambda **types: WithMemory(make_decoder(kind, name, F, layers, **fields, **types))
+    return lambda **types: make_decoder(kind, name, F, layers, **fields, **types)
 
 
-CASES: dict[str, Callable[..., Core]] = {
+CASES: dict[str, Callable[..., Decoder]] = {
     "rnn": decoder("rnn", "gru", fusion="multiply"),
     "additive": decoder("attention", "lstm"),
     "general": decoder("attention", "elman", attention="general", fusion="add", layers=2),
@@ -70,46 +40,149 @@ FULL = pytest.mark.full
 
 
 @functools.cache
-def subject(name: str, dtype: str = "float64", param_dtype: str = "float64") -> contract.Subject:
+def subject(name: str, dtype: str = "float64", param_dtype: str = "float64") -> Subject:
     """One subject, so that all laws share its compilations."""
-    return contract.Subject(CASES[name], dtype, param_dtype)
+    return Subject(decoder_as_core(CASES[name]), dtype, param_dtype)
 
 
 @EVERY
 def test_split_is_whole(name: str) -> None:
-    contract.check_splitting(subject(name), contract.IDS, 1e-12, 1e-10)
+    laws.check_splitting(subject(name), IDS, 1e-12, 1e-10)
 
 
 @EVERY
 def test_padding_changes_nothing(name: str) -> None:
-    contract.check_padding(subject(name), 1e-12)
-
-
-@EVERY
-def test_any_batch_dims_give_the_batch(name: str) -> None:
-    contract.check_batch(subject(name), 1e-12)
+    laws.check_padding_is_ignored(subject(name))
+    laws.check_padding_in_between(subject(name), 1e-12)
 
 
 @FULL
+@EVERY
+def test_vmap_and_two_batch_dims_give_the_batch(name: str) -> None:
+    laws.check_vmap(subject(name), 1e-12)
+    laws.check_two_batch_dims(subject(name), 1e-12)
+
+
 @EVERY
 def test_documents_in_one_row_are_those_documents_alone(name: str) -> None:
-    contract.check_documents(subject(name), 1e-12)
+    laws.check_documents(subject(name), 1e-12)
 
 
-@FULL
 @EVERY
 def test_nothing_depends_on_the_future_or_on_another_document(name: str) -> None:
-    contract.check_causality(subject(name))
+    laws.check_causality(subject(name))
 
 
 @FULL
 @EVERY
 def test_bfloat16_stays_near(name: str) -> None:
-    contract.check_low_precision(subject(name, "bfloat16", "float32"), subject(name), 0.05, 0.1)
+    laws.check_low_precision(subject(name, "bfloat16", "float32"), subject(name), 0.05, 0.1)
 
 
 @FULL
 @EVERY
-def test_a_stretch_of_no_length_changes_nothing(name: str) -> None:
-    single = subject(name, "float32", "float32")
-    contract.check_nothing(single.core, single.params)
+def test_an_empty_input_changes_nothing(name: str) -> None:
+    laws.check_empty_input(subject(name, "float32", "float32"))
+
+
+@EVERY
+def test_initial_carry_leads_with_the_batch_dims(name: str) -> None:
+    laws.check_initial_carry(subject(name))
+
+
+def doubled(part: StateCarry) -> StateCarry:
+    """A state with twice its numbers."""
+    return part._replace(state=jax.tree.map(lambda leaf: 2 * leaf, part.state))
+
+
+@EVERY
+def test_states_are_mapped_in_order_and_nothing_else(name: str) -> None:
+    module: Decoder = subject(name).core.decoder
+    carry = subject(name).carry()[0]
+    seen: list[StateCarry] = []
+    close(module.map_states(lambda part: seen.append(part) or part, carry), carry, 0)
+    states = [type(part.state).__name__ for part in seen]
+    assert states == {
+        "rnn": ["Hidden"],
+        "additive": ["LSTMState"],
+        "general": ["Hidden", "Hidden"],
+        "transformer": ["PositionCount"],
+        "post-norm hybrid": ["Hidden"],
+    }.get(name, states)
+    twice = module.map_states(doubled, carry)
+    changed = {
+        jax.tree_util.keystr(path)
+        for (path, leaf), old in zip(jax.tree.leaves_with_path(twice), jax.tree.leaves(carry), strict=True)
+        if not np.array_equal(leaf, old)
+    }
+    assert changed == {
+        jax.tree_util.keystr(path)
+        for path, _ in jax.tree.leaves_with_path(carry)
+        if ".state" in jax.tree_util.keystr(path)
+    }
+
+
+@EVERY
+def test_the_last_weights_are_in_the_carry_of_the_last_decoder_and_padding_keeps_them(name: str) -> None:
+    module: Decoder = subject(name).core.decoder
+    before = subject(name).carry()
+    with subject(name).precision():
+        if name == "rnn":
+            with pytest.raises(ValueError, match="RecurrentDecoder has no attention"):
+                module.last_attention_weights(before[0])
+            return
+        xs, ids = subject(name).xs(4), np.ones(IDS.shape, np.int32)
+        same, other = (jax.tree.map(jnp.asarray, subject(name)(before, xs, ids * real).carry[0]) for real in (0, 1))
+        kept, new = module.last_attention_weights(same), module.last_attention_weights(other)
+    assert new is (other[-1] if isinstance(module, DecoderStack) else other).weights
+    close(np.asarray(new).sum(-1), np.ones(len(IDS)), 1e-12)
+    close(kept, (before[0][-1] if isinstance(module, DecoderStack) else before[0]).weights, 0)
+    assert np.abs(np.asarray(new) - np.asarray(kept)).max() > 1e-3
+
+
+def test_the_hidden_state_of_a_stack_is_the_last_that_there_is() -> None:
+    stack = Stacked((LSTM(F), block(GRU(F)), block(Attention(F, num_heads=2), feed_forward=12)))
+    carry = stack.initial_carry((3,), 4)
+    carry = stack.map_states(lambda part: jax.tree.map(lambda leaf: leaf + 1, part), carry)
+    assert stack.hidden(carry) is carry[1].state.h
+    with pytest.raises(ValueError, match="Conv has no hidden state h; DecoderBlock works with any core"):
+        Conv(F).hidden(Conv(F).initial_carry((3,)))
+
+
+def test_a_bridge_sets_every_state_by_its_equation(key: jax.Array) -> None:
+    attention = DotAttention(F)
+    cores = DecoderBlock(LSTM(F), attention), DecoderBlock(Conv(F), attention), RecurrentDecoder(GRU(F))
+    stack = DecoderStack(cores)
+    summary = jax.random.normal(key, (2, 5))
+    encoded = jax.random.normal(key, (2, 3, F))
+    memory = tuple(None if part is cores[2] else attention.apply({}, encoded, method="project") for part in cores)
+    carry = stack.initial_carry(memory, (2,))
+    bridge = Bridge()
+    found, variables = bridge.init_with_output(key, stack, carry, summary, method="initialize")
+    params = variables["params"]
+    assert set(params) == {"h_0", "c_0", "h_1"}
+    lines = {name: summary @ dense["kernel"] + dense["bias"][None] for name, dense in params.items()}
+    state = found[1].core.state
+    close((state.h, state.c, found[3].state.h), (np.tanh(lines["h_0"]), lines["c_0"], np.tanh(lines["h_1"])), 1e-6)
+    close(found[2], carry[2], 0)
+    assert Bridge(initial=False).apply({}, stack, carry, summary, method="initialize") is carry
+
+
+@pytest.fixture
+def our_own_errors() -> Any:
+    """Leaves annotations unchecked: a wrong name reaches our own check."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def test_what_does_not_fit_is_named(our_own_errors: None) -> None:
+    make: Any = make_decoder
+    with pytest.raises(ValueError, match=r"kind='cnn'; known: rnn, attention, transformer"):
+        make("cnn", "gru", F)
+    with pytest.raises(ValueError, match="attention='soft'; known: additive, dot"):
+        make("attention", "gru", F, attention="soft")
+    with pytest.raises(ValueError, match="fusion=None; kind='attention' needs one: add, multiply, concat"):
+        make("attention", "gru", F, fusion=None)
+    with pytest.raises(ValueError, match="unknown core 'gruu'"):
+        make("rnn", "gruu", F)

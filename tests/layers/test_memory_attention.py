@@ -1,6 +1,5 @@
 """Attention over a memory against its equation, in values and gradients; its weights on request; packed documents."""
 
-import functools
 from typing import Any
 
 import flax.linen as nn
@@ -8,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from comparison import close
 from compilation import jitted
 
 from jaxseq.layers import ATTENTIONS, Memory, MemoryAttention, ProductAttention, Projections, capture_weights
@@ -51,11 +51,6 @@ def variables_of(layer: nn.Module, *args: Any) -> dict[str, Any]:
     """Random parameters, without compiling their initializers."""
     shapes = jax.eval_shape(layer.init, jax.random.key(0), *args)
     return {"params": {}} | jax.tree.map(lambda p: jnp.asarray(drawn(*p.shape, seed=p.size), p.dtype), shapes)
-
-
-def close(actual: Any, expected: Any, tolerance: float) -> None:
-    """All leaves equal, to ``tolerance``."""
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance), actual, expected)
 
 
 def on_paper(name: str, fields: dict, params: dict, query: Any, memory: Any, ids: np.ndarray) -> Any:
@@ -160,7 +155,7 @@ class Bilinear(ProductAttention):
 
     def projections(self) -> Projections:
         """W."""
-        return Projections(query=self._dense(self.features))
+        return Projections(query=self.dense(self.features))
 
 
 def test_a_new_kind_of_attention_gives_its_layers_alone(key: jax.Array) -> None:

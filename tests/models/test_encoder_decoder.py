@@ -13,8 +13,8 @@ from jax.tree_util import Partial
 
 from jaxseq import decoding
 from jaxseq.cores import CORES
-from jaxseq.decoders import Bridge, last_attention_weights, make_decoder
-from jaxseq.encoders import make_encoder
+from jaxseq.decoders import Bridge, make_decoder
+from jaxseq.encoders import TextEncoder, make_encoder
 from jaxseq.layers import ATTENTIONS, Embedding, capture_weights
 from jaxseq.models import EncoderDecoder, alignment
 
@@ -35,7 +35,9 @@ EVERY = pytest.mark.parametrize("name", [pytest.param(k, marks=() if k in FIRST 
 A_FEW = pytest.mark.parametrize("name", ["rnn, both", "additive", "transformer", "hybrid"])
 
 
-def build(kind: str, name: str, *, summary: str = "ends", initial: bool = True, layers: int = 1, **fields: Any):
+def build(
+    kind: Any, name: str, *, summary: str = "first_and_last", initial: bool = True, layers: int = 1, **fields: Any
+):
     """A model of one kind, its encoder of the same family."""
     transformer = kind == "transformer"
     heads = {"num_heads": 2, "feed_forward": 12} if transformer else {}
@@ -43,7 +45,8 @@ def build(kind: str, name: str, *, summary: str = "ends", initial: bool = True, 
     encoder = make_encoder("transformer" if transformer else "gru", F, layers, **heads, **norm)
     decoder = make_decoder(kind, name, F, layers, **heads, **fields)
     bridge = None if transformer else Bridge(summary, initial=initial)
-    return EncoderDecoder(Embedding(V, F), encoder, Embedding(W, F), decoder, nn.Dense(W), bridge, dropout=0.3)
+    source = TextEncoder(Embedding(V, F), encoder, dropout=0.3)
+    return EncoderDecoder(source, Embedding(W, F), decoder, nn.Dense(W), bridge, dropout=0.3)
 
 
 def draw(seed: int, length: int, size: int) -> np.ndarray:
@@ -132,9 +135,17 @@ def test_the_source_is_read_and_gradients_reach_every_parameter(name: str) -> No
 
 @A_FEW
 def test_it_decodes_greedily_and_with_beams_over_the_memory(name: str) -> None:
+    model, _ = model_and_variables(name)
     _, encode, begin, decode = functions(name)
     encoded = encode(SOURCE, SOURCE_IDS)
-    carry, step = begin(encoded, (B,), 4), decoding.step_of(Partial(decode))
+    traces = 0
+
+    def counted(*args: Any) -> Any:
+        nonlocal traces
+        traces += 1
+        return decode(*args)
+
+    carry, step = begin(encoded, (B,), 4), decoding.step_of(Partial(counted))
     first = np.zeros(B, np.int32)
     common: dict[str, Any] = {"max_length": 4, "end_token": 0, "memory": encoded}
     greedy = decoding.greedy(step, carry, first, **common)
@@ -144,11 +155,14 @@ def test_it_decodes_greedily_and_with_beams_over_the_memory(name: str) -> None:
         beams = decoding.beam_search(step, carry, first, num_beams=3, normalization="gnmt", **common)
         same = decoding.score(step, carry, first, beams.tokens, beams.lengths, memory=encoded)
         close(same, beams.log_probabilities, 1e-4)
-        with pytest.raises(ValueError, match="attends to nothing"):
-            last_attention_weights(carry)
+        with pytest.raises(ValueError, match="has no attention"):
+            model.last_attention_weights(carry)
         return
-    coverage = decoding.Coverage(last_attention_weights, 0.5, SOURCE_IDS != 0)
-    covered = decoding.beam_search(step, carry, first, num_beams=3, coverage=coverage, **common)
+    for strength in (0.5, 0.25):
+        before = traces
+        coverage = decoding.Coverage(model.last_attention_weights, strength, SOURCE_IDS != 0)
+        covered = decoding.beam_search(step, carry, first, num_beams=3, coverage=coverage, **common)
+        assert (traces > before) == (strength == 0.5)  # compiled once
     same = decoding.score(step, carry, first, covered.tokens, covered.lengths, memory=encoded)
     close(same, covered.log_probabilities, 1e-4)
     assert np.isfinite(np.asarray(covered.scores)).all() and (covered.scores < covered.log_probabilities).any()
@@ -174,7 +188,7 @@ def test_captured_weights_are_those_the_carry_keeps(name: str) -> None:
     carry, _ = jitted(decode)(begin(encoded, (B,), T), TOKENS, IDS, encoded)
     mean = np.asarray(found[reads[-1]]).mean(1)
     last = np.array([mean[row, REAL[row].sum() - 1] for row in range(B)])
-    close(last_attention_weights(carry), last, 1e-5)
+    close(model.last_attention_weights(carry), last, 1e-5)
 
 
 def test_a_step_leaves_its_weights_too() -> None:
@@ -191,10 +205,10 @@ def test_a_step_leaves_its_weights_too() -> None:
 
 def test_dropout_falls_only_with_a_key() -> None:
     model, variables = model_and_variables("additive")
-    run = functools.partial(model.apply, variables, SOURCE, TOKENS)
-    first, second = (run(rngs={"dropout": jax.random.key(seed)}) for seed in (0, 1))
+    run = jitted(lambda rngs: model.apply(variables, SOURCE, TOKENS, rngs=rngs))
+    first, second = (run({"dropout": jax.random.key(seed)}) for seed in (0, 1))
     assert np.abs(first - second).max() > 1e-3
-    close(run(), run(), 0)
+    close(run({}), functions("additive")[0](SOURCE, TOKENS, None, None), 1e-6)
 
 
 @pytest.mark.full
@@ -213,52 +227,86 @@ def test_what_does_not_fit_is_named() -> None:
     def shapes(model: EncoderDecoder) -> Any:
         return jax.eval_shape(model.init, jax.random.key(0), SOURCE, TOKENS)
 
-    with pytest.raises(ValueError, match="needs a state h to ask with; DecoderBlock takes any core"):
+    with pytest.raises(ValueError, match="no hidden state h; DecoderBlock works with any core"):
         shapes(build("attention", "conv", initial=False))
-    with pytest.raises(ValueError, match=r"no state h to begin from a summary: take Bridge\(initial=False\)"):
+    with pytest.raises(ValueError, match=r"no state h that a summary can set: use Bridge\(initial=False\)"):
         shapes(build("rnn", "conv"))
+    text = TextEncoder(Embedding(V, F), make_encoder("gru", F))
     with pytest.raises(ValueError, match="give the model a Bridge"):
-        encoder = make_encoder("gru", F)
-        shapes(EncoderDecoder(Embedding(V, F), encoder, Embedding(W, F), make_decoder("rnn", "gru", F), nn.Dense(W)))
-    with pytest.raises(ValueError, match="nothing tells the decoder of its source"):
+        shapes(EncoderDecoder(text, Embedding(W, F), make_decoder("rnn", "gru", F), nn.Dense(W)))
+    with pytest.raises(ValueError, match="the decoder has no access to the source"):
         shapes(build("rnn", "gru", fusion=None, initial=False))
-    with pytest.raises(ValueError, match="summary='middle'; known: last, ends, mean"):
+    with pytest.raises(ValueError, match="summary='middle'; known: last, first_and_last, mean"):
         shapes(build("rnn", "gru", summary="middle"))
-    with pytest.raises(ValueError, match="fusion='sum'; known: add, multiply, concat"):
-        shapes(build("rnn", "gru", fusion="sum"))
-    with pytest.raises(ValueError, match="one width: the decoder puts out 8, the target's embedding has 6"):
-        encoder, decoder = make_encoder("gru", F), make_decoder("rnn", "gru", F)
-        shapes(EncoderDecoder(Embedding(V, F), encoder, Embedding(W, 6), decoder, bridge=Bridge()))
-    with pytest.raises(ValueError, match=r"kind='cnn'; known: rnn, attention, transformer"):
-        make_decoder("cnn", "gru", F)
-    with pytest.raises(ValueError, match="attention='soft'; known: additive, dot"):
-        make_decoder("attention", "gru", F, attention="soft")
-    with pytest.raises(ValueError, match="features=7 must be even"):
-        make_encoder("gru", 7)
+    with pytest.raises(ValueError, match="one width: the decoder puts out 8, the embedding has 6"):
+        shapes(EncoderDecoder(text, Embedding(W, 6), make_decoder("rnn", "gru", F), bridge=Bridge()))
     assert set(ATTENTIONS) == {"additive", "dot", "scaled_dot", "general", "multi_head"}
 
 
 def test_one_embedding_is_source_target_and_head(key: jax.Array) -> None:
     shared = Embedding(V, F, scale=F**0.5)
     heads: dict[str, Any] = {"num_heads": 2, "feed_forward": 12}
-    parts = make_encoder("transformer", F, **heads), make_decoder("transformer", "transformer", F, **heads)
-    model = EncoderDecoder(shared, parts[0], shared, parts[1])
-    variables = model.init(key, SOURCE, TOKENS)
-    tables = [
-        path for path, _ in jax.tree_util.tree_leaves_with_path(variables) if "table" in jax.tree_util.keystr(path)
-    ]
-    assert len(tables) == 1
-    assert model.apply(variables, SOURCE, TOKENS).shape == (B, T, V)
+    encoder, decoder = make_encoder("transformer", F, **heads), make_decoder("transformer", "transformer", F, **heads)
+    model = EncoderDecoder(TextEncoder(shared, encoder), shared, decoder)
+    variables = jitted(model.init)(key, SOURCE, TOKENS)
+    tables = [path for path, _ in jax.tree.leaves_with_path(variables) if "table" in jax.tree_util.keystr(path)]
+    assert [jax.tree_util.keystr(path) for path in tables] == ["['params']['encoder']['embedding']['table']"]
+
+    encoder_params = variables["params"]["encoder"]
+
+    def loss(table: Any, source: Any) -> Any:
+        params = variables["params"] | {"encoder": encoder_params | {"embedding": {"table": table}}}
+        return model.apply({"params": params}, source, TOKENS)[..., : F - 1].sum()
+
+    gradient = jitted(jax.grad(loss))
+    table = encoder_params["embedding"]["table"]
+    absent, present = (np.asarray(gradient(table, jnp.full_like(SOURCE, token))) for token in (0, V - 1))
+    assert np.abs(absent[V - 1] - present[V - 1]).max() > 1e-4  # the source reads the same table
 
 
-@pytest.mark.parametrize("summary", ["last", "ends", "mean"])
+class PatchEncoder(nn.Module):
+    """An image encoder, as a user writes one: every pixel of ``[*B Y X C]`` is a position of the memory."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, images: Any, segment_ids: Any = None) -> Any:
+        pixels = images.reshape(*images.shape[:-3], images.shape[-3] * images.shape[-2], images.shape[-1])
+        return jnp.tanh(nn.Dense(self.features)(pixels))
+
+
+@pytest.mark.parametrize("kind", ["attention", "rnn"])
+def test_an_image_encoder_takes_the_place_of_the_text_encoder(kind: Any) -> None:
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(B, 2, 4, 3)), jnp.float32)
+    decoder, bridge = make_decoder(kind, "gru", F), Bridge("mean")
+    model = EncoderDecoder(PatchEncoder(F), Embedding(W, F), decoder, nn.Dense(W), bridge)
+    variables = jitted(model.init)(jax.random.key(0), images, TOKENS)
+
+    def loss(variables: Any) -> Any:
+        logits = model.apply(variables, images, TOKENS[:, :-1])
+        return -jnp.take_along_axis(jax.nn.log_softmax(logits), TOKENS[:, 1:, None], -1).mean()
+
+    value = jitted(jax.value_and_grad(loss))
+    before, gradient = value(variables)
+    after, _ = value(jax.tree.map(lambda p, g: p - 0.1 * g, variables, gradient))
+    assert after < before and np.abs(gradient["params"]["encoder"]["Dense_0"]["kernel"]).max() > 1e-5
+    run = functools.partial(model.apply, variables)
+    encoded = jitted(functools.partial(run, method="encode"))(images)
+    carry = run(encoded, (B,), 4, method="initial_carry")
+    step = decoding.step_of(Partial(functools.partial(run, method="decode")))
+    made = decoding.greedy(step, carry, np.zeros(B, np.int32), max_length=4, memory=encoded)
+    written = jnp.concatenate([jnp.zeros((B, 1), jnp.int32), made.tokens[:, :-1]], 1)
+    np.testing.assert_array_equal(jitted(run)(images, written).argmax(-1), made.tokens)
+
+
+@pytest.mark.parametrize("summary", ["last", "first_and_last", "mean"])
 def test_a_summary_is_its_definition(summary: str, key: jax.Array) -> None:
     ys = np.random.default_rng(3).normal(size=(B, S, F)).astype(np.float32)
     dirty = np.where(REAL_SOURCE[..., None], ys, np.nan)
     found = Bridge(summary).apply({}, jnp.asarray(dirty), SOURCE_IDS)
     for row in range(B):
         real = ys[row][REAL_SOURCE[row]]
-        want = {"last": real[-1], "ends": np.concatenate([real[0], real[-1]]), "mean": real.mean(0)}[summary]
+        want = {"last": real[-1], "first_and_last": np.concatenate([real[0], real[-1]]), "mean": real.mean(0)}[summary]
         close(np.asarray(found[row]), want, 1e-6)
     nothing = Bridge(summary).apply({}, jnp.asarray(ys), jnp.zeros((B, S), jnp.int32))
     assert not np.asarray(nothing).any()

@@ -1,0 +1,187 @@
+"""Encoders: padding and documents, both directions, self-attention, text."""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from comparison import close
+from compilation import jitted
+
+from jaxseq.cores import GRU, LSTM, Conv, Positions
+from jaxseq.encoders import (
+    Bidirectional,
+    CoreEncoder,
+    Encoder,
+    EncoderBlock,
+    EncoderStack,
+    SelfAttention,
+    TextEncoder,
+    make_encoder,
+)
+from jaxseq.layers import Embedding, FeedForward, MultiHeadAttention
+
+S, D = 7, 6
+IDS = np.array([1, 1, 0, 1, 2, 2, 0], np.int32)
+
+
+def drawn(*shape: int, seed: int = 0) -> np.ndarray:
+    """Random numbers."""
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def variables_of(module: nn.Module, *args: Any) -> Any:
+    """Random parameters, without compiling their initializers."""
+    shapes = jax.eval_shape(module.init, jax.random.key(0), *args)
+    return jax.tree.map(lambda p: jnp.asarray(0.5 * drawn(*p.shape, seed=p.size)), shapes)
+
+
+def transformer(width: int, layers: int, norm: str = "post") -> EncoderStack:
+    """Blocks of self-attention."""
+    blocks = (
+        EncoderBlock(SelfAttention(MultiHeadAttention(width, num_heads=2)), FeedForward(width, 8), norm=norm)
+        for _ in range(layers)
+    )
+    return EncoderStack(tuple(blocks), norm=norm == "pre")
+
+
+ENCODERS: dict[str, Encoder] = {
+    "core": CoreEncoder(GRU(D)),
+    "self-attention": SelfAttention(MultiHeadAttention(D, num_heads=2)),
+    "both directions": Bidirectional(GRU(D), LSTM(D - 1)),
+    "convolution": Bidirectional(Conv(D // 2, kernel_size=3), Conv(D // 2, kernel_size=3)),
+    "pre-norm": EncoderStack((CoreEncoder(Positions(D)), transformer(D, 2, "pre"))),
+    "post-norm": transformer(D, 1),
+    "around recurrence": EncoderBlock(Bidirectional(GRU(D // 2), GRU(D // 2)), FeedForward(D, 8)),
+}
+EVERY = pytest.mark.parametrize("name", ENCODERS)
+
+
+@functools.cache
+def functions(name: str) -> tuple[Any, Any]:
+    """Parameters, and the compiled ``(variables, xs, ids) -> ys, gradients of a random function of them``."""
+    encoder: Any = ENCODERS[name]
+    variables = variables_of(encoder, drawn(S, D))
+
+    def loss(variables: Any, xs: Any, ids: Any) -> Any:
+        ys = encoder.apply(variables, xs, ids)
+        real = jnp.asarray(ids != 0, ys.dtype)[:, None]
+        return (ys * drawn(*ys.shape, seed=4) * real).sum(), ys
+
+    run = jitted(jax.value_and_grad(loss, (0, 1), has_aux=True))
+
+    def encode(xs: Any, ids: Any) -> Any:
+        (_, ys), gradients = run(variables, jnp.asarray(xs), jnp.asarray(ids))
+        return np.asarray(ys), gradients
+
+    return variables, encode
+
+
+@EVERY
+def test_padding_changes_nothing_and_comes_out_as_zeros(name: str) -> None:
+    assert isinstance(ENCODERS[name], Encoder)
+    _, encode = functions(name)
+    xs, padded = drawn(S, D, seed=3), (IDS == 0)[:, None]
+    clean, dirty = (encode(np.where(padded, filler, xs).astype(np.float32), IDS) for filler in (0, np.nan))
+    close(dirty, clean, 0)
+    assert not clean[0][IDS == 0].any()
+
+
+@EVERY
+def test_documents_do_not_reach_each_other(name: str) -> None:
+    """Each is encoded as alone in its row, padding behind it; an id used again is another document."""
+    _, encode = functions(name)
+    xs = drawn(S, D, seed=3)
+    for ids in (IDS, np.array([1, 0, 2, 2, 1, 1, 1], np.int32)):
+        packed, _ = encode(xs, ids)
+        documents = np.cumsum(np.diff(ids[ids != 0], prepend=ids[0]) != 0)
+        for document in np.unique(documents):
+            places = np.flatnonzero(ids != 0)[documents == document]
+            alone = np.zeros_like(xs)
+            alone[: len(places)] = xs[places]
+            ys, _ = encode(alone, (np.arange(S) < len(places)).astype(np.int32))
+            close(packed[places], ys[: len(places)], 1e-5)
+
+
+def test_both_directions_are_read_by_each_documents_own_length() -> None:
+    variables, encode = functions("both directions")
+    encoder: Any = ENCODERS["both directions"]
+    xs, ids = drawn(S, D, seed=5), np.array([1, 1, 1, 1, 0, 0, 0], np.int32)
+    ys, _ = encode(xs, ids)
+
+    @jitted
+    def directions(xs: Any) -> Any:
+        ahead, behind = ({"params": variables["params"][name]} for name in ("forward", "backward"))
+        forwards = encoder.forward.apply(ahead, encoder.forward.initial_carry(()), xs)[1]
+        backwards = encoder.backward.apply(behind, encoder.backward.initial_carry(()), xs[::-1])[1][::-1]
+        return jnp.concatenate([forwards, backwards], -1)
+
+    close(ys[:4], directions(xs[:4]), 1e-5)
+
+
+def test_an_encoder_has_no_carry() -> None:
+    with pytest.raises(TypeError, match="looks ahead, so it has no carry"):
+        Bidirectional(forward=GRU(D), backward=GRU(D)).initial_carry((3,))
+
+
+def test_order_is_unknown_without_positions_and_known_with_them() -> None:
+    xs, order = jnp.asarray(drawn(S, D)), np.random.default_rng(1).permutation(S)
+    plain = transformer(D, 2)
+    placed = EncoderStack((CoreEncoder(Positions(D)), plain))
+    beside = EncoderStack((CoreEncoder(Positions(D + 2, join="concat")), transformer(D + 2, 2)))
+    for encoder, equivariant in ((plain, True), (placed, False), (beside, False)):
+        run = functools.partial(jitted(encoder.apply), variables_of(encoder, xs))
+        assert (np.abs(run(xs[order]) - run(xs)[order]).max() < 1e-5) == equivariant
+
+
+def test_positions_join_as_asked() -> None:
+    xs = jnp.asarray(drawn(S, D))
+    added, beside = Positions(D), Positions(D + 4, join="concat")
+    _, ys = beside.apply({}, beside.initial_carry(()), xs)
+    close(ys[:, :D], xs, 0)
+    assert np.abs(ys[0, D:] - ys[3, D:]).max() > 0.1
+    _, sums = added.apply({}, added.initial_carry(()), xs)
+    assert sums.shape == xs.shape
+    for wrong in (Positions(D, join="concat"), Positions(D + 2), Positions(D, join="beside")):
+        with pytest.raises(ValueError, match=r"join="):
+            wrong.apply({}, wrong.initial_carry(()), xs)
+
+
+def test_a_text_encoder_encodes_the_embedded_tokens_and_drops_out_with_a_key() -> None:
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 9, (2, S)))
+    ids = jnp.asarray(np.stack([IDS, np.ones(S, np.int32)]))
+    inner = CoreEncoder(GRU(D))
+    encoder = TextEncoder(Embedding(9, D, scale=2.0), inner, dropout=0.5)
+    variables = variables_of(encoder, tokens)
+    params = variables["params"]
+    assert set(params) == {"embedding", "encoder"} and isinstance(encoder, Encoder)
+    run = jitted(lambda rngs: encoder.apply(variables, tokens, ids, rngs=rngs))
+    want = inner.apply({"params": params["encoder"]}, 2 * params["embedding"]["table"][tokens], ids)
+    close(run({}), want, 1e-6)
+    first, same, other = (run({"dropout": jax.random.key(seed)}) for seed in (0, 0, 1))
+    close(first, same, 0)
+    assert np.abs(first - want).max() > 1e-3 and np.abs(first - other).max() > 1e-3
+
+
+def test_an_encoder_by_name_is_as_asked() -> None:
+    def kinds(*args: Any, **options: Any) -> list[str]:
+        encoder = make_encoder(*args, **options)
+        assert jax.eval_shape(encoder.init_with_output, jax.random.key(0), drawn(S, 4))[0].shape == (S, 8)
+        return [type(part).__name__ for part in encoder.encoders] + ["norm"] * encoder.norm
+
+    assert kinds("gru", 8) == ["Bidirectional"]
+    assert kinds("lstm", 8, 2, bidirectional=False) == ["CoreEncoder", "EncoderBlock", "norm"]
+    assert kinds("transformer", 8, 2, positions="concat", norm="post") == [
+        "CoreEncoder",
+        "EncoderBlock",
+        "EncoderBlock",
+    ]
+    with pytest.raises(ValueError, match="features=7 must be even for bidirectional=True"):
+        make_encoder("gru", 7)
+    with pytest.raises(ValueError, match="norm='mid'; known: pre, post"):
+        jax.eval_shape(EncoderBlock(CoreEncoder(GRU(D)), norm="mid").init, jax.random.key(0), drawn(S, D))
+    with pytest.raises(ValueError, match="residual needs equal widths: 6 in, 5 out"):
+        jax.eval_shape(EncoderBlock(CoreEncoder(GRU(5))).init, jax.random.key(0), drawn(S, D))
