@@ -250,7 +250,9 @@ def test_a_finished_run_is_not_run_again(fake):
     assert calls(fake)[4:] == ["6 plain 1"]
     ablate(fake, "width=6,7", base="samples=9", seeds=3)
     assert calls(fake)[5:] == ["7 plain 0", "7 plain 1", "4 plain 2", "6 plain 2", "7 plain 2"]
-    with pytest.raises(training.ConfigMismatchError, match=r"base.seed0 was made with another config:\n  width: 4 -> 5"):
+    with pytest.raises(
+        training.ConfigMismatchError, match=r"base.seed0 was made with another config:\n  width: 4 -> 5"
+    ):
         ablate(fake, "width=6", base="width=5", seeds=2)
     assert len(calls(fake)) == 10
 
