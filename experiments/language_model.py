@@ -107,7 +107,7 @@ def main(config: Config) -> dict[str, Any]:
         params = jax.jit(model.init)(init_key, carry, tokens)["params"]
         optimizer = training.make_optimizer(config.optimizer, config.train.steps)
         state = training.create_state(params, optimizer, carry=carry, key=key)
-        chosen = ops.implementations(partial(forward, model), params, carry, batches(0))
+        chosen = ops.used_implementations(partial(forward, model), params, carry, batches(0))
         implementations = ", ".join(f"{op}={'/'.join(names)}" for op, names in chosen.items())
         print(f"implementations: {implementations}", flush=True)
         evaluate = make_evaluation(config, generator, corpus)

@@ -136,7 +136,7 @@ def main(config: Config) -> dict[str, Any]:
         optimizer = training.make_optimizer(config.optimizer, config.train.steps)
         state = training.create_state(params, optimizer, key=key)
         loss = make_loss(config, model)
-        chosen = ops.implementations(loss, params, (), ScheduledBatch(batches(0), np.float32(0)), key)
+        chosen = ops.used_implementations(loss, params, (), ScheduledBatch(batches(0), np.float32(0)), key)
         implementations = ", ".join(f"{op}={'/'.join(names)}" for op, names in chosen.items()) or "none"
         steps = config.train.steps or config.model.default_steps
 
