@@ -195,7 +195,7 @@ def make_runs(config: Config, kind: type, folder: Path, failed: dict[str, str]) 
             asked, earlier = training.to_json(made), training.read_json(path.with_name(f"asked-{path.name}.json"))
             changes = field_differences(earlier or asked, asked, {"run"} | resumable_fields(made))
             if changes:
-                raise training.ConfigMismatchError(f"{path} was made by another config:\n  " + "\n  ".join(changes))
+                raise training.ConfigMismatchError(f"{path} was made with another config:\n  " + "\n  ".join(changes))
             if earlier and (path / "results.json").exists():
                 finished[index, seed] = read_finished_run(path, kind)
             else:

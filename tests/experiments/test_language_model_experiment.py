@@ -53,7 +53,7 @@ def test_the_loss_of_every_core_of_the_table_has_a_gradient(name, tmp_path, text
     model = config.model.build(11, attention_lookback=config.length - 1)
     carry = model.initial_carry((config.batch_size,))
     tokens = np.zeros((config.batch_size, config.length), np.int32)
-    batch = Batch(tokens, tokens, np.ones_like(tokens))
+    batch = data.Batch(tokens, tokens, np.ones_like(tokens))
 
     def gradients(key, batch):
         params = model.init(key, carry, batch.tokens)["params"]
@@ -161,7 +161,7 @@ def test_other_held_out_text_is_other_data(language_model_run, tmp_path):
         ({"core_options": ("num_heads=3",)}, ["features=8", "num_heads=3"]),
         ({"core_options": ("heads=2",)}, ["heads=2", "num_heads"]),
         ({"core_options": ("features=16",)}, ["features=16", "num_heads"]),
-        ({"core_options": ("peepholes=maybe",)}, ["peepholes=maybe", "bool"]),
+        ({"core": "lstm", "core_options": ("peepholes=maybe",)}, ["peepholes=maybe", "bool"]),
         ({"layers": 0}, ["layers", "0"]),
         ({"dropout": 1.5}, ["dropout", "1.5"]),
         ({"temperature": 0.0}, ["temperature", "0.0"]),
