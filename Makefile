@@ -4,19 +4,23 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test test-all test-next lint format types bench lock clean
+.PHONY: demo test test-full test-next test-all lint format types bench lock clean
 
 demo: $(READY)  ## train the default language model on the embedded corpus and sample from it (about 3 minutes)
 	$(BIN)/python experiments/language_model.py --run runs/demo
 
-test: $(READY)  ## the test suite
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+test: $(READY)  ## the main law of every module (at most 8 minutes on 2 cores)
+	$(BIN)/python -m pytest -n 2 -m "not slow and not full"
 
-test-all: $(READY)  ## with the soak tests (many minutes)
-	$(BIN)/python -m pytest -n 2
+test-full: $(READY)  ## further laws, precisions and options, then the suite on a newer Python
+	$(BIN)/python -m pytest -n 2 -m "full and not slow"
+	$(MAKE) test-next
 
-test-next:  ## the test suite on a newer Python (3.12+, a newer jax), where one is found
+test-next:  ## the suite on a newer Python (3.12+, a newer jax), where one is found
 	$(PYTHON) tests/next_python.py
+
+test-all: $(READY)  ## everything, with the soak tests (many minutes)
+	$(BIN)/python -m pytest -n 2
 
 lint: $(READY)
 	$(BIN)/ruff check .

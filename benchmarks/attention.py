@@ -40,7 +40,7 @@ from harness import (
 )
 
 from jaxseq.cores import Attention
-from jaxseq.ops.attention.api import attention, attention_weights
+from jaxseq.ops import attention, attention_weights
 from jaxseq.ops.attention.masks import Mask, causal, prefix, segments, sliding_window
 
 HEADS, HEAD_SIZE = 8, 64

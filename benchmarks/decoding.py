@@ -88,16 +88,14 @@ def count(params: Any) -> int:
 def decode(model: Decoder, method: str, carry: Any, first: Any) -> Any:
     """What jaxseq makes: tokens ``[B, L]`` and their log-probabilities."""
     if method == "beam 4":
-        found = decoding.beam_search(
-            model.step, carry, first, end_token=None, num_beams=4, num_results=1, max_length=model.length
-        )
+        beam = decoding.BeamOptions(peers.BEAMS, num_results=1)
+        found = decoding.beam_search(model.step, carry, first, beam, max_length=model.length, end_token=None)
         return found.tokens[:, 0], found.log_probabilities[:, 0]
     if method == "greedy":
         made = decoding.greedy(model.step, carry, first, max_length=model.length)
     else:
-        made = decoding.sample(
-            model.step, carry, first, key=jax.random.key(1), max_length=model.length, **peers.FILTERS
-        )
+        filters = decoding.SamplingOptions(**peers.FILTERS)
+        made = decoding.sample(model.step, carry, first, filters, key=jax.random.key(1), max_length=model.length)
     return made.tokens, made.log_probabilities
 
 

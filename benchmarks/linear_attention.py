@@ -29,21 +29,21 @@ CASES = (
 
 def linear(query: Any, key: Any, value: Any, gate: Any, other: Any, **options: Any) -> Any:
     """Linear attention; the gate is by head or by channel."""
-    return linear_attention(query, key, value, jax.nn.log_sigmoid(gate + 2), fresh(query, value), **options)
+    return linear_attention(fresh(query, value), query, key, value, jax.nn.log_sigmoid(gate + 2), **options)
 
 
 def memory(query: Any, key: Any, value: Any, gate: Any, other: Any, **options: Any) -> Any:
     """The mLSTM."""
     C = fresh(query, value)
     state = MLSTMState(C, C[..., 0], C[..., 0, 0])
-    return mlstm(query, key, value, other, jax.nn.log_sigmoid(gate + 2), state, **options)
+    return mlstm(state, query, key, value, other, jax.nn.log_sigmoid(gate + 2), **options)
 
 
 def delta(query: Any, key: Any, value: Any, gate: Any, other: Any, **options: Any) -> Any:
     """The gated delta rule."""
     key = key / jnp.sqrt((key**2).sum(-1, keepdims=True))
     log_decay, beta = jax.nn.log_sigmoid(gate + 2), jax.nn.sigmoid(other)
-    return delta_rule(query, key, value, beta, log_decay, fresh(query, value), **options)
+    return delta_rule(fresh(query, value), query, key, value, beta, log_decay, **options)
 
 
 MIXERS: dict[str, Callable] = {"head decay": linear, "channel decay": linear, "mlstm": memory, "delta": delta}
@@ -79,18 +79,18 @@ def products(name: str, time: int, batch: int) -> float:
 
 def case(name: str, batch: int, time: int, repeats: int, ceiling: float) -> list[Row]:
     """One mixer at one size: by chunks, under vmap, token by token."""
-    forms = {form: partial(MIXERS[name], implementation=form) for form in ("chunkwise", "sequential")}
+    forms = {form: partial(MIXERS[name], implementation=form) for form in ("chunkwise", "reference")}
     runs = {
         "chunkwise": forms["chunkwise"],
         "under vmap": jax.vmap(forms["chunkwise"]),
-        "sequential": forms["sequential"],
+        "reference": forms["reference"],
     }
     facts = {"flops": products(name, time, batch), "matmul_flops_per_s": ceiling}
     rows = measure(
         {"mixer": name, "B": batch, "T": time, "N": HEADS, "H": SIZE, **facts},
         [compiled(run, partial(with_gradients, run=function)) for run, function in runs.items()],
         inputs(name, batch, time),
-        reference=partial(with_gradients, run=forms["sequential"]),
+        reference=partial(with_gradients, run=forms["reference"]),
         repeats=repeats,
     )
     for row in rows:

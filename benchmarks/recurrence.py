@@ -27,7 +27,7 @@ from harness import Candidate, Row, compiled, measure, plain, report, unavailabl
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 
-from jaxseq.ops import cells, recurrence_with_projection
+from jaxseq.ops import RecurrenceImplementation, cells, recurrence_with_projection
 
 CASES: tuple[tuple[str, int, int, int], ...] = (
     *(("lstm", 32, 256, 256), ("lstm", 64, 128, 512), ("lstm", 16, 1024, 128), ("lstm", 8, 512, 512)),
@@ -38,7 +38,7 @@ GATES = {"lstm": 4, "gru": 3}
 DEVICES = 2
 
 
-def sequence(cell: str, x: Any, W: Any, R: Any, b: Any, own: Any, *, implementation: str) -> Any:
+def sequence(cell: str, x: Any, W: Any, R: Any, b: Any, own: Any, *, implementation: RecurrenceImplementation) -> Any:
     """``[*B, T, D]`` to ``[*B, T, F]`` from a state of zeros; ``own`` is the GRU's second bias."""
     features, gates = R.shape[0], GATES[cell]
     zeros = jnp.zeros((*x.shape[:-2], features), x.dtype)
@@ -46,7 +46,7 @@ def sequence(cell: str, x: Any, W: Any, R: Any, b: Any, own: Any, *, implementat
     equation = cells.lstm if lstm else Partial(cells.gru, own)
     state = cells.LSTMState(zeros, zeros) if lstm else cells.Hidden(zeros)
     R = R.reshape(1, features, gates, features)
-    return recurrence_with_projection(equation, x, W, b, R, state, implementation=implementation)[1]
+    return recurrence_with_projection(equation, state, x, W, b, R, implementation=implementation)[1]
 
 
 def mapped(cell: str, x: Any, *weights: Any) -> Any:

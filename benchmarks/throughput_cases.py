@@ -24,7 +24,7 @@ from jax import lax
 from throughput_costs import count_cost, grows
 
 from jaxseq.cores import Core, find_core, make_core
-from jaxseq.ops.implementations import implementations
+from jaxseq.ops import used_implementations
 
 MODES = ("forward", "forward+backward", "decode")
 DTYPES = ("float32", "bfloat16", "float64")
@@ -138,7 +138,7 @@ def prepare_model(model: Model, case: Case, inputs: Inputs) -> Prepared:
     function = _outputs(model.apply) if case.mode == "forward" else _with_gradients(model.apply)
     shapes = jax.tree.map(_shape, (model.variables, *inputs[0]))
     executable, facts = _compiled(function, shapes)
-    facts |= model.facts | {"implementation": implementations(function, *shapes)}
+    facts |= model.facts | {"implementation": used_implementations(function, *shapes)}
     rows, length = case.checked
     what = "outputs" if case.mode == "forward" else "outputs and gradients"
     facts["checked"] = f"{what}, first {length} of {case.length} positions, {rows} of {case.batch} rows"
@@ -167,7 +167,7 @@ def _prepare_decoding(model: Model, case: Case, inputs: Inputs, core: Core) -> P
     carry = jax.eval_shape(lambda: core.initial_carry((case.batch,), case.length))
     shapes = (jax.tree.map(_shape, model.variables), carry, _shape(inputs[0][0][:, :steps]))
     executable, facts = _compiled(function, shapes, donate_argnums=1)
-    facts |= model.facts | {"implementation": implementations(function, *shapes)}
+    facts |= model.facts | {"implementation": used_implementations(function, *shapes)}
     facts["carry_bytes"] = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(carry))
     checked = max(1, min(length, case.length - steps) // steps) * steps
     facts["checked"] = f"outputs, first {checked} of {case.length} positions, {rows} of {case.batch} rows"

@@ -13,17 +13,16 @@ from typing import Any
 
 from throughput_report import Crossing, Curve, Panel, Row, crossings, curves, panels, rounded
 
-INK, SOFT, GRID, PALE = "#20242a", "#667080", "#e8eaed", "#d5d9de"
-ATTENTION = "#b5483a"
-COLOURS = ("#2b5c8f", "#2f8f6b", "#8a5fa8", "#c58a1b", "#4aa3c7", "#6b7a1e", "#d0668f", "#7a5a3c")
+from jaxseq.plotting import CYCLE, EDGE, INK, RED, SOFT, make_figure, prepare_axes
+
+COLOURS = tuple(colour for colour in CYCLE if colour != RED)
+"""Red is full attention's."""
+
 FAMILIES = ("nonlinear recurrence", "elementwise recurrence", "matrix state", "attention", "convolution")
 
 
 def draw_figures(rows: Sequence[Row], folder: Path) -> list[Path]:
     """Tokens/s and memory against T, and the roofline, for every mode, axis, width and dtype in the rows."""
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     for panel, members in panels(rows).items():
@@ -35,10 +34,8 @@ def draw_figures(rows: Sequence[Row], folder: Path) -> list[Path]:
             families = _families(members)
             columns = 2 if len(families) > 1 else 1
             lines = math.ceil(len(families) / columns)
-            size = (5.4 * columns, 3.5 * lines + 0.5)
-            figure = Figure(
-                figsize=size, dpi=100, layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06), facecolor="white"
-            )
+            figure = make_figure(5.4 * columns, 3.5 * lines + 0.5, dpi=100)
+            figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)
             grid = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
             draw(figure, list(grid.flat), panel, members, families)
             mode = panel.mode.replace("+", "-")
@@ -111,13 +108,13 @@ def _curves(
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         for name, curve in lines.items():
             if name not in names and ": " not in name:
-                axes.plot(*zip(*curve, strict=True), color=PALE, linewidth=1, zorder=1)
+                axes.plot(*zip(*curve, strict=True), color=EDGE, linewidth=1, zorder=1)
         labels: list[tuple] = []
         marks: list[tuple[Crossing, str]] = []
         shown = dict.fromkeys([*([base] if base in lines else []), *(n for n in names if n in lines)])
         colours = _colours(names, base)
         for name in shown:
-            colour = colours.get(name, ATTENTION)
+            colour = colours.get(name, RED)
             style = {"linestyle": (0, (1, 1.2))} if ": " in name else {"linestyle": (0, (4, 2))} if name == base else {}
             width = 2.6 if name in (base, best) else 1.6
             axes.plot(*zip(*lines[name], strict=True), color=colour, linewidth=width, zorder=3, marker="o",
@@ -146,14 +143,15 @@ def _colours(names: Sequence[str], base: str | None) -> dict[str, str]:
     own = [name for name in names if name != base and ": " not in name]
     colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(own)}
     if base is not None:
-        colours[base] = ATTENTION
+        colours[base] = RED
     return colours | {name: colours.get(name.split(": ")[1], SOFT) for name in names if ": " in name}
 
 
 def _prepare(axes: Any, title: str, lengths: Sequence[int], unit: str) -> None:
     from matplotlib.ticker import EngFormatter, FixedLocator, NullLocator
 
-    axes.set_title(title, loc="left", fontsize=10, color=INK)
+    prepare_axes(axes, title, x_label="length T", y_label=unit, title_size=10, title_pad=6, tick_size=8.5)
+    axes.tick_params(labelbottom=True, labelleft=True)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.xaxis.set_major_locator(FixedLocator(list(lengths)))
@@ -161,18 +159,6 @@ def _prepare(axes: Any, title: str, lengths: Sequence[int], unit: str) -> None:
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
     axes.yaxis.set_major_formatter(EngFormatter(sep=""))
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel("length T", fontsize=9, color=SOFT)
-    axes.set_ylabel(unit, fontsize=9, color=SOFT)
-    _bare(axes)
-
-
-def _bare(axes: Any) -> None:
-    axes.tick_params(labelsize=8.5, colors=SOFT, length=0, labelbottom=True, labelleft=True)
-    axes.grid(color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side == "bottom")
-        spine.set_color(GRID)
 
 
 def _band(axes: Any, rows: Sequence[Row], name: str, colour: str) -> None:
@@ -278,8 +264,8 @@ def _roofline(figure: Any, grid: list[Any], panel: Panel, rows: Sequence[Row], f
                 continue
             x, y, T = zip(*sorted(mine, key=lambda point: point[2]), strict=True)
             sizes = [12 + 14 * lengths.index(t) for t in T]
-            axes.plot(x, y, color=colours.get(name, ATTENTION), linewidth=0.8, zorder=2)
-            axes.scatter(x, y, s=sizes, color=colours.get(name, ATTENTION), label=name, zorder=3, linewidths=0)
+            axes.plot(x, y, color=colours.get(name, RED), linewidth=0.8, zorder=2)
+            axes.scatter(x, y, s=sizes, color=colours.get(name, RED), label=name, zorder=3, linewidths=0)
         axes.legend(frameon=False, fontsize=8, labelcolor=SOFT, loc="lower right", ncols=2, handletextpad=0.2,
                     columnspacing=0.8)  # fmt: skip
     for axes in grid[len(families) :]:

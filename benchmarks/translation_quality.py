@@ -23,7 +23,7 @@ from typing import Any, Literal
 import tyro
 from harness import RESULTS, device_name, environment
 
-from jaxseq import analysis
+from jaxseq import analysis, plotting
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS, FIGURES = ROOT / "runs" / "translation", ROOT / "docs" / "figures"
@@ -128,7 +128,7 @@ def curves(seeds: int) -> None:
             texts = [row["found"] for row in rows], [row["target"] for row in rows]
             scores[label] = analysis.scores_by_length(lengths, *texts, edges=edges)
         picture = f"translation-{name.replace(' ', '-')}"
-        analysis.draw_by_length(scores, FIGURES / f"{picture}.png", trained_length=trained)
+        plotting.draw_length_curves(scores, FIGURES / f"{picture}.png", trained_length=trained)
         kept = {label: [dataclasses.asdict(row) for row in part] for label, part in scores.items()}
         (RESULTS / f"{picture}-{device_name()}.json").write_text(json.dumps(kept) + "\n")
 

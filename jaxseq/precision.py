@@ -1,4 +1,4 @@
-"""Mixed precision: which dtype the parameters, the computation and the outputs have."""
+"""Mixed precision: the dtypes of parameters, computation and outputs, and the one rule for sums and carries."""
 
 from typing import Any, NamedTuple
 
@@ -29,7 +29,7 @@ def at_least_float32(dtype: DType) -> DType:
 
 
 def cast_floating(tree: Any, dtype: DType) -> Any:
-    """The tree with its floating-point leaves in ``dtype``; whole numbers, masks and keys are left alone."""
+    """The tree with its floating-point leaves in ``dtype``; integers, masks and keys are unchanged."""
 
     def cast(leaf: Any) -> Any:
         return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf

@@ -1,19 +1,17 @@
-"""What trained models do: scores of translations, by length too, pictures of alignments, comparisons over seeds."""
+"""Analysis of trained models: scores of translations, alignment accuracy, comparisons over seeds."""
 
-from jaxseq.analysis.alignment import Alignment, alignment_accuracy, draw_alignment, draw_alignments, draw_heads
+from jaxseq.analysis.alignment import alignment_accuracy
 from jaxseq.analysis.comparison import (
+    INTERVAL_METHOD,
     Comparison,
     Estimate,
     compare_metrics,
     compare_to_base,
     comparison_table,
-    draw_comparisons,
     mean_interval,
     paired_differences,
     t_quantile,
 )
-from jaxseq.analysis.labels import Labels, labels, missing
-from jaxseq.analysis.length_curves import draw_by_length
 from jaxseq.analysis.translation_scores import (
     LengthScores,
     TranslationScores,
@@ -23,24 +21,16 @@ from jaxseq.analysis.translation_scores import (
 )
 
 __all__ = [
-    "Alignment",
+    "INTERVAL_METHOD",
     "Comparison",
     "Estimate",
-    "Labels",
     "LengthScores",
     "TranslationScores",
     "alignment_accuracy",
     "compare_metrics",
     "compare_to_base",
     "comparison_table",
-    "draw_alignment",
-    "draw_alignments",
-    "draw_by_length",
-    "draw_comparisons",
-    "draw_heads",
-    "labels",
     "mean_interval",
-    "missing",
     "paired_differences",
     "scores_by_length",
     "t_quantile",

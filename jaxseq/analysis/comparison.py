@@ -1,29 +1,20 @@
-"""Variants against a base over several seeds: means, differences paired by seed, intervals; as a table and a figure.
-
-The figure needs matplotlib (extra `plots`), which is imported when one is drawn.
-"""
+"""Comparisons of variants with a base over several seeds: means, paired differences, intervals, a table."""
 
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from jaxseq.analysis.labels import need_matplotlib, sentence
-
-INK, SOFT, GRID = "#20242a", "#667080", "#e8eaed"
-BLUE, RED, PALE = "#2b5c8f", "#b5483a", "#a9c0d8"
-LONGEST = 40  # characters of a variant's name in a figure
-METHOD = (
+INTERVAL_METHOD = (
     "Intervals: 95 %, Student t with n - 1 degrees of freedom, of the mean over seeds; differences are paired by seed. "
     "They are not corrected for the number of comparisons: of twenty without an effect, one is expected to exclude 0."
 )
+"""The caption of tables of intervals."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """The mean over ``n`` seeds, and its 95 % interval; None for one seed, or where a value is not finite."""
+    """The mean over ``n`` seeds and its 95 % interval; None for one seed, or if a value is not finite."""
 
     n: int
     mean: float
@@ -34,9 +25,9 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A variant's values by seed, and its differences to the base by the seeds that both have.
+    """A variant's values by seed, and its differences to the base for the seeds that both have.
 
-    ``difference`` is None for the base itself, and where no seed is in common.
+    ``difference`` is None for the base itself, and without common seeds.
     """
 
     values: dict[int, float]
@@ -45,32 +36,21 @@ class Comparison:
     difference: Estimate | None
 
 
-def t_quantile(degrees: int, *, confidence: float = 0.95) -> float:
-    """The t with ``P(|T| < t) = confidence`` for Student's T, from the finite series for whole degrees of freedom.
-
-    With ``t = sqrt(degrees) tan(angle)``; Abramowitz and Stegun, 26.7.3 and 26.7.4.
+def t_quantile(degrees_of_freedom: int, *, confidence: float = 0.95) -> float:
+    """The t with ``P(|T| < t) = confidence`` for Student's t distribution (``scipy.stats.t``).
 
     Raises:
         ValueError: no degree of freedom, or a confidence that is not between 0 and 1.
     """
-    if degrees < 1 or not 0 < confidence < 1:
-        raise ValueError(f"{degrees} degrees of freedom, confidence {confidence}: at least 1, and between 0 and 1")
-    low, high, odd = 0.0, math.pi / 2, degrees % 2
-    for _ in range(60):
-        angle = (low + high) / 2
-        cosine, total = math.cos(angle), 0.0
-        term = cosine if odd else 1.0
-        for k in range(odd, degrees - 1, 2):
-            term *= cosine**2 * (k - 1) / k if k > 1 else 1
-            total += term
-        inside = math.sin(angle) * total
-        probability = 2 / math.pi * (angle + inside) if odd else inside
-        low, high = (angle, high) if probability < confidence else (low, angle)
-    return math.sqrt(degrees) * math.tan(low)
+    if degrees_of_freedom < 1 or not 0 < confidence < 1:
+        raise ValueError(f"{degrees_of_freedom} degrees of freedom (at least 1), confidence {confidence} (0 to 1)")
+    from scipy import stats
+
+    return float(stats.t.ppf((1 + confidence) / 2, degrees_of_freedom))
 
 
 def mean_interval(sample: Sequence[float]) -> Estimate:
-    """The mean and its 95 % interval, ``mean ± t s / sqrt(n)``, which holds for normal values.
+    """The mean and its 95 % interval, ``mean ± t s / sqrt(n)``, exact for normally distributed values.
 
     Raises:
         ValueError: an empty sample.
@@ -85,15 +65,15 @@ def mean_interval(sample: Sequence[float]) -> Estimate:
 
 
 def paired_differences(values: Mapping[int, float], base: Mapping[int, float]) -> dict[int, float]:
-    """``values - base``, by the seeds that both have, in the base's order."""
+    """``values - base`` for the seeds that both have, in the order of the base."""
     return {seed: values[seed] - base[seed] for seed in base if seed in values}
 
 
 def compare_to_base(values_by_name: Mapping[str, Mapping[int, float]]) -> dict[str, Comparison]:
-    """Variants' values of one metric by seed, compared with those of the first, the base.
+    """Compare variants' values of one metric, by seed, with those of the first variant, the base.
 
-    What a seed does to all variants alike leaves no trace in the differences: their intervals are often far narrower
-    than those of the means.
+    Differences are paired by seed: what a seed changes in all variants alike cancels, so that intervals of differences
+    are often narrower than intervals of means.
 
     Raises:
         ValueError: no variant, or one without a value.
@@ -110,7 +90,9 @@ def compare_to_base(values_by_name: Mapping[str, Mapping[int, float]]) -> dict[s
 
 
 def compare_metrics(runs_by_name: Mapping[str, Mapping[int, Mapping[str, float]]]) -> dict[str, dict[str, Comparison]]:
-    """``compare_to_base`` by metrics, of variants' runs by seed: by those that all runs have, in the first run's order.
+    """``compare_to_base`` for every metric that all runs have, in the order of the first run.
+
+    ``runs_by_name`` has, for each variant and seed, the metrics of a run.
 
     Raises:
         ValueError: no variant, or one without a run.
@@ -130,7 +112,7 @@ def compare_metrics(runs_by_name: Mapping[str, Mapping[int, Mapping[str, float]]
 
 
 def comparison_table(comparisons: Mapping[str, Comparison]) -> str:
-    """A row for each variant, in markdown; ``METHOD`` says what the intervals are."""
+    """A markdown table with a row per variant; ``INTERVAL_METHOD`` describes its intervals."""
     lines = [
         "| variant | seeds | mean | 95 % interval | difference to base, paired | 95 % interval | excludes 0 |",
         "|:--|--:|--:|:-:|--:|:-:|:-:|",
@@ -148,69 +130,8 @@ def comparison_table(comparisons: Mapping[str, Comparison]) -> str:
     return "\n".join([*lines, ""])
 
 
-def draw_comparisons(
-    comparisons: Mapping[str, Mapping[str, Comparison]], file: str | Path, *, title: str = "Comparison"
-) -> Path:
-    """A dot for each seed, a bar for each interval: on the left the values, on the right the differences to the base.
-
-    ``comparisons`` has what ``compare_to_base`` made by the names of metrics, of the same variants each. Variants whose
-    difference excludes 0 are red. Returns the file, a PNG.
-
-    Raises:
-        ValueError: no metrics, or other variants in one than in another.
-        ImportError: matplotlib is not installed.
-    """
-    variants = [[*made] for made in comparisons.values()]
-    if not variants or any(names != variants[0] for names in variants):
-        raise ValueError(f"each metric needs the same variants; these have {variants}")
-    need_matplotlib()
-    from matplotlib.figure import Figure
-
-    size = (9.6, 0.7 + len(variants) * (0.9 + 0.36 * len(variants[0])))
-    figure = Figure(figsize=size, dpi=150, layout="constrained", facecolor="white")
-    heading = sentence(f"{title}: a dot a seed, a bar the 95 % interval of the mean, red: differs")
-    style: dict[str, Any] = {"ha": "left", "size": 11, "color": INK, "parse_math": False, "family": heading.families}
-    figure.suptitle(heading.texts[0], x=0.01, **style)
-    panels = figure.subplots(len(variants), 2, sharey=True, squeeze=False)
-    for (metric, rows), (left, right) in zip(comparisons.items(), panels, strict=True):
-        base, *_ = rows.values()
-        _prepare(left, metric, variants[0], base.estimate.mean)
-        _prepare(right, f"{metric}: difference to the base", variants[0], 0.0)
-        for row, made in enumerate(rows.values()):
-            color = RED if made.difference is not None and made.difference.excludes_zero else BLUE
-            _plot(left, row, made.values, made.estimate, color)
-            _plot(right, row, made.differences, made.difference, color)
-    figure.savefig(file, metadata={"Software": None})
-    return Path(file)
-
-
 def _interval(found: Estimate) -> str:
-    """Its ends; or why there are none."""
+    """The ends of the interval, or the reason why there is none."""
     if found.low is None or found.high is None:
         return "none (one seed)" if math.isfinite(found.mean) else "none (not finite)"
     return f"[{found.low:.5g}, {found.high:.5g}]"
-
-
-def _plot(axes: Any, row: int, dots: Mapping[int, float], bar: Estimate | None, color: str) -> None:
-    if bar is not None and bar.low is not None:
-        axes.plot([bar.low, bar.high], [row, row], color=color, linewidth=2, solid_capstyle="butt")
-        axes.plot(bar.mean, row, color=color, marker="|", markersize=11, markeredgewidth=2)
-    finite = [value for value in dots.values() if math.isfinite(value)]
-    heights = [row + 0.22] * len(finite)
-    axes.plot(finite, heights, ".", color=color, alpha=0.6, markersize=7, markeredgewidth=0)
-
-
-def _prepare(axes: Any, title: str, names: Sequence[str], line: float) -> None:
-    if math.isfinite(line):
-        axes.axvline(line, color=PALE, linewidth=1, zorder=0)
-    axes.set_title(title, loc="left", fontsize=9, color=SOFT, parse_math=False)
-    texts = [sentence(name).texts[0] for name in names]
-    texts = [text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…" for text in texts]
-    axes.set_yticks(range(len(names)), texts, parse_math=False, family=sentence(" ".join(names)).families)
-    axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.tick_params(labelsize=9, colors=SOFT, length=0)
-    axes.grid(axis="x", color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side == "bottom")
-        spine.set_color(GRID)

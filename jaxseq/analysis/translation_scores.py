@@ -1,12 +1,10 @@
-"""Scores of translations: exact match, BLEU and chrF, over a corpus and against the length of the source.
+"""Scores of translations: exact match, BLEU and chrF, of a corpus and by the length of the source.
 
-BLEU and chrF are sacrebleu's (extra `translation`), which is imported when scores are asked for.
+BLEU and chrF are sacrebleu's (extra ``translation``), which is imported when scores are computed.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -25,14 +23,14 @@ class TranslationScores:
 
 @dataclass(frozen=True)
 class LengthScores:
-    """Scores of the sentences whose sources are ``shortest`` to ``longest`` long, both included.
+    """Scores of the sentences with source lengths from ``min_length`` to ``max_length``, both included.
 
-    ``low`` and ``high`` are the 95 % Wilson interval of ``exact_match``. ``bleu`` is None where no reference is long
-    enough to have a 4-gram: BLEU is 0 there whatever the hypotheses are.
+    ``low`` and ``high`` are the 95 % Wilson interval of ``exact_match``. ``bleu`` is None if no reference has a
+    4-gram: BLEU is then 0 for all hypotheses.
     """
 
-    shortest: int
-    longest: int
+    min_length: int
+    max_length: int
     mean_length: float
     count: int
     exact_match: float
@@ -44,11 +42,12 @@ class LengthScores:
 def translation_scores(
     hypotheses: Sequence[str], references: Sequence[str], *, tokenize: str = "13a"
 ) -> TranslationScores:
-    """Exact match, and corpus BLEU and chrF2 as sacrebleu reports them, one reference a sentence.
+    """Exact match, and corpus BLEU and chrF2 as sacrebleu reports them, with one reference per sentence.
 
     ``tokenize`` is sacrebleu's tokenizer for BLEU ("13a", "intl", "zh", "char", ...; "ja-mecab" and "ko-mecab" need
-    further packages, "spm" and "flores" fetch a model). chrF reads characters. Papineni et al. 2002; Popović 2015;
-    Post 2018 (https://arxiv.org/abs/1804.08771).
+    further packages, "spm" and "flores" download a model). chrF compares characters.
+
+    Papineni et al. 2002; Popović 2015; Post 2018 (https://arxiv.org/abs/1804.08771).
 
     Raises:
         ValueError: no sentences, unequal numbers of them, or an unknown tokenizer.
@@ -76,11 +75,17 @@ def scores_by_length(
     bins: int = 8,
     tokenize: str = "13a",
 ) -> tuple[LengthScores, ...]:
-    """Scores in bins of the source's length, shortest first; every sentence is in one bin, empty bins are left out.
+    """Scores in bins of the source length, in increasing order; empty bins are omitted.
 
-    ``edges`` are the lengths at which a new bin begins: ``(10, 20)`` makes the bins below 10, 10 to 19, and from 20 on.
-    Without them each length is a bin of its own where there are at most ``bins`` of them; otherwise the bins are
-    quantiles, about as many sentences in each. ``lengths`` may count whatever the reader wants on the axis.
+    Args:
+        lengths: the length of each source, in any unit (tokens, characters).
+        hypotheses: the translations.
+        references: one reference per translation.
+        edges: the lengths at which a new bin begins: ``(10, 20)`` makes the bins below 10, 10 to 19, and from 20 on.
+            None makes one bin per length if there are at most ``bins`` different lengths, and ``bins`` quantiles
+            otherwise.
+        bins: the largest number of bins without ``edges``.
+        tokenize: as in ``translation_scores``.
 
     Raises:
         ValueError: as ``translation_scores``; a negative length, edges that do not increase, or ``bins`` below 1.
@@ -104,19 +109,19 @@ def scores_by_length(
 
 
 def wilson_interval(successes: int, count: int, *, confidence: float = 0.95) -> tuple[float, float]:
-    """The Wilson score interval of a share: all p with ``|p̂ - p| <= z √(p (1 - p) / n)`` (Wilson 1927).
+    """The Wilson score interval of a proportion (Wilson 1927; ``scipy.stats.binomtest``).
+
+        all p with |p̂ - p| <= z √(p (1 - p) / n)
 
     Raises:
         ValueError: ``successes`` is not in 0..``count``, or ``count`` is 0.
     """
     if not 0 <= successes <= count or count == 0:
         raise ValueError(f"{successes} successes of {count}")
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    share = successes / count
-    middle = share + z * z / (2 * count)
-    reach = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    low, high = ((middle + sign * reach) / (1 + z * z / count) for sign in (-1, 1))
-    return (0.0 if successes == 0 else low, 1.0 if successes == count else high)
+    from scipy import stats
+
+    found = stats.binomtest(successes, count).proportion_ci(confidence, method="wilson")
+    return float(found.low), float(found.high)
 
 
 def _row(lengths: np.ndarray, hypotheses: list[str], references: list[str], bleu: Any) -> LengthScores:
@@ -124,8 +129,8 @@ def _row(lengths: np.ndarray, hypotheses: list[str], references: list[str], bleu
     low, high = wilson_interval(matches, len(references))
     has_4_grams = bleu.corpus_score(references, [references]).totals[-1] > 0
     return LengthScores(
-        shortest=int(lengths.min()),
-        longest=int(lengths.max()),
+        min_length=int(lengths.min()),
+        max_length=int(lengths.max()),
         mean_length=float(lengths.mean()),
         count=len(references),
         exact_match=matches / len(references),
@@ -136,7 +141,7 @@ def _row(lengths: np.ndarray, hypotheses: list[str], references: list[str], bleu
 
 
 def _quantiles(lengths: np.ndarray, bins: int) -> np.ndarray:
-    """Where the bins begin: at every length where these are few, otherwise at the quantiles."""
+    """The beginnings of the bins: every length if there are at most ``bins``, quantiles otherwise."""
     if bins < 1:
         raise ValueError(f"bins must be at least 1, not {bins}")
     different = np.unique(lengths)

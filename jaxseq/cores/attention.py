@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxseq.cores.core import Core, StateCarry
 from jaxseq.cores.heads import resolve_num_heads
 from jaxseq.layers.capture import SELF_ATTENTION, record
-from jaxseq.ops import attention, attention_weights, masks, positions, segments
+from jaxseq.ops import AttentionImplementation, attention, attention_weights, masks, positions, segments
 from jaxseq.typing import Array, DType, Features, Float, Int, SegmentIds, Sequence
 
 POSITIONS = ("rotary", "alibi", "none")
@@ -83,7 +83,7 @@ class Attention(Core):
     soft_cap: float | None = None
     positions: str = "rotary"
     use_bias: bool = False
-    implementation: str = "auto"
+    implementation: AttentionImplementation = "auto"
     dtype: DType = jnp.float32
     param_dtype: DType = jnp.float32
 

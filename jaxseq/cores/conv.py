@@ -45,5 +45,5 @@ class Conv(StateCore):
         shape = (self.kernel_size, self.features, self.features)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, self.param_dtype).astype(self.dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype).astype(self.dtype)
-        x, ys = causal_convolution(xs, kernel, state.x, dilation=self.dilation, segment_ids=segment_ids)
+        x, ys = causal_convolution(state.x, xs, kernel, dilation=self.dilation, segment_ids=segment_ids)
         return LastInputs(x), ys + bias.reshape(*(1,) * (ys.ndim - 1), -1)

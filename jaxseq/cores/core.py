@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxseq.ops import segments
-from jaxseq.typing import Array, Bool, Carry, DType, Features, Float, Int, SegmentIds, Sequence
+from jaxseq.typing import Array, Carry, DType, Features, Float, Int, SegmentIds, Sequence
 
 State = Any
 """A pytree of arrays that lead with the batch dimensions, by convention a NamedTuple."""
@@ -147,7 +147,7 @@ class StateCore(Core):
                 def step(state, x):
                     return Hidden(jnp.broadcast_to(nn.sigmoid(decay), x.shape) * state.h + x)
 
-                return plain_recurrence(step, xs, state, segment_ids=segment_ids)
+                return plain_recurrence(step, state, xs, segment_ids=segment_ids)
 
     ``jaxseq.testing.check_core(Leaky)`` tests it against the contract.
     """
@@ -253,10 +253,4 @@ def _entering(carry: StateCarry, segment_ids: SegmentIds | None) -> StateCarry:
     ids = segment_ids.astype(carry.segment_id.dtype)
     first = segments.first_id(ids)
     afresh = (first != 0) & (carry.segment_id != 0) & (first != carry.segment_id)
-    state = jax.tree.map(lambda s: jnp.where(_over(afresh, s), jnp.zeros_like(s), s), carry.state)
-    return StateCarry(state, segments.last_id(ids, carry.segment_id))
-
-
-def _over(mark: Bool[Array, "*B"], like: Array) -> Array:
-    """The mark with as many dimensions as ``like``."""
-    return mark.reshape(*mark.shape, *(1,) * (like.ndim - mark.ndim))
+    return StateCarry(segments.reset(carry.state, afresh), segments.last_id(ids, carry.segment_id))

@@ -51,7 +51,7 @@ class Delta(StateCore):
         # In the state's precision from here on: normalised, a vector that nearly cancels shows every rounding.
         projected = dense("query_key_value", 3 * self.features)(xs).astype(matrix.dtype)
         kernel = self.param("convolution", short_kernel, (TAPS, 3 * self.features), self.param_dtype)
-        window, mixed = causal_convolution(projected, kernel.astype(matrix.dtype), window, segment_ids=segment_ids)
+        window, mixed = causal_convolution(window, projected, kernel.astype(matrix.dtype), segment_ids=segment_ids)
         parts = jnp.split(jax.nn.silu(mixed), 3, axis=-1)
         query, key, value = (part.reshape(*part.shape[:-1], heads, self.features // heads) for part in parts)
         beta = jax.nn.sigmoid(dense("beta", heads, dtype=matrix.dtype)(xs))
@@ -59,7 +59,7 @@ class Delta(StateCore):
         rate = jnp.exp(self.param("A_log", log_rates, (heads,), self.param_dtype).astype(matrix.dtype))
         log_decay = -jnp.broadcast_to(rate, step.shape) * step
         matrix, ys = delta_rule(
-            _normalised(query), _normalised(key), value, beta, log_decay, matrix, segment_ids=segment_ids
+            matrix, _normalised(query), _normalised(key), value, beta, log_decay, segment_ids=segment_ids
         )
         norm: dict[str, Any] = {"dtype": matrix.dtype, "param_dtype": matrix.dtype, "force_float32_reductions": False}
         ys = nn.RMSNorm(**norm, name="norm")(ys)

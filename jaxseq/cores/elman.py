@@ -1,9 +1,7 @@
 """The simple recurrent network."""
 
-from collections.abc import Callable
-
 from jaxseq.cores.recurrent import Recurrent
-from jaxseq.ops import cells
+from jaxseq.ops import Cell, cells
 
 
 class Elman(Recurrent):
@@ -15,7 +13,7 @@ class Elman(Recurrent):
 
     activation: str = "tanh"
 
-    def cell(self) -> Callable:
+    def cell(self) -> Cell:
         """One gate, no squashing but φ."""
         if self.activation not in cells.ELMAN:
             raise ValueError(f"activation={self.activation!r}; known: {', '.join(cells.ELMAN)}")

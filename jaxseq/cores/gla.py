@@ -63,7 +63,7 @@ class GLA(StateCore):
         gate = dense("decay", heads * key_size, dense("decay_low", self.gate_rank, xs), bias=True)
         wide = state.S.dtype
         log_decay = jax.nn.log_sigmoid(by_head(gate).astype(wide)) / self.temperature
-        S, out = linear_attention(query, key, value.astype(wide), log_decay, state.S, segment_ids=segment_ids)
+        S, out = linear_attention(state.S, query, key, value.astype(wide), log_decay, segment_ids=segment_ids)
         norm = nn.LayerNorm(dtype=wide, param_dtype=wide, force_float32_reductions=False, name="norm")
         out = norm(out).reshape(*xs.shape[:-1], self.features).astype(self.dtype)
         return GLAState(S), dense("out", self.features, jax.nn.swish(dense("gate", self.features, xs, bias=True)) * out)

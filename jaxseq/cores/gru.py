@@ -1,13 +1,12 @@
 """Gated recurrent unit."""
 
-from collections.abc import Callable
 from typing import ClassVar
 
 import flax.linen as nn
 from jax.tree_util import Partial
 
 from jaxseq.cores.recurrent import Recurrent
-from jaxseq.ops import cells
+from jaxseq.ops import Cell, cells
 from jaxseq.precision import at_least_float32
 
 
@@ -20,7 +19,7 @@ class GRU(Recurrent):
 
     gates: ClassVar[int] = 3
 
-    def cell(self) -> Callable:
+    def cell(self) -> Cell:
         """The cell with its own bias b' bound to it."""
         bias = self.param("recurrent_bias", nn.initializers.zeros, (self.features,), self.param_dtype)
         return Partial(cells.gru, bias.astype(at_least_float32(self.param_dtype)))

@@ -61,7 +61,7 @@ class LayerNormLSTM(StateCore):
 
         # The gradient keeps the products and recomputes the rest: a third less memory, no slower.
         step = jax.checkpoint(step, policy=jax.checkpoint_policies.dots_saveable, prevent_cse=False)
-        return plain_recurrence(step, x, state, segment_ids=segment_ids)
+        return plain_recurrence(step, state, x, segment_ids=segment_ids)
 
 
 def _norm(z: Float[Array, "*A C"], gain: Float[Array, " C"], bias: Float[Array, " C"]) -> Float[Array, "*A C"]:

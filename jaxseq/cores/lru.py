@@ -72,7 +72,7 @@ class LRU(StateCore):
         scale = jnp.broadcast_to(jnp.exp(gamma), driven[..., :size].shape)
         driven = lax.complex(driven[..., :size] * scale, driven[..., size:] * scale)
         decays = jnp.broadcast_to(decay, driven.shape)
-        h, hs = linear_recurrence(decays, driven, lax.complex(*state), segment_ids=segment_ids)
+        h, hs = linear_recurrence(lax.complex(*state), decays, driven, segment_ids=segment_ids)
         parts = jnp.concatenate([hs.real, hs.imag], axis=-1).astype(self.dtype)
         ys = self._linear("C", self.features, 2.0)(parts) + jnp.broadcast_to(skip, xs.shape) * xs
         return Complex(h.real, h.imag), ys

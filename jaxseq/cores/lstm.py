@@ -1,6 +1,5 @@
 """Long short-term memory."""
 
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -8,11 +7,17 @@ from jax.tree_util import Partial
 
 from jaxseq.cores.core import StateCore
 from jaxseq.cores.recurrent import forget_bias_init, recurrent_weights, zero_state
-from jaxseq.ops import cells, cudnn_lstm, lstm_implementation, recurrence_with_projection
+from jaxseq.ops import (
+    Cell,
+    LSTMImplementation,
+    Residuals,
+    cells,
+    cudnn_lstm,
+    lstm_implementation,
+    recurrence_with_projection,
+)
 from jaxseq.precision import at_least_float32
 from jaxseq.typing import Features, SegmentIds, Sequence
-
-IMPLEMENTATIONS = ("auto", "fused", "reference", "cudnn")
 
 
 class LSTM(StateCore):
@@ -31,10 +36,10 @@ class LSTM(StateCore):
     """
 
     num_heads: int = 1
-    residuals: str = "activations"
+    residuals: Residuals = "activations"
     forget_bias: float = 1.0
     peepholes: bool = False
-    implementation: str = "auto"
+    implementation: LSTMImplementation = "auto"
 
     def initial_state(self, batch_shape: tuple[int, ...]) -> cells.LSTMState:
         """Zeros."""
@@ -44,20 +49,19 @@ class LSTM(StateCore):
         self, state: cells.LSTMState, xs: Sequence, segment_ids: SegmentIds | None
     ) -> tuple[cells.LSTMState, Features]:
         """Runs the cell along the input, by the implementation asked for."""
-        chosen = self.implementation
-        if chosen not in IMPLEMENTATIONS:
-            raise ValueError(f"implementation={chosen!r}; known: {', '.join(IMPLEMENTATIONS)}")
         bias_init = forget_bias_init(self.forget_bias)
         weights = recurrent_weights(self, xs.shape[-1], 4, self.num_heads, bias_init)
         fits: dict[str, Any] = {"segment_ids": segment_ids, "peepholes": self.peepholes}
-        if chosen == "auto":  # cuDNN has no choice of residuals
-            chosen = lstm_implementation(xs, weights.R, state, **fits) if self.residuals == "activations" else "fused"
+        asked = self.implementation
+        if asked == "auto" and self.residuals != "activations":  # cuDNN ignores residuals
+            asked = "fused"
+        chosen: Any = lstm_implementation(state, xs, weights.R, **fits, implementation=asked)
         if chosen == "cudnn":
-            return cudnn_lstm(xs, *weights, state, **fits)
+            return cudnn_lstm(state, xs, *weights, **fits)
         options: dict[str, Any] = {"residuals": self.residuals, "implementation": chosen}
-        return recurrence_with_projection(self._cell(), xs, *weights, state, segment_ids=segment_ids, **options)
+        return recurrence_with_projection(self._cell(), state, xs, *weights, segment_ids=segment_ids, **options)
 
-    def _cell(self) -> Callable:
+    def _cell(self) -> Cell:
         """The plain cell, or the one with peepholes bound to it."""
         if not self.peepholes:
             return cells.lstm

@@ -67,7 +67,7 @@ class Mamba2(StateCore):
         gate, mixed, step = jnp.split(columns, [width, width + channels], axis=-1)
         kernel = self.param("convolution", short_kernel, (TAPS, channels), self.param_dtype).astype(self.dtype)
         bias = self.param("convolution_bias", nn.initializers.zeros, (channels,), self.param_dtype)
-        window, mixed = causal_convolution(mixed, kernel, window, segment_ids=segment_ids)
+        window, mixed = causal_convolution(window, mixed, kernel, segment_ids=segment_ids)
         mixed = jax.nn.silu(mixed + jnp.broadcast_to(bias.astype(self.dtype), mixed.shape))
         x, key, query = jnp.split(mixed, [width, width + self.state_size], axis=-1)
         x = x.reshape(*x.shape[:-1], heads, width // heads).astype(matrix.dtype)
@@ -78,7 +78,7 @@ class Mamba2(StateCore):
         )
         step = jax.nn.softplus(step.astype(matrix.dtype) + step_bias)
         log_decay = -jnp.exp(log_rate) * step
-        matrix, ys = linear_attention(query, key, step[..., None] * x, log_decay, matrix, segment_ids=segment_ids)
+        matrix, ys = linear_attention(matrix, query, key, step[..., None] * x, log_decay, segment_ids=segment_ids)
         ys = (ys + skip[..., None] * x).reshape(gate.shape) * jax.nn.silu(gate.astype(matrix.dtype))
         norm: dict[str, Any] = {"dtype": matrix.dtype, "param_dtype": matrix.dtype, "force_float32_reductions": False}
         ys = nn.RMSNorm(**norm, name="norm")(ys).astype(self.dtype)

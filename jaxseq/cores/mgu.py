@@ -1,10 +1,9 @@
 """Minimal gated unit."""
 
-from collections.abc import Callable
 from typing import ClassVar
 
 from jaxseq.cores.recurrent import Recurrent
-from jaxseq.ops import cells
+from jaxseq.ops import Cell, cells
 
 
 class MGU(Recurrent):
@@ -17,6 +16,6 @@ class MGU(Recurrent):
 
     gates: ClassVar[int] = 2
 
-    def cell(self) -> Callable:
+    def cell(self) -> Cell:
         """The plain cell."""
         return cells.mgu

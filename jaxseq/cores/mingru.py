@@ -27,5 +27,5 @@ class MinGRU(StateCore):
         both = nn.Dense(2 * self.features, dtype=self.dtype, param_dtype=self.param_dtype)(xs)
         gate, candidate = jnp.split(both.astype(state.h.dtype), 2, axis=-1)
         update = jax.nn.sigmoid(gate)
-        h, hs = linear_recurrence(1 - update, update * candidate, state.h, segment_ids=segment_ids)
+        h, hs = linear_recurrence(state.h, 1 - update, update * candidate, segment_ids=segment_ids)
         return Hidden(h), hs

@@ -28,5 +28,5 @@ class MinLSTM(StateCore):
         projected = nn.Dense(3 * self.features, dtype=self.dtype, param_dtype=self.param_dtype)(xs)
         forget, write, candidate = jnp.split(projected.astype(state.h.dtype), 3, axis=-1)
         keep = jax.nn.sigmoid(jax.nn.log_sigmoid(forget) - jax.nn.log_sigmoid(write))
-        h, hs = linear_recurrence(keep, (1 - keep) * candidate, state.h, segment_ids=segment_ids)
+        h, hs = linear_recurrence(state.h, keep, (1 - keep) * candidate, segment_ids=segment_ids)
         return Hidden(h), hs

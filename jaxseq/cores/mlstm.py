@@ -8,8 +8,7 @@ import jax.numpy as jnp
 
 from jaxseq.cores.core import StateCore
 from jaxseq.cores.heads import resolve_num_heads
-from jaxseq.ops import mlstm
-from jaxseq.ops.linear.mlstm import MLSTMState
+from jaxseq.ops import MLSTMState, mlstm
 from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array, DType, Features, SegmentIds, Sequence
 
@@ -57,12 +56,12 @@ class MLSTM(StateCore):
         log_i = dense("input_gate", heads, kernel_init=zeros).astype(state.C.dtype)
         forget = dense("forget_gate", heads, kernel_init=zeros, bias_init=_three_to_six).astype(state.C.dtype)
         state, out = mlstm(
+            state,
             by_head(dense("query", self.features)),
             by_head(key),
             by_head(dense("value", self.features)),
             log_i,
             jax.nn.log_sigmoid(forget),
-            state,
             segment_ids=segment_ids,
         )
         ys = jax.nn.sigmoid(dense("output_gate", self.features)) * out.reshape(*xs.shape[:-1], self.features)

@@ -10,14 +10,14 @@ import jax.numpy as jnp
 
 from jaxseq.cores.core import StateCore
 from jaxseq.cores.heads import resolve_num_heads
-from jaxseq.ops import recurrence_with_projection
+from jaxseq.ops import Cell, Residuals, recurrence_with_projection
 from jaxseq.ops.recurrence.cells import Hidden
 from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array, DType, Features, Float, SegmentIds, Sequence
 
 
 class Recurrent(StateCore):
-    """Abstract: ``state_t = cell(x_t W + b, h_{t-1} R, state_{t-1})``, ``y_t = h_t``.
+    """Abstract: ``state_t = cell(state_{t-1}, x_t W + b, h_{t-1} R)``, ``y_t = h_t``.
 
     A subclass defines ``cell()`` and declares ``gates`` (the number of projections that its cell reads) and
     ``state_type`` (a NamedTuple, ``h`` first). R is block-diagonal over ``num_heads`` (1: dense), each block
@@ -31,11 +31,11 @@ class Recurrent(StateCore):
     state_type: ClassVar[Any] = Hidden
 
     num_heads: int = 1
-    residuals: str = "activations"
+    residuals: Residuals = "activations"
 
     @abc.abstractmethod
-    def cell(self) -> Callable:
-        """The pointwise equation, ``(x, r, state) -> state``; bind own parameters (``self.param``) by Partial."""
+    def cell(self) -> Cell:
+        """The pointwise equation, ``(state, x, r) -> state``; bind own parameters (``self.param``) by Partial."""
 
     @final
     def initial_state(self, batch_shape: tuple[int, ...]) -> Any:
@@ -47,7 +47,7 @@ class Recurrent(StateCore):
         """Runs the cell along the input."""
         weights = recurrent_weights(self, xs.shape[-1], self.gates, self.num_heads)
         return recurrence_with_projection(
-            self.cell(), xs, *weights, state, segment_ids=segment_ids, residuals=self.residuals
+            self.cell(), state, xs, *weights, segment_ids=segment_ids, residuals=self.residuals
         )
 
 

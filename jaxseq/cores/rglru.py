@@ -51,7 +51,7 @@ class RGLRU(StateCore):
         rate = jnp.broadcast_to(-STRENGTH * jax.nn.softplus(decay), xs.shape)
         log_a = rate * recurrence_gate
         driven = _root(-jnp.expm1(2 * log_a)) * input_gate * xs.astype(dtype)
-        h, hs = linear_recurrence(jnp.exp(log_a), driven, state.h, segment_ids=segment_ids)
+        h, hs = linear_recurrence(state.h, jnp.exp(log_a), driven, segment_ids=segment_ids)
         return Hidden(h), hs
 
     def _gate(self, name: str, xs: Float[Array, "*B T F"]) -> Float[Array, "*B T F"]:

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 from jaxseq.cores.core import StateCore
 from jaxseq.cores.recurrent import recurrent_weights, zero_state
-from jaxseq.ops import cells, recurrence_with_projection
+from jaxseq.ops import Residuals, cells, recurrence_with_projection
 from jaxseq.typing import Array, DType, Features, SegmentIds, Sequence
 
 
@@ -22,7 +22,7 @@ class SLSTM(StateCore):
     """
 
     num_heads: int = 1
-    residuals: str = "activations"
+    residuals: Residuals = "activations"
 
     def initial_state(self, batch_shape: tuple[int, ...]) -> cells.SLSTMState:
         """Zeros."""
@@ -34,7 +34,7 @@ class SLSTM(StateCore):
         """Runs the cell along the input."""
         weights = recurrent_weights(self, xs.shape[-1], 4, self.num_heads, self._bias_init)
         return recurrence_with_projection(
-            cells.slstm, xs, *weights, state, segment_ids=segment_ids, residuals=self.residuals
+            cells.slstm, state, xs, *weights, segment_ids=segment_ids, residuals=self.residuals
         )
 
     def _bias_init(self, key: Array, shape: tuple[int, ...], dtype: DType) -> Array:

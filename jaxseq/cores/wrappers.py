@@ -180,7 +180,7 @@ def _counted(
         order = jnp.broadcast_to(jnp.arange(shape[-1], dtype=before.dtype), shape)
         return before + order, before + shape[-1]
     seen = jnp.cumsum(segments.is_real(segment_ids), axis=-1, dtype=before.dtype)
-    start = segments.starts(segment_ids, segments.no_ids(segment_ids))
+    start = segments.starts(segment_ids)
     before_start = lax.cummax(jnp.where(start, seen - 1, -before), axis=seen.ndim - 1)
     counts = jnp.concatenate([before, seen - before_start], axis=-1)
     return jnp.maximum(counts[..., 1:] - 1, 0), counts[..., -1:]

@@ -1,12 +1,12 @@
-"""Text, vocabularies and datasets: ``batch = data(step)``, a pure function. NumPy only."""
+"""Text, vocabularies and datasets: ``batch = data(step)``, a pure function. NumPy only, no JAX."""
 
-from jaxseq.data.batch import Batch, Dataset, joined
+from jaxseq.data.batch import Batch, Dataset, join_documents
 from jaxseq.data.cldr import date_lists, date_pairs, held_out_years, name_pairs
 from jaxseq.data.compression import lzma_bits_per_character
 from jaxseq.data.corpus import Corpus, embedded_corpus, text_corpus
 from jaxseq.data.packing import HeldOutDocuments, PackedDocuments
 from jaxseq.data.pair_readers import PairReading, read_pairs, text_pairs
-from jaxseq.data.pairs import BucketedPairs, HeldOutPairs, PairBatch, SourceBatch
+from jaxseq.data.pairs import BucketedPairs, BucketedSources, PairBatch, SourceBatch
 from jaxseq.data.parallel import ParallelCorpus, parallel_corpus, split_pairs
 from jaxseq.data.readers import read_folder, read_text
 from jaxseq.data.streams import ContiguousStreams, RandomCrops
@@ -26,13 +26,13 @@ __all__ = [
     "VOCABULARIES",
     "Batch",
     "BucketedPairs",
+    "BucketedSources",
     "Bytes",
     "Characters",
     "ContiguousStreams",
     "Corpus",
     "Dataset",
     "HeldOutDocuments",
-    "HeldOutPairs",
     "PackedDocuments",
     "PairBatch",
     "PairReading",
@@ -45,7 +45,7 @@ __all__ = [
     "embedded_corpus",
     "fit_vocabulary",
     "held_out_years",
-    "joined",
+    "join_documents",
     "lzma_bits_per_character",
     "name_pairs",
     "number_pairs",

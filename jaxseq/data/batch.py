@@ -1,16 +1,16 @@
-"""What every dataset yields, and how a dataset is told from another."""
+"""The batch of language modelling, and the protocol of datasets: a pure function of the step with a fingerprint."""
 
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int32
 
 
 class Batch(NamedTuple):
-    """Tokens, the tokens that follow them, and where documents begin (0 = padding; targets there are 0).
+    """Tokens, the tokens that follow them, and the ids of their documents (0 = padding; targets there are 0).
 
     The loss mask is ``segment_ids != 0``.
     """
@@ -20,42 +20,45 @@ class Batch(NamedTuple):
     segment_ids: Int32[np.ndarray, "B T"]
 
 
+BatchT = TypeVar("BatchT", covariant=True)
+
+
 @runtime_checkable
-class Dataset(Protocol):
-    """A pure function of the step; what must be remembered to resume is its fingerprint alone."""
+class Dataset(Protocol[BatchT]):
+    """A pure function from the step to its batch. Resuming needs the step and the fingerprint, no other state."""
 
     @property
     def fingerprint(self) -> str:
-        """The SHA-256, in hex, of the tokens and of every parameter."""
+        """The SHA-256, in hex, of the tokens and all parameters."""
 
-    def __call__(self, step: int) -> Batch:
+    def __call__(self, step: int) -> BatchT:
         """The batch of this step: the same for the same step, in any order and in any process."""
 
 
 def as_tokens(tokens: Sequence[int] | np.ndarray) -> Int32[np.ndarray, " length"]:
-    """A flat int32 array of token ids.
+    """Token ids as a one-dimensional int32 array.
 
     Raises:
-        ValueError: not flat, not whole numbers, or negative.
+        ValueError: not one-dimensional, not integers, or outside 0 ... 2**31 - 1.
     """
     array = np.asarray(tokens)
     if array.size == 0:
         array = array.astype(np.int32)
     if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
-        raise ValueError(f"tokens must be one flat array of whole numbers, not {array.dtype} of shape {array.shape}")
+        raise ValueError(f"tokens must be a one-dimensional array of integers, not {array.dtype} of {array.shape}")
     if array.size and (array.min() < 0 or array.max() >= 2**31):
         raise ValueError(f"token ids must lie in [0, 2**31), not [{array.min()}, {array.max()}]")
     return np.ascontiguousarray(array, np.int32)
 
 
-def joined(documents: Sequence[np.ndarray | Sequence[int]], *, separator: int) -> Int32[np.ndarray, " length"]:
-    """One stream of tokens: the separator, then the document, again and again."""
+def join_documents(documents: Sequence[np.ndarray | Sequence[int]], *, separator: int) -> Int32[np.ndarray, " length"]:
+    """Concatenate documents to one stream of tokens, with the separator before each document."""
     mark = np.array([separator], np.int32)
     return np.concatenate([mark[:0], *(part for text in documents for part in (mark, as_tokens(text)))])
 
 
 def fingerprint_of(kind: str, arrays: Sequence[np.ndarray], **parameters: int | None) -> str:
-    """The SHA-256, in hex, over the kind, the parameters, and every array's length and contents."""
+    """The SHA-256, in hex, of the kind, the parameters, and the shape and contents of every array."""
     digest = hashlib.sha256(json.dumps([kind, parameters], sort_keys=True).encode())
     for array in arrays:
         digest.update(f"\n{array.dtype.str}{array.shape}\n".encode())
@@ -64,7 +67,7 @@ def fingerprint_of(kind: str, arrays: Sequence[np.ndarray], **parameters: int | 
 
 
 def check_sizes(kind: str, *, batch_size: int, length: int, available: int) -> None:
-    """Refuse sizes that are not positive, and a batch that asks for more tokens than there are.
+    """Check that sizes are positive and that a batch holds at most the available tokens.
 
     Raises:
         ValueError: names both numbers.
@@ -79,7 +82,11 @@ def check_sizes(kind: str, *, batch_size: int, length: int, available: int) -> N
 
 
 def check_step(step: int) -> int:
-    """The step as a Python int; refuses a negative one."""
+    """The step as a Python int.
+
+    Raises:
+        ValueError: a negative step.
+    """
     if step < 0:
         raise ValueError(f"step must not be negative, not {step}")
     return int(step)

@@ -1,6 +1,6 @@
-"""Real pairs in any two languages that Babel knows: dates and names, from Unicode's locale data (CLDR).
+"""Pairs in any two languages of Babel: dates and names, from Unicode's locale data (CLDR).
 
-They are facts about languages rather than sentences: small, exact, of controlled length, and never fetched.
+They are exact, of controlled length, and need no download.
 """
 
 import datetime
@@ -10,15 +10,21 @@ from typing import Any
 
 import numpy as np
 
-from jaxseq.data.parallel import HELD_OUT, ParallelCorpus, check_held_out, parallel_corpus, split_pairs
+from jaxseq.data.parallel import (
+    HELD_OUT_FRACTION,
+    ParallelCorpus,
+    check_held_out_fraction,
+    parallel_corpus,
+    split_pairs,
+)
 
 FORMATS = ("short", "medium", "long", "full")
 KINDS = ("territories", "languages", "scripts", "currencies")
 ISO = "iso"
-JOINT = "; "
+SEPARATOR = "; "
 
 Pair = tuple[str, str]
-Choice = tuple[int, str]  # a day (its proleptic ordinal) and the format it is written in
+Choice = tuple[int, str]  # a day (its proleptic ordinal) and its format
 
 
 def date_pairs(
@@ -28,61 +34,74 @@ def date_pairs(
     formats: Sequence[str] = ("long", "full"),
     first_year: int = 1900,
     last_year: int = 2099,
-    held_out: float = HELD_OUT,
-    number: int | None = None,
-    held_out_number: int = 1000,
-    most: int = 1,
+    held_out_fraction: float = HELD_OUT_FRACTION,
+    num_pairs: int | None = None,
+    num_held_out_pairs: int = 1000,
+    dates_per_line: int = 1,
     seed: int = 0,
 ) -> ParallelCorpus:
-    """The same date as two locales write it, in the same format; ``target="iso"`` gives YYYY-MM-DD.
+    """Dates as two locales write them, in the same format.
 
-    Held out are whole years (``held_out_years``): no date of one is trained on, whatever its format. What can
-    be drawn is every day of a part's years in every format. ``most = 1``: distinct dates, at most ``number``
-    to train on (``None``: all of them, in a random order) and ``held_out_number`` held out. ``most > 1``: each
-    side is a list of dates, as many as are drawn uniformly from 1 ... ``most``, each with a format of its own,
-    joined by "; "; ``number = None`` draws as many lists as there are dates to draw, lists drawn twice are
-    dropped. ``date_lists`` makes the longer lists to evaluate with.
+    Whole years are held out (``held_out_years``). The population of a part is every day of its years in every format.
+
+    Args:
+        source: the locale of the sources.
+        target: the locale of the targets, or ``"iso"`` for YYYY-MM-DD.
+        formats: the formats of dates, of ``"short"``, ``"medium"``, ``"long"``, ``"full"``.
+        first_year: the first year.
+        last_year: the last year.
+        held_out_fraction: the fraction of the years that is held out.
+        num_pairs: the number of pairs drawn to train on; None draws as many as the population has.
+        num_held_out_pairs: the number of pairs drawn from the held-out years.
+        dates_per_line: 1 draws distinct dates, at most the whole population. Otherwise each side is a list of dates
+            joined by "; ", their number uniform in 1 ... ``dates_per_line``, each with its own format; duplicate lists
+            are dropped. ``date_lists`` makes longer lists for evaluation.
+        seed: the seed of the split and of the draws.
 
     Raises:
-        ValueError: an unknown locale or format, years outside 1 ... 9999 or fewer than two of them, a fraction
-            outside (0, 1), a number below 1, or a format that writes two of the years alike (no century).
+        ValueError: an unknown locale or format, years outside 1 ... 9999 or fewer than two years, a fraction outside
+            (0, 1), a count below 1, or a format that writes two of the years alike (without the century).
         ImportError: the extra ``translation`` is not installed.
     """
-    least = min(held_out_number, most, 1 if number is None else number)
-    if least < 1:
-        raise ValueError(f"number, held_out_number and most must be at least 1, not {least}")
-    judged = held_out_years(first_year, last_year, held_out=held_out, seed=seed)
-    years = [year for year in range(first_year, last_year + 1) if year not in judged]
+    smallest = min(num_held_out_pairs, dates_per_line, 1 if num_pairs is None else num_pairs)
+    if smallest < 1:
+        raise ValueError(f"num_pairs, num_held_out_pairs and dates_per_line must be at least 1, not {smallest}")
+    held_out = held_out_years(first_year, last_year, held_out_fraction=held_out_fraction, seed=seed)
+    years = [year for year in range(first_year, last_year + 1) if year not in held_out]
     write = _writer(source, target, formats, range(first_year, last_year + 1))
     parts = []
-    for part, (among, count) in enumerate([(years, number), (judged, held_out_number)]):
+    for part, (years_of_part, count) in enumerate([(years, num_pairs), (held_out, num_held_out_pairs)]):
         random = np.random.default_rng((seed, 1, part))
-        choices = _choices(among, formats)
+        choices = _choices(years_of_part, formats)
         count = len(choices) if count is None else count
-        sizes = np.ones(min(count, len(choices)), int) if most == 1 else random.integers(1, most + 1, count)
-        parts.append(_written(write, choices, sizes, random))
-    lists = "" if most == 1 else f", lists of 1 to {most}"
+        if dates_per_line == 1:
+            sizes = np.ones(min(count, len(choices)), int)
+        else:
+            sizes = random.integers(1, dates_per_line + 1, count)
+        parts.append(_write_lists(write, choices, sizes, random))
+    lists = "" if dates_per_line == 1 else f", lists of 1 to {dates_per_line}"
     return parallel_corpus(
         parts[0],
         list(dict.fromkeys(parts[1])),
-        source=f"dates {first_year} to {last_year} ({', '.join(formats)}{lists}), {source} to {target}, by Babel "
-        f"{_babel().__version__}; {len(judged)} of {len(judged) + len(years)} years held out",
+        description=f"dates {first_year} to {last_year} ({', '.join(formats)}{lists}), {source} to {target}, by Babel "
+        f"{_babel().__version__}; {len(held_out)} of {len(held_out) + len(years)} years held out",
     )
 
 
 def held_out_years(
-    first_year: int = 1900, last_year: int = 2099, *, held_out: float = HELD_OUT, seed: int = 0
+    first_year: int = 1900, last_year: int = 2099, *, held_out_fraction: float = HELD_OUT_FRACTION, seed: int = 0
 ) -> tuple[int, ...]:
-    """The years, in order, that ``date_pairs`` holds out with the same arguments (at least one of them).
+    """The sorted years that ``date_pairs`` holds out with the same arguments, at least one.
 
     Raises:
         ValueError: years outside 1 ... 9999 or fewer than two of them, or a fraction outside (0, 1).
     """
-    check_held_out(held_out)
+    check_held_out_fraction(held_out_fraction)
     if not 1 <= first_year < last_year <= 9999:
         raise ValueError(f"years must be at least 2 of 1 ... 9999, not {first_year} to {last_year}")
     count = last_year - first_year + 1
-    chosen = np.random.default_rng((seed, 0)).permutation(count)[: min(count - 1, max(1, round(held_out * count)))]
+    num_held_out = min(count - 1, max(1, round(held_out_fraction * count)))
+    chosen = np.random.default_rng((seed, 0)).permutation(count)[:num_held_out]
     return tuple(sorted((first_year + chosen).tolist()))
 
 
@@ -91,27 +110,30 @@ def date_lists(
     target: str = "de",
     *,
     years: Sequence[int],
-    count: int,
-    number: int,
+    dates_per_line: int,
+    num_pairs: int,
     formats: Sequence[str] = ("long", "full"),
     seed: int = 0,
 ) -> tuple[Pair, ...]:
-    """Pairs of exactly ``count`` dates of these years, joined by "; ": how a model does on longer texts.
+    """Pairs of exactly ``dates_per_line`` dates of the given years, joined by "; ", to evaluate on longer texts.
 
-    With ``count = 1`` the dates are distinct, and no more than there are. Give it ``held_out_years``.
+    With ``dates_per_line=1`` the dates are distinct, at most as many as exist. Pass ``held_out_years`` as ``years`` to
+    evaluate a model that was trained on ``date_pairs``.
 
     Raises:
-        ValueError: as ``date_pairs``, and where there are no years.
+        ValueError: as ``date_pairs``, or no years.
         ImportError: the extra ``translation`` is not installed.
     """
-    if count < 1 or number < 1 or not years:
-        raise ValueError(f"count, number and years must be at least 1, not {count}, {number} and {len(years)} years")
+    if dates_per_line < 1 or num_pairs < 1 or not years:
+        counts = f"{dates_per_line}, {num_pairs} and {len(years)} years"
+        raise ValueError(f"dates_per_line, num_pairs and the number of years must be at least 1, not {counts}")
     if not 1 <= min(years) <= max(years) <= 9999:
         raise ValueError(f"years must lie in 1 ... 9999, not {min(years)} to {max(years)}")
     choices = _choices(years, formats)
-    sizes = np.full(min(number, len(choices)) if count == 1 else number, count)
+    count = min(num_pairs, len(choices)) if dates_per_line == 1 else num_pairs
+    sizes = np.full(count, dates_per_line)
     write = _writer(source, target, formats, years)
-    return tuple(_written(write, choices, sizes, np.random.default_rng((seed, 2, count))))
+    return tuple(_write_lists(write, choices, sizes, np.random.default_rng((seed, 2, dates_per_line))))
 
 
 def name_pairs(
@@ -119,12 +141,12 @@ def name_pairs(
     target: str = "de",
     *,
     kinds: Sequence[str] = KINDS,
-    held_out: float = HELD_OUT,
+    held_out_fraction: float = HELD_OUT_FRACTION,
     seed: int = 0,
 ) -> ParallelCorpus:
-    """The names of the same thing in two locales: territories, languages, scripts and currencies.
+    """Names in two locales: of territories, languages, scripts and currencies.
 
-    What one of them has no name for (none, or only its code) is left out. Split by ``split_pairs``.
+    Codes without a name in one of the locales are omitted. Split by ``split_pairs``.
 
     Raises:
         ValueError: an unknown locale or kind, fewer than two names, or a fraction outside (0, 1).
@@ -141,8 +163,8 @@ def name_pairs(
         pairs += [(one[code], other[code]) for code in shared]
     return split_pairs(
         pairs,
-        source=f"names of {', '.join(kinds)}, {source} to {target}, by Babel {_babel().__version__}",
-        held_out=held_out,
+        description=f"names of {', '.join(kinds)}, {source} to {target}, by Babel {_babel().__version__}",
+        held_out_fraction=held_out_fraction,
         seed=seed,
     )
 
@@ -157,10 +179,10 @@ def _choices(years: Sequence[int], formats: Sequence[str]) -> list[Choice]:
     return [(day, name) for day in days for name in formats]
 
 
-def _written(
+def _write_lists(
     write: Callable[[Choice], Pair], choices: list[Choice], sizes: np.ndarray, random: np.random.Generator
 ) -> list[Pair]:
-    """Lists of these many dates; distinct dates where each list holds one."""
+    """Lists with the given numbers of dates; distinct dates if each list has one."""
     if sizes.max() == 1 and len(sizes) <= len(choices):
         drawn = random.permutation(len(choices))[: len(sizes)]
     else:
@@ -169,12 +191,12 @@ def _written(
     pairs = []
     for part in parts:
         written = [write(choices[index]) for index in part.tolist()]
-        pairs.append((JOINT.join(one for one, _ in written), JOINT.join(other for _, other in written)))
+        pairs.append((SEPARATOR.join(one for one, _ in written), SEPARATOR.join(other for _, other in written)))
     return pairs
 
 
 def _writer(source: str, target: str, formats: Sequence[str], years: Sequence[int]) -> Callable[[Choice], Pair]:
-    """A date's two texts, remembered; refuses formats that cannot tell the years apart."""
+    """A cached function from a date to its two texts; raises for formats that write two years alike."""
     for name in formats:
         if name not in FORMATS:
             raise ValueError(f"unknown format {name!r}; known: {', '.join(FORMATS)}")
@@ -184,8 +206,8 @@ def _writer(source: str, target: str, formats: Sequence[str], years: Sequence[in
     other = None if target == ISO else _locale(target)
     format_date = _babel().dates.format_date
     for name in formats:
-        told_apart = {format_date(datetime.date(year, 7, 1), name, locale=one) for year in years}
-        if len(told_apart) < len(set(years)):
+        distinct = {format_date(datetime.date(year, 7, 1), name, locale=one) for year in years}
+        if len(distinct) < len(set(years)):
             span = f"{min(years)} to {max(years)}"
             raise ValueError(f"format {name!r} of {source} leaves out the century: years {span} look alike")
 

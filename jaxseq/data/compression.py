@@ -1,24 +1,26 @@
-"""The free baseline: what a general compressor needs for the held-out text, knowing the training text."""
+"""A baseline without training: the compressed size of the held-out text, given the training text."""
 
 import lzma
 
-LIMIT = 2**24
+MAX_TRAIN_CHARACTERS = 2**24
 
 
-def lzma_bits_per_character(train_text: str, held_out_text: str, *, limit: int = LIMIT) -> float:
-    """Bits per character that LZMA needs for the held-out text with the training text as its dictionary.
+def lzma_bits_per_character(
+    train_text: str, held_out_text: str, *, max_train_characters: int = MAX_TRAIN_CHARACTERS
+) -> float:
+    """Bits per character that LZMA needs for the held-out text, with the training text as its dictionary.
 
         (size(train + held_out) - size(train)) * 8 / characters(held_out)
 
-    LZMA2, raw (no container), the strongest preset, a dictionary that spans everything. Of a longer training
-    text only the last ``limit`` characters are used (it takes about a second for a million).
+    LZMA2 without a container, the strongest preset, a dictionary as long as the text. Only the last
+    ``max_train_characters`` of the training text are used (a million characters take about a second).
 
     Raises:
         ValueError: the held-out text is empty.
     """
     if not held_out_text:
         raise ValueError("the held-out text is empty")
-    train, held_out = train_text[-limit:].encode(), held_out_text.encode()
+    train, held_out = train_text[-max_train_characters:].encode(), held_out_text.encode()
     return (_size(train + held_out) - _size(train)) * 8 / len(held_out_text)
 
 

@@ -1,7 +1,7 @@
-"""Text to learn from and text to be judged by: the corpus that every Python carries, and users' own.
+"""Corpora of text with a held-out part: the help texts that come with Python, and users' files.
 
-The held-out part is honest: near copies are dropped first, the split is by document, and what overlap remains
-in 50-character runs is measured (``splitting.py``).
+Near duplicates are dropped before the split, whole documents (or blocks) are held out, and the overlap of 50-character
+n-grams is measured (``splitting.py``).
 """
 
 import hashlib
@@ -10,77 +10,85 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from jaxseq.data import readers, splitting
 
 logger = logging.getLogger(__name__)
 
-HELD_OUT = 0.12
-FEWEST_FILES = 10
-BLOCKS = 50
-BLOCK_LIMIT = 20_000
+HELD_OUT_FRACTION = 0.12
+MIN_FILES = 10
+"""The smallest number of files that ``split="auto"`` splits by document."""
+NUM_BLOCKS = 50
+MAX_BLOCK_SIZE = 20_000
 
 Split = Literal["auto", "documents", "blocks", "tail"]
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents to train on and documents held out, in their first order.
+    """Documents to train on and documents held out, each in their original order.
 
-    ``dropped`` counts the near copies left out; ``overlap`` is the share of held-out 50-character runs that
-    stand word for word in the training part; ``sha256`` covers both parts; ``skipped`` has a line for each
-    file passed over.
+    Attributes:
+        train: the documents to train on.
+        held_out: the documents held out.
+        num_dropped: the number of near duplicates dropped.
+        overlap: the fraction of held-out 50-character n-grams that occur in the training part.
+        sha256: the hash of both parts.
+        description: the origin of the text, in words.
+        skipped: a message for each file that could not be read.
     """
 
     train: tuple[str, ...]
     held_out: tuple[str, ...]
-    dropped: int
+    num_dropped: int
     overlap: float
     sha256: str
-    source: str
+    description: str
     skipped: tuple[str, ...] = ()
 
     @property
-    def train_characters(self) -> int:
+    def num_train_characters(self) -> int:
         """The number of characters to train on."""
         return sum(map(len, self.train))
 
     @property
-    def held_out_characters(self) -> int:
-        """The number of characters held out: the divisor of bits per character."""
+    def num_held_out_characters(self) -> int:
+        """The number of characters held out (the divisor of bits per character)."""
         return sum(map(len, self.held_out))
 
-    def describe(self) -> str:
-        """Sizes, overlap and fingerprint, in a few lines."""
-        share = self.held_out_characters / (self.train_characters + self.held_out_characters)
+    def summary(self) -> str:
+        """Sizes, overlap and hash, in a few lines."""
+        share = self.num_held_out_characters / (self.num_train_characters + self.num_held_out_characters)
         lines = [
-            f"text: {self.source}",
-            f"  to train on {self.train_characters:,} characters in {len(self.train)} documents, "
-            f"held out {self.held_out_characters:,} ({share:.1%}) in {len(self.held_out)}",
-            f"  near copies dropped first: {self.dropped}; "
-            f"held-out {splitting.RUN}-character runs that stand in the training part: {self.overlap:.2%}",
+            f"text: {self.description}",
+            f"  {self.num_train_characters:,} characters in {len(self.train)} documents to train on, "
+            f"{self.num_held_out_characters:,} ({share:.1%}) in {len(self.held_out)} held out",
+            f"  {self.num_dropped} near duplicates dropped; "
+            f"held-out {splitting.NGRAM_LENGTH}-character n-grams in the training part: {self.overlap:.2%}",
             f"  sha256 {self.sha256}",
         ]
         if self.skipped:
-            lines.append(f"  files passed over: {len(self.skipped)}")
+            lines.append(f"  files skipped: {len(self.skipped)}")
             lines += [f"    {line}" for line in self.skipped]
         return "\n".join(lines)
 
 
-def embedded_corpus(*, seed: int = 0, held_out: float = HELD_OUT) -> Corpus:
-    """English prose that every Python carries: the standard library's help topics (``pydoc_data.topics``).
+def embedded_corpus(*, seed: int = 0, held_out_fraction: float = HELD_OUT_FRACTION) -> Corpus:
+    """English prose that comes with Python: the standard library's help topics (``pydoc_data.topics``).
 
-    Its size differs by Python version (0.46 to 0.51 million characters, a fifth of them in near copies), so
-    its fingerprint is logged and no figure reached on it is a constant. ``held_out`` is the wanted share of
-    its characters, chosen topic by topic.
+    It depends on the Python version (0.46 to 0.51 million characters, a fifth of them in near duplicates), and so do
+    results on it; its hash is logged. Whole topics are held out, about ``held_out_fraction`` of the characters.
     """
     from pydoc_data.topics import topics  # type: ignore[import-not-found, unused-ignore]
 
     version = f"{sys.version_info.major}.{sys.version_info.minor}.{sys.version_info.micro}"
     documents = [topics[name] for name in sorted(topics)]
     return _split_by_document(
-        documents, fraction=held_out, seed=seed, source=f"the help topics of Python {version}, split by topic"
+        documents,
+        held_out_fraction=held_out_fraction,
+        seed=seed,
+        description=f"the help topics of Python {version}, split by topic",
     )
 
 
@@ -89,76 +97,86 @@ def text_corpus(
     *,
     split: Split = "auto",
     seed: int = 0,
-    held_out: float = HELD_OUT,
+    held_out_fraction: float = HELD_OUT_FRACTION,
     suffixes: tuple[str, ...] = readers.SUFFIXES,
 ) -> Corpus:
-    """A user's UTF-8 file, ``.gz`` of one, or folder of them, with an honest held-out part.
+    """A corpus of a user's UTF-8 file (also with ``.gz``), or of a folder of such files.
 
-    ``split`` is what is held out as a whole:
+    Args:
+        path: the file or folder.
+        split: the unit that is held out:
 
-    - ``"documents"``: files of a folder.
-    - ``"blocks"``: contiguous blocks of about ``1 / BLOCKS`` of it (at most ``BLOCK_LIMIT`` characters), cut
-      at blank lines where there are some; neighbours on the same side are joined again.
-    - ``"tail"``: the end of the text (of the last files, for a folder).
-    - ``"auto"``: documents for a folder of at least ``FEWEST_FILES`` files, blocks for anything else.
+            - ``"documents"``: whole files of a folder.
+            - ``"blocks"``: contiguous blocks of about ``1 / NUM_BLOCKS`` of the text (at most ``MAX_BLOCK_SIZE``
+              characters), cut at blank lines if possible; neighbours in the same part are joined again.
+            - ``"tail"``: the end of the text (for a folder, of the last files).
+            - ``"auto"``: documents for a folder of at least ``MIN_FILES`` files, blocks otherwise.
+        seed: the seed of the split.
+        held_out_fraction: the held-out fraction of the characters.
+        suffixes: the files of a folder that are read.
 
     Raises:
-        FileNotFoundError: there is no such path.
-        ValueError: nothing readable, an unknown split, or too little text for two parts.
+        FileNotFoundError: the path does not exist.
+        ValueError: nothing readable, an unknown split, a fraction outside (0, 1), or too little text for two parts.
     """
     if split not in get_args(Split):
         raise ValueError(f"unknown split {split!r}; known: {', '.join(get_args(Split))}")
-    if not 0 < held_out < 1:
-        raise ValueError(f"the held-out fraction must be between 0 and 1, not {held_out}")
+    if not 0 < held_out_fraction < 1:
+        raise ValueError(f"held_out_fraction must be between 0 and 1, not {held_out_fraction}")
     path = Path(path)
     if path.is_dir():
         reading = readers.read_folder(path, suffixes=suffixes)
         documents, skipped = reading.documents, reading.skipped
     else:
         documents, skipped = (readers.read_text(path),), ()
-    if len(documents) == 1 and len(documents[0]) < 2 * BLOCKS:
+    if len(documents) == 1 and len(documents[0]) < 2 * NUM_BLOCKS:
         raise ValueError(f"{path}: too little text: {len(documents[0])} characters")
     if split == "auto":
-        split = "documents" if len(documents) >= FEWEST_FILES else "blocks"
-    source = f"{path}, split by {split}" if split != "tail" else f"{path}, its tail held out"
+        split = "documents" if len(documents) >= MIN_FILES else "blocks"
+    shared: dict[str, Any] = {"held_out_fraction": held_out_fraction, "seed": seed, "skipped": skipped}
+    shared["description"] = f"{path}, split by {split}" if split != "tail" else f"{path}, its tail held out"
     if split == "documents":
         if len(documents) < 2:
             raise ValueError(f"{path}: one document cannot be split by document; use split='blocks' or 'tail'")
-        return _split_by_document(documents, fraction=held_out, seed=seed, source=source, skipped=skipped)
-    return _split_by_block(
-        documents, fraction=held_out, seed=seed, source=source, skipped=skipped, tail=split == "tail"
-    )
+        return _split_by_document(documents, **shared)
+    return _split_by_block(documents, tail=split == "tail", **shared)
 
 
 def _split_by_document(
-    documents: Sequence[str], *, fraction: float, seed: int, source: str, skipped: tuple[str, ...] = ()
+    documents: Sequence[str], *, held_out_fraction: float, seed: int, description: str, skipped: tuple[str, ...] = ()
 ) -> Corpus:
-    split = splitting.honest_split(documents, fraction=fraction, seed=seed)
+    split = splitting.split_documents(documents, held_out_fraction=held_out_fraction, seed=seed)
     return _corpus(
         [documents[index] for index in split.train],
         [documents[index] for index in split.held_out],
-        dropped=len(split.dropped),
-        source=source,
+        num_dropped=len(split.dropped),
+        description=description,
         skipped=skipped,
     )
 
 
 def _split_by_block(
-    documents: Sequence[str], *, fraction: float, seed: int, source: str, skipped: tuple[str, ...], tail: bool
+    documents: Sequence[str],
+    *,
+    held_out_fraction: float,
+    seed: int,
+    description: str,
+    skipped: tuple[str, ...],
+    tail: bool,
 ) -> Corpus:
-    size = max(1, min(BLOCK_LIMIT, sum(map(len, documents)) // BLOCKS))
+    size = max(1, min(MAX_BLOCK_SIZE, sum(map(len, documents)) // NUM_BLOCKS))
     blocks = [(owner, block) for owner, text in enumerate(documents) for block in cut_in_blocks(text, size=size)]
     texts = [block for _, block in blocks]
     if tail:
-        kept = splitting.drop_near_copies(texts)
+        kept = splitting.drop_near_duplicates(texts)
         if len(kept) < 2:
-            raise ValueError(f"{source}: too little text that is not a copy of itself; nothing could be held out")
-        wanted, count = fraction * sum(len(texts[index]) for index in kept), 1
-        while count + 1 < len(kept) and sum(len(texts[index]) for index in kept[-count - 1 :]) <= wanted:
+            raise ValueError(f"{description}: too little text that is no near duplicate; nothing can be held out")
+        target, count = held_out_fraction * sum(len(texts[index]) for index in kept), 1
+        while count + 1 < len(kept) and sum(len(texts[index]) for index in kept[-count - 1 :]) <= target:
             count += 1
         chosen = set(kept[-count:])
     else:
-        split = splitting.honest_split(texts, fraction=fraction, seed=seed)
+        split = splitting.split_documents(texts, held_out_fraction=held_out_fraction, seed=seed)
         kept, chosen = tuple(sorted(split.train + split.held_out)), set(split.held_out)
     train: list[str] = []
     held_out: list[str] = []
@@ -171,14 +189,17 @@ def _split_by_block(
         else:
             side.append(block)
         previous = (owner, index, index in chosen)
-    return _corpus(train, held_out, dropped=len(blocks) - len(kept), source=source, skipped=skipped)
+    return _corpus(train, held_out, num_dropped=len(blocks) - len(kept), description=description, skipped=skipped)
 
 
 def cut_in_blocks(text: str, *, size: int) -> list[str]:
-    """Cut a text in blocks of at least ``size`` characters (but for the last) and at most twice that.
+    """Cut a text into blocks of ``size`` to ``2 * size`` characters (the last may be shorter).
 
-    Each ends at the first blank line at or after ``size``, else at the first line end, else after ``size``
-    characters. Joined, they are the text.
+    A block ends at the first blank line at or after ``size`` characters, or at the first line end, or after ``size``
+    characters. The blocks concatenate to the text.
+
+    Raises:
+        ValueError: a size below 1.
     """
     if size < 1:
         raise ValueError(f"size must be at least 1, not {size}")
@@ -195,7 +216,9 @@ def cut_in_blocks(text: str, *, size: int) -> list[str]:
     return [*blocks, text[start:]]
 
 
-def _corpus(train: list[str], held_out: list[str], *, dropped: int, source: str, skipped: tuple[str, ...]) -> Corpus:
+def _corpus(
+    train: list[str], held_out: list[str], *, num_dropped: int, description: str, skipped: tuple[str, ...]
+) -> Corpus:
     digest = hashlib.sha256()
     for part in (train, held_out):
         digest.update(f"{len(part)}\n".encode())
@@ -205,13 +228,14 @@ def _corpus(train: list[str], held_out: list[str], *, dropped: int, source: str,
     corpus = Corpus(
         train=tuple(train),
         held_out=tuple(held_out),
-        dropped=dropped,
-        overlap=splitting.overlap(train, held_out),
+        num_dropped=num_dropped,
+        overlap=splitting.ngram_overlap(train, held_out),
         sha256=digest.hexdigest(),
-        source=source,
+        description=description,
         skipped=skipped,
     )
-    logger.info("%s", corpus.describe())
+    logger.info("%s", corpus.summary())
     if corpus.overlap > 0.05:
-        logger.warning("%s: %.1f %% of the held-out text stands in the training part", source, 100 * corpus.overlap)
+        share = 100 * corpus.overlap
+        logger.warning("%s: %.1f %% of the held-out n-grams are in the training part", description, share)
     return corpus

@@ -1,4 +1,4 @@
-"""Documents in rows: packed for training, and laid out in order for evaluation."""
+"""Batches of documents: packed into rows for training, in reading order for evaluation."""
 
 from collections.abc import Iterator, Sequence
 
@@ -8,16 +8,21 @@ from jaxseq.data.batch import Batch, as_tokens, check_sizes, check_step, fingerp
 
 
 class PackedDocuments:
-    """Whole documents side by side in rows, each a segment of its own; no target crosses documents.
+    """Several documents per row, each with its own segment id; no target crosses documents.
 
-    With a ``separator`` a document is read as (separator, text, separator): its first token is predicted
-    from the separator and its end is predicted as one. Without, its first token is only ever an input. A
-    document longer than a row is cut into pieces, each of which starts afresh. Every prediction stands in
-    exactly one row.
+    With a ``separator`` a document becomes (separator, text, separator): its first token is predicted from the
+    separator, and its end is predicted as a separator. Without, its first token is never predicted. A document longer
+    than a row is cut into pieces, each of which is a segment. Every prediction occurs in exactly one row.
 
-    The pieces are packed once, longest first, each into the row it fills best (those of one length in an
-    order drawn from the seed); an epoch takes the rows in an order drawn from (seed, epoch). The last batch
-    of an epoch may hold empty rows.
+    The pieces are packed once by best-fit decreasing (pieces of one length in an order drawn from the seed); an epoch
+    takes the rows in an order drawn from (seed, epoch). The last batch of an epoch may contain rows of padding.
+
+    Args:
+        documents: the token ids of each document.
+        batch_size: the number of rows of a batch, B.
+        length: the number of tokens of a row, T.
+        seed: the seed of the packing and of the epochs' orders.
+        separator: the id before and after each document, or None.
 
     Raises:
         ValueError: fewer rows than ``batch_size``, or nothing to predict.
@@ -57,7 +62,7 @@ class PackedDocuments:
         return Batch(*(np.pad(part[rows], short) for part in (self.tokens, self.targets, self.segment_ids)))
 
     def order(self, epoch: int) -> np.ndarray:
-        """The order of the rows in this epoch (the latest one is remembered)."""
+        """The order of the rows in this epoch (the last one is cached)."""
         if self._order[0] != epoch:
             random = np.random.default_rng((self.seed, 1, epoch))
             self._order = (epoch, random.permutation(self.rows))
@@ -65,14 +70,22 @@ class PackedDocuments:
 
 
 class HeldOutDocuments:
-    """Every token of every document exactly once as a target, in batches of one shape, for evaluation.
+    """Every token of every document as a target exactly once, in batches of one shape, for evaluation.
 
-    A document is read as (separator, text): its first token is predicted from the separator, its end is not
-    predicted. The documents are dealt out, longest first, each to the row that is shortest so far, and
-    stand in their row in the given order. Batch k holds places k T ... k T + T - 1 of each row, so that
-    with the carry passed from batch to batch (starting afresh where segment ids change) each token is
-    predicted from all of its document before it. Rows that end early are padded: one compiled shape
-    evaluates everything.
+    A document becomes (separator, text): its first token is predicted from the separator, its end is not predicted.
+    Documents are assigned, longest first, to the row that is shortest so far, and keep their given order within a row.
+    Batch k contains positions k T ... k T + T - 1 of each row: if the carry is passed from batch to batch (and reset
+    where segment ids change), each token is predicted from all previous tokens of its document. Rows are padded to
+    the same length.
+
+    Args:
+        documents: the token ids of each document.
+        batch_size: the number of rows of a batch, B.
+        length: the number of tokens of a row, T.
+        separator: the id before each document.
+
+    Raises:
+        ValueError: sizes below 1, or nothing to predict.
     """
 
     def __init__(
@@ -88,23 +101,23 @@ class HeldOutDocuments:
         self.batch_size, self.length, self.separator = batch_size, length, separator
         self.num_tokens = sum(len(text) - 1 for text in texts)
         if not self.num_tokens:
-            raise ValueError(f"the {len(texts)} held-out documents hold no token")
+            raise ValueError(f"the {len(texts)} documents contain no token")
         self._rows = _dealt(texts, batch_size)
-        self.steps = -(-max(len(tokens) for tokens, _, _ in self._rows) // length)
+        self.num_steps = -(-max(len(tokens) for tokens, _, _ in self._rows) // length)
         self.fingerprint = fingerprint_of(
             "HeldOutDocuments", texts, batch_size=batch_size, length=length, separator=separator
         )
 
     def __len__(self) -> int:
         """The number of batches."""
-        return self.steps
+        return self.num_steps
 
     def __iter__(self) -> Iterator[Batch]:
         """All batches, in order."""
-        return (self(step) for step in range(self.steps))
+        return (self(step) for step in range(self.num_steps))
 
     def __call__(self, step: int) -> Batch:
-        """The batch of this step, [B, T]; past the end all of it is padding."""
+        """The batch of this step, [B, T]; after the last step it is padding only."""
         first = check_step(step) * self.length
         batch = np.zeros((3, self.batch_size, self.length), np.int32)
         for row, parts in enumerate(self._rows):
@@ -122,14 +135,14 @@ def _delimited(text: np.ndarray, separator: int | None, *, ends: bool) -> np.nda
 
 
 def _pieces(texts: list[np.ndarray], length: int) -> list[np.ndarray]:
-    """Stretches of at most ``length`` predictions (one token more than that)."""
+    """Pieces of at most ``length`` predictions (one token more than that)."""
     return [text[start : start + length + 1] for text in texts for start in range(0, max(0, len(text) - 1), length)]
 
 
 def _packed(pieces: list[np.ndarray], length: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     order = np.random.default_rng((seed, 0)).permutation(len(pieces)).tolist()
     rows: list[list[np.ndarray]] = []
-    with_room: list[list[int]] = [[] for _ in range(length + 1)]  # the rows that have just so much room
+    with_room: list[list[int]] = [[] for _ in range(length + 1)]  # rows by their free space
     counts = np.zeros(length + 1, np.int64)
     for index in sorted(order, key=lambda i: -len(pieces[i])):
         size = len(pieces[index]) - 1
@@ -155,7 +168,7 @@ def _packed(pieces: list[np.ndarray], length: int, seed: int) -> tuple[np.ndarra
 
 
 def _dealt(texts: list[np.ndarray], batch_size: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Rows of (tokens, targets, segment ids), the documents dealt out longest first."""
+    """Rows of (tokens, targets, segment ids), the documents assigned longest first to the shortest row."""
     dealt: list[list[int]] = [[] for _ in range(batch_size)]
     filled = np.zeros(batch_size, np.int64)
     for index in sorted(range(len(texts)), key=lambda i: (-len(texts[i]), i)):

@@ -1,7 +1,7 @@
-"""Readers of users' pairs: a table of two columns, JSON lines, or two files that are aligned line by line.
+"""Readers of users' pairs: a table of two columns, JSON lines, or two files aligned line by line.
 
-A line ends at a line feed (or carriage return and line feed) and nowhere else; a byte order mark is dropped;
-nothing else is changed. A bad line is passed over and named: ``file:line: why``.
+Lines end at a line feed, or carriage return and line feed, only; a byte order mark is dropped; nothing else is
+changed. Invalid lines are skipped and reported: ``file:line: reason``.
 """
 
 import json
@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from jaxseq.data.parallel import HELD_OUT, ParallelCorpus, parallel_corpus, split_pairs
+from jaxseq.data.parallel import HELD_OUT_FRACTION, ParallelCorpus, parallel_corpus, split_pairs
 from jaxseq.data.readers import read_bytes
 
 TABLES = (".tsv", ".txt")
@@ -19,7 +19,7 @@ Pair = tuple[str, str]
 
 
 class PairReading(NamedTuple):
-    """The pairs of a file, in order, and one line for each line of it that was passed over."""
+    """The pairs of a file, in order, and a message for each skipped line."""
 
     pairs: tuple[Pair, ...]
     skipped: tuple[str, ...]
@@ -31,24 +31,24 @@ def read_pairs(
     *,
     source_field: str = "source",
     target_field: str = "target",
-    limit: int | None = None,
+    max_pairs: int | None = None,
 ) -> PairReading:
-    """The pairs of a user's UTF-8 file, or of two aligned ones; unpacked first where a name ends in ``.gz``.
+    """Read the pairs of a user's UTF-8 file, or of two aligned files; ``.gz`` files are decompressed.
 
-    - ``.tsv``, ``.txt``: two columns, a tab between them.
-    - ``.jsonl``: an object a line, of which two fields are read.
-    - two files of any name: line i of ``target_path`` belongs to line i of ``path``.
+    - ``.tsv``, ``.txt``: two columns separated by a tab.
+    - ``.jsonl``: one object per line, with the fields ``source_field`` and ``target_field``.
+    - two files of any name: line i of ``target_path`` is the target of line i of ``path``.
 
-    A line that gives no pair of texts (another number of columns, an empty side, broken JSON, a missing
-    field, not UTF-8) is passed over and named in ``skipped``. Reading stops after ``limit`` pairs.
+    Invalid lines (another number of columns, an empty side, broken JSON, a missing field, not UTF-8) are skipped and
+    reported in ``skipped``. Reading stops after ``max_pairs`` pairs.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: no pair could be read (names the first bad line), a suffix unknown (lists the known ones),
-            two files of different numbers of lines (names both), a broken gzip, or a limit below 1.
+        FileNotFoundError: a file does not exist.
+        ValueError: no valid pair (names the first invalid line), an unknown suffix (lists the known ones), files with
+            different numbers of lines (names both), a broken gzip, or ``max_pairs`` below 1.
     """
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit must be at least 1, not {limit}")
+    if max_pairs is not None and max_pairs < 1:
+        raise ValueError(f"max_pairs must be at least 1, not {max_pairs}")
     path = Path(path)
     if target_path is not None:
         found = _aligned((path, Path(target_path)))
@@ -71,7 +71,7 @@ def read_pairs(
             skipped.append(item)
             continue
         pairs.append(item)
-        if len(pairs) == limit:
+        if len(pairs) == max_pairs:
             break
     if not pairs:
         raise ValueError(f"{path}: no pair in {len(skipped)} lines" + "".join(f"; {line}" for line in skipped[:1]))
@@ -82,33 +82,39 @@ def text_pairs(
     path: str | Path,
     target_path: str | Path | None = None,
     *,
-    held_out: float = HELD_OUT,
+    held_out_fraction: float = HELD_OUT_FRACTION,
     held_out_path: str | Path | tuple[str | Path, str | Path] | None = None,
     seed: int = 0,
     source_field: str = "source",
     target_field: str = "target",
-    limit: int | None = None,
+    max_pairs: int | None = None,
 ) -> ParallelCorpus:
-    """A user's pairs (``read_pairs``) in two parts: a share held out at random, or the pairs of another file.
+    """A parallel corpus of users' files (``read_pairs``), with a random part or another file held out.
 
-    The pairs of ``held_out_path`` (a file, or two aligned ones) are all held out as they stand; pairs to train
-    on that have one of their sources are dropped. ``limit`` is for the pairs of ``path``.
+    All pairs of ``held_out_path`` (a file, or two aligned files) are held out; training pairs with one of their
+    sources are dropped. Without it, ``split_pairs`` holds out ``held_out_fraction``. ``max_pairs`` applies to ``path``.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: a file does not exist.
         ValueError: as ``read_pairs`` and ``split_pairs``.
     """
-    reading = read_pairs(path, target_path, source_field=source_field, target_field=target_field, limit=limit)
-    source = " and ".join(str(file) for file in (path, target_path) if file is not None)
+    reading = read_pairs(path, target_path, source_field=source_field, target_field=target_field, max_pairs=max_pairs)
+    description = " and ".join(str(file) for file in (path, target_path) if file is not None)
     if held_out_path is None:
-        return split_pairs(reading.pairs, source=source, held_out=held_out, seed=seed, skipped=reading.skipped)
+        return split_pairs(
+            reading.pairs,
+            description=description,
+            held_out_fraction=held_out_fraction,
+            seed=seed,
+            skipped=reading.skipped,
+        )
     files = (held_out_path,) if isinstance(held_out_path, str | Path) else held_out_path
-    judged = read_pairs(*files, source_field=source_field, target_field=target_field)
+    held_out = read_pairs(*files, source_field=source_field, target_field=target_field)
     return parallel_corpus(
         reading.pairs,
-        judged.pairs,
-        source=f"{source}, held out {' and '.join(map(str, files))}",
-        skipped=reading.skipped + judged.skipped,
+        held_out.pairs,
+        description=f"{description}, held out {' and '.join(map(str, files))}",
+        skipped=reading.skipped + held_out.skipped,
     )
 
 
@@ -174,11 +180,13 @@ def _field(item: dict[str, object], name: str) -> str:
         raise ValueError(f"no field {name!r}")
     value = item[name]
     if not isinstance(value, str):
-        raise ValueError(f"field {name!r} holds no text, but a {type(value).__name__}")
+        raise ValueError(f"field {name!r} is not a string, but a {type(value).__name__}")
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"field {name!r} is no text: {error.reason} at character {error.start}") from None
+        raise ValueError(
+            f"field {name!r} is not encodable as UTF-8: {error.reason} at character {error.start}"
+        ) from None
     return _filled(value, name)
 
 

@@ -1,4 +1,4 @@
-"""Pairs in batches: padded to few shapes, for training and for evaluation."""
+"""Batches of pairs, padded to few shapes, for training and for evaluation."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -10,19 +10,19 @@ from jaxseq.data.batch import as_tokens, check_step, fingerprint_of
 
 Ids = np.ndarray | Sequence[int]
 
-CUTS = 256
+MAX_BLOCKS = 256
+"""The number of blocks that ``cut_by_length`` groups into buckets."""
 
 
 class PairBatch(NamedTuple):
-    """Sources, and targets as they are fed to a decoder and as it should answer; ids are 1, or 0 for padding.
+    """Sources, decoder inputs and decoder targets; segment ids are 1, or 0 for padding.
 
         tokens  = separator, target      targets = target, separator
 
-    The loss mask is ``segment_ids != 0``; where ids are 0 the tokens are 0. A row of padding alone fills up a
-    last batch.
+    The loss mask is ``segment_ids != 0``; padded tokens are 0. A last batch is filled with rows of padding.
     """
 
-    source: Int32[np.ndarray, "B S"]
+    source_tokens: Int32[np.ndarray, "B S"]
     source_segment_ids: Int32[np.ndarray, "B S"]
     tokens: Int32[np.ndarray, "B T"]
     targets: Int32[np.ndarray, "B T"]
@@ -30,29 +30,35 @@ class PairBatch(NamedTuple):
 
 
 class SourceBatch(NamedTuple):
-    """Sources to be answered, and the places they have among all: row i belongs to ``indices[i]``.
+    """Sources to translate and their indices: row i is source ``indices[i]``.
 
-    There are fewer indices than rows where the last rows are padding alone.
+    There are fewer indices than rows if the last rows are padding.
     """
 
-    source: Int32[np.ndarray, "B S"]
+    source_tokens: Int32[np.ndarray, "B S"]
     source_segment_ids: Int32[np.ndarray, "B S"]
     indices: Int32[np.ndarray, " rows"]
 
 
 class BucketedPairs:
-    """Pairs of like length side by side: a pure function of the step, in at most ``buckets`` shapes.
+    """Batches of pairs of similar length, in at most ``num_buckets`` shapes: a pure function of the step.
 
-    The pairs are sorted by the length of both sides together and cut where the padded batches of an epoch
-    hold the fewest tokens (``cut_by_length``); all batches of a bucket have one shape, that of its longest
-    source and its longest target. An epoch takes every pair exactly once: shuffled within its bucket, cut in
-    batches, the batches of all buckets shuffled, all of it drawn from (seed, epoch). The last batch of a
-    bucket is filled up with rows of padding.
+    Pairs are sorted by the sum of both lengths and cut into buckets that minimise the number of tokens of an epoch's
+    padded batches (``cut_by_length``). All batches of a bucket have one shape, given by its longest source and its
+    longest target. An epoch contains every pair exactly once: pairs are shuffled within their bucket and cut into
+    batches, and the batches of all buckets are shuffled, from (seed, epoch). The last batch of a bucket is filled with
+    rows of padding.
 
-    ``separator`` stands before and behind each target; ``source_end``, if given, behind each source.
+    Args:
+        pairs: (source, target), token ids.
+        batch_size: the number of rows of a batch, B.
+        separator: the id before and after each target.
+        source_end: the id after each source, or None.
+        num_buckets: the largest number of shapes.
+        seed: the seed of the shuffling.
 
     Raises:
-        ValueError: fewer pairs than ``batch_size``, an empty source, or a target that holds the separator.
+        ValueError: fewer pairs than ``batch_size``, an empty source, or a target that contains the separator.
     """
 
     def __init__(
@@ -62,18 +68,18 @@ class BucketedPairs:
         *,
         separator: int,
         source_end: int | None = None,
-        buckets: int = 2,
+        num_buckets: int = 2,
         seed: int = 0,
     ) -> None:
-        if batch_size < 1 or buckets < 1:
-            raise ValueError(f"batch_size and buckets must be at least 1, not {batch_size} and {buckets}")
+        if batch_size < 1 or num_buckets < 1:
+            raise ValueError(f"batch_size and num_buckets must be at least 1, not {batch_size} and {num_buckets}")
         if len(pairs) < batch_size:
             raise ValueError(f"a batch larger than the data: {batch_size} pairs, but there are only {len(pairs)}")
         sources = _sources([source for source, _ in pairs], source_end)
         targets = [as_tokens(target) for _, target in pairs]
         for index, target in enumerate(targets):
             if separator in target:
-                raise ValueError(f"the target of pair {index} holds the separator {separator}")
+                raise ValueError(f"the target of pair {index} contains the separator {separator}")
         self.batch_size, self.separator, self.source_end, self.seed = batch_size, separator, source_end, seed
         self.fingerprint = fingerprint_of(
             "BucketedPairs",
@@ -81,11 +87,11 @@ class BucketedPairs:
             batch_size=batch_size,
             separator=separator,
             source_end=source_end,
-            buckets=buckets,
+            buckets=num_buckets,
             seed=seed,
         )
         lengths = np.array([[len(a), len(b) + 1] for a, b in zip(sources, targets, strict=True)])
-        self.buckets = cut_by_length(lengths, batch_size=batch_size, buckets=buckets)
+        self.buckets = cut_by_length(lengths, batch_size=batch_size, num_buckets=num_buckets)
         self._sources = [_padded([sources[index] for index in bucket]) for bucket in self.buckets]
         ended = [np.append(target, np.int32(separator)) for target in targets]
         self._targets = [_padded([ended[index] for index in bucket]) for bucket in self.buckets]
@@ -102,24 +108,24 @@ class BucketedPairs:
         )
 
     @property
-    def filled(self) -> float:
-        """The share of an epoch's places, of sources and of targets, that are no padding."""
+    def fill_ratio(self) -> float:
+        """The fraction of an epoch's positions, of sources and of targets, that are not padding."""
         real = sum(int(part.lengths.sum()) for part in self._sources + self._targets)
         shapes = zip(self._batches, self.shapes, strict=True)
         return real / sum(count * self.batch_size * sum(shape) for count, shape in shapes)
 
     def __call__(self, step: int) -> PairBatch:
-        """The batch of this step, of one of the shapes."""
+        """The batch of this step, in one of ``shapes``."""
         epoch, place = divmod(check_step(step), self.steps_per_epoch)
         bucket, rows = self.order(epoch)[place]
-        source, source_segment_ids = self._sources[bucket].rows(rows, self.batch_size)
+        source_tokens, source_segment_ids = self._sources[bucket].rows(rows, self.batch_size)
         targets, segment_ids = self._targets[bucket].rows(rows, self.batch_size)
         tokens = np.roll(targets, 1, axis=1)
         tokens[:, 0] = self.separator
-        return PairBatch(source, source_segment_ids, tokens * segment_ids, targets, segment_ids)
+        return PairBatch(source_tokens, source_segment_ids, tokens * segment_ids, targets, segment_ids)
 
     def order(self, epoch: int) -> list[tuple[int, np.ndarray]]:
-        """The bucket of each batch of this epoch, and its rows in that bucket (the latest epoch is remembered)."""
+        """The bucket of each batch of this epoch, and the batch's rows in the bucket (the last epoch is cached)."""
         if self._order[0] != epoch:
             random = np.random.default_rng((self.seed, epoch))
             batches = []
@@ -131,26 +137,26 @@ class BucketedPairs:
         return self._order[1]
 
 
-class HeldOutPairs:
-    """Every source exactly once, the shortest first, in batches of at most ``buckets`` shapes, for evaluation.
+class BucketedSources:
+    """Every source exactly once, shortest first, in batches of at most ``num_buckets`` shapes, for evaluation.
 
-    The buckets are those of ``cut_by_length``; the last batch of each is filled up with rows of padding.
+    Buckets are those of ``cut_by_length``; the last batch of a bucket is filled with rows of padding.
 
     Raises:
         ValueError: no sources, an empty one, or sizes below 1.
     """
 
     def __init__(
-        self, sources: Sequence[Ids], batch_size: int, *, source_end: int | None = None, buckets: int = 2
+        self, sources: Sequence[Ids], batch_size: int, *, source_end: int | None = None, num_buckets: int = 2
     ) -> None:
-        if batch_size < 1 or buckets < 1:
-            raise ValueError(f"batch_size and buckets must be at least 1, not {batch_size} and {buckets}")
+        if batch_size < 1 or num_buckets < 1:
+            raise ValueError(f"batch_size and num_buckets must be at least 1, not {batch_size} and {num_buckets}")
         if not len(sources):
-            raise ValueError("there are no sources to evaluate")
+            raise ValueError("there are no sources")
         texts = _sources(sources, source_end)
         lengths = np.array([[len(text)] for text in texts])
         self.batch_size = batch_size
-        self.buckets = cut_by_length(lengths, batch_size=batch_size, buckets=buckets)
+        self.buckets = cut_by_length(lengths, batch_size=batch_size, num_buckets=num_buckets)
         self._parts = [_padded([texts[index] for index in bucket]) for bucket in self.buckets]
 
     @property
@@ -170,18 +176,18 @@ class HeldOutPairs:
                 yield SourceBatch(*part.rows(rows, self.batch_size), bucket[rows].astype(np.int32))
 
 
-def cut_by_length(lengths: Int[np.ndarray, "pairs sides"], *, batch_size: int, buckets: int) -> list[np.ndarray]:
-    """Indices in at most ``buckets`` groups of like length, such that the padded batches hold fewest tokens.
+def cut_by_length(lengths: Int[np.ndarray, "pairs sides"], *, batch_size: int, num_buckets: int) -> list[np.ndarray]:
+    """Indices in at most ``num_buckets`` groups of similar length that minimise the tokens of the padded batches.
 
-    Sorted by the sum of a row, the rows n_i ... n_j - 1 in one group cost
+    Rows are sorted by their sum. A group of the rows n_i ... n_j - 1 costs
 
-        batch_size ceil((n_j - n_i) / batch_size) sum over sides of their longest,
+        batch_size ceil((n_j - n_i) / batch_size) (sum over sides of the largest length),
 
-    and a dynamic program over the cuts finds the cheapest groups. Cuts are looked for at ``CUTS`` evenly
-    spaced places; where groups cost the same, there are fewer of them.
+    and dynamic programming over the cuts finds the groups of least total cost. Cuts are at multiples of 1 /
+    ``MAX_BLOCKS`` of the rows; of equal costs the fewest groups are returned.
     """
     order = np.lexsort([*lengths.T, lengths.sum(axis=1)])
-    places = np.unique(np.linspace(0, len(order), min(len(order), CUTS) + 1).round().astype(int))
+    places = np.unique(np.linspace(0, len(order), min(len(order), MAX_BLOCKS) + 1).round().astype(int))
     blocks = np.maximum.reduceat(lengths[order], places[:-1], axis=0)
     count = len(blocks)
     cost = np.full((count + 1, count + 1), np.inf)  # of the blocks i ... j - 1 as one group
@@ -189,7 +195,7 @@ def cut_by_length(lengths: Int[np.ndarray, "pairs sides"], *, batch_size: int, b
         longest = np.maximum.accumulate(blocks[i:], axis=0).sum(axis=1)
         cost[i, i + 1 :] = -(-(places[i + 1 :] - places[i]) // batch_size) * batch_size * longest
     best, cut = cost[0], []
-    for _ in range(buckets - 1):
+    for _ in range(num_buckets - 1):
         through = best[:, None] + cost
         through[0] = best  # no further group
         cut.append(through.argmin(axis=0))
@@ -202,13 +208,13 @@ def cut_by_length(lengths: Int[np.ndarray, "pairs sides"], *, batch_size: int, b
 
 
 class _Padded(NamedTuple):
-    """Rows padded to the longest, and their lengths."""
+    """Rows padded to the longest row, and their lengths."""
 
     tokens: np.ndarray
     lengths: np.ndarray
 
     def rows(self, rows: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-        """These rows and their ids, filled up with rows of padding."""
+        """These rows and their segment ids, filled with rows of padding."""
         more = batch_size - len(rows)
         tokens, lengths = np.pad(self.tokens[rows], ((0, more), (0, 0))), np.pad(self.lengths[rows], (0, more))
         return tokens, (np.arange(tokens.shape[1]) < lengths[:, None]).astype(np.int32)

@@ -1,7 +1,7 @@
-"""Readers of users' text: one UTF-8 file, a ``.gz`` of one, or a folder of them.
+"""Readers of users' text: a UTF-8 file, also with ``.gz``, or a folder of such files.
 
-Line ends become line feeds and a byte order mark is dropped; nothing else is changed. What cannot be read is
-one clear line: the file, and the byte where it stops being UTF-8.
+Line ends become line feeds and a byte order mark is dropped; nothing else is changed. Errors name the file and the
+offset of the first byte that is not UTF-8.
 """
 
 import gzip
@@ -14,7 +14,7 @@ SUFFIXES = (".txt", ".md", ".txt.gz", ".md.gz")
 
 
 class Reading(NamedTuple):
-    """What a folder gave: its documents by sorted path, and one line for each file passed over."""
+    """The documents of a folder and their paths, sorted by path, and a message for each skipped file."""
 
     documents: tuple[str, ...]
     paths: tuple[Path, ...]
@@ -22,11 +22,11 @@ class Reading(NamedTuple):
 
 
 def read_text(path: str | Path) -> str:
-    """The text of one UTF-8 file, unpacked first when its name ends in ``.gz``.
+    """The text of a UTF-8 file; a ``.gz`` file is decompressed.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not UTF-8 (names the byte offset), a broken gzip, or holds no text.
+        FileNotFoundError: the file does not exist.
+        ValueError: not UTF-8 (names the byte offset), a broken gzip, or only white space.
     """
     path = Path(path)
     raw = read_bytes(path)
@@ -38,15 +38,15 @@ def read_text(path: str | Path) -> str:
         ) from None
     text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     if not text.strip():
-        raise ValueError(f"{path}: holds no text")
+        raise ValueError(f"{path}: contains no text")
     return text
 
 
 def read_bytes(path: Path) -> bytes:
-    """The bytes of one file, unpacked first when its name ends in ``.gz``.
+    """The bytes of a file; a ``.gz`` file is decompressed.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: a folder, or a broken gzip.
     """
     if not path.exists():
@@ -63,13 +63,13 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_folder(path: str | Path, *, suffixes: tuple[str, ...] = SUFFIXES) -> Reading:
-    """Every text file below a folder, by sorted path; hidden files and folders are left alone.
+    """Read all text files below a folder, sorted by path; hidden files and folders are ignored.
 
-    Files that cannot be read are passed over and named in ``skipped``. ``suffixes=("",)`` takes every file.
+    Files that cannot be read are skipped and reported in ``skipped``. ``suffixes=("",)`` reads every file.
 
     Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: it is no folder, or no file in it could be read.
+        FileNotFoundError: the folder does not exist.
+        ValueError: not a folder, or no readable file.
     """
     path = Path(path)
     if not path.exists():

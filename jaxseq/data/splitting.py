@@ -1,12 +1,13 @@
-"""What makes a held-out part honest: no near copies, a split by document, the overlap left measured.
+"""Splits of documents without leakage: near duplicates dropped, whole documents held out, n-gram overlap measured.
 
-A **run** is a stretch of ``RUN`` characters inside one document. A document is a near copy when at least
-``THRESHOLD`` of its distinct runs already stand in documents that are kept; documents are looked at from the
-largest to the smallest, so that an excerpt goes and the whole stays. The shares found are of two kinds (in
-the embedded corpus under 0.25 or over 0.7), so the threshold itself hardly matters.
+An n-gram here is a substring of ``NGRAM_LENGTH`` characters of one document. A document is a near duplicate if at
+least ``DUPLICATE_THRESHOLD`` of its distinct n-grams occur in documents that are kept. Documents are visited from the
+largest to the smallest, so that an excerpt is dropped and the whole is kept. In the embedded corpus the fractions are
+below 0.25 or above 0.7, so that the result hardly depends on the threshold.
 
-Runs are compared by a 64-bit hash. Of a text of more than ``SAMPLED`` characters only the runs whose hash
-falls in a fixed fraction of all values are looked at (the same everywhere), which bounds the memory.
+N-grams are compared by a 64-bit hash. For texts of more than ``SAMPLING_THRESHOLD`` characters in total, only the
+n-grams with a hash in a fixed fraction of all values are compared (the same n-grams in every document), which bounds
+the memory.
 """
 
 from collections.abc import Sequence
@@ -15,18 +16,23 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import UInt64
 
-RUN = 50
-THRESHOLD = 0.5
-SAMPLED = 2**24
-DRAWS = 16
-ALLOWED = 0.05
-LARGEST = 1 / 3
+NGRAM_LENGTH = 50
+DUPLICATE_THRESHOLD = 0.5
+SAMPLING_THRESHOLD = 2**24
+MAX_DRAWS = 16
+MAX_OVERLAP = 0.05
+MAX_DOCUMENT_SHARE = 1 / 3
+"""The largest size of a held-out document, as a fraction of the held-out part."""
 
 
-def run_hashes(text: str, *, length: int = RUN) -> UInt64[np.ndarray, " runs"]:
-    """A 64-bit hash of every run of ``length`` characters, in order.
+def ngram_hashes(text: str, *, length: int = NGRAM_LENGTH) -> UInt64[np.ndarray, " ngrams"]:
+    """A 64-bit hash of every n-gram of ``length`` characters, in order.
 
-    Those of m and of n characters join to those of m + n, h(uv) = mix(mix(h(u)) + h(v)): log2(length) passes.
+    Hashes of m and of n characters combine to hashes of m + n characters, ``h(uv) = mix(mix(h(u)) + h(v))``, so that
+    log2(length) passes over the text suffice.
+
+    Raises:
+        ValueError: a length below 1.
     """
     if length < 1:
         raise ValueError(f"length must be at least 1, not {length}")
@@ -34,18 +40,18 @@ def run_hashes(text: str, *, length: int = RUN) -> UInt64[np.ndarray, " runs"]:
     if len(codes) < length:
         return np.zeros(0, np.uint64)
     result, covered = None, 0
-    power, width = _mix(codes + np.uint64(1)), 1  # the hashes of all runs of `width` characters
+    power, width = _mix(codes + np.uint64(1)), 1  # the hashes of all n-grams of `width` characters
     for bit in bin(length)[:1:-1]:
         if bit == "1":
-            result = power if result is None else _joined(result, power, covered)
+            result = power if result is None else _combine(result, power, covered)
             covered += width
-        power, width = _joined(power, power, width), 2 * width
+        power, width = _combine(power, power, width), 2 * width
     assert result is not None
     return result
 
 
-class HonestSplit(NamedTuple):
-    """Indices, in order, of what is trained on, held out, and left out as near copies; the overlap."""
+class DocumentSplit(NamedTuple):
+    """Sorted indices of the documents to train on, held out, and dropped as near duplicates; the n-gram overlap."""
 
     train: tuple[int, ...]
     held_out: tuple[int, ...]
@@ -53,80 +59,86 @@ class HonestSplit(NamedTuple):
     overlap: float
 
 
-def honest_split(
-    documents: Sequence[str], *, fraction: float, seed: int, draws: int = DRAWS, length: int = RUN
-) -> HonestSplit:
-    """Drop near copies, then take the first of ``draws`` seeded draws whose overlap is at most ``ALLOWED``.
+def split_documents(
+    documents: Sequence[str],
+    *,
+    held_out_fraction: float,
+    seed: int,
+    max_draws: int = MAX_DRAWS,
+    ngram_length: int = NGRAM_LENGTH,
+) -> DocumentSplit:
+    """Drop near duplicates, then draw held-out documents until their n-gram overlap is at most ``MAX_OVERLAP``.
 
-    Where no draw stays below, the one with the least overlap is taken.
+    After ``max_draws`` draws the one with the smallest overlap is returned.
 
     Raises:
-        ValueError: fewer than two documents are left, or a fraction outside (0, 1).
+        ValueError: fewer than two documents remain, or a fraction outside (0, 1).
     """
-    ids = _run_ids(documents, length=length)
-    kept = _without_near_copies([len(text) for text in documents], ids, threshold=THRESHOLD)
+    ids = _ngram_ids(documents, length=ngram_length)
+    kept = _without_near_duplicates([len(text) for text in documents], ids, threshold=DUPLICATE_THRESHOLD)
     dropped = tuple(sorted(set(range(len(documents))) - set(kept)))
-    seen = []
-    for draw in range(draws):
-        chosen = choose_held_out([len(documents[i]) for i in kept], fraction=fraction, seed=(seed, draw))
+    splits = []
+    for draw in range(max_draws):
+        sizes = [len(documents[i]) for i in kept]
+        chosen = sample_held_out(sizes, held_out_fraction=held_out_fraction, seed=(seed, draw))
         held_out = tuple(kept[place] for place in chosen)
         train = tuple(sorted(set(kept) - set(held_out)))
-        share = _share_known([ids[i] for i in train], [ids[i] for i in held_out])
-        seen.append(HonestSplit(train, held_out, dropped, share))
-        if share <= ALLOWED:
+        share = _overlap([ids[i] for i in train], [ids[i] for i in held_out])
+        splits.append(DocumentSplit(train, held_out, dropped, share))
+        if share <= MAX_OVERLAP:
             break
-    return min(seen, key=lambda split: split.overlap)
+    return min(splits, key=lambda split: split.overlap)
 
 
-def drop_near_copies(documents: Sequence[str], *, length: int = RUN, threshold: float = THRESHOLD) -> tuple[int, ...]:
-    """The indices, in order, of the documents that stay when near copies are dropped (see the module)."""
-    ids = _run_ids(documents, length=length)
-    return _without_near_copies([len(text) for text in documents], ids, threshold=threshold)
+def drop_near_duplicates(
+    documents: Sequence[str], *, ngram_length: int = NGRAM_LENGTH, threshold: float = DUPLICATE_THRESHOLD
+) -> tuple[int, ...]:
+    """The sorted indices of the documents that are no near duplicates (defined in the module's docstring)."""
+    ids = _ngram_ids(documents, length=ngram_length)
+    return _without_near_duplicates([len(text) for text in documents], ids, threshold=threshold)
 
 
-def overlap(train: Sequence[str], held_out: Sequence[str], *, length: int = RUN) -> float:
-    """The share of the held-out runs that stand word for word in the training part.
-
-    A run that occurs twice counts twice.
-    """
-    ids = _run_ids([*train, *held_out], length=length)
-    return _share_known(ids[: len(train)], ids[len(train) :])
+def ngram_overlap(train: Sequence[str], held_out: Sequence[str], *, ngram_length: int = NGRAM_LENGTH) -> float:
+    """The fraction of held-out n-grams that occur in the training part; repeated n-grams count repeatedly."""
+    ids = _ngram_ids([*train, *held_out], length=ngram_length)
+    return _overlap(ids[: len(train)], ids[len(train) :])
 
 
-def choose_held_out(sizes: Sequence[int], *, fraction: float, seed: int | tuple[int, ...]) -> tuple[int, ...]:
-    """The indices, in order, of the documents held out: in a seeded order, each that still fits.
+def sample_held_out(sizes: Sequence[int], *, held_out_fraction: float, seed: int | tuple[int, ...]) -> tuple[int, ...]:
+    """Sample held-out documents of given sizes; returns their sorted indices.
 
-    What is wanted is ``fraction`` of the whole. The choosing stops at nine tenths of it, so that small
-    documents are not all drawn in to fill the last gap. No document above ``LARGEST`` of it is held out, so
-    that a result speaks of several documents and not of one; where none fits, the smallest is held out.
+    The target size is ``held_out_fraction`` of the total. Documents are visited in random order and taken if they fit;
+    sampling stops at 90 % of the target, so that the smallest documents are not preferred to fill the rest. Documents
+    larger than ``MAX_DOCUMENT_SHARE`` of the target are not held out, so that a result is about several documents.
+    If no document fits, the smallest is held out.
 
     Raises:
         ValueError: fewer than two documents, or a fraction outside (0, 1).
     """
-    if not 0 < fraction < 1:
-        raise ValueError(f"the held-out fraction must be between 0 and 1, not {fraction}")
+    if not 0 < held_out_fraction < 1:
+        raise ValueError(f"held_out_fraction must be between 0 and 1, not {held_out_fraction}")
     if len(sizes) < 2:
-        raise ValueError(f"a split needs at least 2 documents that are no near copies, not {len(sizes)}")
-    wanted, taken, chosen = fraction * sum(sizes), 0, []
+        raise ValueError(f"a split needs at least 2 documents that are no near duplicates, not {len(sizes)}")
+    target, taken, chosen = held_out_fraction * sum(sizes), 0, []
     for index in np.random.default_rng(seed).permutation(len(sizes)).tolist():
-        if sizes[index] <= LARGEST * wanted and taken + sizes[index] <= wanted:
+        if sizes[index] <= MAX_DOCUMENT_SHARE * target and taken + sizes[index] <= target:
             chosen.append(index)
             taken += sizes[index]
-        if taken >= 0.9 * wanted:
+        if taken >= 0.9 * target:
             break
     return tuple(sorted(chosen)) or (int(np.argmin(sizes)),)
 
 
-def _run_ids(documents: Sequence[str], *, length: int) -> list[np.ndarray]:
-    """Each document's runs, in order, as numbers from 0 that are equal exactly where the runs are."""
-    every = np.uint64(1 + sum(map(len, documents)) // SAMPLED)
-    runs = [run_hashes(text, length=length) for text in documents]
-    runs = runs if every == 1 else [part[part % every == 0] for part in runs]
-    _, ids = np.unique(np.concatenate([np.zeros(0, np.uint64), *runs]), return_inverse=True)
-    return np.split(ids, np.cumsum([len(part) for part in runs]))[: len(runs)]
+def _ngram_ids(documents: Sequence[str], *, length: int) -> list[np.ndarray]:
+    """The n-grams of each document, in order, as integers from 0: equal integers for equal n-grams."""
+    every = np.uint64(1 + sum(map(len, documents)) // SAMPLING_THRESHOLD)
+    hashes = [ngram_hashes(text, length=length) for text in documents]
+    hashes = hashes if every == 1 else [part[part % every == 0] for part in hashes]
+    _, ids = np.unique(np.concatenate([np.zeros(0, np.uint64), *hashes]), return_inverse=True)
+    return np.split(ids, np.cumsum([len(part) for part in hashes]))[: len(hashes)]
 
 
-def _without_near_copies(sizes: list[int], ids: list[np.ndarray], *, threshold: float) -> tuple[int, ...]:
+def _without_near_duplicates(sizes: list[int], ids: list[np.ndarray], *, threshold: float) -> tuple[int, ...]:
     seen = np.zeros(1 + max((int(part.max()) for part in ids if len(part)), default=0), bool)
     kept = []
     for index in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
@@ -138,24 +150,24 @@ def _without_near_copies(sizes: list[int], ids: list[np.ndarray], *, threshold: 
     return tuple(sorted(kept))
 
 
-def _share_known(train: list[np.ndarray], held_out: list[np.ndarray]) -> float:
-    runs = np.concatenate([np.zeros(0, np.int64), *held_out])
-    if not len(runs):
+def _overlap(train: list[np.ndarray], held_out: list[np.ndarray]) -> float:
+    ngrams = np.concatenate([np.zeros(0, np.int64), *held_out])
+    if not len(ngrams):
         return 0.0
-    known = np.zeros(1 + max(int(part.max()) for part in [*train, runs] if len(part)), bool)
+    known = np.zeros(1 + max(int(part.max()) for part in [*train, ngrams] if len(part)), bool)
     for part in train:
         known[part] = True
-    return float(np.mean(known[runs]))
+    return float(np.mean(known[ngrams]))
 
 
-def _joined(left: np.ndarray, right: np.ndarray, width: int) -> np.ndarray:
-    """Hashes of the runs that are a left run (of ``width``) followed by a right one."""
+def _combine(left: np.ndarray, right: np.ndarray, width: int) -> np.ndarray:
+    """Hashes of the n-grams that are a left n-gram (of ``width`` characters) followed by a right one."""
     count = min(len(left), len(right) - width)
     return _mix(_mix(left[:count]) + right[width : width + count]) if count > 0 else left[:0]
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
-    """The finaliser of splitmix64: a bijection of 64 bits (arithmetic modulo 2**64)."""
+    """The finalizer of splitmix64: a bijection of 64-bit integers (arithmetic modulo 2**64)."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))

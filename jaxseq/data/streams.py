@@ -1,4 +1,4 @@
-"""Flat text as batches: contiguous streams for truncated back-propagation, and random crops."""
+"""Batches of one stream of tokens: contiguous chunks for truncated back-propagation, and random crops."""
 
 from collections.abc import Sequence
 
@@ -8,18 +8,16 @@ from jaxseq.data.batch import Batch, as_tokens, check_sizes, check_step, fingerp
 
 
 class ContiguousStreams:
-    """Chunk after chunk of ``batch_size`` long pieces of the text: a state can be carried along them.
+    """Consecutive chunks of ``batch_size`` parallel streams: the carry of one batch continues in the next.
 
-    In epoch e the N tokens are rotated by an offset drawn from (seed, e), so that the cuts fall elsewhere in
-    every epoch. The rotated text r is cut into B pieces of C * T tokens, C = (N - 1) // (B * T); chunk k of
-    piece b is
+    In epoch e the N tokens are rotated by an offset drawn from (seed, e), so that the cuts differ between epochs. The
+    rotated tokens r are cut into B streams of C * T tokens, C = (N - 1) // (B * T); chunk k of stream b is
 
-        tokens = r[(b C + k) T + (0 ... T - 1)],    targets = the same, one further.
+        tokens = r[(b C + k) T + (0 ... T - 1)],    targets = r[(b C + k) T + (1 ... T)].
 
-    What is left over at the end of r, fewer than B * T tokens and another stretch in each epoch, is not
-    seen then. The segment id changes with the epoch and where the end of the text meets its beginning, so
-    that a carried state starts afresh there; with a ``separator`` it changes at every such token too: each
-    document starts afresh. Without one the state flows on from document to document.
+    The last, fewer than B * T tokens of r are not used in that epoch. The segment id changes with the epoch and where
+    the end of the text meets its beginning, which resets the carry. With a ``separator`` it also changes at every
+    separator: the carry is reset at each document. Without, the carry continues across documents.
 
     Raises:
         ValueError: a batch larger than the data.
@@ -62,18 +60,18 @@ class ContiguousStreams:
         )
 
     def offset(self, epoch: int) -> int:
-        """By how many tokens the text is rotated in this epoch."""
+        """The rotation of the text in this epoch, in tokens."""
         return int(np.random.default_rng((self.seed, epoch)).integers(len(self.tokens)))
 
     def stream_start(self, step: int) -> int:
-        """The first step of the pass over the text that this step belongs to."""
+        """The first step of the epoch of this step, where all streams begin."""
         return check_step(step) // self.steps_per_epoch * self.steps_per_epoch
 
 
 class RandomCrops:
-    """Windows of the text at random places, drawn from (seed, step): for a model that carries nothing.
+    """Windows of the text at random positions, drawn from (seed, step), for training without a carry.
 
-    Every row is one segment; with a ``separator`` each document in it is.
+    Every row is one segment; with a ``separator``, every document of a row is one.
 
     Raises:
         ValueError: a batch larger than the data.
@@ -111,5 +109,5 @@ class RandomCrops:
 
 
 def _documents_begun(tokens: np.ndarray, separator: int | None) -> np.ndarray:
-    """How many documents have begun up to and with each place; always 0 without a separator."""
+    """The number of separators up to and including each position; 0 without a separator."""
     return np.cumsum(tokens == (-1 if separator is None else separator), dtype=np.int32)

@@ -1,10 +1,10 @@
 """Vocabularies: text to token ids and back.
 
-Each has a ``separator``, an id of its own that no text encodes to: it stands before every document, so that
-a first character has something to be predicted from and an end can be predicted. It decodes to nothing.
+Each vocabulary has a ``separator``, an id that no text encodes to. It is prepended to every document, so that the first
+token and the end of a document can be predicted. It decodes to the empty string.
 
-To compare vocabularies, count bits per *character*: add up the nats of all tokens, divide by log 2, add
-``escape_bits(text)``, and divide by the number of characters.
+To compare vocabularies, use bits per *character*: the sum of all tokens' nats, divided by log 2, plus
+``escape_bits(text)``, divided by the number of characters.
 """
 
 import json
@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int32
@@ -23,51 +23,55 @@ UNICODE_BITS = math.log2(0x110000)
 
 @runtime_checkable
 class Vocabulary(Protocol):
-    """What every vocabulary can do."""
+    """The protocol of all vocabularies."""
 
     @property
     def size(self) -> int:
-        """The number of ids, the separator among them."""
+        """The number of ids, including the separator."""
 
     @property
     def separator(self) -> int:
-        """The id that stands between documents."""
+        """The id between documents."""
 
     def encode(self, text: str) -> Int32[np.ndarray, " length"]:
         """Token ids of a text; never the separator."""
 
     def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
-        """The text of token ids; the separator gives nothing."""
+        """The text of token ids; the separator decodes to the empty string."""
 
     def escape_bits(self, text: str) -> float:
-        """Bits to spell out what this vocabulary cannot: 0 where it can encode everything."""
+        """Bits to encode the characters that this vocabulary does not contain; 0 if it encodes every text."""
 
     def to_json(self) -> str:
-        """All that is needed to make this vocabulary again (``vocabulary_from_json``)."""
+        """A JSON string from which ``vocabulary_from_json`` makes the same vocabulary."""
 
 
 @dataclass(frozen=True)
 class Characters:
-    """One id for each character that the training text has; others become the id of U+FFFD.
+    """One id per character of the training text; other characters become the id of U+FFFD.
 
-    Ids: 0 the separator, 1 an unknown character, then the characters by code point.
+    Ids: 0 the separator, 1 an unknown character, then the characters in the order of their code points.
     """
 
     characters: str
 
     def __post_init__(self) -> None:
-        """Refuse anything but distinct characters in order."""
+        """Check that the characters are distinct and sorted.
+
+        Raises:
+            ValueError: they are not.
+        """
         if list(self.characters) != sorted(set(self.characters)):
             raise ValueError("characters must be distinct and in the order of their code points")
 
     @classmethod
     def fit(cls, documents: Iterable[str]) -> "Characters":
-        """The characters that stand in the training documents."""
+        """The vocabulary of the characters in the documents."""
         return cls("".join(sorted(set().union(*documents))))
 
     @property
     def size(self) -> int:
-        """Two more than there are characters."""
+        """The number of characters, plus 2."""
         return len(self.characters) + 2
 
     @property
@@ -80,7 +84,7 @@ class Characters:
         return _code_points(self.characters)
 
     def encode(self, text: str) -> Int32[np.ndarray, " length"]:
-        """One id a character."""
+        """One id per character."""
         codes = _code_points(text)
         if not len(self._codes):
             return np.ones(len(codes), np.int32)
@@ -88,16 +92,16 @@ class Characters:
         return np.where(self._codes[places] == codes, places + 2, 1).astype(np.int32)
 
     def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
-        """One character an id; U+FFFD for an unknown one."""
+        """One character per id; U+FFFD for an unknown character."""
         table = ["", UNKNOWN, *self.characters]
         return "".join(table[token] for token in _checked(tokens, self.size))
 
     def escape_bits(self, text: str) -> float:
-        """log2 of the number of code points for each unknown character: what its id leaves open."""
+        """log2 of the number of code points, for each unknown character."""
         return UNICODE_BITS * int(np.sum(self.encode(text) == 1))
 
     def to_json(self) -> str:
-        """The characters."""
+        """The characters, as JSON."""
         return json.dumps({"kind": "characters", "characters": self.characters})
 
     @classmethod
@@ -108,11 +112,11 @@ class Characters:
 
 @dataclass(frozen=True)
 class Bytes:
-    """The 256 bytes of UTF-8, and 256 for the separator: loses nothing, and knows every text."""
+    """The bytes of UTF-8 as ids 0 ... 255, and the separator 256. Lossless for every text."""
 
     @classmethod
     def fit(cls, documents: Iterable[str]) -> "Bytes":
-        """There is nothing to learn."""
+        """The same vocabulary for all documents."""
         return cls()
 
     @property
@@ -126,11 +130,11 @@ class Bytes:
         return 256
 
     def encode(self, text: str) -> Int32[np.ndarray, " length"]:
-        """One id a byte."""
+        """One id per byte."""
         return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
 
     def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
-        """The text of the bytes; U+FFFD where they are not UTF-8."""
+        """The text of the bytes; U+FFFD for bytes that are not UTF-8."""
         return bytes(token for token in _checked(tokens, self.size) if token < 256).decode(errors="replace")
 
     def escape_bits(self, text: str) -> float:
@@ -138,7 +142,7 @@ class Bytes:
         return 0.0
 
     def to_json(self) -> str:
-        """Only its name."""
+        """The kind, as JSON."""
         return json.dumps({"kind": "bytes"})
 
     @classmethod
@@ -150,7 +154,7 @@ class Bytes:
 
 @dataclass(frozen=True)
 class BPE:
-    """Byte-pair encoding over bytes (Sennrich et al. 2016), by ``tokenizers``: loses nothing.
+    """Byte-pair encoding of bytes (Sennrich et al. 2016), by the library ``tokenizers``. Lossless for every text.
 
     ``model`` is the JSON of a ``tokenizers.Tokenizer``. The separator is the last id.
     """
@@ -159,7 +163,7 @@ class BPE:
     _tokenizer: Any = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Load the tokenizer.
+        """Load the tokenizer from its JSON.
 
         Raises:
             ImportError: the extra ``text`` is not installed.
@@ -167,29 +171,29 @@ class BPE:
         object.__setattr__(self, "_tokenizer", _tokenizers().Tokenizer.from_str(self.model))
 
     @classmethod
-    def fit(cls, documents: Iterable[str], *, size: int = 1024) -> "BPE":
-        """Learn the merges from the training documents; ``size`` is an upper bound (a small text has fewer).
+    def fit(cls, documents: Iterable[str], *, vocab_size: int = 1024) -> "BPE":
+        """Learn the merges from the documents. ``vocab_size`` is an upper bound: a small text gives fewer merges.
 
         Raises:
-            ValueError: a size below 257 (256 bytes and the separator).
+            ValueError: ``vocab_size`` below 257 (256 bytes and the separator).
             ImportError: the extra ``text`` is not installed.
         """
         library = _tokenizers()
-        if size < 257:
-            raise ValueError(f"a BPE vocabulary needs a size of at least 257, not {size}")
+        if vocab_size < 257:
+            raise ValueError(f"a BPE vocabulary needs a vocab_size of at least 257, not {vocab_size}")
         level = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer = library.Tokenizer(library.models.BPE())
         tokenizer.pre_tokenizer = level
         tokenizer.decoder = library.decoders.ByteLevel()
         trainer = library.trainers.BpeTrainer(
-            vocab_size=size - 1, initial_alphabet=sorted(level.alphabet()), show_progress=False
+            vocab_size=vocab_size - 1, initial_alphabet=sorted(level.alphabet()), show_progress=False
         )
         tokenizer.train_from_iterator(documents, trainer)
         return cls(tokenizer.to_str())
 
     @property
     def size(self) -> int:
-        """One more than the tokens of the model."""
+        """The number of tokens of the model, plus 1."""
         return self._tokenizer.get_vocab_size() + 1
 
     @property
@@ -202,7 +206,7 @@ class BPE:
         return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
 
     def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
-        """The text of the bytes; U+FFFD where they are not UTF-8."""
+        """The text of the bytes; U+FFFD for bytes that are not UTF-8."""
         kept = [token for token in _checked(tokens, self.size) if token != self.separator]
         return self._tokenizer.decode(kept, skip_special_tokens=False)
 
@@ -211,7 +215,7 @@ class BPE:
         return 0.0
 
     def to_json(self) -> str:
-        """The whole model."""
+        """The tokenizer's model, as JSON."""
         return json.dumps({"kind": "bpe", "model": self.model})
 
     @classmethod
@@ -220,23 +224,32 @@ class BPE:
         return cls(_fields(text, "bpe")["model"])
 
 
-VOCABULARIES: dict[str, Any] = {"characters": Characters, "bytes": Bytes, "bpe": BPE}
+Kind: TypeAlias = type[Characters] | type[Bytes] | type[BPE]
+
+VOCABULARIES: dict[str, Kind] = {"characters": Characters, "bytes": Bytes, "bpe": BPE}
 
 
-def fit_vocabulary(name: str, documents: Iterable[str], **options: Any) -> Vocabulary:
-    """A vocabulary by its name in ``VOCABULARIES``, made from the training documents alone.
+def fit_vocabulary(name: str, documents: Iterable[str], *, vocab_size: int | None = None) -> Vocabulary:
+    """Make the vocabulary of a name in ``VOCABULARIES`` from training documents.
+
+    ``vocab_size`` is the largest size of a ``"bpe"`` vocabulary (default 1024); the others have no such option.
 
     Raises:
-        ValueError: an unknown name (lists the known ones).
+        ValueError: an unknown name (lists the known ones), or ``vocab_size`` for another vocabulary than BPE.
     """
-    return _named(name).fit(documents, **options)
+    kind = _named(name)
+    if vocab_size is None:
+        return kind.fit(documents)
+    if kind is not BPE:
+        raise ValueError(f"vocab_size={vocab_size} is an option of 'bpe', not of {name!r}")
+    return BPE.fit(documents, vocab_size=vocab_size)
 
 
 def vocabulary_from_json(text: str) -> Vocabulary:
     """The inverse of every vocabulary's ``to_json``.
 
     Raises:
-        ValueError: not such a JSON, or of an unknown kind (lists the known ones).
+        ValueError: not the JSON of a vocabulary, or an unknown kind (lists the known ones).
     """
     try:
         kind = json.loads(text)["kind"]
@@ -245,7 +258,7 @@ def vocabulary_from_json(text: str) -> Vocabulary:
     return _named(kind).from_json(text)
 
 
-def _named(name: str) -> Any:
+def _named(name: str) -> Kind:
     if name not in VOCABULARIES:
         raise ValueError(f"unknown vocabulary {name!r}; known: {', '.join(VOCABULARIES)}")
     return VOCABULARIES[name]

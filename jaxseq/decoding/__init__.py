@@ -2,7 +2,7 @@
 
 from jaxseq.decoding.automaton import Automaton
 from jaxseq.decoding.beam import beam_search
-from jaxseq.decoding.beam_steps import Coverage, Hypotheses
+from jaxseq.decoding.beam_loop import Hypotheses
 from jaxseq.decoding.constraints import (
     Constraint,
     Forbid,
@@ -10,43 +10,60 @@ from jaxseq.decoding.constraints import (
     MinLength,
     NoRepeatedNgrams,
     Prefix,
+    StatelessConstraint,
 )
-from jaxseq.decoding.filters import filtered, keep_min_p, keep_top_k, keep_top_p, keep_typical, scale
+from jaxseq.decoding.filters import (
+    apply_temperature,
+    filter_logits,
+    keep_min_p,
+    keep_top_k,
+    keep_top_p,
+    keep_typical_p,
+)
 from jaxseq.decoding.generation import Generation, greedy, sample, stream
 from jaxseq.decoding.normalization import GNMT, NORMALIZATIONS
-from jaxseq.decoding.prompts import Prompted, padded, prefill
+from jaxseq.decoding.options import BeamOptions, Coverage, SamplingOptions
+from jaxseq.decoding.prompts import Prefilled, pad_prompts, prefill
 from jaxseq.decoding.scoring import score, score_tokens
 from jaxseq.decoding.speculative import Speculation, speculative_sample
-from jaxseq.decoding.step import step_of
-from jaxseq.decoding.tree import SearchTree, search_tree
+from jaxseq.decoding.step import Forward, ForwardWithMemory, Step, StepWithMemory, step_of
+from jaxseq.decoding.tree import SearchNode, SearchTree, search_tree
 
 __all__ = [
     "GNMT",
     "NORMALIZATIONS",
     "Automaton",
+    "BeamOptions",
     "Constraint",
     "Coverage",
     "Forbid",
+    "Forward",
+    "ForwardWithMemory",
     "Generation",
     "Hypotheses",
     "MaxLength",
     "MinLength",
     "NoRepeatedNgrams",
+    "Prefilled",
     "Prefix",
-    "Prompted",
+    "SamplingOptions",
+    "SearchNode",
     "SearchTree",
     "Speculation",
+    "StatelessConstraint",
+    "Step",
+    "StepWithMemory",
+    "apply_temperature",
     "beam_search",
-    "filtered",
+    "filter_logits",
     "greedy",
     "keep_min_p",
     "keep_top_k",
     "keep_top_p",
-    "keep_typical",
-    "padded",
+    "keep_typical_p",
+    "pad_prompts",
     "prefill",
     "sample",
-    "scale",
     "score",
     "score_tokens",
     "search_tree",

@@ -5,10 +5,10 @@ r"""Constraints that are finite automata over tokens: a regular expression, word
     clean = Automaton.avoiding([[5, 5]], vocab_size=100, end_token=0)
     greedy(step, carry, first_tokens, max_length=20, end_token=0, constraints=[both & clean])
 
-Each is the smallest deterministic automaton of its sequences, over classes of tokens that it does not tell apart, so
-that tens of thousands of tokens cost a table of a few columns. It knows how far each state is from an end, and allows
-only what can still be finished: a row never runs into a dead end, and is complete within ``max_length``. (Two separate
-constraints may run into one together; ``a & b`` does not.)
+Each is the smallest deterministic automaton of its sequences, over classes of tokens that it does not distinguish, so
+that tens of thousands of tokens need a table of a few columns. It stores the distance of each state from an end, and
+allows only tokens after which the sequence can still be finished within ``max_length``: a row never reaches a dead end
+and is always complete. (Two separate constraints may lead to a dead end together; ``a & b`` does not.)
 
 Dimensions, beside the glossary's: ``Q`` states, ``C`` classes of tokens.
 """
@@ -44,9 +44,9 @@ class Automaton(Constraint):
         distance[state] = 1 if accepting[state] else 1 + min of distance[next state]
 
     ``distance`` is the fewest tokens, the end token among them, that finish a sequence. The end token alone has the
-    last class, by which no state is reached; it and forbidden tokens leave a row's state where it is. The arrays are
-    inputs of a compiled program: another automaton of as many states and classes needs no new one. ``end_token`` must
-    be the one that decoding is given.
+    last class, which leads to no state; it and forbidden tokens do not change the state of a row. The arrays are inputs
+    of the compiled program: another automaton with as many states and classes needs no new compilation. ``end_token``
+    must be the end token of the decoding function.
 
     The constructors and ``&`` keep the states on a path from the start to an end, and merge equivalent ones by
     partition refinement (Moore 1956, Gedanken-experiments on sequential machines).
@@ -60,11 +60,11 @@ class Automaton(Constraint):
 
     @property
     def num_states(self) -> int:
-        """How many states it has."""
+        """The number of states."""
         return self.table.shape[0]
 
     def check(self, vocab_size: int, max_length: int) -> None:
-        """Refuse another vocabulary, and what cannot be finished.
+        """Check the vocabulary, and that a sequence can be finished.
 
         Raises:
             ValueError: a vocabulary of another size, no path to an end, or none of at most ``max_length`` tokens.
@@ -78,14 +78,14 @@ class Automaton(Constraint):
             raise ValueError(f"the automaton needs {shortest} tokens with its end, more than max_length={max_length}")
 
     def initial_state(self, batch_shape: tuple[int, ...], max_length: int) -> Int[Array, "*B"]:
-        """The start, for each row."""
+        """The start state of each row."""
         return jnp.zeros(batch_shape, jnp.int32)
 
     def allowed(
-        self, state: Carry, vocab_size: int, made: Int[Array, ""], remaining: Int[Array, ""]
+        self, state: Carry, vocab_size: int, num_generated: Int[Array, ""], num_remaining: Int[Array, ""]
     ) -> Bool[Array, "*B V"]:
-        """The tokens behind which ``remaining - 1`` more can finish; the end token where the state accepts."""
-        left = jnp.asarray(remaining).astype(jnp.int32)
+        """The tokens after which ``num_remaining - 1`` more can finish; the end token where the state accepts."""
+        left = jnp.asarray(num_remaining).astype(jnp.int32)
         after = jnp.take(jnp.asarray(self.table), state, axis=0, mode="clip")
         needed = jnp.take(jnp.asarray(self.distance), after, mode="clip")
         goes_on = (after >= 0) & (needed <= left - 1)
@@ -95,13 +95,13 @@ class Automaton(Constraint):
         return jnp.take(fits, jnp.asarray(self.classes), axis=-1, mode="clip")
 
     def next_state(self, state: Carry, tokens: Int[Array, "*B"]) -> Int[Array, "*B"]:
-        """Where the tokens lead to."""
+        """The states that the tokens lead to."""
         columns = jnp.take(jnp.asarray(self.classes), tokens, mode="clip")
         after = jnp.asarray(self.table)[state, columns]
         return jnp.where(after >= 0, after, state)
 
     def accepts(self, tokens: TokenIds) -> bool:
-        """Whether these tokens are a sequence of the automaton; from the first end token on there may be only that.
+        """Whether the automaton accepts these tokens; behind the first end token there may only be end tokens.
 
         Raises:
             ValueError: a token outside the vocabulary.
@@ -117,7 +117,7 @@ class Automaton(Constraint):
         return bool(self.accepting[state]) and set(row[length:]) <= {self.end_token}
 
     def __and__(self, other: "Automaton") -> "Automaton":
-        """Both hold: the product automaton (Rabin & Scott 1959). Nothing may be left; ``check`` refuses that.
+        """The sequences of both: the product automaton (Rabin & Scott 1959). If there are none, ``check`` raises.
 
         Raises:
             ValueError: vocabularies or end tokens that differ, or a product of more than ``MAX_STATES`` states.
@@ -149,9 +149,9 @@ class Automaton(Constraint):
         vocab_size: int,
         end_token: int,
     ) -> "Automaton":
-        """By hand: ``transitions[state, token]`` is the next state, -1 (or none, in a mapping) where forbidden.
+        """From a table: ``transitions[state, token]`` is the next state; -1, or no entry in a mapping, is forbidden.
 
-        ``accepting`` are the states, or a bool for each, after which the end token may come.
+        ``accepting`` are the states after which the end token may come, or a bool for each state.
 
         Raises:
             ValueError: a token outside the vocabulary, a move by the end token, or states that do not exist.
@@ -175,17 +175,17 @@ class Automaton(Constraint):
         _check_known("transitions", table[table != -1], len(table), "states")
         _check_known("accepting", chosen, len(table), "states")
         if np.any(table[:, classes[end_token]] != -1):
-            raise ValueError(f"transitions: moves by the end token {end_token}; say accepting instead")
+            raise ValueError(f"transitions: moves by the end token {end_token}; use accepting instead")
         return _automaton(table, classes, np.isin(np.arange(len(table)), chosen), end_token)
 
     @classmethod
     def from_regex(cls, pattern: str, texts: Sequence[str | None], *, end_token: int) -> "Automaton":
         """The token sequences that spell a text which the whole pattern matches (``compile_regex`` has the syntax).
 
-        ``texts[i]`` is what token i spells, of any length; one that spells nothing (None or "") never comes. The end
-        token is the end, whatever its text. Every way to spell a text is allowed, not one tokenizer's alone. Each
-        token is run through the automaton of the characters from all its states at once (Willard & Louf 2023,
-        arXiv:2307.09702); tokens that do the same to all share what comes behind them.
+        ``texts[i]`` is what token i spells, of any length; a token that spells nothing (None or "") is forbidden. The
+        text of the end token is ignored. Every tokenization of a text is allowed, not only that of one tokenizer. Each
+        token is run through the automaton of the characters from all states at once (Willard & Louf 2023,
+        arXiv:2307.09702); tokens that map all states alike share their successors.
 
         Raises:
             ValueError: what ``compile_regex`` refuses, an end token outside the vocabulary, or tokens that take the
@@ -201,10 +201,10 @@ class Automaton(Constraint):
 
     @classmethod
     def requiring(cls, sequences: Iterable[TokenIds], *, vocab_size: int, end_token: int) -> "Automaton":
-        """Each of these token sequences occurs before the end, in one piece; they may overlap.
+        """Each of these token sequences occurs, contiguously, before the end; they may overlap.
 
-        A state is how far into which words the last tokens are (Aho & Corasick 1975, Efficient string matching, CACM
-        18(6)) and which words were seen.
+        A state is the longest prefix of a sequence that the last tokens are (Aho & Corasick 1975, Efficient string
+        matching, CACM 18(6)), with the set of sequences seen.
 
         Raises:
             ValueError: an empty sequence, a token that is the end token or outside the vocabulary, more sequences
@@ -226,7 +226,7 @@ class Automaton(Constraint):
 
     @classmethod
     def avoiding(cls, sequences: Iterable[TokenIds], *, vocab_size: int, end_token: int) -> "Automaton":
-        """None of these token sequences (n-grams) occurs, in one piece (Aho & Corasick 1975, CACM 18(6)).
+        """None of these token sequences (n-grams) occurs contiguously (Aho & Corasick 1975, CACM 18(6)).
 
         Raises:
             ValueError: as ``requiring``, but for the number of sequences.
@@ -239,7 +239,7 @@ class Automaton(Constraint):
 def _automaton(
     table: Int[np.ndarray, "Q M"], classes: Int[np.ndarray, " V"], accepting: Bool[np.ndarray, " Q"], end_token: int
 ) -> Automaton:
-    """The smallest automaton of the same sequences; the end token's class in the table does not count."""
+    """The smallest automaton of the same sequences; the end token's class in the table is ignored."""
     ordinary = np.arange(len(classes)) != end_token
     used, columns = np.unique(classes[ordinary], return_inverse=True)
     different, firsts = _numbered(table[:, used].T)
@@ -256,8 +256,8 @@ def _minimal(
 ) -> tuple[Int[np.ndarray, "q M"], Int[np.ndarray, " q"]]:
     """The table of the smallest automaton, and each state's distance; 1 where it accepts.
 
-    States are parted by their shortest and longest way to an end, then by the parts that their moves lead to, until
-    nothing changes.
+    States are partitioned by their shortest and longest path to an end, then by the parts that their moves lead to,
+    until the partition does not change.
     """
     states, table = _explored(lambda states: whole[states], "the automaton")
     distance = _distance(*_edges(table), accepting[states])
@@ -273,14 +273,14 @@ def _minimal(
 
 
 def _numbered(rows: Int[np.ndarray, "n m"]) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " k"]]:
-    """Equal rows have equal numbers, in the order of their first ones; and which these are."""
+    """A number for each distinct row, in order of first occurrence; also the indices of the first occurrences."""
     seen: dict[bytes, int] = {}
     numbers = np.array([seen.setdefault(row.tobytes(), len(seen)) for row in rows], np.int32)
     return numbers, np.unique(numbers, return_index=True)[1]
 
 
 def _edges(table: Int[np.ndarray, "Q M"]) -> tuple[Int[np.ndarray, " E"], Int[np.ndarray, " E"]]:
-    """From which state a move leads to which; each pair once."""
+    """The pairs of states that a move connects, each once."""
     ordered = np.sort(table, axis=1)
     sources, columns = np.nonzero(np.diff(ordered, axis=1, prepend=-1) > 0)
     return sources, ordered[sources, columns]
@@ -301,7 +301,7 @@ def _distance(
 
 
 def _longest(sources: Int[np.ndarray, " E"], targets: Int[np.ndarray, " E"], count: int) -> Int[np.ndarray, " Q"]:
-    """The most tokens from each state of a trimmed automaton to its end, -1 where there may be any number."""
+    """The most tokens from each state of a trimmed automaton to its end, -1 where there is no bound."""
     longest = np.full(count, -1, np.int32)
     while True:
         settled = longest < 0
@@ -316,7 +316,7 @@ def _longest(sources: Int[np.ndarray, " E"], targets: Int[np.ndarray, " E"], cou
 def _explored(
     successors: Callable[[Int[np.ndarray, " n"]], Int[np.ndarray, "n m"]], what: str
 ) -> tuple[Int[np.ndarray, " Q"], Int[np.ndarray, "Q m"]]:
-    """What moves lead to from state 0, breadth first, and the table of that."""
+    """The states reachable from state 0, breadth first, and their table."""
     numbers, frontier, rows = {0: 0}, np.zeros(1, np.int64), []
     while frontier.size:
         rows.append(successors(frontier))
@@ -333,10 +333,10 @@ def _explored(
 def _lifted(
     table: Int[np.ndarray, "Q M"], columns: Mapping[str, int], texts: Sequence[str | None]
 ) -> tuple[Int[np.ndarray, "Q C"], Int[np.ndarray, " V"]]:
-    """From characters to tokens: what each token does to every state, as columns of a table and each token's column.
+    """From characters to tokens: the map of states of each token, as columns of a table, and each token's column.
 
-    These columns are the elements of the automaton's transition monoid that tokens and their beginnings spell. A
-    product of an element and a character is computed once, whatever tokens it comes in.
+    The columns are the elements of the automaton's transition monoid for the tokens and their prefixes. The product of
+    an element and a character is computed once, for all tokens that contain it.
     """
     moves = np.concatenate([table, np.full((1, table.shape[1]), -1, np.int32)])
     elements = [np.arange(len(table), dtype=np.int32), np.full(len(table), -1, np.int32)]
@@ -360,7 +360,10 @@ def _lifted(
 def _aho_corasick(
     what: str, words: Sequence[tuple[int, ...]], vocab_size: int, end_token: int
 ) -> tuple[Int[np.ndarray, "Q C"], Int[np.ndarray, " V"], Int[np.ndarray, " Q"]]:
-    """A state is the longest beginning of a word that the last tokens are; third, bits of the words that it ends."""
+    """Table, token classes, and for each state the bits of the words that end there.
+
+    A state is the longest prefix of a word that the last tokens are.
+    """
     known = sorted({token for word in words for token in word})
     _check_known(what, [end_token, *known], vocab_size, "tokens")
     classes = np.full(vocab_size, len(known))

@@ -1,7 +1,7 @@
-"""Greedy decoding, sampling and streaming: over a step function and any carry, never a model."""
+"""Greedy decoding, sampling and streaming, over a step function and any carry."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,31 +9,40 @@ import numpy as np
 from jax.tree_util import Partial
 
 from jaxseq.decoding.constraints import Constraint, as_constraints, check_constraints
-from jaxseq.decoding.filters import Filters, Static, check_top_k
-from jaxseq.decoding.loop import Sampler, State, advance, begin_copied, begin_donated
+from jaxseq.decoding.filters import check_top_k
+from jaxseq.decoding.generation_loop import (
+    GenerationState,
+    Sampler,
+    generate_tokens,
+    init_state_donating,
+    init_state_with_copy,
+)
+from jaxseq.decoding.options import SamplingOptions, active_filters
 from jaxseq.decoding.step import (
-    Step,
+    AnyStep,
+    Memory,
     as_arrays,
-    as_tokens,
-    check_room,
+    as_token_ids,
+    bind_memory,
+    check_context,
     check_rows,
     check_step,
-    repeated_rows,
-    with_memory,
+    repeat_rows,
 )
 from jaxseq.typing import Array, Carry, Float, Int, Integer, Key
 
-TINY = float(np.finfo(np.float32).tiny)
-
 
 class Generation(NamedTuple):
-    """What was generated, the first tokens not among it.
+    """Generated tokens, without the first tokens.
 
-    ``lengths`` counts the tokens of each row, its end token too; behind them stand end tokens only (0 without one).
-    ``log_probabilities`` are exact: the sum of the log softmax (in float32 at least) of the step's own logits,
-    before constraints, temperature and filters, over each row's tokens. ``sampling_log_probabilities`` are those of
-    the distribution that was drawn from, behind all of these (0 for greedy decoding, which draws nothing). A row that
-    constraints left no token ends there, and both are minus infinity.
+    Attributes:
+        tokens: each row's tokens, padded with end tokens (0 without an end token).
+        lengths: the number of tokens of each row, its end token included.
+        log_probabilities: the sum over each row's tokens of the log softmax, in float32 at least, of the step's own
+            logits, before constraints, temperature and filters. Minus infinity for a row that ended because
+            constraints ruled out every token.
+        sampling_log_probabilities: the same sum under the distribution that was drawn from, after constraints,
+            temperature and filters. 0 for greedy decoding, which draws nothing.
     """
 
     tokens: Int[Array, "*R L"]
@@ -43,151 +52,182 @@ class Generation(NamedTuple):
 
 
 def greedy(
-    step: Step,
+    step: AnyStep,
     carry: Carry,
     first_tokens: Integer[np.ndarray | Array, "*B"],
     *,
     max_length: int,
     end_token: int | None = None,
     constraints: Sequence[Constraint] = (),
-    memory: Any = None,
+    memory: Memory = None,
     donate_carry: bool = False,
 ) -> Generation:
-    """The most probable token again and again, of equals that of the lowest id.
+    """Take the most probable token at every step, among equals that of the lowest id.
 
-    ``first_tokens`` are what the step reads first: the last token of a prompt whose others are in the carry
-    (``prefill``), or a start token. It ends at the end token or at ``max_length``. Compiled once for a step
-    function, its shapes, ``max_length`` and ``end_token`` (see ``step.py``). The loop works on a copy of the carry,
-    which it overwrites in place; with ``donate_carry`` on the carry itself, which is gone then.
+    Compiled once for a step function, its shapes, ``max_length`` and ``end_token``.
+
+    Args:
+        step: ``(carry, tokens) -> (carry, logits)``, or with a third argument if ``memory`` is given.
+        carry: the state before the first tokens; its leaves lead with ``*B``.
+        first_tokens: what the step reads first: the last token of a prompt whose other tokens are in the carry
+            (``prefill``), or a start token.
+        max_length: the largest number of tokens to generate.
+        end_token: a row ends at this token; ``None`` generates ``max_length`` tokens.
+        constraints: which tokens are allowed, see ``Constraint``.
+        memory: what the step reads and never changes; its leaves lead with ``*B``.
+        donate_carry: let the loop overwrite the carry's arrays, which cannot be used afterwards, not a copy of them.
 
     Raises:
         ValueError: max_length below 1 or beyond the carry's context, an end token outside the vocabulary, a
             constraint that nothing satisfies, or a step that changes its carry's shape.
     """
-    step, first_tokens = with_memory(step, memory), as_tokens(first_tokens)
-    run = _begin(step, carry, first_tokens, None, constraints, max_length, end_token, donate_carry)
-    return _generation(*run(max_length))
+    step, first_tokens = bind_memory(step, memory), as_token_ids(first_tokens)
+    generator = _start(step, carry, first_tokens, None, constraints, max_length, end_token, donate_carry)
+    return _generation(*generator.generate(max_length))
 
 
 def sample(
-    step: Step,
+    step: AnyStep,
     carry: Carry,
     first_tokens: Integer[np.ndarray | Array, "*B"],
+    options: SamplingOptions = SamplingOptions(),  # noqa: B008
     *,
     key: Key[Array, "..."],
     max_length: int,
     end_token: int | None = None,
     num_samples: int | None = None,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
-    typical_p: float | None = None,
     constraints: Sequence[Constraint] = (),
-    memory: Any = None,
+    memory: Memory = None,
     donate_carry: bool = False,
 ) -> Generation:
-    """Draw each token from the model's distribution under constraints and filters.
+    """Draw each token from the step's distribution, after constraints, temperature and filters in this order.
 
-    Constraints come first, then temperature, top-k, top-p, min-p, typical-p in this order, each on what the ones before
-    have left, renormalised (``filtered``).
+    A row's tokens depend on its own key alone: they are the same in any batch, and a larger ``max_length`` continues
+    what a smaller one gives. New values of the options and of constraints of the same shapes need no new compilation,
+    except for ``top_k`` and for a filter that was left out (a value of 1 leaves it out, too).
 
-    ``key`` is one key for each row (shape ``*B``), or a single one, of which row i (counted in row-major order) gets
-    ``jax.random.fold_in(key, i)``. Token t of a row is drawn with ``fold_in(row_key, t)``: a row gets what it would
-    get alone with its key, and a longer ``max_length`` goes on where a shorter one ended. With ``num_samples`` n
-    everything returned is ``[*B n ...]``, and sample j of a row has the key ``fold_in(row_key, j)``. New
-    temperatures, p and constraints of the same shapes need no new compilation (1 leaves a filter out).
+    Args:
+        step, carry, first_tokens, max_length, end_token, constraints, memory, donate_carry: as for ``greedy``.
+        options: temperature and filters.
+        key: one typed key per row (shape ``*B``), or a single key, of which row i (in row-major order) gets
+            ``jax.random.fold_in(key, i)``. Token t of a row is drawn with ``fold_in(row_key, t)``.
+        num_samples: draw n sequences per row; what is returned is then ``[*B n ...]``, and sample j of a row has the
+            key ``fold_in(row_key, j)``.
 
     Raises:
-        ValueError: as ``greedy``; a temperature not above 0, top_k outside [1, V], a p outside (0, 1], num_samples
-            below 1, or keys of a wrong shape or kind.
+        ValueError: as ``greedy``; top_k above V, num_samples below 1, or keys of a wrong shape or kind.
     """
-    filters = make_filters(temperature, top_k, top_p, min_p, typical_p)
-    first_tokens, carry = as_tokens(first_tokens), as_arrays(carry)
+    first_tokens, carry = as_token_ids(first_tokens), as_arrays(carry)
     batch_shape = first_tokens.shape
     keys = row_keys(key, batch_shape)
     if num_samples is None:
-        step = with_memory(step, memory)
+        bound = bind_memory(step, memory)
     else:
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, not {num_samples}")
         check_rows((carry, memory), batch_shape, "(carry, memory)")
-        step, carry, first_tokens = repeated_rows(step, carry, first_tokens, memory, num_samples)
+        bound, carry, first_tokens = repeat_rows(step, carry, first_tokens, memory, num_samples)
         each = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(keys.reshape(-1), jnp.arange(num_samples))
         keys = each.reshape(first_tokens.shape)
         donate_carry = True
-    sampler = Sampler(keys, filters)
-    run = _begin(
-        step, carry, first_tokens, sampler, constraints, max_length, end_token, donate_carry, batch_shape, num_samples
+    sampler = Sampler(keys, active_filters(options))
+    generator = _start(
+        bound, carry, first_tokens, sampler, constraints, max_length, end_token, donate_carry, batch_shape, num_samples
     )
-    made = _generation(*run(max_length))
+    generation = _generation(*generator.generate(max_length))
     if num_samples is None:
-        return made
+        return generation
     rows = (*batch_shape, num_samples)
-    return Generation(*(x.reshape(*rows, *x.shape[first_tokens.ndim :]) for x in made))
+    return Generation(*(x.reshape(*rows, *x.shape[first_tokens.ndim :]) for x in generation))
 
 
 def stream(
-    step: Step,
+    step: AnyStep,
     carry: Carry,
     first_tokens: Integer[np.ndarray | Array, "*B"],
+    options: SamplingOptions | None = None,
     *,
-    max_length: int,
     key: Key[Array, "..."] | None = None,
+    max_length: int,
     end_token: int | None = None,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
-    typical_p: float | None = None,
     constraints: Sequence[Constraint] = (),
-    memory: Any = None,
+    memory: Memory = None,
     donate_carry: bool = False,
     block_length: int = 8,
 ) -> Iterator[Int[np.ndarray, "*B"]]:
-    """The tokens of ``sample`` (of ``greedy`` without a key) as they come, one ``[*B]`` array at a time.
+    """Yield the tokens of ``sample``, or without a key of ``greedy``, one ``[*B]`` array at a time.
 
-    They are made ``block_length`` at a time by one compiled loop. It ends when every row has ended. A row that
-    constraints left no token shows an end token (0 without one), as behind an end.
+    One compiled loop generates ``block_length`` tokens at a time. The iterator ends when every row has ended. A row
+    that ended because constraints ruled out every token yields an end token (0 without one), as after an end.
+
+    Args:
+        step, carry, first_tokens, key, max_length, end_token, constraints, memory, donate_carry: as for ``sample``.
+        options: temperature and filters; ``None`` is ``SamplingOptions()``.
+        block_length: how many tokens are generated before the first of them is yielded.
 
     Raises:
-        ValueError: at once, as ``sample``; a block length below 1.
+        ValueError: at the call, not at the first token: as ``sample``; a block length below 1, or options without a
+            key.
     """
     if block_length < 1:
         raise ValueError(f"block_length must be at least 1, not {block_length}")
-    filters = make_filters(temperature, top_k, top_p, min_p, typical_p)
-    if key is None and any(value is not None for value in filters):
-        raise ValueError("temperature and filters ask for a key: without one, stream decodes greedily")
-    step, first_tokens = with_memory(step, memory), as_tokens(first_tokens)
-    sampler = None if key is None else Sampler(row_keys(key, first_tokens.shape), filters)
-    run = _begin(step, carry, first_tokens, sampler, constraints, max_length, end_token, donate_carry)
+    first_tokens = as_token_ids(first_tokens)
+    sampler = make_sampler(options, key, first_tokens.shape)
+    bound = bind_memory(step, memory)
+    generator = _start(bound, carry, first_tokens, sampler, constraints, max_length, end_token, donate_carry)
 
     def blocks() -> Iterator[Int[np.ndarray, "*B"]]:
-        made = 0
-        while made < max_length:
-            state, tokens = run(block_length)
+        num_generated = 0
+        while num_generated < max_length:
+            state, tokens = generator.generate(block_length)
             position, block, done = jax.device_get((state.position, tokens, state.done))
-            yield from np.moveaxis(block, -1, 0)[: int(position) - made]
-            made = int(position)
+            yield from np.moveaxis(block, -1, 0)[: int(position) - num_generated]
+            num_generated = int(position)
             if done.all():
                 return
 
     return blocks()
 
 
-class _Run:
-    """Decoding that has begun: each call makes some tokens more."""
+def make_sampler(
+    options: SamplingOptions | None, key: Key[Array, "..."] | None, batch_shape: tuple[int, ...]
+) -> Sampler | None:
+    """The sampler of options and key; None, for greedy decoding, without a key.
 
-    def __init__(self, state: State, *before: Any, limit: int, end_token: int | None) -> None:
-        self._state, self._before = state, before
+    Raises:
+        ValueError: options without a key, or keys of a wrong shape or kind.
+    """
+    if key is not None:
+        return Sampler(row_keys(key, batch_shape), active_filters(options or SamplingOptions()))
+    if options is not None:
+        raise ValueError(f"sampling needs a key: without one decoding is greedy, and takes no {options}")
+    return None
+
+
+class _Generator:
+    """Generates tokens block by block; holds the state between the blocks."""
+
+    def __init__(
+        self,
+        state: GenerationState,
+        step: Partial,
+        sampler: Sampler | None,
+        constraints: tuple[Constraint, ...],
+        limit: int,
+        end_token: int | None,
+    ) -> None:
+        self._state, self._inputs = state, (step, sampler, constraints)
         self._limit, self._end_token = jnp.asarray(limit, jnp.int32), end_token
 
-    def __call__(self, length: int) -> tuple[State, Int[Array, "*B L"]]:
-        self._state, tokens = advance(*self._before, self._state, self._limit, length=length, end_token=self._end_token)
+    def generate(self, length: int) -> tuple[GenerationState, Int[Array, "*B L"]]:
+        """Up to ``length`` more tokens, and the state after them, which the next call overwrites."""
+        self._state, tokens = generate_tokens(
+            *self._inputs, self._state, self._limit, length=length, end_token=self._end_token
+        )
         return self._state, tokens
 
 
-def _begin(
+def _start(
     step: Partial,
     carry: Carry,
     first_tokens: Int[Array, "*B"],
@@ -198,23 +238,29 @@ def _begin(
     donate_carry: bool,
     batch_shape: tuple[int, ...] | None = None,
     copies: int | None = None,
-) -> _Run:
-    carry, constraints = as_arrays(carry), as_constraints(constraints)
+) -> _Generator:
+    """Check the arguments and make the state before the first token."""
+    carry, rules = as_arrays(carry), as_constraints(constraints)
     check_max_length(carry, max_length)
     logits = check_step(step, carry, first_tokens, end_token)
-    if sampler is not None and sampler.filters.top_k is not None:
-        check_top_k(sampler.filters.top_k.value, logits.shape[-1])
-    check_constraints(constraints, logits.shape[-1], max_length, end_token)
-    start = begin_donated if donate_carry else begin_copied
-    carry = _distinct(carry) if donate_carry else carry
-    batch_shape = first_tokens.shape if batch_shape is None else batch_shape
-    sizes = {"dtype": jnp.dtype(logits.dtype), "max_length": max_length, "batch_shape": batch_shape, "copies": copies}
-    state = start(carry, first_tokens, constraints, **sizes)
-    return _Run(state, step, sampler, constraints, limit=max_length, end_token=end_token)
+    if sampler is not None and sampler.options.top_k is not None:
+        check_top_k(sampler.options.top_k, logits.shape[-1])
+    check_constraints(rules, logits.shape[-1], max_length, end_token)
+    init_state = init_state_donating if donate_carry else init_state_with_copy
+    state = init_state(
+        _without_shared_arrays(carry) if donate_carry else carry,
+        first_tokens,
+        rules,
+        dtype=jnp.dtype(logits.dtype),
+        max_length=max_length,
+        batch_shape=first_tokens.shape if batch_shape is None else batch_shape,
+        copies=copies,
+    )
+    return _Generator(state, step, sampler, rules, max_length, end_token)
 
 
-def _distinct(carry: Carry) -> Carry:
-    """A fresh carry may have one array in several places; it can be donated only once."""
+def _without_shared_arrays(carry: Carry) -> Carry:
+    """Copy arrays that stand in several places of the carry, as in a fresh one: an array can be donated only once."""
     seen: set[int] = set()
     leaves, structure = jax.tree.flatten(carry)
     for i, leaf in enumerate(leaves):
@@ -223,51 +269,26 @@ def _distinct(carry: Carry) -> Carry:
     return jax.tree.unflatten(structure, leaves)
 
 
-def _generation(state: State, tokens: Int[Array, "*B L"]) -> Generation:
+def _generation(state: GenerationState, tokens: Int[Array, "*B L"]) -> Generation:
     return Generation(tokens, state.lengths, state.log_probabilities, state.sampling_log_probabilities)
 
 
 def check_max_length(carry: Carry, max_length: int) -> None:
-    """Refuse a length below 1, or one that the carry has no room for.
+    """Check the number of tokens to generate.
 
     Raises:
-        ValueError: see there.
+        ValueError: it is below 1, or beyond the carry's context.
     """
     if max_length < 1:
         raise ValueError(f"max_length must be at least 1, not {max_length}")
-    check_room(carry, max_length - 1, f"max_length={max_length}")
-
-
-def make_filters(
-    temperature: float, top_k: int | None, top_p: float | None, min_p: float | None, typical_p: float | None
-) -> Filters:
-    """The filters as arrays, those that change nothing left out.
-
-    Raises:
-        ValueError: a temperature not above 0, or a p outside (0, 1].
-    """
-    if temperature == 0:
-        raise ValueError("temperature 0 is the most probable token always: use greedy")
-    if not TINY <= temperature < float("inf"):
-        raise ValueError(f"temperature must be above 0, not {temperature}, and finite")
-    for name, p in (("top_p", top_p), ("min_p", min_p), ("typical_p", typical_p)):
-        if p is not None and not TINY <= p <= 1:
-            raise ValueError(f"{name} must lie in (0, 1], not {p}")
-    number = lambda value, nothing: None if value in (None, nothing) else jnp.asarray(value, float)  # noqa: E731
-    return Filters(
-        number(temperature, 1),
-        None if top_k is None else Static(top_k),
-        number(top_p, 1),
-        number(min_p, None),
-        number(typical_p, 1),
-    )
+    check_context(carry, max_length - 1, f"max_length={max_length}")
 
 
 def row_keys(key: Key[Array, "..."], batch_shape: tuple[int, ...]) -> Key[Array, "*B"]:
     """A key for each row: the given ones, or ``fold_in(key, i)`` of a single one.
 
     Raises:
-        ValueError: not typed keys, or as many as there are no rows.
+        ValueError: not typed keys, or neither one key nor one per row.
     """
     if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
         raise ValueError(f"key must be a typed key (jax.random.key), not {key!r}")

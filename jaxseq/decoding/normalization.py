@@ -1,9 +1,9 @@
-"""Length normalisations: what a hypothesis' log-probability is divided by, before hypotheses are compared.
+"""Length normalisation: the divisor of a hypothesis' log-probability in its score.
 
     score = log P(y | x) / divisor(|y|)
 
-``|y|`` counts the tokens generated, the end token too. Any function of a length that is positive will do; beam search
-reads it once, as a table, so that its stopping rule is safe for whatever the function does.
+``|y|`` counts the generated tokens, the end token included. The divisor may be any positive function of the length;
+beam search evaluates it once for all lengths, so that its early stopping is exact for any such function.
 """
 
 import dataclasses
@@ -17,18 +17,18 @@ Normalization: TypeAlias = Callable[[int], float]
 
 
 def none(length: int) -> float:
-    """1: the log-probability itself, which favours the short."""
+    """1: the score is the log-probability, which favours short sequences."""
     return 1.0
 
 
 def mean(length: int) -> float:
-    """``|y|``: the mean log-probability of a token."""
+    """``|y|``: the score is the mean log-probability per token."""
     return float(length)
 
 
 @dataclasses.dataclass(frozen=True)
 class GNMT:
-    """``((5 + |y|) / 6)^α``: between both (Wu et al., "Google's neural machine translation system", 2016)."""
+    """``((5 + |y|) / 6)^α``, the length penalty of Wu et al., "Google's neural machine translation system", 2016."""
 
     alpha: float = 0.6
 
@@ -40,7 +40,7 @@ class GNMT:
 NORMALIZATIONS: dict[str, Normalization] = {"none": none, "mean": mean, "gnmt": GNMT()}
 
 
-def divisors(normalization: str | Normalization, max_length: int) -> Float[np.ndarray, " L"]:
+def divisor_table(normalization: str | Normalization, max_length: int) -> Float[np.ndarray, " L"]:
     """The divisors of lengths 1 to ``max_length``.
 
     Raises:

@@ -3,11 +3,12 @@ r"""Regular expressions as finite automata over characters.
     number = compile_regex(r"[+-]?\d+(\.\d+)?")
     number.fullmatch("-3.14")                       # True
 
-A pattern is parsed by recursive descent, made an automaton with empty moves (Thompson 1968, Regular expression search
-algorithm, CACM 11(6)), and that is made deterministic by the subset construction (Rabin & Scott 1959, Finite automata
-and their decision problems, IBM J. 3(2)).
+A pattern is parsed by recursive descent and turned into an automaton with empty moves (Thompson 1968, Regular
+expression search algorithm, CACM 11(6)), which is made deterministic by the subset construction (Rabin & Scott 1959,
+Finite automata and their decision problems, IBM J. 3(2)). The syntax tree of Python's private ``re._parser`` does not
+serve: it has no positions for error messages, and no trace of comments and flags.
 
-Dimensions, beside the glossary's: ``Q`` states, ``C`` classes of characters that the pattern does not tell apart,
+Dimensions, beside the glossary's: ``Q`` states, ``C`` classes of characters that the pattern does not distinguish,
 ``I`` intervals of code points.
 """
 
@@ -20,7 +21,7 @@ import numpy as np
 from jaxseq.typing import Bool, Int
 
 Intervals: TypeAlias = tuple[tuple[int, int], ...]
-"""A set of code points: its first and last of each run, rising."""
+"""A set of code points: the first and last of each run, in increasing order."""
 
 LAST_CODE_POINT = 0x10FFFF
 MAX_DEPTH = 50
@@ -61,12 +62,13 @@ def compile_regex(pattern: str) -> CharacterAutomaton:
 
     The syntax is that of ``re``: literals, ``.`` (no newline), ``[a-z]``, ``[^...]``, ``|``, ``( )``, ``(?: )``, ``*``,
     ``+``, ``?``, ``{m}``, ``{m,}``, ``{,n}``, ``{m,n}``, also lazy (the same, for a whole match); ``\d \w \s \D \W \S``
-    of Unicode; ``\a \f \n \r \t \v \xhh \uhhhh \Uhhhhhhhh``, octal ones, and any escaped punctuation. ``^`` at the very
-    start and ``$`` at the very end say nothing new and may stand there.
+    of Unicode; ``\a \f \n \r \t \v \xhh \uhhhh \Uhhhhhhhh``, octal ones, and any escaped punctuation. ``^`` at the
+    start and ``$`` at the end of the pattern are accepted and change nothing.
 
     Raises:
-        ValueError: what ``re`` refuses too; anything else of ``re`` (backreferences, lookaround, ``\b``, flags, named,
-            atomic, conditional groups, possessive repeats), with its position; or a pattern that is too large.
+        ValueError: a pattern that ``re`` rejects, too; other features of ``re`` (backreferences, lookaround, ``\b``,
+            flags, named, atomic and conditional groups, possessive repeats); both with the position; or a pattern that
+            is too large.
     """
     parser = _Parser(pattern)
     machine = _Machine(pattern)
@@ -126,33 +128,33 @@ class _Parser:
         """The whole pattern."""
         node = self.alternation()
         if self.at < len(self.pattern):
-            raise self.refused("an unbalanced )", self.at)
+            raise self.error("an unbalanced )", self.at)
         return node
 
-    def refused(self, what: str, at: int) -> ValueError:
+    def error(self, what: str, at: int) -> ValueError:
         return ValueError(f"{what} at position {at} of the regular expression {self.pattern!r} cannot be compiled")
 
-    def next(self) -> str:
-        """The character at the position, '' behind the last."""
+    def peek(self) -> str:
+        """The next character, '' at the end."""
         return self.pattern[self.at : self.at + 1]
 
-    def took(self, text: str) -> bool:
-        """Whether this text stands here; the position is behind it then."""
+    def accept(self, text: str) -> bool:
+        """Whether this text is next; the position is then moved behind it."""
         here = self.pattern.startswith(text, self.at)
         self.at += len(text) * here
         return here
 
     def alternation(self) -> _Node:
         branches = [self.concatenation()]
-        while self.took("|"):
+        while self.accept("|"):
             branches.append(self.concatenation())
         return branches[0] if len(branches) == 1 else _Alternation(branches)
 
     def concatenation(self) -> _Node:
         parts: list[_Node] = []
-        while self.next() not in ("", "|", ")"):
+        while self.peek() not in ("", "|", ")"):
             at_start, at_end = self.at == 0, self.at == len(self.pattern) - 1 and not self.depth
-            if (at_start and self.took("^")) or (at_end and self.took("$")):
+            if (at_start and self.accept("^")) or (at_end and self.accept("$")):
                 continue
             part = self.atom()
             counts = self.counts()
@@ -162,7 +164,7 @@ class _Parser:
         return _Concatenation(parts)
 
     def counts(self) -> tuple[int, int | None] | None:
-        """The repeat that stands here, if any."""
+        """The repeat that is next, if any."""
         start, found = self.at, _COUNTS.match(self.pattern, self.at)
         if found is not None:
             least, comma, most = found.groups()
@@ -170,24 +172,24 @@ class _Parser:
             low = int(least or 0)
             high = (int(most) if most else None) if comma else low
             if high is not None and high < low:
-                raise self.refused(f"a repeat {found[0]} of more than its most", start)
-        elif self.next() and self.next() in "*+?":
-            low, high = {"*": (0, None), "+": (1, None), "?": (0, 1)}[self.next()]
+                raise self.error(f"a repeat {found[0]} of more than its most", start)
+        elif self.peek() and self.peek() in "*+?":
+            low, high = {"*": (0, None), "+": (1, None), "?": (0, 1)}[self.peek()]
             self.at += 1
         else:
             return None
-        if self.next() == "+":
-            raise self.refused("a possessive repeat", start)
-        self.took("?")
-        if self.next() and (self.next() in "*+?" or _COUNTS.match(self.pattern, self.at)):
-            raise self.refused("a repeat of a repeat", self.at)
+        if self.peek() == "+":
+            raise self.error("a possessive repeat", start)
+        self.accept("?")
+        if self.peek() and (self.peek() in "*+?" or _COUNTS.match(self.pattern, self.at)):
+            raise self.error("a repeat of a repeat", self.at)
         return low, high
 
     def atom(self) -> _Node:
         """One character, set or group."""
-        start, character = self.at, self.next()
+        start, character = self.at, self.peek()
         if character in "*+?" or _COUNTS.match(self.pattern, start):
-            raise self.refused(f"a repeat {character} of nothing", start)
+            raise self.error(f"a repeat {character} of nothing", start)
         self.at += 1
         match character:
             case "(":
@@ -201,49 +203,49 @@ class _Parser:
                 return _Characters(_single(escaped) if isinstance(escaped, int) else escaped)
             case "^" | "$":
                 where = "start" if character == "^" else "end"
-                raise self.refused(f"the anchor {character} elsewhere than at the very {where},", start)
+                raise self.error(f"the anchor {character} elsewhere than at the very {where},", start)
         return _Characters(_single(ord(character)))
 
     def group(self, start: int) -> _Node:
-        if self.next() == "?" and not self.took("?:"):
+        if self.peek() == "?" and not self.accept("?:"):
             length = 3 if self.pattern[self.at + 1 : self.at + 2] in ("<", "P") else 2
             opening = self.pattern[self.at : self.at + length]
-            raise self.refused(f"{_GROUPS.get(opening, 'a flag or extension')} ({opening}", start)
+            raise self.error(f"{_GROUPS.get(opening, 'a flag or extension')} ({opening}", start)
         self.depth += 1
         if self.depth > MAX_DEPTH:
-            raise self.refused(f"a group nested more than {MAX_DEPTH} deep", start)
+            raise self.error(f"a group nested more than {MAX_DEPTH} deep", start)
         node = self.alternation()
-        if not self.took(")"):
-            raise self.refused("a group that is not closed", start)
+        if not self.accept(")"):
+            raise self.error("a group that is not closed", start)
         self.depth -= 1
         return node
 
     def brackets(self, start: int) -> Intervals:
-        """The set that brackets stand for, the opening one read already."""
-        negated, chosen, first = self.took("^"), [], self.at
-        while self.at == first or not self.took("]"):
+        """The character set of brackets, after the opening one."""
+        negated, chosen, first = self.accept("^"), [], self.at
+        while self.at == first or not self.accept("]"):
             at, low = self.at, self.member(start)
-            if self.next() == "-" and self.pattern[self.at + 1 : self.at + 2] not in ("", "]"):
+            if self.peek() == "-" and self.pattern[self.at + 1 : self.at + 2] not in ("", "]"):
                 self.at += 1
                 high = self.member(start)
                 if not isinstance(low, int) or not isinstance(high, int) or high < low:
-                    raise self.refused(f"the range {self.pattern[at : self.at]}", at)
+                    raise self.error(f"the range {self.pattern[at : self.at]}", at)
                 chosen.append((low, high))
             else:
                 chosen.extend(_single(low) if isinstance(low, int) else low)
         return _complement(_union(chosen)) if negated else _union(chosen)
 
     def member(self, start: int) -> int | Intervals:
-        """One character of a set, or a set in it."""
-        character = self.next()
+        """One character of a set, or a category in it."""
+        character = self.peek()
         if not character:
-            raise self.refused("a set that is not closed", start)
+            raise self.error("a set that is not closed", start)
         self.at += 1
         return self.escape(in_set=True) if character == "\\" else ord(character)
 
     def escape(self, in_set: bool) -> int | Intervals:
-        """What an escape stands for, its backslash read already."""
-        start, letter = self.at - 1, self.next()
+        """The code point or category of an escape, after its backslash."""
+        start, letter = self.at - 1, self.peek()
         self.at += 1
         for form, base in ((_HEX, 16), (_OCTAL_IN_SET if in_set else _OCTAL, 8)):
             found = form.match(self.pattern, start + 1)
@@ -251,7 +253,7 @@ class _Parser:
                 self.at = found.end()
                 value = int(found[found.lastindex or 0], base)
                 if value > (LAST_CODE_POINT if base == 16 else 0o377):
-                    raise self.refused(f"the code point \\{found[0]}", start)
+                    raise self.error(f"the code point \\{found[0]}", start)
                 return value
         if letter in ("d", "w", "s", "D", "W", "S"):
             return _category(letter)
@@ -260,9 +262,9 @@ class _Parser:
         if letter == "b" and in_set:
             return 8
         if letter and letter in "123456789" and not in_set:
-            raise self.refused(f"the backreference \\{letter}", start)
+            raise self.error(f"the backreference \\{letter}", start)
         if not letter or (letter.isascii() and letter.isalnum()):
-            raise self.refused(f"{_PLACES.get(letter, 'the escape')} \\{letter}", start)
+            raise self.error(f"{_PLACES.get(letter, 'the escape')} \\{letter}", start)
         return ord(letter)
 
 
@@ -288,7 +290,7 @@ class _Machine:
         return len(self.moves) - 1
 
     def add(self, node: _Node, start: int) -> int:
-        """Add what matches the node from ``start`` on, which no move of it enters; gives the state where it ends."""
+        """Add moves from ``start`` that match the node, none of them into ``start``; returns their end."""
         match node:
             case _Characters(intervals):
                 self.moves[start].append((intervals, self.new_state()))
@@ -304,7 +306,7 @@ class _Machine:
                 return self.add_repeat(part, least, most, start)
 
     def add_repeat(self, part: _Node, least: int, most: int | None, end: int) -> int:
-        """x{m,n} is m times x, then (x(x(...)?)?)?; x{m,} is m times x, then a loop."""
+        """x{m,n} is x repeated m times, then (x(x(...)?)?)?; x{m,} is x repeated m times, then a loop."""
         for _ in range(least):
             end = self.add(part, end)
         if most is None:
@@ -317,7 +319,7 @@ class _Machine:
         return self.new_state(*ends)
 
     def closure(self, states: frozenset[int], final: int) -> frozenset[int]:
-        """What these states and empty moves lead to; of that, what has other moves or is final."""
+        """The states reached by empty moves; of these, those that have other moves or are final."""
         seen, stack = set(states), list(states)
         while stack:
             fresh = [state for state in self.empty[stack.pop()] if state not in seen]
@@ -329,7 +331,7 @@ class _Machine:
     def determinised(
         self, final: int, columns: dict[Intervals, list[int]], num_classes: int
     ) -> tuple[Int[np.ndarray, "Q C"], Bool[np.ndarray, " Q"]]:
-        """The subset construction: a state is the set of states that a text may have led to."""
+        """The subset construction: a state is the set of states that a text may lead to."""
         subsets = [self.closure(frozenset([0]), final)]
         numbers = {subsets[0]: 0}
         after = {frozenset[int](): -1}
@@ -355,7 +357,7 @@ class _Machine:
 def _partition(
     sets: set[Intervals],
 ) -> tuple[Int[np.ndarray, " I"], Int[np.ndarray, " I"], dict[Intervals, list[int]]]:
-    """Classes of code points that no set tells apart: intervals, their classes, and the classes of each set."""
+    """Classes of code points that no set distinguishes: intervals, their classes, and the classes of each set."""
     ordered = sorted(sets)
     edges = {edge for intervals in ordered for low, high in intervals for edge in (low, high + 1)}
     starts = np.array(sorted({0} | (edges - {LAST_CODE_POINT + 1})), np.int32)
@@ -392,8 +394,12 @@ def _complement(intervals: Intervals) -> Intervals:
 
 @functools.cache
 def _category(letter: str) -> Intervals:
-    """The code points of an escape such as ``d``, as ``re`` itself has them."""
+    """The code points of an escape such as ``d``, by the string methods that ``re`` uses for it on Unicode."""
     if letter.isupper():
         return _complement(_category(letter.lower()))
-    everything = "".join(map(chr, range(LAST_CODE_POINT + 1)))
-    return tuple((run.start(), run.end() - 1) for run in re.finditer(rf"\{letter}+", everything))
+    names = {"d": np.strings.isdecimal, "w": np.strings.isalnum, "s": np.strings.isspace}
+    characters = np.arange(LAST_CODE_POINT + 1, dtype=np.uint32).view("U1")
+    member = names[letter](characters)
+    member[ord("_")] |= letter == "w"
+    edges = np.flatnonzero(np.diff(member, prepend=False, append=False)).reshape(-1, 2)
+    return tuple((first, after - 1) for first, after in edges.tolist())

@@ -1,8 +1,6 @@
-"""How probable given sequences are under a step: what decoding returns, checked from outside."""
+"""Log-probabilities of given sequences under a step."""
 
 from collections.abc import Sequence
-from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,32 +9,37 @@ from jax import lax
 from jax.tree_util import Partial
 
 from jaxseq.decoding.step import (
-    Step,
+    AnyStep,
+    Memory,
     as_arrays,
-    as_tokens,
-    check_room,
+    as_token_ids,
+    bind_memory,
+    check_context,
     check_rows,
     check_step,
-    repeated_rows,
-    with_memory,
+    repeat_rows,
 )
 from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array, Carry, Float, Int, Integer
 
 
 def score(
-    step: Step,
+    step: AnyStep,
     carry: Carry,
     first_tokens: Integer[np.ndarray | Array, "*B"],
     tokens: Integer[np.ndarray | Array, "*R L"],
     lengths: Integer[np.ndarray | Array, "..."] | Sequence[int] | None = None,
     *,
-    memory: Any = None,
+    memory: Memory = None,
 ) -> Float[Array, "*R"]:
     """``log P(y | x) = Σ_t log p(y_t | y_<t, x)`` over the first ``lengths`` tokens of each row.
 
-    ``carry`` and ``first_tokens`` are what decoding began with. ``tokens`` are one sequence a row, ``[*B L]``, or
-    several, ``[*B K L]`` (a beam search's). It can be differentiated with respect to a ``Partial`` step's arguments.
+    It can be differentiated with respect to the bound arguments of a ``Partial`` step.
+
+    Args:
+        step, carry, first_tokens, memory: those that decoding started with, as for ``greedy``.
+        tokens: one sequence per row ``[*B L]``, or several ``[*B K L]``, such as the results of a beam search.
+        lengths: how many tokens of each sequence count; ``None``: all.
 
     Raises:
         ValueError: shapes that do not fit together, or as ``greedy``.
@@ -45,37 +48,37 @@ def score(
 
 
 def score_tokens(
-    step: Step,
+    step: AnyStep,
     carry: Carry,
     first_tokens: Integer[np.ndarray | Array, "*B"],
     tokens: Integer[np.ndarray | Array, "*R L"],
     lengths: Integer[np.ndarray | Array, "..."] | Sequence[int] | None = None,
     *,
-    memory: Any = None,
+    memory: Memory = None,
 ) -> Float[Array, "*R L"]:
-    """The same, token by token: ``log p(y_t | y_<t, x)``, 0 behind each row's length."""
-    first_tokens, tokens, carry = as_tokens(first_tokens), as_tokens(tokens), as_arrays(carry)
+    """``log p(y_t | y_<t, x)`` of each token, 0 behind each sequence's length; arguments and errors as ``score``."""
+    first_tokens, tokens, carry = as_token_ids(first_tokens), as_token_ids(tokens), as_arrays(carry)
     batch, rows = first_tokens.shape, tokens.shape[:-1]
     several = len(rows) == len(batch) + 1
     if rows[: len(batch)] != batch or not (several or rows == batch):
-        raise ValueError(f"tokens {tokens.shape} are no sequences for rows {batch}: [*B L] or [*B K L]")
-    lengths = jnp.full(rows, tokens.shape[-1], jnp.int32) if lengths is None else as_tokens(lengths)
+        raise ValueError(f"tokens {tokens.shape} do not fit rows {batch}: they must be [*B L] or [*B K L]")
+    lengths = jnp.full(rows, tokens.shape[-1], jnp.int32) if lengths is None else as_token_ids(lengths)
     if lengths.shape != rows:
         raise ValueError(f"lengths {lengths.shape} do not fit tokens {tokens.shape}")
     if several:
         check_rows((carry, memory), batch, "(carry, memory)")
-        step, carry, first_tokens = repeated_rows(step, carry, first_tokens, memory, rows[-1])
+        bound, carry, first_tokens = repeat_rows(step, carry, first_tokens, memory, rows[-1])
     else:
-        step = with_memory(step, memory)
-    check_room(carry, tokens.shape[-1] - 1, f"a sequence of {tokens.shape[-1]} tokens")
-    check_step(step, carry, first_tokens, None)
+        bound = bind_memory(step, memory)
+    check_context(carry, tokens.shape[-1] - 1, f"a sequence of {tokens.shape[-1]} tokens")
+    check_step(bound, carry, first_tokens, None)
     flat = tokens.reshape(*first_tokens.shape, tokens.shape[-1])
-    scores = _scores(step, carry, first_tokens, flat).reshape(tokens.shape)
+    scores = _scores(bound, carry, first_tokens, flat).reshape(tokens.shape)
     inside = jnp.broadcast_to(jnp.arange(tokens.shape[-1], dtype=lengths.dtype), tokens.shape) < lengths[..., None]
     return jnp.where(inside, scores, jnp.zeros_like(scores))
 
 
-@partial(jax.jit)
+@jax.jit
 def _scores(
     step: Partial, carry: Carry, first_tokens: Int[Array, "*R"], tokens: Int[Array, "*R L"]
 ) -> Float[Array, "*R L"]:

@@ -1,39 +1,85 @@
-"""What decoding is given: a step or a forward function, a carry, a memory; and the rows that they work on.
+"""The functions that decoding is given (a step or a forward function), and the rows that they work on.
 
     step(carry, tokens [*B]) -> (carry, logits [*B V])
     forward(carry, tokens [*B T], segment_ids [*B T]) -> (carry, logits [*B T V])
 
-With ``memory=`` (an encoded source: read, never changed, leaves lead with ``*B``) both are given it last. Either may
-be any function; as a ``jax.tree_util.Partial`` its bound arguments (the parameters) travel as arrays, so that new
+With ``memory=`` (an encoded source: read, never changed, leaves lead with ``*B``) both get it as their last argument.
+A function bound by ``jax.tree_util.Partial`` passes its bound arguments (the parameters) as arrays, so that new
 parameters, or a new Partial of the same function, need no new compilation:
 
     forward = Partial(apply, params)                        # apply(params, carry, tokens, segment_ids)
     step = step_of(forward)
 
-A plain closure has its arrays compiled in, and each new closure is compiled anew. Several sequences a prompt (beams,
-samples) are more rows of the last batch dimension, so that a step sees as many dimensions as the caller's own
+The arrays of a plain closure are compiled in, and every new closure is compiled anew. Several sequences per prompt
+(beams, samples) become more rows of the last batch dimension, so that a step sees as many dimensions as the caller's
 tokens have; a single row, without batch dimensions, is mapped over by ``jax.vmap``.
 """
 
-from collections.abc import Callable
-from typing import Any, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import Partial
 
-from jaxseq.typing import Array, Carry, Int, Logits
+from jaxseq.typing import Array, Carry, Float, Int, Logits, SegmentIds, Tokens
 
-LARGE = 2**14
-"""Bytes of a row from which on a CPU it is worth moving only those that move."""
+LARGE_ROW_BYTES = 2**14
+"""Rows of at least this size are moved one by one on a CPU; smaller ones are gathered."""
 
-Step: TypeAlias = Callable[..., Any]
-Forward: TypeAlias = Callable[..., Any]
+Memory: TypeAlias = Any
+"""What a step reads and never changes: a pytree whose leaves all lead with ``*B``, or None."""
+
+Tree = TypeVar("Tree")
 
 
-def step_of(forward: Forward) -> Partial:
-    """The step that a forward function takes over a stretch of one token."""
-    return Partial(_one, as_partial(forward))
+@runtime_checkable
+class Step(Protocol):
+    """Reads one token per row and returns the logits of the next one."""
+
+    def __call__(self, carry: Carry, tokens: Int[Array, "*B"], /) -> tuple[Carry, Logits]:
+        """The carry after the tokens (same structure, shapes and dtypes), and the logits of what follows them."""
+
+
+@runtime_checkable
+class StepWithMemory(Protocol):
+    """A step that also reads a memory, such as an encoded source."""
+
+    def __call__(self, carry: Carry, tokens: Int[Array, "*B"], memory: Memory, /) -> tuple[Carry, Logits]:
+        """As ``Step``; the memory has one row for each row of tokens."""
+
+
+@runtime_checkable
+class Forward(Protocol):
+    """Reads several tokens per row and returns the logits behind each of them."""
+
+    def __call__(
+        self, carry: Carry, tokens: Tokens, segment_ids: SegmentIds | None, /
+    ) -> tuple[Carry, Float[Array, "*B T V"]]:
+        """The carry after the tokens, and the logits; positions of segment id 0 are padding and are ignored."""
+
+
+@runtime_checkable
+class ForwardWithMemory(Protocol):
+    """A forward function that also reads a memory."""
+
+    def __call__(
+        self, carry: Carry, tokens: Tokens, segment_ids: SegmentIds | None, memory: Memory, /
+    ) -> tuple[Carry, Float[Array, "*B T V"]]:
+        """As ``Forward``; the memory has one row for each row of tokens."""
+
+
+AnyStep: TypeAlias = Step | StepWithMemory
+"""A step; it gets the memory if one is given."""
+
+AnyForward: TypeAlias = Forward | ForwardWithMemory
+"""A forward function; it gets the memory if one is given."""
+
+
+def step_of(forward: AnyForward) -> Partial:
+    """A step that calls a forward function on one token at a time."""
+    return Partial(_forward_one_token, as_partial(forward))
 
 
 def as_partial(function: Callable[..., Any]) -> Partial:
@@ -41,45 +87,49 @@ def as_partial(function: Callable[..., Any]) -> Partial:
     return function if isinstance(function, Partial) else Partial(function)
 
 
-def with_memory(function: Callable[..., Any], memory: Any) -> Partial:
-    """The step or forward function with its memory bound; as it is where there is none."""
-    return as_partial(function) if memory is None else Partial(_remembering, as_partial(function), memory)
+def bind_memory(function: AnyStep | AnyForward, memory: Memory) -> Partial:
+    """The step or forward function with its memory bound; unchanged where there is none."""
+    return as_partial(function) if memory is None else Partial(_call_with_memory, as_partial(function), memory)
 
 
-def repeated_rows(
-    step: Step, carry: Carry, tokens: Int[Array, "*B"], memory: Any, copies: int
+def repeat_rows(
+    step: AnyStep, carry: Carry, tokens: Int[Array, "*B"], memory: Memory, copies: int
 ) -> tuple[Partial, Carry, Int[Array, "*R"]]:
-    """Each row ``copies`` times: the step, carry and tokens of the rows ``[*B[:-1], B[-1] · copies]``.
+    """Repeat each row ``copies`` times: the step, carry and tokens of the rows ``[*B[:-1], B[-1] · copies]``.
 
     Raises:
         ValueError: a leaf of the carry or the memory does not lead with the batch dimensions.
     """
     ndim = tokens.ndim
-    step = with_memory(step, repeat(memory, ndim, copies)) if ndim else Partial(_mapped, with_memory(step, memory))
-    return step, repeat(carry, ndim, copies), repeat(tokens, ndim, copies)
+    if ndim:
+        bound = bind_memory(step, repeat_leaves(memory, ndim, copies))
+    else:
+        bound = Partial(_vmapped_step, bind_memory(step, memory))
+    return bound, repeat_leaves(carry, ndim, copies), repeat_leaves(tokens, ndim, copies)
 
 
-def repeat(tree: Any, ndim: int, copies: int) -> Any:
-    """Each row of leaves that lead with so many batch dimensions, ``copies`` times one after another."""
+def repeat_leaves(tree: Tree, ndim: int, copies: int) -> Tree:
+    """Repeat each row of leaves that lead with ``ndim`` batch dimensions; the copies of a row are neighbours."""
     if ndim:
         return jax.tree.map(lambda leaf: jnp.repeat(leaf, copies, axis=ndim - 1), tree)
     return jax.tree.map(lambda leaf: jnp.repeat(leaf[None], copies, axis=0), tree)
 
 
-def gather_rows(tree: Any, batch_shape: tuple[int, ...], parents: Int[Array, "N K"]) -> Any:
-    """Of rows as ``repeated_rows`` makes them: row k of a batch becomes what its row ``parents[k]`` was.
+def gather_rows(tree: Tree, batch_shape: tuple[int, ...], parents: Int[Array, "N K"]) -> Tree:
+    """Replace row k of each batch element by its row ``parents[k]``, for rows made by ``repeat_rows``.
 
-    Parents must keep their own rows, ``parents[parents] == parents``: then no row is overwritten that another one
-    comes from. On a CPU large rows (a key-value cache's) are moved one by one where they lie, those that move; an
-    accelerator gathers all, in one program.
+    A row that is the parent of another row must be its own parent, ``parents[parents] == parents``: then no row is
+    overwritten before it is read. On a CPU, large rows (a key-value cache's) are moved in place, one by one, and only
+    those that change; on an accelerator all rows are gathered at once.
     """
     count, copies = parents.shape
     flat = (jnp.arange(count, dtype=parents.dtype)[:, None] * copies + parents).reshape(-1)
-    lead = len(batch_shape) or 1
+    num_batch_dims = len(batch_shape) or 1
     leaves, structure = jax.tree.flatten(tree)
-    rows = [leaf.reshape(-1, *leaf.shape[lead:]) for leaf in leaves]
-    large = [jax.default_backend() == "cpu" and row.size * row.dtype.itemsize >= LARGE * len(flat) for row in rows]
-    moved = iter(_moved([row for row, is_large in zip(rows, large, strict=True) if is_large], flat))
+    rows = [leaf.reshape(-1, *leaf.shape[num_batch_dims:]) for leaf in leaves]
+    on_cpu = jax.default_backend() == "cpu"
+    large = [on_cpu and row.size * row.dtype.itemsize >= LARGE_ROW_BYTES * len(flat) for row in rows]
+    moved = iter(_move_rows([row for row, is_large in zip(rows, large, strict=True) if is_large], flat))
     rows = [
         next(moved) if is_large else jnp.take(row, flat, axis=0, mode="clip")
         for row, is_large in zip(rows, large, strict=True)
@@ -87,8 +137,8 @@ def gather_rows(tree: Any, batch_shape: tuple[int, ...], parents: Int[Array, "N 
     return jax.tree.unflatten(structure, [row.reshape(leaf.shape) for row, leaf in zip(rows, leaves, strict=True)])
 
 
-def _moved(rows: list[Array], sources: Int[Array, " R"]) -> list[Array]:
-    """The rows with those that come from another one overwritten, one after another."""
+def _move_rows(rows: list[Array], sources: Int[Array, " R"]) -> list[Array]:
+    """The rows, those whose source is another row overwritten by it, one after another."""
     if not rows:
         return []
     moves = sources != jnp.arange(len(sources), dtype=sources.dtype)
@@ -101,8 +151,8 @@ def _moved(rows: list[Array], sources: Int[Array, " R"]) -> list[Array]:
     return jax.lax.fori_loop(0, jnp.sum(moves), body, rows)
 
 
-def check_rows(tree: Any, batch_shape: tuple[int, ...], what: str) -> None:
-    """Refuse leaves that do not lead with the batch dimensions.
+def check_rows(tree: Carry | Memory, batch_shape: tuple[int, ...], name: str) -> None:
+    """Check that all leaves lead with the batch dimensions.
 
     Raises:
         ValueError: names the first such leaf.
@@ -110,26 +160,26 @@ def check_rows(tree: Any, batch_shape: tuple[int, ...], what: str) -> None:
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         shape = jnp.shape(leaf)
         if shape[: len(batch_shape)] != batch_shape:
-            name = what + jax.tree_util.keystr(path)
-            raise ValueError(f"{name} has shape {shape}: it must lead with the batch dimensions {batch_shape}")
+            leaf_name = name + jax.tree_util.keystr(path)
+            raise ValueError(f"{leaf_name} has shape {shape}: it must lead with the batch dimensions {batch_shape}")
 
 
 def check_step(step: Step, carry: Carry, tokens: Int[Array, "*B"], end_token: int | None) -> jax.ShapeDtypeStruct:
-    """Refuse what cannot be decoded, before anything is compiled; gives the logits' shape and dtype.
+    """Trace the step once and check its outputs, before anything is compiled; returns the logits' shape and dtype.
 
     Raises:
         ValueError: a carry or logits of the wrong shape, or an end token outside the vocabulary.
     """
-    after, logits = _probe.eval_shape(as_partial(step), carry, tokens)
+    after, logits = _traced_step.eval_shape(as_partial(step), carry, tokens)
     if logits.shape[:-1] != tokens.shape or len(logits.shape) != len(tokens.shape) + 1:
-        raise ValueError(f"step must give logits of shape {tokens.shape} + (V,), not {logits.shape}")
+        raise ValueError(f"step must return logits of shape {tokens.shape} + (V,), not {logits.shape}")
     vocab_size = logits.shape[-1]
     if end_token is not None and not 0 <= end_token < vocab_size:
         raise ValueError(f"end_token {end_token} outside the vocabulary of {vocab_size}")
     was: Any = jax.tree.structure(carry)
     now: Any = jax.tree.structure(after)
     if was != now:
-        raise ValueError(f"step must give back a carry of the same structure: {was} became {now}")
+        raise ValueError(f"step must return a carry of the same structure: {was} became {now}")
     for (path, a), b in zip(jax.tree_util.tree_flatten_with_path(carry)[0], jax.tree.leaves(after), strict=True):
         if (a.shape, a.dtype) != (b.shape, b.dtype):
             name = jax.tree_util.keystr(path) or "the carry"
@@ -137,62 +187,67 @@ def check_step(step: Step, carry: Carry, tokens: Int[Array, "*B"], end_token: in
     return logits
 
 
-def check_room(carry: Carry, needed: int, asked: str) -> None:
-    """Refuse to look further back than a carry can.
+def check_context(carry: Carry, needed: int, request: str) -> None:
+    """Check that the carry can look back far enough.
 
-    A part of a carry that keeps only so many positions says so by a property ``context``: that number (``None``: it
-    never needs more than it has). What the carry has read already is not known here: ``prefill`` counts its prompts.
+    A part of a carry that keeps a limited number of positions says so by a property ``context``: that number (``None``
+    means that it never needs more than it has). How many positions the carry has read already is not known here;
+    ``prefill`` counts its prompts.
 
     Raises:
         ValueError: ``needed`` earlier positions are more than some part's context.
     """
-    context = context_of(carry)
+    context = min_context(carry)
     if context is not None and needed > context:
         raise ValueError(
-            f"{asked} looks {needed} positions back, but the carry keeps {context}: "
+            f"{request} looks {needed} positions back, but the carry keeps {context}: "
             f"make it with initial_carry(..., context={needed})"
         )
 
 
-def context_of(carry: Carry) -> int | None:
-    """How many earlier positions every part of a carry can look back on; None where there is no such bound."""
-    says = lambda node: isinstance(getattr(type(node), "context", None), property)  # noqa: E731
-    parts = [part for part in jax.tree.leaves(carry, is_leaf=says) if says(part)]
-    bounds = [part.context for part in parts if part.context is not None]
-    return min(bounds, default=None)
+def min_context(carry: Carry) -> int | None:
+    """How many earlier positions every part of a carry can look back on; None where there is no bound."""
+
+    def has_context(node: Any) -> bool:
+        return isinstance(getattr(type(node), "context", None), property)
+
+    parts = [part for part in jax.tree.leaves(carry, is_leaf=has_context) if has_context(part)]
+    return min([part.context for part in parts if part.context is not None], default=None)
 
 
-def as_tokens(tokens: Any) -> Int[Array, "..."]:
-    """Token ids as int32, so that any vocabulary fits.
+def as_token_ids(tokens: Sequence[int] | np.ndarray | Array | int) -> Int[Array, "..."]:
+    """Token ids as int32, whatever integer dtype they come in.
 
     Raises:
-        TypeError: they are no whole numbers.
+        TypeError: they are not integers.
     """
-    tokens = jnp.asarray(tokens)
-    if not jnp.issubdtype(tokens.dtype, jnp.integer):
-        raise TypeError(f"tokens must be whole numbers, not {tokens.dtype}{tokens.shape}")
-    return tokens.astype(jnp.int32)
+    ids = jnp.asarray(tokens)
+    if not jnp.issubdtype(ids.dtype, jnp.integer):
+        raise TypeError(f"tokens must be integers, not {ids.dtype}{ids.shape}")
+    return ids.astype(jnp.int32)
 
 
 def as_arrays(carry: Carry) -> Carry:
-    """The carry with arrays for whatever else stands for numbers."""
+    """The carry with its leaves, Python numbers too, as arrays."""
     return jax.tree.map(jnp.asarray, carry)
 
 
 @jax.jit
-def _probe(step: Partial, carry: Carry, tokens: Int[Array, "*B"]) -> Any:
-    """A step; jit remembers that it was traced, and so its shapes."""
+def _traced_step(step: Partial, carry: Carry, tokens: Int[Array, "*B"]) -> tuple[Carry, Array]:
+    """A step under ``jit``, which caches its output shapes."""
     return step(carry, tokens)
 
 
-def _one(forward: Forward, carry: Carry, tokens: Int[Array, "*B"], *memory: Any) -> tuple[Carry, Logits]:
+def _forward_one_token(
+    forward: AnyForward, carry: Carry, tokens: Int[Array, "*B"], *memory: Memory
+) -> tuple[Carry, Logits]:
     after, logits = forward(carry, tokens[..., None], None, *memory)
     return after, logits[..., 0, :]
 
 
-def _remembering(function: Callable[..., Any], memory: Any, *arguments: Any) -> Any:
+def _call_with_memory(function: Callable[..., Tree], memory: Memory, *arguments: Any) -> Tree:
     return function(*arguments, memory)
 
 
-def _mapped(step: Step, carry: Carry, tokens: Int[Array, " R"]) -> tuple[Carry, Logits]:
+def _vmapped_step(step: Step, carry: Carry, tokens: Int[Array, " R"]) -> tuple[Carry, Logits]:
     return jax.vmap(step)(carry, tokens)

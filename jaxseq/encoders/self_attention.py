@@ -20,7 +20,7 @@ class SelfAttention(nn.Module):
     def __call__(self, xs: Sequence, segment_ids: SegmentIds | None = None) -> Features:
         """The contexts; zeros at padded positions."""
         if segment_ids is not None:  # an id used again is another document
-            starts = segments.starts(segment_ids, segments.no_ids(segment_ids))
+            starts = segments.starts(segment_ids)
             count = 1 + jnp.cumsum(starts, axis=-1, dtype=segment_ids.dtype)
             segment_ids = jnp.where(segments.is_real(segment_ids), count, jnp.zeros_like(count))
         ys = self.attention(xs, self.attention.project(xs, segment_ids), segment_ids)

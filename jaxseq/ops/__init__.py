@@ -1,7 +1,8 @@
-"""Pure functions of arrays: equations, gradients, speed. Every fast one keeps a plain ``*_reference``."""
+"""Pure functions of arrays. Every optimised op has a plain ``*_reference`` with the same values and gradients."""
 
 from jaxseq.ops import segments
 from jaxseq.ops.attention import (
+    AttentionImplementation,
     attention,
     attention_implementation,
     attention_reference,
@@ -10,9 +11,11 @@ from jaxseq.ops.attention import (
     masks,
     positions,
 )
-from jaxseq.ops.convolution import causal_convolution, causal_convolution_reference
-from jaxseq.ops.implementations import implementations
+from jaxseq.ops.convolution import ConvolutionImplementation, causal_convolution, causal_convolution_reference
+from jaxseq.ops.implementations import used_implementations
 from jaxseq.ops.linear import (
+    ChunkwiseImplementation,
+    LinearRecurrenceImplementation,
     MLSTMState,
     delta_rule,
     delta_rule_reference,
@@ -25,6 +28,10 @@ from jaxseq.ops.linear import (
     mlstm_reference,
 )
 from jaxseq.ops.recurrence import (
+    Cell,
+    LSTMImplementation,
+    RecurrenceImplementation,
+    Residuals,
     cells,
     cudnn_lstm,
     gru_reset_before,
@@ -37,7 +44,15 @@ from jaxseq.ops.recurrence import (
 )
 
 __all__ = [
+    "AttentionImplementation",
+    "Cell",
+    "ChunkwiseImplementation",
+    "ConvolutionImplementation",
+    "LSTMImplementation",
+    "LinearRecurrenceImplementation",
     "MLSTMState",
+    "RecurrenceImplementation",
+    "Residuals",
     "attention",
     "attention_implementation",
     "attention_reference",
@@ -49,7 +64,6 @@ __all__ = [
     "delta_rule",
     "delta_rule_reference",
     "gru_reset_before",
-    "implementations",
     "linear_attention",
     "linear_attention_reference",
     "linear_recurrence",
@@ -67,4 +81,5 @@ __all__ = [
     "recurrence_reference",
     "recurrence_with_projection",
     "segments",
+    "used_implementations",
 ]

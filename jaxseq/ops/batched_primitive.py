@@ -1,8 +1,8 @@
-"""One primitive for whole-sequence functions that keeps them whole under ``vmap`` and in reverse.
+"""One primitive for functions of whole sequences that stay efficient under ``vmap`` and in reverse mode.
 
-Under ``vmap`` a mapped batch becomes more of the batch that the function already has, so that its matrix products stay
-two-dimensional and its loops are not rewritten. A function that is linear in some arguments may bring its own
-transpose; forward mode and derivatives of any order go through the function itself.
+Under ``vmap`` the mapped axis is merged into the batch axis that the function already has, so that matrix products stay
+two-dimensional and loops are not rewritten. A function that is linear in its last operands may bring its own transpose.
+Forward mode and derivatives of any order go through the function itself.
 """
 
 from collections.abc import Callable
@@ -18,19 +18,19 @@ from jaxseq.typing import Array
 
 
 class Operands(NamedTuple):
-    """Three pytrees of arrays, by where their batch stands."""
+    """Three pytrees of arrays, by the position of their batch axis."""
 
     shared: Any
     """No batch: weights."""
     rows: Any
     """Batch first: ``[B, T, ...]``."""
     steps: Any
-    """Batch behind time: ``[..., B, F]``."""
+    """Batch axis -2, after time: ``[..., B, F]``."""
 
 
 @dataclass(frozen=True)
-class _Whole:
-    """What is static: ``function(static, *operands) -> Operands`` and, if there is one, its transpose."""
+class _Call:
+    """The static parameters: ``function(static, *operands) -> Operands``, its transpose if it has one, the pytree."""
 
     function: Callable
     transpose: Callable | None
@@ -41,7 +41,7 @@ class _Whole:
         return jax.tree.leaves(self.function(self.static, *jax.tree.unflatten(self.structure, leaves)))
 
     def axes(self) -> tuple[int | None, ...]:
-        """Where each argument's batch stands."""
+        """The batch axis of each argument."""
         operands = jax.tree.unflatten(self.structure, range(self.structure.num_leaves))
         return tuple(axis for o in operands for axis in _axes(o))
 
@@ -51,45 +51,59 @@ def _axes(operands: Operands) -> list:
     return [axis for part, axis in kinds for _ in jax.tree.leaves(part)]
 
 
-def whole(function: Callable, static: Any, *operands: Operands) -> Operands:
+def batched_call(function: Callable, static: Any, *operands: Operands) -> Operands:
     """``function(static, *operands) -> Operands``, which must have one batch axis and no shared result."""
     return _bind(function, None, static, operands)
 
 
-def whole_linear(function: Callable, transpose: Callable, static: Any, fixed: Operands, linear: Operands) -> Operands:
-    """The same for a function linear in its last operands; ``transpose(static, fixed, cotangents) -> Operands``."""
+def batched_linear_call(
+    function: Callable, transpose: Callable, static: Any, fixed: Operands, linear: Operands
+) -> Operands:
+    """``batched_call`` of a function linear in its last operands.
+
+    Its transpose is ``transpose(static, fixed, cotangents) -> Operands``.
+    """
     return _bind(function, transpose, static, (fixed, linear))
+
+
+def mapped_axis_first(arguments: tuple, axes: tuple) -> tuple[Array, ...]:
+    """All arguments of a batching rule with the mapped axis first, broadcast where there is none."""
+    size = next(a.shape[axis] for a, axis in zip(arguments, axes, strict=True) if axis is not None)
+    return tuple(
+        jnp.broadcast_to(a, (size, *a.shape)) if axis is None else jnp.moveaxis(a, axis, 0)
+        for a, axis in zip(arguments, axes, strict=True)
+    )
 
 
 def _bind(function: Callable, transpose: Callable | None, static: Any, operands: tuple) -> Operands:
     leaves, structure = jax.tree.flatten(operands)
-    op = _Whole(function, transpose, static, structure)
+    op = _Call(function, transpose, static, structure)
     result = jax.eval_shape(lambda *a: function(static, *jax.tree.unflatten(structure, a)), *leaves)
-    return jax.tree.unflatten(jax.tree.structure(result), _whole_p.bind(*leaves, op=op, results=tuple(_axes(result))))
+    return jax.tree.unflatten(jax.tree.structure(result), _call_p.bind(*leaves, op=op, results=tuple(_axes(result))))
 
 
-def _implementation(*leaves: Array, op: _Whole, results: tuple) -> list[Array]:
+def _run(*leaves: Array, op: _Call, results: tuple) -> list[Array]:
     return op(*leaves)
 
 
-def _abstract(*leaves: Any, op: _Whole, results: tuple) -> list[Any]:
+def _abstract_eval(*leaves: Any, op: _Call, results: tuple) -> list[Any]:
     shapes = jax.eval_shape(op, *(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in leaves))
     return [jax.core.ShapedArray(s.shape, s.dtype) for s in shapes]
 
 
-def _tangent(primals: tuple, tangents: tuple, *, op: _Whole, results: tuple) -> tuple[list, list]:
-    moving = [i for i, t in enumerate(tangents) if type(t) is not ad.Zero]
+def _jvp_rule(primals: tuple, tangents: tuple, *, op: _Call, results: tuple) -> tuple[list, list]:
+    moved = [i for i, t in enumerate(tangents) if type(t) is not ad.Zero]
 
     def function(*changed: Array) -> list[Array]:
         leaves = list(primals)
-        for i, leaf in zip(moving, changed, strict=True):
+        for i, leaf in zip(moved, changed, strict=True):
             leaves[i] = leaf
         return op(*leaves)
 
-    return jax.jvp(function, [primals[i] for i in moving], [tangents[i] for i in moving])
+    return jax.jvp(function, [primals[i] for i in moved], [tangents[i] for i in moved])
 
 
-def _mapped(leaves: tuple, mapped: tuple, *, op: _Whole, results: tuple) -> tuple[list, tuple]:
+def _batch_rule(leaves: tuple, mapped: tuple, *, op: _Call, results: tuple) -> tuple[list, tuple]:
     size = next(a.shape[d] for a, d in zip(leaves, mapped, strict=True) if d is not None)
     axes = op.axes()
     if any(d is not None and axis is None for d, axis in zip(mapped, axes, strict=True)):
@@ -104,14 +118,14 @@ def _mapped(leaves: tuple, mapped: tuple, *, op: _Whole, results: tuple) -> tupl
         a = jnp.moveaxis(a, 0, at)
         return a.reshape(*a.shape[:at], a.shape[at] * a.shape[at + 1], *a.shape[at + 2 :])
 
-    out = _whole_p.bind(*map(merged, leaves, mapped, axes), op=op, results=results)
+    out = _call_p.bind(*map(merged, leaves, mapped, axes), op=op, results=results)
     where = [axis if axis >= 0 else a.ndim + axis for a, axis in zip(out, results, strict=True)]
     parts = [a.reshape(*a.shape[:d], size, a.shape[d] // size, *a.shape[d + 1 :])
              for a, d in zip(out, where, strict=True)]  # fmt: skip
     return parts, tuple(where)
 
 
-def _transposed(cotangents: list, *leaves: Any, op: _Whole, results: tuple) -> list:
+def _transpose_rule(cotangents: list, *leaves: Any, op: _Call, results: tuple) -> list:
     fixed, linear = jax.tree.unflatten(op.structure, leaves)
     assert op.transpose is not None
     found = jax.tree.leaves(op.transpose(op.static, fixed, [ad.instantiate_zeros(c) for c in cotangents]))
@@ -120,11 +134,11 @@ def _transposed(cotangents: list, *leaves: Any, op: _Whole, results: tuple) -> l
     return [None] * (len(leaves) - len(found)) + found
 
 
-_whole_p = Primitive("whole_sequence")
-_whole_p.multiple_results = True
-_whole_p.def_impl(_implementation)
-_whole_p.def_abstract_eval(_abstract)
-mlir.register_lowering(_whole_p, mlir.lower_fun(_implementation, multiple_results=True))
-ad.primitive_jvps[_whole_p] = _tangent
-ad.primitive_transposes[_whole_p] = _transposed
-batching.primitive_batchers[_whole_p] = _mapped
+_call_p = Primitive("batched_call")
+_call_p.multiple_results = True
+_call_p.def_impl(_run)
+_call_p.def_abstract_eval(_abstract_eval)
+mlir.register_lowering(_call_p, mlir.lower_fun(_run, multiple_results=True))
+ad.primitive_jvps[_call_p] = _jvp_rule
+ad.primitive_transposes[_call_p] = _transpose_rule
+batching.primitive_batchers[_call_p] = _batch_rule

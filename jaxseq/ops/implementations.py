@@ -1,29 +1,50 @@
-"""Which implementations a program runs: every op names its own in the program, and a report reads them there."""
+"""The choice of an op's implementation, and a report of what a program runs.
+
+Each op lists the names of its implementations in one ``Literal`` and takes one of them as ``implementation``.
+``"auto"`` chooses by device, shapes and options; ``"reference"`` is the op's equation, written without optimisation.
+"""
 
 import re
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, get_args
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-_NAME = re.compile(r"jaxseq\.(\w+)=([\w-]+)")
+_SCOPE = re.compile(r"jaxseq\.(\w+)=([\w-]+)")
 
 
-def running(op: str, implementation: str) -> Any:
-    """A context whose operations bear ``jaxseq.op=implementation``, in jaxprs and in a profile too."""
+def choose_implementation(op: str, implementation: str, known: Any, auto: Callable[[], str]) -> str:
+    """``implementation``, or what ``auto()`` returns for ``"auto"``.
+
+    Raises:
+      ValueError: ``implementation`` is not a name in the ``Literal`` type ``known``.
+    """
+    names = get_args(known)
+    if implementation not in names:
+        raise ValueError(f"{op}: implementation={implementation!r}; known: {', '.join(names)}")
+    return auto() if implementation == "auto" else implementation
+
+
+def unavailable(op: str, implementation: str, reason: str) -> ValueError:
+    """The error of an implementation that cannot compute a call."""
+    return ValueError(f"{op}: implementation={implementation!r} cannot do this call: {reason}")
+
+
+def implementation_scope(op: str, implementation: str) -> Any:
+    """A context that names its operations ``jaxseq.op=implementation`` in jaxprs and profiles."""
     return jax.named_scope(f"jaxseq.{op}={implementation}")
 
 
-def implementations(function: Callable, *args: Any, **kwargs: Any) -> dict[str, tuple[str, ...]]:
-    """What ``function`` runs for these arguments, arrays or ``jax.ShapeDtypeStruct``: ``{"attention": ("tiles",)}``.
+def used_implementations(function: Callable, *args: Any, **kwargs: Any) -> dict[str, tuple[str, ...]]:
+    """The implementations that ``function`` runs for these arguments, for example ``{"attention": ("tiles",)}``.
 
-    Nothing is computed. What ``implementation="auto"`` takes depends on the device, the shapes and the mask: this
-    looks at the traced program itself, forward and backward, inside scans and under every transformation.
+    Arguments are arrays or ``jax.ShapeDtypeStruct``. The function is traced, not executed: the names are read from its
+    jaxpr, forward and backward, inside scans and under every transformation.
     """
     found: dict[str, set[str]] = {}
     for equation in _equations(jax.make_jaxpr(function)(*args, **kwargs).jaxpr):
-        for op, implementation in _NAME.findall(str(equation.source_info.name_stack)):
+        for op, implementation in _SCOPE.findall(str(equation.source_info.name_stack)):
             found.setdefault(op, set()).add(implementation)
     return {op: tuple(sorted(names)) for op, names in sorted(found.items())}
 

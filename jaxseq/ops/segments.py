@@ -1,14 +1,26 @@
-"""What ``segment_ids`` mean, said once: where a document begins, what is padding, which id comes last.
+"""Segment ids: where documents start, which positions are padding, and how a state follows them.
 
-Ids are whole numbers; 0 is padding. A document begins where a real position's id differs from that of the real
-position before it; padding between them is as if it were not there. The first real position of a call continues
-the state it is given (whoever carries a state over a cut compares ids there: ``first_id``).
+Ids are integers; 0 is padding. A document starts where the id of a real position differs from that of the last real
+position before it; padded positions in between are ignored. The first real position of a call continues the given
+state. A caller that carries a state from call to call compares ids there itself (``first_id``, ``last_id``).
 """
 
+from typing import Any, NamedTuple
+
+import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxseq.typing import Array, Bool, Float, Int
+from jaxseq.typing import Array, Bool, DType, Inexact, Int
+
+
+class SegmentMasks(NamedTuple):
+    """The two masks of segment ids ``[*B, T]``; both None without ids."""
+
+    start: Bool[Array, "*B T"] | None
+    """True where a document starts."""
+    real: Bool[Array, "*B T"] | None
+    """True where a position is not padding."""
 
 
 def is_real(segment_ids: Int[Array, "*B T"]) -> Bool[Array, "*B T"]:
@@ -16,21 +28,26 @@ def is_real(segment_ids: Int[Array, "*B T"]) -> Bool[Array, "*B T"]:
     return segment_ids != 0
 
 
-def previous_ids(segment_ids: Int[Array, "*B T"], before: Int[Array, "*B"]) -> Int[Array, "*B T"]:
-    """The id of the last real position strictly before each one; ``before`` is that of the first."""
+def previous_ids(segment_ids: Int[Array, "*B T"], before: Int[Array, "*B"] | None = None) -> Int[Array, "*B T"]:
+    """The id of the last real position strictly before each position.
+
+    ``before`` is the id that precedes the sequence; 0 (the default) means that nothing does.
+    """
+    if before is None:
+        before = jnp.zeros(segment_ids.shape[:-1], segment_ids.dtype)
     ids = jnp.concatenate([before[..., None].astype(segment_ids.dtype), segment_ids], axis=-1)
     time = jnp.broadcast_to(jnp.arange(ids.shape[-1]), ids.shape)
     latest = lax.cummax(jnp.where(ids != 0, time, 0), axis=ids.ndim - 1)
     return jnp.take_along_axis(ids, latest, axis=-1)[..., :-1]
 
 
-def starts(segment_ids: Int[Array, "*B T"], before: Int[Array, "*B"]) -> Bool[Array, "*B T"]:
-    """True where a document begins afresh; nothing does behind an id of 0 (nothing seen yet)."""
+def starts(segment_ids: Int[Array, "*B T"], before: Int[Array, "*B"] | None = None) -> Bool[Array, "*B T"]:
+    """True where a document starts. The first document after an id of 0 continues the state: it has no start."""
     previous = previous_ids(segment_ids, before)
     return is_real(segment_ids) & (previous != 0) & (segment_ids != previous)
 
 
-def last_id(segment_ids: Int[Array, "*B T"], before: Int[Array, "*B"]) -> Int[Array, "*B"]:
+def last_id(segment_ids: Int[Array, "*B T"], before: Int[Array, "*B"] | None = None) -> Int[Array, "*B"]:
     """The id of the last real position, ``before`` where there is none."""
     ended = jnp.pad(segment_ids, [(0, 0)] * (segment_ids.ndim - 1) + [(0, 1)])
     return previous_ids(ended, before)[..., -1]
@@ -44,19 +61,42 @@ def first_id(segment_ids: Int[Array, "*B T"]) -> Int[Array, "*B"]:
     return jnp.take_along_axis(segment_ids, where[..., None], axis=-1)[..., 0]
 
 
-def no_ids(segment_ids: Int[Array, "*B T"]) -> Int[Array, "*B"]:
-    """What stands before a sequence that nothing precedes."""
-    return jnp.zeros(segment_ids.shape[:-1], segment_ids.dtype)
+def masks(segment_ids: Int[Array, "*B T"] | None) -> SegmentMasks:
+    """Starts and real positions together."""
+    if segment_ids is None:
+        return SegmentMasks(None, None)
+    return SegmentMasks(starts(segment_ids), is_real(segment_ids))
 
 
 def check(segment_ids: Array | None, shape: tuple[int, ...]) -> None:
-    """Raises ValueError where ids are not of the shape ``[*B, T]`` of what they belong to."""
+    """Raises ValueError unless ids have the shape ``[*B, T]`` of the inputs that they belong to."""
     if segment_ids is not None and segment_ids.shape != shape:
         raise ValueError(f"segment_ids of shape {segment_ids.shape} do not fit inputs of [*B, T] = {shape}")
 
 
-def without_padding(xs: Float[Array, "*B T D"], segment_ids: Int[Array, "*B T"] | None) -> Float[Array, "*B T D"]:
-    """Zeros at padding, whatever stood there (masking only what comes out gives NaN parameter gradients)."""
-    if segment_ids is None:
-        return xs
-    return jnp.where(is_real(segment_ids)[..., None], xs, jnp.zeros_like(xs))
+def without_padding(xs: Inexact[Array, "..."], segment_ids: Int[Array, "*B T"] | None) -> Inexact[Array, "..."]:
+    """``xs``, ``[*B, T, ...]``, with zeros at padded positions.
+
+    Ops call it on entry: masking only the output would let NaN at padding reach parameter gradients (0 · NaN is NaN).
+    """
+    return xs if segment_ids is None else select(is_real(segment_ids), xs, jnp.zeros_like(xs))
+
+
+def mask_and_cast(segment_ids: Int[Array, "*B T"] | None, dtype: DType, *arrays: Array) -> list[Array]:
+    """The arrays in one dtype, with zeros at padded positions."""
+    return [without_padding(array.astype(dtype), segment_ids) for array in arrays]
+
+
+def reset(state: Any, start: Bool[Array, "..."] | None) -> Any:
+    """The state with zeros where a document starts; leaves lead with the dimensions of ``start``."""
+    return state if start is None else jax.tree.map(lambda s: select(start, jnp.zeros_like(s), s), state)
+
+
+def hold(new: Any, old: Any, real: Bool[Array, "..."] | None) -> Any:
+    """The new state at real positions, the old one at padded positions."""
+    return new if real is None else jax.tree.map(lambda n, o: select(real, n, o), new, old)
+
+
+def select(mask: Bool[Array, "..."], on_true: Array, on_false: Array) -> Array:
+    """``jnp.where`` with a mask that lacks the arrays' trailing dimensions."""
+    return jnp.where(jnp.expand_dims(mask, range(mask.ndim, on_true.ndim)), on_true, on_false)

@@ -28,7 +28,8 @@ def check_core(
     Args:
       make_core: a core's class or any function that makes one. It is called with ``features=8`` if it has a required
         parameter ``features``, and with ``dtype`` and ``param_dtype`` if it has both (or takes any keyword): by name.
-        Inputs are as wide as the core's ``features``.
+        Inputs are as wide as the core's ``features``. For a core with options, bind them:
+        ``functools.partial(jaxseq.cores.make_core, name, features, options)``.
       quick: check the initial carry, splitting into single steps, padding and documents alone, in float32: a few
         seconds.
       bfloat16_tolerance: of values and of gradients in bfloat16, relative to the largest number of an array.

@@ -64,7 +64,8 @@ class Subject:
         self.dtype, self.param_dtype = dtype, param_dtype
         with self.precision():
             shapes = jax.eval_shape(self.core.init, jax.random.key(0), self.core.initial_carry((1,)), self.xs(0)[:1])
-        self.params = _filled(shapes, seed=7, scale=0.4)
+        scale = 0.4 * min(1.0, WIDTH / self.core.features) ** 0.5  # a wide core saturates no more than a narrow one
+        self.params = _filled(shapes, seed=7, scale=scale)
         forms: dict[str, Callable] = {"batched": self.core.apply, "vmapped": self._vmapped}
         self.runs = {form: jitted(partial(self._run, apply)) for form, apply in forms.items()}
 

@@ -1,8 +1,7 @@
-"""From a loss function to a finished run: step, loop, run folder, checkpoints, report."""
+"""Training: train step, loop, run folder, checkpoints, report."""
 
-from jaxseq.precision import POLICIES, Policy, cast_floating
 from jaxseq.training.checkpoints import Checkpoints, Restored
-from jaxseq.training.command_line import command_line
+from jaxseq.training.cli import run_cli
 from jaxseq.training.environment import enable_compilation_cache
 from jaxseq.training.errors import (
     CheckpointError,
@@ -17,45 +16,48 @@ from jaxseq.training.errors import (
 from jaxseq.training.interrupts import EXIT_INTERRUPTED, Interrupted
 from jaxseq.training.loop import TrainConfig, fit
 from jaxseq.training.losses import CrossEntropy, cross_entropy
-from jaxseq.training.metrics import JsonLines, TensorBoard, Writer, read_json_lines
+from jaxseq.training.metrics import JsonLinesWriter, TensorBoardWriter, read_json_lines
 from jaxseq.training.optimizer import OptimizerConfig, make_optimizer
+from jaxseq.training.protocols import Aux, Batches, Evaluate, Loss, StreamBatches, Writer
 from jaxseq.training.report import write_report
 from jaxseq.training.run import Run, read_json
+from jaxseq.training.saved_run import SavedRun, read_run
 from jaxseq.training.scheduled_sampling import scheduled_sampling
 from jaxseq.training.settings import from_json, resumable_field, to_json
-from jaxseq.training.state import Parameter, TrainState, create_state, parameter_table
-from jaxseq.training.step import Aux, make_train_step
+from jaxseq.training.state import ParameterInfo, TrainState, create_state, parameter_table
+from jaxseq.training.step import make_train_step
 from jaxseq.training.truncation import Truncation, TruncationMode
 
 __all__ = [
     "EXIT_INTERRUPTED",
-    "POLICIES",
     "Aux",
+    "Batches",
     "CheckpointError",
     "CheckpointMismatchError",
     "CheckpointWarning",
     "Checkpoints",
     "ConfigMismatchError",
     "CrossEntropy",
+    "Evaluate",
     "Interrupted",
-    "JsonLines",
+    "JsonLinesWriter",
+    "Loss",
     "NonfiniteError",
     "OptimizerConfig",
-    "Parameter",
-    "Policy",
+    "ParameterInfo",
     "Restored",
     "Run",
     "RunFolderError",
     "RunLockedError",
-    "TensorBoard",
+    "SavedRun",
+    "StreamBatches",
+    "TensorBoardWriter",
     "TrainConfig",
     "TrainState",
     "TrainingError",
     "Truncation",
     "TruncationMode",
     "Writer",
-    "cast_floating",
-    "command_line",
     "create_state",
     "cross_entropy",
     "enable_compilation_cache",
@@ -66,7 +68,9 @@ __all__ = [
     "parameter_table",
     "read_json",
     "read_json_lines",
+    "read_run",
     "resumable_field",
+    "run_cli",
     "scheduled_sampling",
     "to_json",
     "write_report",

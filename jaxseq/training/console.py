@@ -1,30 +1,31 @@
-"""What the user sees: what runs on what, at once; then one line of progress."""
+"""Terminal output: a summary of devices and parameters at the start, then one line of progress."""
 
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
-from jaxseq.training.state import Parameter
+from jaxseq.training.state import ParameterInfo
 
-LONGEST_TABLE = 24
+MAX_TABLE_ROWS = 24
 
 
-def describe_devices() -> str:
-    """The devices and the version of jax, in a line."""
+def format_devices() -> str:
+    """The devices and the version of jax, in one line."""
     devices = jax.devices()
     kinds = ", ".join(sorted({device.device_kind for device in devices}))
     count = f"{len(devices)} x " if len(devices) > 1 else ""
     return f"device: {count}{devices[0].platform} ({kinds}), jax {jax.__version__}"
 
 
-def describe_parameters(table: list[Parameter]) -> list[str]:
-    """The parameter table, its largest rows if it is long, and the total."""
+def format_parameters(table: list[ParameterInfo]) -> list[str]:
+    """The total and the parameter table, of which a long one shows its largest rows."""
     shown = table
-    if len(table) > LONGEST_TABLE:
-        largest = sorted(table, key=lambda row: -row.size)[:LONGEST_TABLE]
+    if len(table) > MAX_TABLE_ROWS:
+        largest = sorted(table, key=lambda row: -row.size)[:MAX_TABLE_ROWS]
         shown = [row for row in table if row in largest]
     width = max((len(row.name) for row in shown), default=0)
     lines = [
@@ -36,15 +37,15 @@ def describe_parameters(table: list[Parameter]) -> list[str]:
     return [f"parameters: {sum(row.size for row in table):,} in {len(table)} arrays", *lines]
 
 
-def describe_seconds(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """``1:02:03`` or ``2:03``."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def describe_progress(row: dict[str, Any], left: int) -> str:
-    """Loss, speed and time left of a metrics row, in a line."""
+def format_progress(row: Mapping[str, Any], steps_left: int) -> str:
+    """Loss, speed and remaining time of a metrics row, in one line."""
     parts = []
     if row.get("loss") is not None:
         parts.append(f"loss {row['loss']:.4f} ({row['bits_per_token']:.3f} bits)")
@@ -55,17 +56,20 @@ def describe_progress(row: dict[str, Any], left: int) -> str:
     if row.get("tokens_per_second"):
         parts.append(f"{row['tokens_per_second']:,.0f} tokens/s")
     if row.get("steps_per_second"):
-        parts.append(f"ETA {describe_seconds(left / row['steps_per_second'])}")
+        parts.append(f"ETA {format_duration(steps_left / row['steps_per_second'])}")
     return "  ".join(parts)
 
 
-class ProgressLine:
-    """A live line on a terminal; elsewhere a plain line for each report."""
+class ProgressDisplay:
+    """A live progress bar on a terminal; elsewhere one printed line for each log row."""
 
-    def __init__(self, total: int, step: int):
-        self.total = total
-        self._progress: Progress | None = None
+    def __init__(self, total_steps: int):
+        self.total_steps = total_steps
+        self._bar: Progress | None = None
         self._task = TaskID(0)
+
+    def start(self, step: int) -> None:
+        """Show the bar, if stdout is a terminal."""
         if sys.stdout.isatty():
             columns = (
                 TextColumn("step"),
@@ -73,32 +77,32 @@ class ProgressLine:
                 BarColumn(24),
                 TextColumn("{task.description}"),
             )
-            self._progress = Progress(*columns, console=Console())
-            self._task = self._progress.add_task("compiling", total=total, completed=step)
-            self._progress.start()
+            self._bar = Progress(*columns, console=Console())
+            self._task = self._bar.add_task("compiling", total=self.total_steps, completed=step)
+            self._bar.start()
 
-    def step(self, step: int) -> None:
+    def update(self, step: int) -> None:
         """Move the bar."""
-        if self._progress is not None:
-            self._progress.update(self._task, completed=step)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step)
 
-    def report(self, step: int, row: dict[str, Any]) -> None:
+    def log(self, step: int, row: Mapping[str, Any]) -> None:
         """Show a metrics row."""
-        text = describe_progress(row, self.total - step)
-        if self._progress is not None:
-            self._progress.update(self._task, completed=step, description=text)
+        text = format_progress(row, self.total_steps - step)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, description=text)
         else:
-            width = len(str(self.total))
-            print(f"step {step:>{width}}/{self.total}  {text}", flush=True)
+            width = len(str(self.total_steps))
+            print(f"step {step:>{width}}/{self.total_steps}  {text}", flush=True)
 
-    def note(self, text: str) -> None:
-        """A line of its own."""
-        if self._progress is not None:
-            self._progress.console.print(text, markup=False, highlight=False)
+    def print(self, text: str) -> None:
+        """Print a separate line."""
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False)
         else:
             print(text, flush=True)
 
     def close(self) -> None:
-        """Leave the line as it is."""
-        if self._progress is not None:
-            self._progress.stop()
+        """Stop updating; the last line stays visible."""
+        if self._bar is not None:
+            self._bar.stop()

@@ -1,4 +1,4 @@
-"""What a run ran on, and the cache that makes its second start fast."""
+"""A description of the software and hardware of a run, and the compilation cache."""
 
 import datetime
 import importlib.metadata
@@ -8,22 +8,23 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
+
+from jaxseq.training.files import JSON
 
 PACKAGES = ("jaxseq", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 OPTIONAL = ("tokenizers", "babel", "num2words", "sacrebleu")
 CACHE_VARIABLE = "JAXSEQ_COMPILATION_CACHE"
 
 
-def describe_environment(fingerprint: str) -> dict[str, Any]:
-    """Python, versions, devices, XLA flags, the code's git commit, if any, and the data's fingerprint."""
+def describe_environment(fingerprint: str) -> dict[str, JSON]:
+    """Python and package versions, devices, XLA flags, the git commit if any, and the fingerprint of the data."""
     devices = jax.devices()
     return {
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": command(),
+        "command": shlex.join(["python", *sys.argv]),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": {name: _version(name) for name in PACKAGES}
@@ -37,17 +38,6 @@ def describe_environment(fingerprint: str) -> dict[str, Any]:
         "git": _git_commit(),
         "data_fingerprint": fingerprint,
     }
-
-
-def command() -> str:
-    """The command line, as one would type it."""
-    return shlex.join(["python", *sys.argv])
-
-
-def _versions() -> dict[str, str | None]:
-    """Of what there must be, and of what there may be."""
-    found = {name: _version(name) for name in PACKAGES + OPTIONAL}
-    return {name: version for name, version in found.items() if version or name in PACKAGES}
 
 
 def _version(package: str) -> str | None:
@@ -73,10 +63,10 @@ def _git_commit() -> str | None:
 
 
 def enable_compilation_cache(path: str | os.PathLike | None = None) -> Path | None:
-    """Keep compiled programs on disk; returns the folder, or None where the cache is off.
+    """Keep compiled programs on disk; returns the folder, or None if the cache is off.
 
-    The folder is ``path``, else ``$JAXSEQ_COMPILATION_CACHE``, else ``~/.cache/jaxseq/xla``; an empty
-    string means off. A folder that JAX itself was already told of (``JAX_COMPILATION_CACHE_DIR``) stays.
+    The folder is ``path``, else ``$JAXSEQ_COMPILATION_CACHE``, else the one that JAX is already configured with
+    (``JAX_COMPILATION_CACHE_DIR``), else ``~/.cache/jaxseq/xla``. An empty string turns the cache off.
     """
     known = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
     path = os.environ.get(CACHE_VARIABLE) if path is None else path
@@ -90,11 +80,11 @@ def enable_compilation_cache(path: str | os.PathLike | None = None) -> Path | No
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
-        return None  # A read-only home is no reason not to train.
+        return None  # A read-only home must not prevent training.
     if known == str(folder):
         return folder
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
-    compilation_cache.reset_cache()  # JAX decides at its first compilation; that may be over.
+    compilation_cache.reset_cache()  # JAX opens its cache at the first compilation, which may be past.
     return folder

@@ -1,12 +1,12 @@
-"""What training refuses or gives up on; every message is made to be read alone, without its traceback."""
+"""Errors of training that a user can fix; each message can be read without its traceback."""
 
 
 class TrainingError(Exception):
-    """The base of the errors a user can put right: catch it, print the message, exit with a code above 0."""
+    """The base class: catch it, print the message, exit with a code above 0."""
 
 
 class RunFolderError(TrainingError):
-    """The folder is not a run folder, or cannot become one."""
+    """The folder is not a run folder, cannot become one, or lacks a file."""
 
 
 class RunLockedError(RunFolderError):
@@ -14,7 +14,7 @@ class RunLockedError(RunFolderError):
 
 
 class ConfigMismatchError(TrainingError):
-    """The run folder was made by another config or other data; the message lists the fields."""
+    """The run folder was made with another config or other data; the message lists the fields."""
 
 
 class CheckpointError(TrainingError):
@@ -22,12 +22,12 @@ class CheckpointError(TrainingError):
 
 
 class CheckpointMismatchError(CheckpointError):
-    """A sound checkpoint belongs to another state: other leaves, shapes or dtypes."""
+    """A valid checkpoint belongs to another state: other leaves, shapes or dtypes."""
 
 
 class NonfiniteError(TrainingError):
-    """Too many steps in a row whose loss or gradient was not finite."""
+    """Too many consecutive steps had a loss or gradient that is not finite."""
 
 
 class CheckpointWarning(UserWarning):
-    """A checkpoint could not be written, or was passed over because it does not verify."""
+    """A checkpoint could not be written, or was skipped because it is corrupted."""

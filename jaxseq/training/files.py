@@ -1,14 +1,17 @@
-"""Files that are either written whole or not at all."""
+"""Atomic file writes: a file is written completely or not at all."""
 
 import contextlib
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
+
+JSON: TypeAlias = Any
+"""What the ``json`` module reads and writes: None, booleans, numbers, strings, and lists and dicts of these."""
 
 
 def write_atomic(file: Path, content: str | bytes) -> None:
-    """Write beside, flush to the disk, rename: a reader, or a crash, sees the old content or the new."""
+    """Write a temporary file, flush it to the disk, rename it: readers and crashes see the old content or the new."""
     data = content.encode() if isinstance(content, str) else content
     temporary = file.parent / f".{file.name}.{os.getpid()}.tmp"
     try:
@@ -23,13 +26,13 @@ def write_atomic(file: Path, content: str | bytes) -> None:
         raise
 
 
-def write_json(file: Path, value: Any) -> None:
-    """Atomically, indented; raises TypeError for what JSON has no word for."""
+def write_json(file: Path, value: JSON) -> None:
+    """Write indented JSON atomically; raises TypeError for a value that JSON cannot represent."""
     write_atomic(file, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder's own entries (a rename) to the disk, where the system can."""
+    """Flush a folder's entries (a rename) to the disk, where the system supports it."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

@@ -1,47 +1,50 @@
-"""The training loop: it resumes by itself, saves as it goes, and stops when asked."""
+"""The training loop: it resumes from the newest checkpoint, saves periodically, and stops on a signal."""
 
 import collections
 import copy
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Generic
 
 import jax
 import numpy as np
 import optax
 
 from jaxseq.training.checkpoints import Checkpoints
-from jaxseq.training.console import ProgressLine, describe_devices, describe_parameters
+from jaxseq.training.console import ProgressDisplay, format_devices, format_parameters
 from jaxseq.training.errors import ConfigMismatchError, NonfiniteError
-from jaxseq.training.interrupts import EXIT_INTERRUPTED, Interrupted, Interrupts
-from jaxseq.training.metrics import JsonLines, TensorBoard, Window, Writer
+from jaxseq.training.interrupts import EXIT_INTERRUPTED, Interrupted, SignalHandler
+from jaxseq.training.metrics import JsonLinesWriter, MetricAccumulator, TensorBoardWriter
+from jaxseq.training.nonfinite import NonfiniteLog
+from jaxseq.training.protocols import B, Batches, Evaluate, Loss, Writer
 from jaxseq.training.run import Run
 from jaxseq.training.settings import resumable_field
-from jaxseq.training.state import TrainState, initial_average, own_buffers, parameter_table
-from jaxseq.training.step import Loss, make_train_step
+from jaxseq.training.state import TrainState, copy_buffers, init_ema, parameter_table
+from jaxseq.training.step import Metrics, make_train_step
+from jaxseq.training.throughput import Throughput
 from jaxseq.training.truncation import Truncation, TruncationMode
+from jaxseq.typing import PyTree
 
 IN_FLIGHT = 2
-"""Steps given to the device before the host looks at the result of an earlier one."""
+"""Steps that are dispatched to the device before the host reads the metrics of an earlier one."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long to train, and what to note and keep on the way."""
+    """The length of training, truncation, averaging, and the intervals of logging, evaluation and checkpoints."""
 
     steps: int = 1000
     truncation: TruncationMode = "zero"
-    """A chunk begins with the initial state, with what the chunk before left, or with that made anew."""
+    """The carry at the start of a chunk: initial (zero), the previous chunk's (carry), or recomputed (recompute)."""
     ema_decay: float | None = None
-    """Decay per step of a moving average of the parameters; it is what is evaluated then."""
+    """Decay per step of a moving average of the parameters, which is then used for evaluation."""
     log_every: int = resumable_field(10)
     checkpoint_every: int = resumable_field(100)
-    keep: int = resumable_field(3)
-    """Checkpoints kept."""
+    max_to_keep: int = resumable_field(3)
+    """Number of checkpoints kept."""
     eval_every: int | None = resumable_field(None)
     max_consecutive_nonfinite: int = resumable_field(10)
-    """Steps in a row with a loss or gradient that is not finite, at which training gives up."""
+    """Training stops with an error after so many consecutive steps whose loss or gradient is not finite."""
     tensorboard: bool = resumable_field(False)
 
     def __post_init__(self) -> None:
@@ -49,7 +52,7 @@ class TrainConfig:
             "steps",
             "log_every",
             "checkpoint_every",
-            "keep",
+            "max_to_keep",
             "eval_every",
             "max_consecutive_nonfinite",
         ):
@@ -61,233 +64,226 @@ class TrainConfig:
 
 
 def fit(
-    loss: Loss,
+    loss: Loss[B],
     state: TrainState,
     optimizer: optax.GradientTransformation,
-    data: Callable[[int], Any],
+    batches: Batches[B],
     run: Run,
     config: TrainConfig,
     *,
-    evaluate: Callable[[Any], dict[str, Any]] | None = None,
+    evaluate: Evaluate | None = None,
     writers: Sequence[Writer] = (),
 ) -> TrainState:
-    """Train from the run's newest checkpoint, or from ``state``, up to ``config.steps``; returns the state.
+    """Train up to ``config.steps``, from the newest checkpoint of the run or from ``state``; returns the final state.
 
-    ``state`` is the fresh one (:func:`create_state`) and is left as it is; ``batch = data(step)``. Resumed,
-    a run ends bit for bit where it would have ended (same machine, versions and device count).
-    ``evaluate(params)`` is given the averaged parameters where an average is kept.
+    A resumed run ends bit for bit where an uninterrupted one does (same machine, versions and device count). On SIGINT
+    and SIGTERM the step finishes, the state is saved and :class:`Interrupted` is raised (exit code EXIT_INTERRUPTED).
 
-    SIGINT and SIGTERM finish the step, save, and raise :class:`Interrupted` (exit code EXIT_INTERRUPTED).
-    Raises NonfiniteError after ``max_consecutive_nonfinite`` skipped steps in a row, with the last finite
-    parameters saved.
+    Args:
+        loss: ``loss(params, carry, batch, key) -> (scalar, Aux)``.
+        state: the initial state (:func:`create_state`), also of a resumed run; it is not modified.
+        optimizer: the optimizer of the state.
+        batches: ``batches(step) -> batch``.
+        run: an open run folder.
+        config: length and intervals.
+        evaluate: ``evaluate(params) -> {name: value}``, given the averaged parameters if an average is kept.
+        writers: further destinations of the metrics.
+
+    Raises:
+        NonfiniteError: ``max_consecutive_nonfinite`` steps in a row were skipped; the last finite parameters are saved.
+        ConfigMismatchError: the run has already made more steps than ``config.steps``.
+        CheckpointError: the run's checkpoints are corrupted, or belong to another state.
     """
-    loop = _Loop(loss, state, optimizer, data, run, config, evaluate, writers)
+    loop = _Loop(loss, state, optimizer, batches, run, config, evaluate, writers)
     try:
         return loop.train()
     finally:
         loop.close()
 
 
-def count_tokens(batch: Any) -> int:
-    """Real positions of a batch: where ``segment_ids`` is not 0, else the size of its first array."""
+def count_tokens(batch: PyTree) -> int:
+    """Number of real positions of a batch: where ``segment_ids`` is not 0, or else the size of its first array."""
     if hasattr(batch, "segment_ids") and batch.segment_ids is not None:
         return int(np.count_nonzero(batch.segment_ids))
     leaves = jax.tree.leaves(batch)
     return int(np.size(leaves[0])) if leaves else 0
 
 
-class _Loop:
-    """The host's side of a run: where it is, what it has measured, whom it tells."""
+class _Loop(Generic[B]):
+    """The host's side of training. Speed, metrics and skipped steps are kept by objects of their own."""
 
-    def __init__(self, loss, state, optimizer, data, run, config, evaluate, writers):
+    def __init__(
+        self,
+        loss: Loss[B],
+        state: TrainState,
+        optimizer: optax.GradientTransformation,
+        batches: Batches[B],
+        run: Run,
+        config: TrainConfig,
+        evaluate: Evaluate | None,
+        writers: Sequence[Writer],
+    ):
         if config.ema_decay is not None and state.ema is None:
-            state = state._replace(ema=initial_average(state.params))
+            state = state._replace(ema=init_ema(state.params))
         if config.ema_decay is None and state.ema is not None:
             raise ValueError("the state keeps a moving average, but train ema_decay is None")
-        self.data, self.run, self.config, self.evaluate = data, run, config, evaluate
-        self.state = own_buffers(state)
-        self.truncation = Truncation(config.truncation, loss, data, state.carry)
+        self.batches, self.run, self.config, self.evaluate = batches, run, config, evaluate
+        self.state = copy_buffers(state)
+        self.truncation = Truncation(config.truncation, loss, batches, state.carry)
         self.train_step = make_train_step(
             loss, optimizer, keep_carry=self.truncation.keep_carry, ema_decay=config.ema_decay
         )
-        self.checkpoints = Checkpoints(run.checkpoints, keep=config.keep)
-        board = [TensorBoard(run.path / "tensorboard")] if config.tensorboard else []
-        self.writers: list[Writer] = [JsonLines(run.metrics), *board, *writers]
-        self.faults = JsonLines(run.path / "nonfinite.jsonl")
-        self.progress: ProgressLine | None = None
-        self.step, self.saved = 0, -1
-        self.window = Window()
-        self.tokens, self.seconds = 0, 0.0
-        self.rate_steps, self.rate_tokens, self.rate_seconds = 0, 0, 0.0
-        self.most_in_row = 0
-        self.pending: collections.deque[tuple[int, int, dict[str, Any]]] = collections.deque()
+        self.checkpoints = Checkpoints(run.checkpoints, max_to_keep=config.max_to_keep)
+        board = [TensorBoardWriter(run.path / "tensorboard")] if config.tensorboard else []
+        self.writers: list[Writer] = [JsonLinesWriter(run.metrics), *board, *writers]
+        self.progress = ProgressDisplay(config.steps)
+        self.nonfinite = NonfiniteLog(run.path / "nonfinite.jsonl", run.environment["data_fingerprint"])
+        self.throughput = Throughput()
+        self.accumulator = MetricAccumulator()
+        self.step, self.saved_step, self.tokens = 0, -1, 0
+        self.pending: collections.deque[tuple[int, int, Metrics]] = collections.deque()
 
     def close(self) -> None:
-        if self.progress is not None:
-            self.progress.close()
+        self.progress.close()
         self.checkpoints.close()
         for writer in self.writers:
             writer.close()
 
     def train(self) -> TrainState:
-        with Interrupts() as interrupts:
+        with SignalHandler() as signals:
             self.restore()
             self.print_summary()
-            self.progress = ProgressLine(self.config.steps, self.step)
-            self.mark = time.perf_counter()
+            self.progress.start(self.step)
+            self.throughput.start()
             first = True
-            while self.step < self.config.steps and interrupts.name is None:
-                self.advance(first)
+            while self.step < self.config.steps and signals.received is None:
+                self.make_step(first)
                 first = False
             saved = self.save_with_retry()
-            if interrupts.name is not None:
-                place = "saved; the same command goes on from here" if saved else "NOT saved; it goes on from before"
-                self.progress.note(
-                    f"{interrupts.name}: stopped at step {self.step} of {self.config.steps}, {place} "
+            if signals.received is not None:
+                state = "saved; the same command resumes" if saved else "NOT saved; it resumes from the last checkpoint"
+                self.progress.print(
+                    f"{signals.received}: stopped at step {self.step} of {self.config.steps}, {state} "
                     f"(exit code {EXIT_INTERRUPTED})"
                 )
                 raise Interrupted(self.step)
         return self.state
 
     def restore(self) -> None:
+        """Load the newest checkpoint, if there is one, and delete the metrics after it."""
         restored = self.checkpoints.restore_latest(self.state)
         if restored is not None:
             self.step, self.state, meta = restored
-            self.saved = self.step
-            self.tokens, self.seconds = meta["tokens"], meta["train_seconds"]
-            self.window = Window(meta["window"])
+            self.saved_step = self.step
+            self.tokens, self.throughput.seconds = meta["tokens"], meta["train_seconds"]
+            self.accumulator = MetricAccumulator(meta["window"])
         if self.step > self.config.steps:
             raise ConfigMismatchError(f"{self.run.path} is at step {self.step}, past train steps {self.config.steps}")
-        for writer in [*self.writers, self.faults]:
+        for writer in self.writers:
             writer.rewind(self.step)
-        self.state = self.truncation.ready(self.state, self.step)
+        self.nonfinite.rewind(self.step)
+        self.state = self.truncation.prepare(self.state, self.step)
 
     def print_summary(self) -> None:
-        """What runs on what; printed before the first compilation."""
+        """Print devices, parameters and data before the first compilation."""
         table = parameter_table(self.state.params)
         self.run.write("parameters.json", [row._asdict() for row in table])
-        batch = self.data(self.step)
+        batch = self.batches(self.step)
         shapes = {tuple(np.shape(leaf)) for leaf in jax.tree.leaves(batch)}
         tokens = count_tokens(batch)
-        print(describe_devices())
-        print("\n".join(describe_parameters(table)))
+        print(format_devices())
+        print("\n".join(format_parameters(table)))
         print(
-            f"data: {tokens:,} tokens a step ({', '.join('x'.join(map(str, s)) for s in sorted(shapes))}), "
+            f"data: {tokens:,} tokens per step ({', '.join('x'.join(map(str, s)) for s in sorted(shapes))}), "
             f"about {tokens * self.config.steps:,} in {self.config.steps:,} steps"
         )
         if self.step:
-            print(f"going on from step {self.step} in {self.run.path}", flush=True)
+            print(f"resuming from step {self.step} in {self.run.path}", flush=True)
         else:
             print(f"run folder: {self.run.path}", flush=True)
 
-    def advance(self, first: bool) -> None:
-        """One step, and what is due after it."""
-        assert self.progress is not None
+    def make_step(self, first: bool) -> None:
+        """Make one step, then log, evaluate and save if they are due."""
         config = self.config
-        batch = self.data(self.step)
+        batch = self.batches(self.step)
         self.state, metrics = self.train_step(self.state, batch)
         self.pending.append((self.step, count_tokens(batch), metrics))
         self.step += 1
-        self.state = self.truncation.ready(self.state, self.step)
+        self.state = self.truncation.prepare(self.state, self.step)
         self.drain_metrics(0 if first else IN_FLIGHT)
         if first:
-            took = self.lap()
-            self.rate_steps, self.rate_tokens, self.rate_seconds = 0, 0, 0.0  # Compiling is not speed.
-            self.progress.note(f"first step, compiled and run: {took:.1f} s")
-        self.progress.step(self.step)
+            seconds = self.throughput.lap()
+            self.throughput.reset()  # compilation does not count as speed
+            self.progress.print(f"first step, compiled and run: {seconds:.1f} s")
+        self.progress.update(self.step)
         last = self.step == config.steps
         if last or self.step % config.log_every == 0:
             self.log()
         if self.evaluate is not None and config.eval_every and self.step % config.eval_every == 0:
-            self.run_evaluation()
+            self.run_evaluation(self.evaluate)
         if last or self.step % config.checkpoint_every == 0:
             self.save()
 
     def drain_metrics(self, in_flight: int) -> None:
-        """Read the metrics of all but the newest steps; this is what bounds how far the device is ahead."""
+        """Read the metrics of all but the newest steps, which bounds how far the device runs ahead."""
         while len(self.pending) > in_flight:
             step, tokens, metrics = self.pending.popleft()
             values = jax.device_get(metrics)
-            self.window.add(values, tokens)
+            self.accumulator.add(values, tokens)
             self.tokens += tokens
-            self.rate_tokens += tokens
-            self.rate_steps += 1
+            self.throughput.add_step(tokens)
             if values["skipped"]:
-                self.note_fault(step, values)
-        if self.most_in_row >= self.config.max_consecutive_nonfinite:
-            self.give_up()
+                self.nonfinite.add(step, values, self.state.key)
+        if self.nonfinite.longest >= self.config.max_consecutive_nonfinite:
+            self.stop_nonfinite()
 
-    def note_fault(self, step: int, values: dict[str, Any]) -> None:
-        self.most_in_row = max(self.most_in_row, int(values["nonfinite_in_row"]))
-        row = {
-            "batch": step,
-            "seed": jax.random.key_data(self.state.key).tolist(),
-            "data_fingerprint": self.run.environment["data_fingerprint"],
-            "loss": str(values["loss"]),
-            "gradient_norm": str(values["gradient_norm"]),
-            "in_row": int(values["nonfinite_in_row"]),
-        }
-        self.faults.write(step + 1, row)
-
-    def give_up(self) -> None:
-        most, self.most_in_row = self.most_in_row, 0
+    def stop_nonfinite(self) -> None:
+        """Save the last finite parameters and raise NonfiniteError."""
+        longest, self.nonfinite.longest = self.nonfinite.longest, 0
         self.drain_metrics(0)
         saved = "saved" if self.save_with_retry() else "could NOT be saved"
         raise NonfiniteError(
-            f"{most} steps in a row had a loss or gradient that is not finite, up to step {self.step}. The "
-            f"parameters from before are kept, and {saved}; {self.faults.file} names the batches. "
+            f"{longest} steps in a row had a loss or gradient that is not finite, up to step {self.step}. The "
+            f"parameters from before are kept, and {saved}; {self.nonfinite.file} names the batches. "
             "A lower learning rate or a tighter clip_norm may help."
         )
 
-    def lap(self) -> float:
-        """Training time since the last call goes to the totals."""
-        now = time.perf_counter()
-        passed, self.mark = now - self.mark, now
-        self.seconds += passed
-        self.rate_seconds += passed
-        return passed
-
     def log(self) -> None:
-        assert self.progress is not None
         self.drain_metrics(0)
-        self.lap()
-        row = {"tokens": self.tokens, **self.window.finish(), "train_seconds": self.seconds}
-        if self.rate_steps:
-            row["tokens_per_second"] = self.rate_tokens / self.rate_seconds
-            row["steps_per_second"] = self.rate_steps / self.rate_seconds
-        self.rate_steps, self.rate_tokens, self.rate_seconds = 0, 0, 0.0
+        self.throughput.lap()
+        row = {"tokens": self.tokens, **self.accumulator.flush(), "train_seconds": self.throughput.seconds}
+        row |= self.throughput.flush()
         for writer in self.writers:
             writer.write(self.step, row)
-        self.progress.report(self.step, row)
+        self.progress.log(self.step, row)
 
-    def run_evaluation(self) -> None:
-        assert self.evaluate is not None and self.progress is not None
+    def run_evaluation(self, evaluate: Evaluate) -> None:
         self.drain_metrics(0)
-        self.lap()
-        # A copy: the next step donates the state's own buffers, and the caller may keep these.
-        figures = self.evaluate(own_buffers(self.state.averaged))
-        row = {f"evaluation/{name}": value for name, value in figures.items()}
+        self.throughput.lap()
+        # A copy: the next step donates the state's buffers, and the caller may keep these parameters.
+        values = evaluate(copy_buffers(self.state.eval_params))
+        row = {f"evaluation/{name}": value for name, value in values.items()}
         for writer in self.writers:
             writer.write(self.step, {"tokens": self.tokens, **row})
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
-        self.progress.note(f"evaluation at step {self.step}: {shown}")
-        self.mark = time.perf_counter()
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        self.progress.print(f"evaluation at step {self.step}: {shown}")
+        self.throughput.start()
 
     def save(self) -> None:
         self.drain_metrics(0)
-        self.lap()
+        self.throughput.lap()
         meta = {
             "tokens": self.tokens,
-            "train_seconds": self.seconds,
-            "window": copy.deepcopy(self.window.content),
+            "train_seconds": self.throughput.seconds,
+            "window": copy.deepcopy(self.accumulator.content),
         }
         self.checkpoints.save(self.step, self.state, meta)
-        self.saved = self.step
-        self.mark = time.perf_counter()
+        self.saved_step = self.step
+        self.throughput.start()
 
     def save_with_retry(self) -> bool:
-        """The last save before the process may end: tried twice; True if it is on disk."""
-        if self.saved != self.step:
+        """Save before the process ends, in up to two attempts; True if the checkpoint is on disk."""
+        if self.saved_step != self.step:
             self.save()
         if self.checkpoints.wait():
             return True

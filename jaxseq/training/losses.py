@@ -11,7 +11,7 @@ from jaxseq.typing import Array, Bool, Float, Int
 
 
 class CrossEntropy(NamedTuple):
-    """A cross-entropy in nats: ``mean = total / count``, and 0 where there is nothing to count."""
+    """A cross-entropy in nats: ``mean = total / count``, 0 if the count is 0."""
 
     mean: Float[Array, ""]
     total: Float[Array, ""]
@@ -27,11 +27,11 @@ def cross_entropy(
 ) -> CrossEntropy:
     """The sum over real positions of ``log sum_v exp(l_v) - l_target``, and its mean.
 
-    With ``label_smoothing`` ε the target's part is ``(1 - ε) l_target + ε mean_v l_v``: the cross-entropy against the
+    With ``label_smoothing`` ε the target's term is ``(1 - ε) l_target + ε mean_v l_v``: the cross-entropy against the
     target mixed with the uniform distribution (Szegedy et al. 2016, section 7).
 
-    Computed in at least float32. What stands at padding (NaN too, and targets out of range) changes neither
-    the value nor any gradient. Means over parts of a batch are joined as ``sum(total) / sum(count)``.
+    Computed in at least float32. Padded positions are ignored: their logits (NaN included) and targets affect neither
+    the value nor the gradient. The mean over several batches is ``sum(total) / sum(count)``.
 
     Raises:
       ValueError: label_smoothing outside [0, 1).
@@ -43,7 +43,7 @@ def cross_entropy(
     real = mask[..., None]
     logits = jnp.where(real, logits.astype(dtype), jnp.zeros((), dtype))
     vocabulary = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1)
-    # A comparison fuses with the sum, and so does its gradient; a gather's gradient is a scatter.
+    # A comparison and its gradient fuse with the sum; the gradient of a gather would be a scatter.
     chosen = jnp.sum(jnp.where(vocabulary == targets[..., None], logits, jnp.zeros((), dtype)), axis=-1)
     if label_smoothing:
         chosen = (1 - label_smoothing) * chosen + label_smoothing * logits.mean(-1)

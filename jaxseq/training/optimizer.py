@@ -1,20 +1,19 @@
 """An optax chain from a config: warm-up and decay, clipping, weight decay, accumulation.
 
-The chain's first stage keeps an :class:`UpdateReport` in the optimizer's state: the norm of the gradient
-before clipping, how many updates were clipped so far, and the learning rate, so that they can be logged
-from any optax state.
+The first transformation of the chain keeps :class:`UpdateStats` in the optimizer state: the norm of the gradient
+before clipping, the number of clipped updates, and the learning rate, so that they can be logged from any optax state.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from jaxseq.precision import at_least_float32
-from jaxseq.typing import Array, Float, Int, Scalar
+from jaxseq.typing import Array, DType, Float, Int, PyTree, Scalar
 
 OptimizerName = Literal["adamw", "adam", "lion", "sgd"]
 ScheduleName = Literal["cosine", "linear", "constant", "inverse_sqrt"]
@@ -22,31 +21,31 @@ ScheduleName = Literal["cosine", "linear", "constant", "inverse_sqrt"]
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """How parameters are updated."""
+    """An optimizer, its learning-rate schedule, clipping and accumulation."""
 
     name: OptimizerName = "adamw"
     learning_rate: float = 1e-3
     """The peak, reached after the warm-up."""
     schedule: ScheduleName = "cosine"
-    """What follows the warm-up: down to `end_fraction` as the last step is made; or, for inverse_sqrt, the peak times
-    sqrt((warmup_steps + 1) / (n + 1)) after n updates, however many there are (Vaswani et al. 2017)."""
+    """The decay after the warm-up: to `end_fraction` at the last step; inverse_sqrt is the peak times
+    sqrt((warmup_steps + 1) / (n + 1)) after n updates, for any number of steps (Vaswani et al. 2017)."""
     warmup_steps: int = 0
-    """Updates over which the rate rises in a straight line; it is never 0."""
+    """Updates over which the learning rate rises linearly; its first value is above 0."""
     end_fraction: float = 0.0
-    """Where the rate ends, as a fraction of the peak (cosine and linear)."""
+    """Final learning rate as a fraction of the peak (cosine and linear)."""
     weight_decay: float = 0.0
-    """For parameters of rank 2 and more: biases and norm scales are left alone."""
+    """Applied to parameters of rank 2 and more, not to biases and norm scales."""
     b1: float = 0.9
-    """Decay of the first moment; the momentum of sgd."""
+    """Decay rate of the first moment; the momentum of sgd."""
     b2: float = 0.999
-    """Decay of the second moment (not sgd)."""
+    """Decay rate of the second moment (not used by sgd)."""
     eps: float = 1e-8
     clip_norm: float | None = 1.0
-    """Largest global norm of the gradient."""
+    """Maximum global norm of the gradient."""
     clip_value: float | None = None
-    """Largest magnitude of each gradient entry; applied after clip_norm."""
+    """Maximum magnitude of each gradient entry; applied after clip_norm."""
     accumulate_steps: int = 1
-    """Steps whose gradients are averaged into one update."""
+    """Number of steps whose gradients are averaged into one update."""
 
     def __post_init__(self) -> None:
         positive = {
@@ -66,11 +65,11 @@ class OptimizerConfig:
         if self.schedule not in schedules:
             raise ValueError(f"unknown schedule {self.schedule!r}; known are {', '.join(schedules)}")
         if self.name == "adam" and self.weight_decay:
-            raise ValueError("adam takes no weight_decay (adamw does)")
+            raise ValueError("adam has no weight_decay; use adamw")
 
 
-class UpdateReport(NamedTuple):
-    """What the latest update was like. With accumulation it is about the averaged gradient."""
+class UpdateStats(NamedTuple):
+    """Statistics of the latest update; with accumulation, of the averaged gradient."""
 
     gradient_norm: Float[Array, ""]  # before clipping
     learning_rate: Float[Array, ""]
@@ -78,23 +77,23 @@ class UpdateReport(NamedTuple):
     clipped: Int[Array, ""]  # updates so far that clipping changed
 
 
-def make_schedule(config: OptimizerConfig, updates: int) -> Callable[[Any], Any]:
+def make_schedule(config: OptimizerConfig, updates: int) -> optax.Schedule:
     """The learning rate after n updates: ``peak (n + 1) / (warmup + 1)``, then the decay."""
     peak, end = config.learning_rate, config.learning_rate * config.end_fraction
     if config.schedule == "inverse_sqrt":
-        begun = config.warmup_steps + 1.0
-        return lambda n: peak * jnp.minimum((n + 1.0) / begun, jnp.sqrt(begun / (n + 1.0)))
+        offset = config.warmup_steps + 1.0
+        return lambda n: peak * jnp.minimum((n + 1.0) / offset, jnp.sqrt(offset / (n + 1.0)))
     decay = SCHEDULES[config.schedule](peak, end, max(updates - config.warmup_steps, 1))
     if not config.warmup_steps:
         return decay
-    rise = optax.linear_schedule(peak / (config.warmup_steps + 1), peak, config.warmup_steps)
-    return optax.join_schedules([rise, decay], [config.warmup_steps])
+    warmup = optax.linear_schedule(peak / (config.warmup_steps + 1), peak, config.warmup_steps)
+    return optax.join_schedules([warmup, decay], [config.warmup_steps])
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
     """An optax optimizer for ``steps`` training steps (``steps // accumulate_steps`` updates)."""
     schedule = make_schedule(config, max(steps // config.accumulate_steps, 1))
-    stages = [report_updates(schedule, config.clip_norm, config.clip_value)]
+    stages = [track_updates(schedule, config.clip_norm, config.clip_value)]
     if config.clip_norm is not None:
         stages.append(optax.clip_by_global_norm(config.clip_norm))
     if config.clip_value is not None:
@@ -102,21 +101,21 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     stages.append(OPTIMIZERS[config.name](config, schedule))
     chain = optax.chain(*stages)
     if config.accumulate_steps == 1:
-        return relaxed(chain)
-    return relaxed(optax.MultiSteps(chain, config.accumulate_steps).gradient_transformation())
+        return with_standard_promotion(chain)
+    return with_standard_promotion(optax.MultiSteps(chain, config.accumulate_steps).gradient_transformation())
 
 
-def report_updates(
-    schedule: Callable[[Any], Any], clip_norm: float | None, clip_value: float | None
+def track_updates(
+    schedule: optax.Schedule, clip_norm: float | None, clip_value: float | None
 ) -> optax.GradientTransformation:
-    """Passes gradients through and keeps an :class:`UpdateReport` of them."""
+    """Leaves gradients unchanged and keeps :class:`UpdateStats` of them."""
 
-    def init(params: Any) -> UpdateReport:
+    def init(params: PyTree) -> UpdateStats:
         dtype = norm_dtype(params)
         zero, count = jnp.zeros((), dtype), jnp.zeros((), jnp.int32)
-        return UpdateReport(zero, jnp.asarray(schedule(count), dtype), count, jnp.zeros((), jnp.int32))
+        return UpdateStats(zero, jnp.asarray(schedule(count), dtype), count, jnp.zeros((), jnp.int32))
 
-    def update(gradients: Any, state: UpdateReport, params: Any = None) -> tuple[Any, UpdateReport]:
+    def update(gradients: PyTree, state: UpdateStats, params: PyTree = None) -> tuple[PyTree, UpdateStats]:
         del params
         norm = global_norm(gradients)
         scale = jnp.ones((), norm.dtype)
@@ -128,66 +127,75 @@ def report_updates(
             largest = [jnp.max(jnp.abs(g), initial=0).astype(norm.dtype) for g in jax.tree.leaves(gradients)]
             clipped = clipped | (scale * jnp.max(jnp.stack(largest)) > clip_value)
         rate = jnp.asarray(schedule(state.updates), norm.dtype)
-        return gradients, UpdateReport(norm, rate, state.updates + 1, state.clipped + clipped.astype(jnp.int32))
+        return gradients, UpdateStats(norm, rate, state.updates + 1, state.clipped + clipped.astype(jnp.int32))
 
     return optax.GradientTransformation(init, update)
 
 
-def relaxed(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """The same optimizer under JAX's standard dtype promotion: optax mixes counts and rates without casts."""
+def with_standard_promotion(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Run an optimizer under JAX's standard dtype promotion: optax combines counts and rates without casts."""
 
-    def init(params: Any) -> Any:
+    def init(params: PyTree) -> PyTree:
         with jax.numpy_dtype_promotion("standard"):
             return optimizer.init(params)
 
-    def update(gradients: Any, state: Any, params: Any = None) -> Any:
+    def update(gradients: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
         with jax.numpy_dtype_promotion("standard"):
             return optimizer.update(gradients, state, params)
 
     return optax.GradientTransformation(init, update)
 
 
-def read_report(opt_state: Any) -> UpdateReport | None:
-    """The report inside an optax state, or None if its chain keeps none."""
+def find_update_stats(opt_state: PyTree) -> UpdateStats | None:
+    """The statistics inside an optax state, or None if its chain keeps none."""
 
-    def is_report(node: Any) -> bool:
-        return isinstance(node, UpdateReport)
+    def is_stats(node: object) -> bool:
+        return isinstance(node, UpdateStats)
 
-    found = [node for node in jax.tree.leaves(opt_state, is_leaf=is_report) if is_report(node)]
+    found = [node for node in jax.tree.leaves(opt_state, is_leaf=is_stats) if is_stats(node)]
     return found[0] if found else None
 
 
-def norm_dtype(tree: Any) -> Any:
-    """At least float32, float64 if any leaf is."""
+def norm_dtype(tree: PyTree) -> DType:
+    """The dtype of sums over the tree: at least float32, float64 if any leaf is."""
     dtypes = [at_least_float32(x.dtype) for x in jax.tree.leaves(tree)]
     return max(dtypes, key=lambda dtype: dtype.itemsize, default=jnp.dtype(jnp.float32))
 
 
-def global_norm(tree: Any) -> Scalar:
+def global_norm(tree: PyTree) -> Scalar:
     """``sqrt(sum of squares)`` over all leaves, in at least float32."""
     dtype = norm_dtype(tree)
     squares = [jnp.sum(jnp.square(jnp.abs(x.astype(dtype)))) for x in jax.tree.leaves(tree)]
     return jnp.sqrt(sum(squares, jnp.zeros((), dtype)))
 
 
-def decayed(params: Any) -> Any:
-    """The weight-decay mask: True for parameters of rank 2 and more."""
+def weight_decay_mask(params: PyTree) -> PyTree:
+    """True for parameters of rank 2 and more."""
     return jax.tree.map(lambda x: x.ndim >= 2, params)
 
 
-def _sgd(config: OptimizerConfig, rate: Any) -> optax.GradientTransformation:
-    decay = optax.add_decayed_weights(config.weight_decay, mask=decayed)
+def _sgd(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
+    decay = optax.add_decayed_weights(config.weight_decay, mask=weight_decay_mask)
     return optax.chain(decay, optax.sgd(rate, momentum=config.b1 or None))
 
 
-OPTIMIZERS: dict[str, Callable[[OptimizerConfig, Any], optax.GradientTransformation]] = {
-    "adamw": lambda c, rate: optax.adamw(rate, c.b1, c.b2, c.eps, weight_decay=c.weight_decay, mask=decayed),
+def _adamw(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
+    c = config
+    return optax.adamw(rate, c.b1, c.b2, c.eps, weight_decay=c.weight_decay, mask=weight_decay_mask)
+
+
+def _lion(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
+    return optax.lion(rate, config.b1, config.b2, weight_decay=config.weight_decay, mask=weight_decay_mask)
+
+
+OPTIMIZERS: dict[str, Callable[[OptimizerConfig, optax.Schedule], optax.GradientTransformation]] = {
+    "adamw": _adamw,
     "adam": lambda c, rate: optax.adam(rate, c.b1, c.b2, c.eps),
-    "lion": lambda c, rate: optax.lion(rate, c.b1, c.b2, weight_decay=c.weight_decay, mask=decayed),
+    "lion": _lion,
     "sgd": _sgd,
 }
 
-SCHEDULES: dict[str, Callable[[float, float, int], Any]] = {
+SCHEDULES: dict[str, Callable[[float, float, int], optax.Schedule]] = {
     "cosine": lambda peak, end, steps: optax.cosine_decay_schedule(peak, steps, alpha=end / peak),
     "linear": lambda peak, end, steps: optax.linear_schedule(peak, end, steps),
     "constant": lambda peak, end, steps: optax.constant_schedule(peak),

@@ -1,31 +1,31 @@
-"""The run folder: ``config.json``, ``environment.json``, ``metrics.jsonl``, ``checkpoints/``, ..."""
+"""The run folder: ``config.json``, ``environment.json``, ``metrics.jsonl``, ``checkpoints/`` and results."""
 
 import contextlib
 import json
 import os
 import weakref
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from jaxseq.training.environment import describe_environment, enable_compilation_cache
 from jaxseq.training.errors import ConfigMismatchError, RunFolderError, RunLockedError
-from jaxseq.training.files import write_json
+from jaxseq.training.files import JSON, write_json
 from jaxseq.training.metrics import read_json_lines
 from jaxseq.training.settings import config_differences, resumable_fields, to_json
 
 CONFIG = "config.json"
 ENVIRONMENT = "environment.json"
+CHECKPOINTS = "checkpoints"
 LOCK = ".lock"
 
 
 class Run:
-    """A run folder held by this process; made by :meth:`Run.open`, and a context manager.
+    """A run folder that is locked by this process; created by :meth:`Run.open`, and a context manager.
 
-    The hold is a kernel lock: it ends with :meth:`close`, with the object, or with the process, however
-    that ends.
+    The kernel releases the lock on :meth:`close`, when the object is deleted, or when the process ends in any way.
     """
 
-    def __init__(self, path: Path, config: Any, environment: dict[str, Any], lock: int | None):
+    def __init__(self, path: Path, config: dict[str, JSON], environment: dict[str, JSON], lock: int | None):
         self.path = path
         self.config = config
         self.environment = environment
@@ -35,17 +35,23 @@ class Run:
     def open(
         cls,
         path: str | os.PathLike,
-        config: Any,
+        config: object,
         *,
         fingerprint: str,
         allow_config_change: bool = False,
     ) -> "Run":
-        """Begin a run in a new or empty folder, or go on with the one there. Turns the compilation cache on.
+        """Start a run in a new or empty folder, or resume the one there. Enables the compilation cache.
 
-        ``config`` is a dataclass, ``fingerprint`` stands for the data. Raises RunFolderError for a folder
-        with other things in it, RunLockedError while another process uses it, and ConfigMismatchError where
-        the folder was made by another config or from other data, unless ``allow_config_change``. Nothing is
-        overwritten then.
+        Args:
+            path: the run folder.
+            config: a dataclass; it must equal the folder's ``config.json`` except in its resumable fields.
+            fingerprint: identifies the data, for example by a hash.
+            allow_config_change: accept another config or other data, and print the differences.
+
+        Raises:
+            RunFolderError: the folder contains other files.
+            RunLockedError: another process uses the folder.
+            ConfigMismatchError: the folder was made with another config or other data. Nothing is overwritten.
         """
         enable_compilation_cache()
         folder = Path(path).expanduser().absolute()
@@ -62,7 +68,7 @@ class Run:
                 changes.append(f"data fingerprint: {old_data[:16]} -> {fingerprint[:16]}")
             if changes and not allow_config_change:
                 raise ConfigMismatchError(
-                    f"{folder} was made by another config:\n  " + "\n  ".join(changes) + "\n"
+                    f"{folder} was made with another config:\n  " + "\n  ".join(changes) + "\n"
                     "Choose another folder, or allow the change (allow_config_change)."
                 )
             write_json(folder / CONFIG, settings)
@@ -73,60 +79,60 @@ class Run:
             _release(lock)
             raise
         if changes:
-            print("going on with a changed config:\n  " + "\n  ".join(changes), flush=True)
+            print("resuming with a changed config:\n  " + "\n  ".join(changes), flush=True)
         return cls(folder, settings, environment, lock)
 
     @property
     def checkpoints(self) -> Path:
         """The folder of the checkpoints."""
-        return self.path / "checkpoints"
+        return self.path / CHECKPOINTS
 
     @property
     def metrics(self) -> Path:
         """The file of the metrics."""
         return self.path / "metrics.jsonl"
 
-    def write(self, name: str, value: Any) -> None:
-        """Write a JSON file of the run, whole or not at all."""
+    def write(self, name: str, value: object) -> None:
+        """Write a JSON file of the run atomically."""
         write_json(self.path / name, to_json(value, name))
 
-    def read(self, name: str) -> Any:
-        """Read a JSON file of the run; None where there is none."""
+    def read(self, name: str) -> JSON:
+        """The value of a JSON file of the run, or None if there is no such file."""
         return read_json(self.path / name)
 
-    def write_results(self, results: dict[str, Any]) -> None:
-        """Write ``results.json``: a flat table of the final figures. Raises TypeError for a nested one."""
+    def write_results(self, results: Mapping[str, object]) -> None:
+        """Write ``results.json``, a flat mapping of the final values; raises TypeError for nested values."""
         rows = to_json(results, "results")
         nested = [name for name, value in rows.items() if isinstance(value, dict | list)]
         if nested:
-            raise TypeError(f"results are flat, but these are not single values: {', '.join(nested)}")
+            raise TypeError(f"results must be single values, but these are nested: {', '.join(nested)}")
         write_json(self.path / "results.json", rows)
 
     @property
     def train_seconds(self) -> float | None:
-        """Seconds spent in training steps, over all resumptions; None before the first were noted."""
+        """Seconds of training over all resumptions, or None before the first log line."""
         rows = [row for row in read_json_lines(self.metrics) if "train_seconds" in row]
         return rows[-1]["train_seconds"] if rows else None
 
     def close(self) -> None:
-        """Let other processes have the folder."""
+        """Release the lock."""
         self._release()
 
     def __enter__(self) -> "Run":
         return self
 
-    def __exit__(self, *exception: Any) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
 
-def read_json(file: Path) -> Any:
-    """A JSON file's value, or None where there is no file; raises RunFolderError where it is no JSON."""
+def read_json(file: Path) -> JSON:
+    """The value of a JSON file, or None if it does not exist; raises RunFolderError if it is not valid JSON."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise RunFolderError(f"{file} is not readable JSON: {error}") from None
+        raise RunFolderError(f"{file} is not valid JSON: {error}") from None
 
 
 def _check_folder(folder: Path) -> None:
@@ -134,33 +140,33 @@ def _check_folder(folder: Path) -> None:
         raise RunFolderError(f"{folder} is a file, not a run folder")
     if not folder.is_dir() or (folder / CONFIG).exists():
         return
-    # A run that was killed before its first file was complete leaves the lock and a temporary file, no more.
+    # A run that was killed before its first file was complete leaves the lock and a temporary file.
     ours = {LOCK}
     others = [p.name for p in folder.iterdir() if p.name not in ours and not p.name.startswith(f".{CONFIG}.")]
     if others:
         shown = ", ".join(sorted(others)[:5])
-        raise RunFolderError(f"{folder} is not a run folder: it has no {CONFIG}, and holds {shown}")
+        raise RunFolderError(f"{folder} is not a run folder: it has no {CONFIG}, and contains {shown}")
 
 
-def _history(known: dict[str, Any], now: dict[str, Any]) -> list[dict[str, Any]]:
-    """The earlier environments of this run that differ in more than the time, oldest first."""
+def _history(known: dict[str, JSON], now: dict[str, JSON]) -> list[dict[str, JSON]]:
+    """The earlier environments of this run that differ in more than the start time, oldest first."""
     history = list(known.pop("earlier", []))
     entries = [*history, known] if known else history
-    kept: list[dict[str, Any]] = []
+    kept: list[dict[str, JSON]] = []
     for entry in entries:
-        if all(_timeless(entry) != _timeless(other) for other in [*kept, now]):
+        if all(_without_times(entry) != _without_times(other) for other in [*kept, now]):
             kept.append(entry)
     return kept
 
 
-def _timeless(environment: dict[str, Any]) -> dict[str, Any]:
+def _without_times(environment: dict[str, JSON]) -> dict[str, JSON]:
     return {name: value for name, value in environment.items() if name not in ("started", "earlier")}
 
 
 def _lock(folder: Path) -> int | None:
     try:
         import fcntl
-    except ImportError:  # No such lock on this system.
+    except ImportError:  # not available on this system
         return None
     handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
@@ -169,7 +175,7 @@ def _lock(folder: Path) -> int | None:
         holder = os.read(handle, 64).decode(errors="replace").strip()
         os.close(handle)
         raise RunLockedError(f"{folder} is in use by another process" + (f" ({holder})" if holder else "")) from None
-    except OSError:  # A file system without locks.
+    except OSError:  # a file system without locks
         os.close(handle)
         return None
     with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Scheduled sampling: a decoder is fed what it would have said itself, now and then, as it will be when it decodes."""
+"""Scheduled sampling: some inputs of a decoder are replaced by tokens that the model itself has drawn."""
 
 from collections.abc import Callable
 
@@ -16,13 +16,19 @@ def scheduled_sampling(
     key: Key[Array, ""],
     passes: int = 1,
 ) -> Int[Array, "*B T"]:
-    """The decoder's input, each token but the first replaced with probability ``rate`` by one that it drew itself.
+    """The decoder's input, in which each token but the first is replaced with probability ``rate`` by a drawn one.
 
-    ``tokens`` are the target shifted right, ``logits_of`` the model's answer to such an input; what stands at t is
-    drawn from the answer at t - 1. All positions are drawn at once, from the answer to the input of the pass before,
-    first to the target itself (Duckworth et al. 2019, arXiv:1906.04331): it takes ``passes`` more forward runs,
-    whatever the decoder. After k passes the first k + 1 tokens are what drawing one after another gives (Bengio et al.
-    2015, arXiv:1506.03099), so T - 1 passes are that algorithm exactly. No gradient goes through it.
+    The token at position t is drawn from the logits at t - 1. All positions are drawn in parallel, from the logits for
+    the input of the previous pass, which is at first ``tokens`` (Duckworth et al. 2019, arXiv:1906.04331). After k
+    passes the first k + 1 tokens equal those of sequential sampling (Bengio et al. 2015, arXiv:1506.03099), so that
+    T - 1 passes are that algorithm exactly. No gradient flows through the result.
+
+    Args:
+        logits_of: the model: logits for an input.
+        tokens: the target shifted right.
+        rate: the probability of replacement.
+        key: the random key.
+        passes: the number of forward passes.
 
     Raises:
         ValueError: passes below 1, or a rate outside [0, 1].
@@ -32,12 +38,12 @@ def scheduled_sampling(
     if isinstance(rate, int | float) and not 0 <= rate <= 1:
         raise ValueError(f"rate must lie in [0, 1], not {rate}")
     choose, draw = jax.random.split(key)
-    own = jax.random.bernoulli(choose, rate, tokens.shape).at[..., 0].set(False)
+    replaced = jax.random.bernoulli(choose, rate, tokens.shape).at[..., 0].set(False)
     fed, noise = tokens, None
     for _ in range(passes):
         logits = jax.lax.stop_gradient(logits_of(fed))
         if noise is None:
             noise = jax.random.gumbel(draw, logits.shape, logits.dtype)
         drawn = jnp.argmax(logits + noise, axis=-1).astype(tokens.dtype)
-        fed = jnp.where(own, jnp.roll(drawn, 1, axis=-1), tokens)
+        fed = jnp.where(replaced, jnp.roll(drawn, 1, axis=-1), tokens)
     return fed

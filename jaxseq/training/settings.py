@@ -1,34 +1,44 @@
-"""A config dataclass as JSON, and the difference between two configs, field by field."""
+"""Config dataclasses as JSON, and the differences between two configs, field by field."""
 
 import dataclasses
+import difflib
 import enum
 import math
 import types
 import typing
+from collections.abc import Iterable
 from pathlib import PurePath
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, overload
 
-FREE = "jaxseq_free"
+from jaxseq.training.files import JSON
+
+T = TypeVar("T")
+
+RESUMABLE = "jaxseq_resumable"
+"""The metadata key of :func:`resumable_field`."""
 
 
 def resumable_field(default: Any = dataclasses.MISSING, *, factory: Any = dataclasses.MISSING) -> Any:
-    """A dataclass field that may differ when a run goes on: where it is, how often it reports, what it keeps.
+    """A dataclass field that may change when a run resumes, such as the run folder or the logging interval.
 
-    ``run: Path = resumable_field(Path("runs/mine"))``. It is written to config.json and not compared.
+    ``run: Path = resumable_field(Path("runs/mine"))``. The field is written to ``config.json`` but not compared.
+    ``factory`` is the dataclass field's ``default_factory``.
     """
     if factory is not dataclasses.MISSING:
-        return dataclasses.field(default_factory=factory, metadata={FREE: True})
-    return dataclasses.field(default=default, metadata={FREE: True})
+        return dataclasses.field(default_factory=factory, metadata={RESUMABLE: True})
+    return dataclasses.field(default=default, metadata={RESUMABLE: True})
 
 
-def to_json(value: Any, name: str = "config") -> Any:
-    """Nested dataclasses, mappings, tuples, paths, enums and NumPy or JAX scalars as plain JSON values.
+def to_json(value: object, name: str = "config") -> JSON:
+    """Convert nested dataclasses, mappings, tuples, paths, enums and NumPy or JAX scalars to plain JSON values.
 
-    A dataclass that stands where its field allows several kinds says which it is, under ``kind``. Raises
-    TypeError that names the field for anything else.
+    A dataclass whose field's annotation allows several types is written with its class name under ``kind``.
+
+    Raises:
+        TypeError: a value of any other type; the message names its field.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return _fields_to_json(value, name)
+        return _dataclass_to_json(value, name)
     if value is None or isinstance(value, bool | int | str):
         return value.value if isinstance(value, enum.Enum) else value
     if isinstance(value, float):
@@ -50,81 +60,8 @@ def to_json(value: Any, name: str = "config") -> Any:
     raise TypeError(f"{name} is {value!r}, a {type(value).__name__}, which cannot be written to config.json")
 
 
-def from_json(kind: Any, json: Any, name: str = "config") -> Any:
-    """The inverse of ``to_json``: a value of this type, most often a dataclass, from what was written of it.
-
-    Knows what annotations of configs are made of: dataclasses, ``Literal``, unions, tuples, lists, dicts, sets,
-    paths, enums, numbers, strings; ``Any`` takes the JSON as it is. Raises ValueError that names the field for a
-    value of another type, and for fields that the dataclass or the JSON has not; and what the dataclass itself
-    raises.
-    """
-    origin, arguments = typing.get_origin(kind) or kind, typing.get_args(kind)
-    if kind is Any:
-        return json
-    if origin in (typing.Union, types.UnionType):
-        return _from_union(kind, arguments, json, name)
-    if origin is Literal and any(json == value and type(json) is type(value) for value in arguments):
-        return json
-    if dataclasses.is_dataclass(kind) and isinstance(json, dict):
-        return _fields_from_json(kind, json, name)
-    if origin in (tuple, list, set, frozenset) and isinstance(json, list):
-        inside = arguments or (Any, ...)
-        if origin is not tuple or inside[-1] is ...:
-            inside = inside[:1] * len(json)
-        if len(inside) == len(json):
-            items = [from_json(k, item, f"{name}.{i}") for i, (k, item) in enumerate(zip(inside, json, strict=True))]
-            return origin(items)
-    if origin is dict and isinstance(json, dict):
-        keys, values = arguments or (str, Any)
-        return {keys(key): from_json(values, item, f"{name}.{key}") for key, item in json.items()}
-    if isinstance(kind, type) and issubclass(kind, enum.Enum):
-        for member in kind:
-            if to_json(member) == json:
-                return member
-    if isinstance(kind, type) and issubclass(kind, PurePath) and isinstance(json, str):
-        return kind(json)
-    if kind is float and (type(json) in (int, float) or json in ("inf", "-inf", "nan")):
-        return float(json)
-    if kind in (bool, int, str, types.NoneType) and type(json) is kind:
-        return json
-    raise ValueError(f"{name} is {json!r}, which is no {_spelled(kind)}")
-
-
-def _from_union(kind: Any, kinds: tuple[Any, ...], json: Any, name: str) -> Any:
-    """The dataclass that the JSON says it is, else the first kind that it fits."""
-    some = [option for option in kinds if option is not types.NoneType]
-    if json is None and len(some) < len(kinds):
-        return None
-    if isinstance(json, dict) and "kind" in json:
-        some = [option for option in some if getattr(option, "__name__", None) == json["kind"]] or some
-    if len(some) == 1:
-        return from_json(some[0], json, name)
-    for option in some:
-        try:
-            return from_json(option, json, name)
-        except ValueError:
-            continue
-    raise ValueError(f"{name} is {json!r}, which is no {_spelled(kind)}")
-
-
-def _fields_from_json(kind: Any, json: dict[str, Any], name: str) -> Any:
-    fields = [field.name for field in dataclasses.fields(kind) if field.init]
-    if json.get("kind") == kind.__name__ and "kind" not in fields:
-        json = {key: value for key, value in json.items() if key != "kind"}
-    absent, unknown = [f for f in fields if f not in json], [key for key in json if key not in fields]
-    if absent or unknown:
-        told = [f"has no {', '.join(absent)}"] * bool(absent) + [f"has {', '.join(unknown)}"] * bool(unknown)
-        raise ValueError(f"{name} is no {kind.__name__}: it {' and '.join(told)}")
-    hints = _hints(kind)
-    return kind(**{field: from_json(hints[field], json[field], f"{name}.{field}") for field in fields})
-
-
-def _spelled(kind: Any) -> str:
-    return kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
-
-
-def _fields_to_json(config: Any, name: str) -> dict[str, Any]:
-    hints = _hints(type(config))
+def _dataclass_to_json(config: Any, name: str) -> dict[str, JSON]:
+    hints = _type_hints(type(config))
     result = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -135,43 +72,147 @@ def _fields_to_json(config: Any, name: str) -> dict[str, Any]:
     return result
 
 
-def _hints(kind: type) -> dict[str, Any]:
+@overload
+def from_json(kind: type[T], json: JSON, name: str = "config") -> T: ...
+@overload
+def from_json(kind: object, json: JSON, name: str = "config") -> Any: ...
+def from_json(kind: Any, json: JSON, name: str = "config") -> Any:
+    """Read a value of type ``kind``, most often a dataclass, from what ``to_json`` wrote: its inverse.
+
+    ``kind`` may be built of dataclasses, ``Literal``, unions, tuples, lists, dicts, sets, paths, enums, numbers,
+    strings, and ``Any``, which takes the JSON as it is. A dataclass field that the JSON lacks takes its default, so
+    that a config that was written before the field existed can still be read.
+
+    Raises:
+        ValueError: a value of another type, a missing field without a default, or an unknown field; the message names
+            the field. A dataclass's own checks raise what they raise.
+    """
+    origin, arguments = typing.get_origin(kind) or kind, typing.get_args(kind)
+    if kind is Any:
+        return json
+    if origin in (typing.Union, types.UnionType):
+        return _union_from_json(kind, arguments, json, name)
+    if dataclasses.is_dataclass(kind) and isinstance(json, dict):
+        return _dataclass_from_json(kind, json, name)
+    if origin in (tuple, list, set, frozenset) and isinstance(json, list):
+        inside = arguments or (Any, ...)
+        if origin is not tuple or inside[-1] is ...:
+            inside = inside[:1] * len(json)
+        if len(inside) == len(json):
+            items = [from_json(k, item, f"{name}.{i}") for i, (k, item) in enumerate(zip(inside, json, strict=True))]
+            return origin(items)
+    if origin is dict and isinstance(json, dict):
+        keys, values = arguments or (str, Any)
+        return {keys(key): from_json(values, item, f"{name}.{key}") for key, item in json.items()}
+    return _scalar_from_json(kind, json, name)
+
+
+def _scalar_from_json(kind: Any, json: JSON, name: str) -> Any:
+    if typing.get_origin(kind) is Literal:
+        if any(json == value and type(json) is type(value) for value in typing.get_args(kind)):
+            return json
+    elif isinstance(kind, type) and issubclass(kind, enum.Enum):
+        for member in kind:
+            if to_json(member) == json:
+                return member
+    elif isinstance(kind, type) and issubclass(kind, PurePath):
+        if isinstance(json, str):
+            return kind(json)
+    elif kind is float:
+        if type(json) in (int, float) or json in ("inf", "-inf", "nan"):
+            return float(json)
+    elif kind in (bool, int, str, types.NoneType) and type(json) is kind:
+        return json
+    raise ValueError(f"{name} must be {_describe(kind)}, not {json!r}")
+
+
+def _union_from_json(kind: Any, options: tuple[Any, ...], json: JSON, name: str) -> Any:
+    """A value of the dataclass that the JSON names under ``kind``, else of the first type that reads it."""
+    types_ = [option for option in options if option is not types.NoneType]
+    if json is None and len(types_) < len(options):
+        return None
+    if isinstance(json, dict) and "kind" in json:
+        types_ = [option for option in types_ if getattr(option, "__name__", None) == json["kind"]] or types_
+    if len(types_) == 1:
+        return from_json(types_[0], json, name)
+    for option in types_:
+        try:
+            return from_json(option, json, name)
+        except ValueError:
+            continue
+    raise ValueError(f"{name} must be {_describe(kind)}, not {json!r}")
+
+
+def _dataclass_from_json(kind: Any, json: dict[str, JSON], name: str) -> Any:
+    fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
+    if json.get("kind") == kind.__name__ and "kind" not in fields:
+        json = {key: value for key, value in json.items() if key != "kind"}
+    missing = [key for key, field in fields.items() if key not in json and _required(field)]
+    unknown = [key for key in json if key not in fields]
+    if missing or unknown:
+        faults = [f"missing {', '.join(missing)}"] * bool(missing)
+        faults += [f"unknown {key} ({_nearest(key, fields)})" for key in unknown]
+        raise ValueError(f"{name} does not fit the fields of {kind.__name__}: {'; '.join(faults)}")
+    hints = _type_hints(kind)
+    return kind(**{key: from_json(hints[key], value, f"{name}.{key}") for key, value in json.items()})
+
+
+def _required(field: dataclasses.Field) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    names = list(known)
+    near = difflib.get_close_matches(name, names)
+    return f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names) or 'none'}"
+
+
+def _describe(kind: Any) -> str:
+    """A type in the words of an error message."""
+    if typing.get_origin(kind) is Literal:
+        return f"one of {', '.join(map(repr, typing.get_args(kind)))}"
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        return f"one of {', '.join(repr(to_json(member)) for member in kind)}"
+    return f"of type {kind.__name__ if type(kind) is type else str(kind).replace('typing.', '')}"
+
+
+def _type_hints(kind: type) -> dict[str, Any]:
     try:
         return typing.get_type_hints(kind)
     except Exception:
         return {field.name: field.type for field in dataclasses.fields(kind)}
 
 
-def resumable_fields(config: Any, prefix: str = "") -> set[str]:
-    """The dotted names of the fields declared :func:`free`."""
+def resumable_fields(config: object, prefix: str = "") -> set[str]:
+    """The dotted names of the fields that were declared by :func:`resumable_field`."""
     names: set[str] = set()
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         for field in dataclasses.fields(config):
             name = f"{prefix}{field.name}"
-            if field.metadata.get(FREE):
+            if field.metadata.get(RESUMABLE):
                 names.add(name)
             names |= resumable_fields(getattr(config, field.name), f"{name}.")
     return names
 
 
-def flatten(json: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted names and values; lists are values."""
+def flatten(json: JSON, prefix: str = "") -> dict[str, JSON]:
+    """Nested dicts as one dict with dotted names; lists are values."""
     if not isinstance(json, dict) or not json:
         return {prefix.removesuffix("."): json}
-    rows: dict[str, Any] = {}
+    rows: dict[str, JSON] = {}
     for key, value in json.items():
         rows |= flatten(value, f"{prefix}{key}.")
     return rows
 
 
-def config_differences(old: Any, new: Any, ignored: set[str]) -> list[str]:
-    """One line a field, ``train.steps: 800 -> 900``, without the ignored ones and what is inside them."""
+def config_differences(old: JSON, new: JSON, ignored: set[str]) -> list[str]:
+    """One line for each field that differs, ``train.steps: 800 -> 900``, except the ignored ones and their children."""
     before, after = flatten(old), flatten(new)
     lines = []
     for name in [*before, *(name for name in after if name not in before)]:
         parts = name.split(".")
-        inside = {".".join(parts[: index + 1]) for index in range(len(parts))}
+        ancestors = {".".join(parts[: index + 1]) for index in range(len(parts))}
         a, b = (repr(rows[name]) if name in rows else "(absent)" for rows in (before, after))
-        if a != b and not inside & ignored:
+        if a != b and not ancestors & ignored:
             lines.append(f"{name}: {a} -> {b}")
     return lines

@@ -1,25 +1,18 @@
-"""One training step: loss, gradient, update, average; a step that is not finite changes nothing."""
+"""One training step: loss, gradient, update, moving average; a step that is not finite changes nothing."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxseq.training.optimizer import global_norm, read_report, relaxed
+from jaxseq.training.optimizer import find_update_stats, global_norm, with_standard_promotion
+from jaxseq.training.protocols import B, Loss
 from jaxseq.training.state import TrainState
+from jaxseq.typing import Array, Carry, Int, Key, PyTree, Scalar
 
-
-class Aux(NamedTuple):
-    """What a loss hands back beside its value: the carry at the end of the batch, and scalars to log."""
-
-    carry: Any
-    metrics: dict[str, Any]
-
-
-Loss = Callable[[Any, Any, Any, Any], tuple[Any, Any]]
-"""``loss(params, carry, batch, key) -> (scalar, Aux)``."""
+Metrics: TypeAlias = dict[str, Array]
 
 OWN_METRICS = frozenset(
     [
@@ -35,33 +28,40 @@ OWN_METRICS = frozenset(
 )
 
 
-def step_key(key: Any, step: Any) -> Any:
+def step_key(key: Key[Array, ""], step: int | Int[Array, ""]) -> Key[Array, ""]:
     """The random key of one step."""
     return jax.random.fold_in(key, step)
 
 
 def make_train_step(
-    loss: Loss,
+    loss: Loss[B],
     optimizer: optax.GradientTransformation,
     *,
     keep_carry: bool = True,
     ema_decay: float | None = None,
-) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]:
-    """A jitted ``(state, batch) -> (state, metrics)`` that reuses the old state's memory (it is donated).
+) -> Callable[[TrainState, B], tuple[TrainState, Metrics]]:
+    """A jitted ``(state, batch) -> (state, metrics)`` that donates the old state's buffers.
 
-    A step whose loss or gradient norm is not finite leaves params, opt_state, carry and ema as they were;
-    the step number goes on and the skip is counted. ``ema <- decay ema + (1 - decay) params``, every step
-    that counts. ``keep_carry=False``: every batch begins with the state's carry, which then never changes.
+    A step whose loss or gradient norm is not finite leaves params, opt_state, carry and ema unchanged; the step number
+    advances and the skip is counted. The moving average is ``ema <- decay ema + (1 - decay) params`` after each step
+    that is not skipped.
+
+    Args:
+        loss: ``loss(params, carry, batch, key) -> (scalar, Aux)``.
+        optimizer: an optax optimizer, the one of ``create_state``.
+        keep_carry: whether the carry of the loss enters the next step; if False, each batch starts from the state's
+            carry, which stays constant.
+        ema_decay: the decay of the moving average; required if the state keeps one.
     """
 
-    def train_step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
+    def train_step(state: TrainState, batch: PyTree) -> tuple[TrainState, Metrics]:
         gradient = jax.value_and_grad(loss, has_aux=True)
         (value, aux), gradients = gradient(state.params, state.carry, batch, step_key(state.key, state.step))
         norm = global_norm(gradients)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
-        updates, opt_state = relaxed(optimizer).update(gradients, state.opt_state, state.params)
+        updates, opt_state = with_standard_promotion(optimizer).update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        ema = None if state.ema is None else _average(state.ema, params, ema_decay)
+        ema = None if state.ema is None else _update_ema(state.ema, params, ema_decay)
         carry = jax.lax.stop_gradient(aux.carry) if keep_carry else state.carry
         check_carry(state.carry, carry)
         old = (state.params, state.opt_state, state.carry, state.ema)
@@ -84,29 +84,31 @@ def make_train_step(
     return jax.jit(train_step, donate_argnums=0)
 
 
-def _average(ema: Any, params: Any, decay: float | None) -> Any:
+def _update_ema(ema: PyTree, params: PyTree, decay: float | None) -> PyTree:
     if decay is None:
         raise ValueError("the state keeps a moving average, so make_train_step needs ema_decay")
     return jax.tree.map(lambda mean, p: decay * mean + (1 - decay) * p.astype(mean.dtype), ema, params)
 
 
-def _metrics(state: TrainState, value: Any, norm: Any, skipped: Any, extra: dict[str, Any]) -> dict[str, Any]:
+def _metrics(
+    state: TrainState, value: Scalar, norm: Scalar, skipped: Int[Array, ""], extra: Mapping[str, Array]
+) -> Metrics:
     clash = OWN_METRICS.intersection(extra)
     if clash:
-        raise ValueError(f"the loss reports {sorted(clash)}, names the step itself uses")
-    own = {"loss": value, "gradient_norm": norm, "skipped": skipped}
+        raise ValueError(f"the loss reports {', '.join(sorted(clash))}: names of the step's own metrics")
+    own: Metrics = {"loss": value, "gradient_norm": norm, "skipped": skipped}
     own |= {"nonfinite": state.nonfinite, "nonfinite_in_row": state.nonfinite_in_row}
-    report = read_report(state.opt_state)
-    if report is not None:
-        # The report is of the last update that counted; a skipped step shows its own, offending norm.
-        own |= report._asdict()
-        own["gradient_norm"] = jnp.where(skipped > 0, norm, report.gradient_norm.astype(norm.dtype))
-    # Copies: a metric must not share memory with the state, which the next step donates.
+    stats = find_update_stats(state.opt_state)
+    if stats is not None:
+        # The statistics are of the last applied update; a skipped step reports its own norm.
+        own |= stats._asdict()
+        own["gradient_norm"] = jnp.where(skipped > 0, norm, stats.gradient_norm.astype(norm.dtype))
+    # Copies: metrics must not share buffers with the state, which the next step donates.
     return jax.tree.map(lambda x: jnp.asarray(x) + jnp.zeros((), jnp.asarray(x).dtype), {**extra, **own})
 
 
-def check_carry(before: Any, after: Any) -> None:
-    """A carry must come back as it went in: raises ValueError that names the first leaf that does not."""
+def check_carry(before: Carry, after: Carry) -> None:
+    """Raises ValueError, naming the leaf, unless both carries have the same structure, shapes and dtypes."""
     old, new = (dict(jax.tree_util.tree_leaves_with_path(tree)) for tree in (before, after))
     for path in sorted(old.keys() | new.keys(), key=jax.tree_util.keystr):
         shapes = [

@@ -1,73 +1,78 @@
-"""Truncated back-propagation: what state a chunk of a long stream begins with.
+"""Truncated back-propagation through time: the carry that each chunk of a long sequence starts from.
 
-* ``zero``: the initial carry. Each chunk stands alone.
-* ``carry``: what the chunk before left behind. The state goes over the cut, the gradient does not; the
-  state was made by the parameters before the update, so it is a little stale.
-* ``recompute``: what the present parameters make of the stream so far. After each update the prefix of the
-  present pass is run again from the initial carry; work grows with the square of the number of chunks in a
-  pass.
+* ``zero``: the initial carry. Chunks are independent.
+* ``carry``: the final carry of the previous chunk, without a gradient through the cut. It was computed by the
+  parameters before the update, so it is slightly stale.
+* ``recompute``: the carry that the current parameters compute from the sequence so far. After each update the chunks
+  since the start of the sequence are run again from the initial carry, so that the work grows with the square of the
+  number of chunks in a sequence.
 
-A stream begins where ``data.stream_start(step) == step``; there every mode starts from the initial carry.
+A sequence starts where ``batches.stream_start(step) == step``; there every mode uses the initial carry.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 
-from jaxseq.training.state import TrainState, own_buffers
-from jaxseq.training.step import Loss, step_key
+from jaxseq.training.protocols import B, Batches, Loss, StreamBatches
+from jaxseq.training.state import TrainState, copy_buffers
+from jaxseq.training.step import step_key
+from jaxseq.typing import Array, Carry, Int, Key, PyTree
 
 TruncationMode = Literal["zero", "carry", "recompute"]
-TRUNCATION_MODES = ("zero", "carry", "recompute")
+TRUNCATION_MODES: tuple[str, ...] = get_args(TruncationMode)
 
 
 class Truncation:
-    """Keeps ``state.carry`` right for the next step; call it before the first step and after each.
+    """Sets ``state.carry`` for the next step; call :meth:`prepare` before the first step and after each.
 
-    Raises ValueError for an unknown mode, and for data without ``stream_start`` in the modes that need it.
+    Raises:
+        ValueError: an unknown mode, or batches without ``stream_start`` in a mode that needs it.
     """
 
-    def __init__(self, mode: str, loss: Loss, data: Callable[[int], Any], initial_carry: Any):
+    def __init__(self, mode: str, loss: Loss[B], batches: Batches[B], initial_carry: Carry):
         if mode not in TRUNCATION_MODES:
             raise ValueError(f"unknown truncation mode {mode!r}; known are {', '.join(TRUNCATION_MODES)}")
-        if mode != "zero" and not hasattr(data, "stream_start"):
-            raise ValueError(
-                f"truncation mode {mode!r} needs a stream, data with stream_start(step); "
-                f"{type(data).__name__} has none (use mode 'zero')"
-            )
+        self._stream: StreamBatches | None = None
+        if mode != "zero":
+            if not isinstance(batches, StreamBatches):
+                raise ValueError(
+                    f"truncation mode {mode!r} needs batches with stream_start(step); "
+                    f"{type(batches).__name__} has none (use mode 'zero')"
+                )
+            self._stream = batches
         self.mode = mode
         self.keep_carry = mode != "zero"
-        self.initial_carry = own_buffers(initial_carry)
-        self._data = data
-        self._advance = jax.jit(make_advance(loss))
+        self.initial_carry = copy_buffers(initial_carry)
+        self._update_carry = jax.jit(make_carry_update(loss))
 
-    def ready(self, state: TrainState, step: int) -> TrainState:
-        """The state with the carry that ``step`` shall begin with, once the steps before it are made."""
-        if self.mode == "zero":
+    def prepare(self, state: TrainState, step: int) -> TrainState:
+        """The state with the carry that ``step`` starts from; the steps before it have been made."""
+        if self._stream is None:
             return state
-        start = self._data.stream_start(step)  # type: ignore[attr-defined]
+        start = self._stream.stream_start(step)
         if start == step:
-            return state._replace(carry=own_buffers(self.initial_carry))
+            return state._replace(carry=copy_buffers(self.initial_carry))
         if self.mode == "recompute":
             carry = self.initial_carry
             for past in range(start, step):
-                carry = self._advance(state.params, carry, self._data(past), state.key, past)
+                carry = self._update_carry(state.params, carry, self._stream(past), state.key, past)
             return state._replace(carry=carry)
         return state
 
 
-def make_advance(loss: Loss) -> Callable[[Any, Any, Any, Any, Any], Any]:
-    """``advance(params, carry, batch, key, step) -> carry``: the loss's forward pass, for its carry alone.
+def make_carry_update(loss: Loss[B]) -> Callable[[PyTree, Carry, B, Key[Array, ""], int | Int[Array, ""]], Carry]:
+    """``update(params, carry, batch, key, step) -> carry``: the forward pass of the loss, for its carry alone.
 
-    Where the new carry holds a NaN the old one is kept, as a skipped step keeps it.
+    A new carry that contains a NaN is replaced by the old one, as in a skipped training step.
     """
 
-    def advance(params: Any, carry: Any, batch: Any, key: Any, step: Any) -> Any:
+    def update(params: PyTree, carry: Carry, batch: B, key: Key[Array, ""], step: int | Int[Array, ""]) -> Carry:
         _, aux = loss(params, carry, batch, step_key(key, step))
         floats = [x for x in jax.tree.leaves(aux.carry) if jnp.issubdtype(x.dtype, jnp.inexact)]
-        sound = ~jnp.any(jnp.stack([jnp.any(jnp.isnan(x)) for x in floats])) if floats else jnp.ones((), bool)
-        return jax.tree.map(lambda new, old: jnp.where(sound, new, old), aux.carry, carry)
+        valid = ~jnp.any(jnp.stack([jnp.any(jnp.isnan(x)) for x in floats])) if floats else jnp.ones((), bool)
+        return jax.tree.map(lambda new, old: jnp.where(valid, new, old), aux.carry, carry)
 
-    return advance
+    return update

@@ -1,4 +1,4 @@
-"""Comparisons over seeds: intervals are Student's, differences are paired, the table and the figure hide nothing."""
+"""Comparisons over seeds: intervals are Student's, differences are paired, the table omits nothing."""
 
 import math
 
@@ -11,7 +11,6 @@ from jaxseq.analysis import (
     compare_metrics,
     compare_to_base,
     comparison_table,
-    draw_comparisons,
     mean_interval,
     paired_differences,
     t_quantile,
@@ -85,30 +84,8 @@ def test_metrics_are_those_that_all_runs_have():
     "call",
     [lambda: t_quantile(0), lambda: t_quantile(3, confidence=1.0), lambda: mean_interval([]),
      lambda: compare_to_base({}), lambda: compare_to_base({"base": {}}), lambda: compare_metrics({"base": {}}),
-     lambda: compare_metrics({}), lambda: draw_comparisons({}, "a.png")],
+     lambda: compare_metrics({})],
 )  # fmt: skip
 def test_nothing_to_compare_is_refused(call):
     with pytest.raises(ValueError):
         call()
-
-
-def test_a_difference_that_excludes_0_is_red_and_no_other(tmp_path):
-    pytest.importorskip("matplotlib", reason="the plots extra is not installed")
-    from matplotlib.image import imread
-
-    def colors(values):
-        made = {"$score$": compare_to_base({"base": {0: 1.0, 1: 2.0, 2: 3.0}, "модель " + "long/" * 30: values})}
-        image = imread(draw_comparisons(made, tmp_path / "a.png", title="Runs $x$"))
-        return {tuple(color) for color in (image[..., :3] * 255).round().astype(int).reshape(-1, 3).tolist()}
-
-    red, blue = (0xB5, 0x48, 0x3A), (0x2B, 0x5C, 0x8F)
-    assert {red, blue} <= colors({0: 2.0, 1: 3.01, 2: 4.0})
-    for values in ({0: 2.0, 1: 1.0, 2: 3.0}, {0: math.inf, 1: 9.0, 7: 9.0}):
-        found = colors(values)
-        assert blue in found and red not in found
-
-
-def test_a_figure_of_other_variants_in_each_metric_is_refused(tmp_path):
-    a, b = compare_to_base({"base": {0: 1.0}}), compare_to_base({"other": {0: 1.0}})
-    with pytest.raises(ValueError, match="the same variants"):
-        draw_comparisons({"a": a, "b": b}, tmp_path / "a.png")

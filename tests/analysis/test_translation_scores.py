@@ -85,9 +85,9 @@ def test_bins_part_the_sentences_and_score_their_own(options):
     lengths, hypotheses, references = corpus()
     rows = scores_by_length(lengths, hypotheses, references, **options)
     assert sum(row.count for row in rows) == len(lengths)
-    assert all(a.longest < b.shortest for a, b in itertools.pairwise(rows))
+    assert all(a.max_length < b.min_length for a, b in itertools.pairwise(rows))
     for row in rows:
-        inside = [i for i, length in enumerate(lengths) if row.shortest <= length <= row.longest]
+        inside = [i for i, length in enumerate(lengths) if row.min_length <= length <= row.max_length]
         texts, wanted = [hypotheses[i] for i in inside], [references[i] for i in inside]
         assert row.count == len(inside)
         assert row.mean_length == pytest.approx(np.mean([lengths[i] for i in inside]))
@@ -102,13 +102,13 @@ def test_bins_part_the_sentences_and_score_their_own(options):
 def test_edges_are_where_bins_begin():
     sacrebleu()
     rows = scores_by_length([1, 9, 10, 19, 20, 40], list("abcdef"), list("abcdef"), edges=(10, 20, 50))
-    assert [(row.shortest, row.longest, row.count) for row in rows] == [(1, 9, 2), (10, 19, 2), (20, 40, 2)]
+    assert [(row.min_length, row.max_length, row.count) for row in rows] == [(1, 9, 2), (10, 19, 2), (20, 40, 2)]
 
 
 def test_few_lengths_are_a_bin_each_and_many_are_spread_evenly():
     sacrebleu()
     few = scores_by_length([3, 7, 3, 5], list("abcd"), list("abcd"), bins=3)
-    assert [(row.shortest, row.longest) for row in few] == [(3, 3), (5, 5), (7, 7)]
+    assert [(row.min_length, row.max_length) for row in few] == [(3, 3), (5, 5), (7, 7)]
     lengths, hypotheses, references = corpus(400)
     counts = [row.count for row in scores_by_length(lengths, hypotheses, references, bins=5)]
     assert len(counts) == 5

@@ -146,7 +146,7 @@ def test_the_fast_gradient_of_a_cell_is_that_of_the_plain_scan(cell: Callable, x
 
     def run(x: jax.Array, R: jax.Array, implementation: str) -> Any:
         state = fields(*(jnp.zeros((B, F)) for _ in fields._fields))
-        state, ys = recurrence(cell, x, R, state, segment_ids=ids, implementation=implementation)
+        state, ys = recurrence(cell, state, x, R, segment_ids=ids, implementation=implementation)
         return jnp.sin(ys).sum() + sum(jnp.cos(leaf).sum() for leaf in state), (state, ys)
 
     run = jax.jit(jax.grad(run, (0, 1), has_aux=True), static_argnums=2, compiler_options=QUICK)
@@ -169,7 +169,7 @@ def test_slstm_bears_extreme_gates() -> None:
 
     def run(x: jax.Array) -> Any:
         state = cells.SLSTMState(*(jnp.zeros((200, F), jnp.float32) for _ in range(4)))
-        state, ys = recurrence(cells.slstm, x, jnp.zeros((1, F, 4, F), jnp.float32), state)
+        state, ys = recurrence(cells.slstm, state, x, jnp.zeros((1, F, 4, F), jnp.float32))
         return (ys**2).sum() + sum((leaf**2).sum() for leaf in state), (ys, state)
 
     run = jax.jit(jax.grad(run, has_aux=True), compiler_options=QUICK)

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from jaxseq.data import embedded_corpus, lzma_bits_per_character, text_corpus
 from jaxseq.data.corpus import cut_in_blocks
 from jaxseq.data.splitting import (
-    THRESHOLD,
-    choose_held_out,
-    drop_near_copies,
-    honest_split,
-    overlap,
-    run_hashes,
+    DUPLICATE_THRESHOLD,
+    drop_near_duplicates,
+    ngram_hashes,
+    ngram_overlap,
+    sample_held_out,
+    split_documents,
 )
 
 
@@ -43,7 +43,7 @@ def test_the_overlap_is_the_brute_force_count(train, held_out, length):
     known = {run for text in train for run in runs(text, length)}
     found = [run in known for text in held_out for run in runs(text, length)]
     expected = sum(found) / len(found) if found else 0.0
-    assert overlap(train, held_out, length=length) == pytest.approx(expected, abs=1e-12)
+    assert ngram_overlap(train, held_out, ngram_length=length) == pytest.approx(expected, abs=1e-12)
 
 
 @given(TEXTS, st.integers(1, 9), st.sampled_from([0.3, 0.5, 1.0]))
@@ -57,14 +57,14 @@ def test_dropping_near_copies_is_the_brute_force_rule(documents, length, thresho
             continue
         seen |= own
         kept.append(index)
-    assert drop_near_copies(documents, length=length, threshold=threshold) == tuple(sorted(kept))
+    assert drop_near_duplicates(documents, ngram_length=length, threshold=threshold) == tuple(sorted(kept))
 
 
 @given(st.text(max_size=60), st.integers(1, 60))
 @settings(deadline=None, max_examples=200)
 def test_hashes_are_equal_exactly_where_the_runs_are(text, length):
     text += text[: len(text) // 2]
-    hashes = run_hashes(text, length=length).tolist()
+    hashes = ngram_hashes(text, length=length).tolist()
     strings = runs(text, length)
     assert len(hashes) == len(strings)
     assert len(set(hashes)) == len(set(strings)) == len(set(zip(hashes, strings, strict=True)))
@@ -73,34 +73,34 @@ def test_hashes_are_equal_exactly_where_the_runs_are(text, length):
 def test_an_excerpt_goes_and_the_whole_stays():
     whole = words(0, 300)
     documents = [whole[100:900], words(1, 100), whole, whole.replace(" a", " q", 2), words(2, 50)]
-    assert drop_near_copies(documents) == (1, 2, 4)
+    assert drop_near_duplicates(documents) == (1, 2, 4)
 
 
 def test_the_held_out_part_has_about_the_wanted_size_and_more_than_one_document():
     for seed in range(20):
         sizes = [random.Random(seed).randint(10, 1000) for _ in range(60)]
-        chosen = choose_held_out(sizes, fraction=0.15, seed=seed)
+        chosen = sample_held_out(sizes, held_out_fraction=0.15, seed=seed)
         share = sum(sizes[index] for index in chosen) / sum(sizes)
         assert 0.9 * 0.15 <= share <= 0.15
         assert len(chosen) >= 3
-        assert chosen == choose_held_out(sizes, fraction=0.15, seed=seed)
-    assert choose_held_out([50, 20, 40], fraction=0.1, seed=0) == (1,)
+        assert chosen == sample_held_out(sizes, held_out_fraction=0.15, seed=seed)
+    assert sample_held_out([50, 20, 40], held_out_fraction=0.1, seed=0) == (1,)
 
 
 def test_a_split_partitions_what_is_kept():
     documents = [words(seed, 40 + 7 * seed) for seed in range(20)]
     documents += [documents[3], documents[17][:200]]
-    split = honest_split(documents, fraction=0.2, seed=0)
+    split = split_documents(documents, held_out_fraction=0.2, seed=0)
     assert split.dropped == (20, 21)
     assert sorted(split.train + split.held_out + split.dropped) == list(range(22))
-    assert split.overlap == overlap([documents[i] for i in split.train], [documents[i] for i in split.held_out])
+    assert split.overlap == ngram_overlap([documents[i] for i in split.train], [documents[i] for i in split.held_out])
 
 
 def test_of_several_draws_one_with_little_overlap_is_taken():
     shared = words(99, 12)
     documents = [words(seed, 30) + shared * (seed < 10) for seed in range(20)]
-    first = honest_split(documents, fraction=0.15, seed=1, draws=1)
-    best = honest_split(documents, fraction=0.15, seed=1, draws=16)
+    first = split_documents(documents, held_out_fraction=0.15, seed=1, max_draws=1)
+    best = split_documents(documents, held_out_fraction=0.15, seed=1, max_draws=16)
     assert best.overlap <= first.overlap
     assert best.overlap < 0.3
 
@@ -108,7 +108,7 @@ def test_of_several_draws_one_with_little_overlap_is_taken():
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, 1.5])
 def test_a_fraction_outside_0_to_1_is_refused(fraction, tmp_path):
     with pytest.raises(ValueError, match=str(fraction)):
-        choose_held_out([1, 2, 3], fraction=fraction, seed=0)
+        sample_held_out([1, 2, 3], held_out_fraction=fraction, seed=0)
 
 
 def test_the_embedded_corpus_holds_no_near_copies_across_the_split(corpus):
@@ -120,8 +120,8 @@ def test_the_embedded_corpus_holds_no_near_copies_across_the_split(corpus):
     assert corpus.overlap < 0.05
     for text in corpus.held_out:
         own = set(runs(text, 50))
-        assert len(own & known) < THRESHOLD * max(1, len(own))
-    assert len(drop_near_copies(corpus.train + corpus.held_out)) == len(corpus.train + corpus.held_out)
+        assert len(own & known) < DUPLICATE_THRESHOLD * max(1, len(own))
+    assert len(drop_near_duplicates(corpus.train + corpus.held_out)) == len(corpus.train + corpus.held_out)
 
 
 def test_the_embedded_corpus_is_split_by_topic(corpus):
@@ -129,8 +129,8 @@ def test_the_embedded_corpus_is_split_by_topic(corpus):
 
     assert set(corpus.train) | set(corpus.held_out) <= set(topics.values())
     assert not set(corpus.train) & set(corpus.held_out)
-    assert corpus.dropped == len(topics) - len(corpus.train) - len(corpus.held_out) > 10
-    share = corpus.held_out_characters / (corpus.held_out_characters + corpus.train_characters)
+    assert corpus.num_dropped == len(topics) - len(corpus.train) - len(corpus.held_out) > 10
+    share = corpus.num_held_out_characters / (corpus.num_held_out_characters + corpus.num_train_characters)
     assert 0.1 <= share <= 0.15
     assert len(corpus.held_out) >= 5
 
@@ -145,10 +145,10 @@ def test_the_embedded_corpus_is_the_same_for_the_same_seed_only(corpus):
 def test_a_description_says_sizes_overlap_and_fingerprint(corpus, caplog):
     with caplog.at_level("INFO", logger="jaxseq"):
         embedded_corpus()
-    assert corpus.describe() in caplog.text
-    for part in (f"{corpus.train_characters:,}", f"{corpus.held_out_characters:,}", corpus.sha256):
-        assert part in corpus.describe()
-    assert f"{corpus.overlap:.2%}" in corpus.describe()
+    assert corpus.summary() in caplog.text
+    for part in (f"{corpus.num_train_characters:,}", f"{corpus.num_held_out_characters:,}", corpus.sha256):
+        assert part in corpus.summary()
+    assert f"{corpus.overlap:.2%}" in corpus.summary()
 
 
 @given(st.text("ab \n", max_size=400), st.integers(1, 50))
@@ -172,8 +172,8 @@ def test_a_book_is_split_in_contiguous_parts(tmp_path, split):
     path.write_text(text)
     corpus = text_corpus(path, split=split)
     assert all(part in text for part in corpus.train + corpus.held_out)
-    assert corpus.train_characters + corpus.held_out_characters == len(text)
-    assert 0.08 <= corpus.held_out_characters / len(text) <= 0.15
+    assert corpus.num_train_characters + corpus.num_held_out_characters == len(text)
+    assert 0.08 <= corpus.num_held_out_characters / len(text) <= 0.15
     if split == "tail":
         assert corpus.train[0] + corpus.held_out[0] == text
     assert corpus == text_corpus(str(path), split=split)
@@ -192,9 +192,9 @@ def test_a_book_that_repeats_itself_is_trained_on_once(tmp_path):
     path = tmp_path / "twice.txt"
     path.write_text(chapter * 4)
     corpus = text_corpus(path)
-    assert corpus.dropped > 0
+    assert corpus.num_dropped > 0
     assert corpus.overlap < 0.2
-    assert corpus.train_characters + corpus.held_out_characters < 2 * len(chapter)
+    assert corpus.num_train_characters + corpus.num_held_out_characters < 2 * len(chapter)
 
 
 def test_a_folder_is_split_by_file(tmp_path):
@@ -204,9 +204,9 @@ def test_a_folder_is_split_by_file(tmp_path):
     (tmp_path / "bad.txt").write_bytes(b"\xff")
     corpus = text_corpus(tmp_path)
     assert sorted(corpus.train + corpus.held_out) == sorted(texts)
-    assert corpus.dropped == 1
+    assert corpus.num_dropped == 1
     assert len(corpus.skipped) == 1
-    assert "bad.txt" in corpus.describe()
+    assert "bad.txt" in corpus.summary()
     assert text_corpus(tmp_path, split="tail").held_out[-1].endswith(texts[-1][-100:])
 
 
@@ -227,7 +227,7 @@ def test_wrong_arguments_are_named(tmp_path):
     with pytest.raises(Exception, match=r"documents.*blocks.*tail"):
         text_corpus(path, split="random")
     with pytest.raises(ValueError, match="between 0 and 1"):
-        text_corpus(path, held_out=1.0)
+        text_corpus(path, held_out_fraction=1.0)
     with pytest.raises(FileNotFoundError, match="no such file"):
         text_corpus(tmp_path / "b.txt")
 

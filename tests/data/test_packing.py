@@ -108,7 +108,7 @@ def test_a_packed_batch_larger_than_the_data_names_both_numbers():
 @settings(deadline=None, max_examples=100)
 def test_evaluation_predicts_every_token_exactly_once_from_all_before_it(documents, batch_size, length):
     if not any(documents):
-        with pytest.raises(ValueError, match="hold no token"):
+        with pytest.raises(ValueError, match="contain no token"):
             HeldOutDocuments(documents, batch_size, length, separator=0)
         return
     data = HeldOutDocuments(documents, batch_size, length, separator=0)

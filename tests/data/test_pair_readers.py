@@ -85,10 +85,13 @@ def test_a_bad_line_of_a_table_is_named(tmp_path, line, why):
         (b'["a", "b"]', "a JSON list, not an object"),
         (b"null", "a JSON NoneType, not an object"),
         (b'{"source": "a"}', "no field 'target'"),
-        (b'{"source": 3, "target": "b"}', "field 'source' holds no text, but a int"),
-        (b'{"source": "a", "target": null}', "field 'target' holds no text, but a NoneType"),
+        (b'{"source": 3, "target": "b"}', "field 'source' is not a string, but a int"),
+        (b'{"source": "a", "target": null}', "field 'target' is not a string, but a NoneType"),
         (b'{"source": "a", "target": " "}', "empty target"),
-        (b'{"source": "\\ud800", "target": "b"}', "field 'source' is no text: surrogates not allowed at character 0"),
+        (
+            b'{"source": "\\ud800", "target": "b"}',
+            "field 'source' is not encodable as UTF-8: surrogates not allowed at character 0",
+        ),
         (b'{"source": "\xff", "target": "b"}', "not UTF-8 at byte 12"),
         (b"[" * 100_000, "broken JSON: too deep"),
         (b"1" * 5000, "broken JSON: too deep, or a number too long"),
@@ -126,10 +129,10 @@ def test_the_fields_of_json_lines_are_given_by_name(tmp_path):
 
 def test_no_more_than_limit_pairs_are_read(tmp_path):
     path = write(tmp_path, "file.tsv", b"bad\n" + b"a\tb\n" * 5 + b"bad\n")
-    assert [len(part) for part in read_pairs(path, limit=3)] == [3, 1]
-    assert [len(part) for part in read_pairs(path, limit=9)] == [5, 2]
-    with pytest.raises(ValueError, match="limit must be at least 1, not 0"):
-        read_pairs(path, limit=0)
+    assert [len(part) for part in read_pairs(path, max_pairs=3)] == [3, 1]
+    assert [len(part) for part in read_pairs(path, max_pairs=9)] == [5, 2]
+    with pytest.raises(ValueError, match="max_pairs must be at least 1, not 0"):
+        read_pairs(path, max_pairs=0)
 
 
 def test_files_that_are_none_are_named(tmp_path):
@@ -172,14 +175,14 @@ def test_any_bytes_give_pairs_and_one_clear_line_for_each_bad_one(tmp_path_facto
 
 def test_a_users_file_is_split_at_random_or_held_out_from_another(tmp_path):
     path = write(tmp_path, "train.tsv", b"".join(b"s%d\tt%d\n" % (i, i) for i in range(100)) + b"bad\n")
-    corpus = text_pairs(path, held_out=0.2, seed=1)
+    corpus = text_pairs(path, held_out_fraction=0.2, seed=1)
     assert (len(corpus.train), len(corpus.held_out), len(corpus.skipped)) == (80, 20, 1)
-    assert str(path) in corpus.describe()
+    assert str(path) in corpus.summary()
     one = write(tmp_path, "test.en", b"s1\nnew\n\n")
     two = write(tmp_path, "test.de", b"T1\nneu\n\n")
     corpus = text_pairs(path, held_out_path=(one, two))
     assert corpus.held_out == (("s1", "T1"), ("new", "neu"))
-    assert (len(corpus.train), corpus.dropped, len(corpus.skipped)) == (99, 1, 2)
-    assert "test.en" in corpus.source
+    assert (len(corpus.train), corpus.num_dropped, len(corpus.skipped)) == (99, 1, 2)
+    assert "test.en" in corpus.description
     other = write(tmp_path, "test.tsv", b"x\ty\n")
-    assert text_pairs(path, held_out_path=other, limit=7).train == tuple((f"s{i}", f"t{i}") for i in range(7))
+    assert text_pairs(path, held_out_path=other, max_pairs=7).train == tuple((f"s{i}", f"t{i}") for i in range(7))

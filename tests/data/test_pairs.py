@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxseq.data import BucketedPairs, HeldOutPairs
+from jaxseq.data import BucketedPairs, BucketedSources
 from jaxseq.data.pairs import cut_by_length
 
 IDS = st.lists(st.integers(1, 9), max_size=7)
@@ -23,7 +23,7 @@ def some_pairs(count: int = 300, longest: int = 40, seed: int = 0) -> list[tuple
 def pairs_in(batch, separator: int, end: list[int]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     """The pairs of a batch, read back; checks padding, shift and marks of each row."""
     assert all(part.dtype == np.int32 for part in batch)
-    assert batch.source.shape == batch.source_segment_ids.shape
+    assert batch.source_tokens.shape == batch.source_segment_ids.shape
     assert batch.tokens.shape == batch.targets.shape == batch.segment_ids.shape
     found = []
     for source, source_segment_ids, tokens, targets, ids in zip(*batch, strict=True):
@@ -45,17 +45,19 @@ def pairs_in(batch, separator: int, end: list[int]) -> list[tuple[tuple[int, ...
 @settings(deadline=None, max_examples=60)
 def test_an_epoch_takes_every_pair_exactly_once_in_few_shapes(pairs, batch_size, buckets, epoch, source_end):
     batch_size = min(batch_size, len(pairs))
-    data = BucketedPairs(pairs, batch_size, separator=0, source_end=source_end, buckets=buckets, seed=3)
+    data = BucketedPairs(pairs, batch_size, separator=0, source_end=source_end, num_buckets=buckets, seed=3)
     steps = range(epoch * data.steps_per_epoch, (epoch + 1) * data.steps_per_epoch)
     batches = [data(step) for step in steps]
     end = [] if source_end is None else [source_end]
     found = [pair for batch in batches for pair in pairs_in(batch, 0, end)]
     assert sorted(found) == sorted((tuple(source), tuple(target)) for source, target in pairs)
-    shapes = {(batch.source.shape, batch.tokens.shape) for batch in batches}
+    shapes = {(batch.source_tokens.shape, batch.tokens.shape) for batch in batches}
     assert shapes == {((batch_size, S), (batch_size, T)) for S, T in data.shapes}
     assert len(data.shapes) <= buckets
     real = sum(int(batch.source_segment_ids.sum() + batch.segment_ids.sum()) for batch in batches)
-    assert data.filled == pytest.approx(real / sum(batch.source.size + batch.tokens.size for batch in batches))
+    assert data.fill_ratio == pytest.approx(
+        real / sum(batch.source_tokens.size + batch.tokens.size for batch in batches)
+    )
 
 
 def test_the_separator_and_the_sources_end_may_be_any_id():
@@ -65,7 +67,7 @@ def test_the_separator_and_the_sources_end_may_be_any_id():
 
 
 def test_bucketed_pairs_are_a_pure_function_of_the_step():
-    data, other = (BucketedPairs(some_pairs(60), 8, separator=0, buckets=3, seed=5) for _ in range(2))
+    data, other = (BucketedPairs(some_pairs(60), 8, separator=0, num_buckets=3, seed=5) for _ in range(2))
     straight = [data(step) for step in range(4 * data.steps_per_epoch)]
     for step in np.random.default_rng(0).permutation(len(straight)):
         for a, b in zip(straight[step], other(int(step)), strict=True):
@@ -75,7 +77,7 @@ def test_bucketed_pairs_are_a_pure_function_of_the_step():
 
 
 def test_epochs_differ_and_mix_the_buckets():
-    data = BucketedPairs(some_pairs(), 8, separator=0, buckets=3)
+    data = BucketedPairs(some_pairs(), 8, separator=0, num_buckets=3)
     orders = [data.order(epoch) for epoch in range(3)]
     for one, other in itertools.pairwise(orders):
         assert [bucket for bucket, _ in one] != [bucket for bucket, _ in other]
@@ -86,7 +88,7 @@ def test_epochs_differ_and_mix_the_buckets():
 
 def test_more_buckets_never_pad_more():
     pairs = some_pairs(500)
-    filled = [BucketedPairs(pairs, 16, separator=0, buckets=buckets).filled for buckets in (1, 2, 4, 8, 16)]
+    filled = [BucketedPairs(pairs, 16, separator=0, num_buckets=buckets).fill_ratio for buckets in (1, 2, 4, 8, 16)]
     assert filled == sorted(filled)
     assert filled[0] < 0.6 and filled[1] > filled[0] + 0.1 and filled[3] > 0.8
 
@@ -103,7 +105,7 @@ def test_the_cut_is_the_cheapest_of_all(lengths, batch_size, buckets):
     def cost(groups) -> int:
         return sum(-(-len(g) // batch_size) * batch_size * int(array[g].max(axis=0).sum()) for g in groups)
 
-    found = cut_by_length(array, batch_size=batch_size, buckets=buckets)
+    found = cut_by_length(array, batch_size=batch_size, num_buckets=buckets)
     order = np.concatenate(found)
     assert sorted(order.tolist()) == list(range(len(lengths)))
     assert np.all(np.diff(array[order].sum(axis=1)) >= 0)
@@ -118,7 +120,7 @@ def test_the_cut_is_the_cheapest_of_all(lengths, batch_size, buckets):
 
 
 def test_pairs_of_one_length_are_one_bucket():
-    data = BucketedPairs([([1, 2], [3])] * 50, 8, separator=0, buckets=4)
+    data = BucketedPairs([([1, 2], [3])] * 50, 8, separator=0, num_buckets=4)
     assert data.shapes == ((2, 2),)
     assert data.steps_per_epoch == 7
 
@@ -126,7 +128,7 @@ def test_pairs_of_one_length_are_one_bucket():
 def test_a_fingerprint_of_pairs_changes_with_anything():
     pairs = [([1, 2], [3]), ([4], [5, 6])]
     made = [
-        BucketedPairs(items, batch, separator=separator, source_end=end, buckets=buckets, seed=seed).fingerprint
+        BucketedPairs(items, batch, separator=separator, source_end=end, num_buckets=buckets, seed=seed).fingerprint
         for items, batch, separator, end, buckets, seed in [
             (pairs, 1, 0, None, 2, 0),
             (pairs[::-1], 1, 0, None, 2, 0),
@@ -147,37 +149,39 @@ def test_pairs_that_cannot_be_are_refused():
         BucketedPairs([([1], [2])] * 2, 3, separator=0)
     for sizes in ((0, 1), (1, 0)):
         with pytest.raises(ValueError, match=rf"at least 1, not {sizes[0]} and {sizes[1]}"):
-            BucketedPairs([([1], [2])], sizes[0], separator=0, buckets=sizes[1])
+            BucketedPairs([([1], [2])], sizes[0], separator=0, num_buckets=sizes[1])
         with pytest.raises(ValueError, match=rf"at least 1, not {sizes[0]} and {sizes[1]}"):
-            HeldOutPairs([[1]], sizes[0], buckets=sizes[1])
-    with pytest.raises(ValueError, match="the target of pair 1 holds the separator 7"):
+            BucketedSources([[1]], sizes[0], num_buckets=sizes[1])
+    with pytest.raises(ValueError, match="the target of pair 1 contains the separator 7"):
         BucketedPairs([([7], [2]), ([1], [2, 7, 3])], 1, separator=7)
     with pytest.raises(ValueError, match="source 1 is empty"):
         BucketedPairs([([1], [2]), ([], [3])], 1, separator=0)
     with pytest.raises(ValueError, match="source 2 is empty"):
-        HeldOutPairs([[1], [2], []], 1)
+        BucketedSources([[1], [2], []], 1)
     with pytest.raises(ValueError, match="no sources"):
-        HeldOutPairs([], 1)
+        BucketedSources([], 1)
 
 
 @given(st.lists(IDS.filter(len), min_size=1, max_size=20), st.integers(1, 6), st.integers(1, 3), st.booleans())
 @settings(deadline=None, max_examples=80)
 def test_evaluation_yields_every_source_exactly_once_and_says_which(sources, batch_size, buckets, ends):
-    data = HeldOutPairs(sources, batch_size, buckets=buckets, source_end=77 if ends else None)
+    data = BucketedSources(sources, batch_size, num_buckets=buckets, source_end=77 if ends else None)
     batches = list(data)
     assert len(batches) == len(data)
     answered = {}
     for batch in batches:
-        assert batch.source.dtype == batch.source_segment_ids.dtype == batch.indices.dtype == np.int32
-        assert batch.source.shape == batch.source_segment_ids.shape and len(batch.source) == batch_size
+        assert batch.source_tokens.dtype == batch.source_segment_ids.dtype == batch.indices.dtype == np.int32
+        assert batch.source_tokens.shape == batch.source_segment_ids.shape and len(batch.source_tokens) == batch_size
         assert (
             not batch.source_segment_ids[len(batch.indices) :].any()
-            and not batch.source[batch.source_segment_ids == 0].any()
+            and not batch.source_tokens[batch.source_segment_ids == 0].any()
         )
-        for index, source, ids in zip(batch.indices.tolist(), batch.source, batch.source_segment_ids, strict=False):
+        for index, source, ids in zip(
+            batch.indices.tolist(), batch.source_tokens, batch.source_segment_ids, strict=False
+        ):
             assert index not in answered
             answered[index] = source[ids == 1].tolist()
     assert [answered[index] for index in range(len(sources))] == [text + [77] * ends for text in sources]
-    assert {batch.source.shape[1] for batch in batches} == set(data.shapes) and len(data.shapes) <= buckets
+    assert {batch.source_tokens.shape[1] for batch in batches} == set(data.shapes) and len(data.shapes) <= buckets
     again = list(data)
-    assert all(np.array_equal(a.source, b.source) for a, b in zip(batches, again, strict=True))
+    assert all(np.array_equal(a.source_tokens, b.source_tokens) for a, b in zip(batches, again, strict=True))

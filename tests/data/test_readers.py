@@ -40,7 +40,7 @@ def test_a_missing_file_is_named(tmp_path):
 @pytest.mark.parametrize("raw", [b"", b" \n\t\n", b"\xef\xbb\xbf\r\n"])
 def test_an_empty_text_is_refused(tmp_path, raw):
     for path in (write(tmp_path, "a.txt", raw), write(tmp_path, "a.gz", gzip.compress(raw))):
-        with pytest.raises(ValueError, match=rf"{path.name}: holds no text") as error:
+        with pytest.raises(ValueError, match=rf"{path.name}: contains no text") as error:
             read_text(path)
         one_line(error)
 
@@ -96,7 +96,7 @@ def test_a_folder_is_read_in_the_order_of_its_paths_and_names_what_it_passes_ove
     assert [path.name for path in reading.paths] == ["c.md", "d.txt.gz", "b.txt"]
     assert len(reading.skipped) == 2
     assert "bad.txt: not UTF-8 at byte offset 0" in reading.skipped[0]
-    assert "empty.txt: holds no text" in reading.skipped[1]
+    assert "empty.txt: contains no text" in reading.skipped[1]
     assert len(read_folder(tmp_path, suffixes=("",)).skipped) == 3
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxseq.data import ContiguousStreams, RandomCrops, joined
+from jaxseq.data import ContiguousStreams, RandomCrops, join_documents
 
 SIZES = st.tuples(st.integers(1, 4), st.integers(1, 7), st.integers(0, 40), st.integers(0, 9))
 
@@ -62,7 +62,7 @@ def test_the_segment_changes_with_the_epoch_and_at_the_end_of_the_text_only():
 
 def test_with_a_separator_the_segment_changes_at_every_document():
     documents = [[5, 6, 7], [8], [9, 5, 6, 5, 5]]
-    tokens = joined(documents, separator=0)
+    tokens = join_documents(documents, separator=0)
     assert tokens.tolist() == [0, 5, 6, 7, 0, 8, 0, 9, 5, 6, 5, 5]
     data = ContiguousStreams(tokens, 1, 2, seed=2, separator=0)
     rows = [data(step) for step in range(3 * data.steps_per_epoch)]

@@ -15,7 +15,7 @@ TEXT = "the cat sat on the mat; the hat, the bat and the rat\n\n\tœuvre, straß
 
 @cache
 def small_bpe() -> BPE:
-    return BPE.fit([TEXT], size=300)
+    return BPE.fit([TEXT], vocab_size=300)
 
 
 @pytest.fixture(scope="module", params=list(VOCABULARIES))
@@ -98,17 +98,24 @@ def test_an_unknown_character_becomes_the_replacement_and_is_charged_for():
 
 def test_bpe_merges_what_is_frequent():
     pytest.importorskip("tokenizers")
-    small, large = BPE.fit([TEXT], size=257), BPE.fit([TEXT], size=290)
+    small, large = BPE.fit([TEXT], vocab_size=257), BPE.fit([TEXT], vocab_size=290)
     assert (small.size, large.size) == (257, 290)
     assert len(small.encode(TEXT)) == len(TEXT.encode())
     assert len(large.encode(TEXT)) < 0.5 * len(TEXT.encode())
     with pytest.raises(ValueError, match="256"):
-        BPE.fit([TEXT], size=256)
+        BPE.fit([TEXT], vocab_size=256)
 
 
 def test_an_unknown_name_lists_the_known():
     with pytest.raises(ValueError, match="unknown vocabulary 'word'; known: characters, bytes, bpe"):
         fit_vocabulary("word", ["a"])
+
+
+def test_only_bpe_has_a_vocab_size():
+    with pytest.raises(ValueError, match="vocab_size=300 is an option of 'bpe', not of 'bytes'"):
+        fit_vocabulary("bytes", ["a"], vocab_size=300)
+    pytest.importorskip("tokenizers")
+    assert fit_vocabulary("bpe", [TEXT], vocab_size=258).size == 258
 
 
 @pytest.mark.parametrize("wrong", ["", "[]", "{}", '{"kind": "words"}', "nonsense"])

@@ -1,6 +1,7 @@
 """Beam search: against enumeration, against its definition written out, and against greedy decoding."""
 
 import itertools
+from dataclasses import fields, replace
 from functools import cache, partial
 
 import jax
@@ -12,6 +13,7 @@ from toy_models import EVERY_KIND, Model, as_rows, every_sequence, model, table_
 
 from jaxseq.decoding import (
     GNMT,
+    BeamOptions,
     Coverage,
     Forbid,
     Hypotheses,
@@ -51,7 +53,8 @@ def enumerated(kind: str) -> np.ndarray:
 def test_with_a_beam_for_every_sequence_it_is_enumeration(kind: str) -> None:
     m = model(kind, V)
     for name, divisor in NORMALIZATIONS.items():
-        found = beam_search(m.step, m.carry(2), FIRST, end_token=END, num_beams=V**T, max_length=T, normalization=name)
+        options = BeamOptions(V**T, normalization=name)
+        found = beam_search(m.step, m.carry(2), FIRST, options, max_length=T, end_token=END)
         for row, totals in enumerate(enumerated(kind)):
             scores = totals / np.array([divisor(n) for n in LENGTHS])
             order = np.argsort(-scores, kind="stable")
@@ -70,12 +73,12 @@ def test_one_beam_is_greedy_and_scores_are_those_of_what_is_returned(kind: str) 
     first = jnp.arange(4, dtype=jnp.int32)
     best = greedy(m.step, m.carry(4), first, end_token=END, max_length=length)
     for normalization in NORMALIZATIONS:
-        search = partial(beam_search, m.step, m.carry(4), first, end_token=END, max_length=length)
-        one = search(num_beams=1, normalization=normalization)
+        search = partial(beam_search, m.step, m.carry(4), first, max_length=length, end_token=END)
+        one = search(BeamOptions(1, normalization=normalization))
         assert np.array_equal(one.tokens[:, 0], best.tokens)
         assert np.array_equal(one.lengths[:, 0], best.lengths)
         np.testing.assert_allclose(one.log_probabilities[:, 0], best.log_probabilities, atol=1e-5)
-    several = search(num_beams=4, normalization=GNMT(0.9))
+    several = search(BeamOptions(4, normalization=GNMT(0.9)))
     again = score(m.step, m.carry(4), first, several.tokens, several.lengths)
     np.testing.assert_allclose(several.log_probabilities, again, atol=1e-5)
     np.testing.assert_allclose(
@@ -119,7 +122,15 @@ def by_definition(table, first, num_beams, length, divisor, groups=1, diversity=
     return sorted(best, key=lambda f: -f[1] / divisor(len(f[0])))
 
 
-@pytest.mark.parametrize(("num_beams", "groups", "diversity"), [(2, 1, 0.0), (3, 1, 0.0), (4, 2, 0.7), (6, 3, 0.3)])
+@pytest.mark.parametrize(
+    ("num_beams", "groups", "diversity"),
+    [
+        pytest.param(2, 1, 0.0, marks=pytest.mark.full),
+        (3, 1, 0.0),
+        (4, 2, 0.7),
+        pytest.param(6, 3, 0.3, marks=pytest.mark.full),
+    ],
+)
 def test_it_is_its_definition(num_beams: int, groups: int, diversity: float) -> None:
     vocab_size, length = 5, 7
     for seed, (name, divisor) in itertools.product(range(4), NORMALIZATIONS.items()):
@@ -128,13 +139,9 @@ def test_it_is_its_definition(num_beams: int, groups: int, diversity: float) -> 
             Partial(table_step, table),
             jnp.zeros(vocab_size, jnp.int32),
             jnp.arange(vocab_size, dtype=jnp.int32),
-            end_token=END,
-            num_beams=num_beams,
+            BeamOptions(num_beams, normalization=name, early_stopping=False, num_groups=groups, diversity=diversity),
             max_length=length,
-            normalization=name,
-            early_stopping=False,
-            num_groups=groups,
-            diversity=diversity,
+            end_token=END,
         )
         for first in range(vocab_size):
             want = by_definition(table, first, num_beams, length, divisor, groups, diversity)
@@ -145,28 +152,28 @@ def test_it_is_its_definition(num_beams: int, groups: int, diversity: float) -> 
             np.testing.assert_allclose(found.log_probabilities[first, : len(want)], [t for _, t in want], atol=1e-4)
 
 
-def test_stopping_early_changes_nothing_but_the_number_of_steps() -> None:
+@pytest.mark.parametrize("num_results", [1, pytest.param(3, marks=pytest.mark.full)])
+def test_stopping_early_changes_nothing_but_the_number_of_steps(num_results: int) -> None:
     vocab_size, length, calls = 5, 16, []
 
     def step(table, carry, tokens):
         jax.debug.callback(lambda: calls.append(1))
         return table_step(table, carry, tokens)
 
-    def run(**options):
+    def run(options):
         calls.clear()
-        found = beam_search(
-            Partial(step, table), jnp.zeros(4, jnp.int32), jnp.arange(4, dtype=jnp.int32), end_token=END, **options
-        )
+        arguments = (Partial(step, table), jnp.zeros(4, jnp.int32), jnp.arange(4, dtype=jnp.int32))
+        found = beam_search(*arguments, options, max_length=length, end_token=END)
         jax.block_until_ready(found)
         jax.effects_barrier()
         return found, len(calls)
 
     saved = 0
-    for seed, name, results in itertools.product(range(5), NORMALIZATIONS, (1, 3)):
+    for seed, name in itertools.product(range(5), NORMALIZATIONS):
         table = jax.random.normal(jax.random.key(seed), (vocab_size, vocab_size)).at[:, END].add(1.5)
-        options = {"num_beams": 3, "max_length": length, "normalization": name, "num_results": results}
-        whole, all_steps = run(early_stopping=False, **options)
-        early, steps = run(early_stopping=True, **options)
+        options = BeamOptions(3, num_results, name)
+        whole, all_steps = run(replace(options, early_stopping=False))
+        early, steps = run(options)
         jax.tree.map(np.testing.assert_array_equal, whole, early)
         saved += all_steps - steps
         assert steps <= all_steps
@@ -185,7 +192,7 @@ def test_two_beams_find_what_hides_behind_a_poor_first_token() -> None:
     arguments = (Partial(table_step, table), jnp.zeros((), jnp.int32), jnp.asarray(start))
     greedily = greedy(*arguments, end_token=end, max_length=4)
     assert greedily.tokens[0] == poor
-    best = beam_search(*arguments, end_token=end, num_beams=2, max_length=4)
+    best = beam_search(*arguments, BeamOptions(2), max_length=4, end_token=end)
     assert best.tokens[0].tolist() == [good, end, end, end]
     np.testing.assert_allclose(np.exp(best.log_probabilities[0]), 0.4, rtol=1e-6)
     assert best.log_probabilities[0] > greedily.log_probabilities
@@ -194,7 +201,7 @@ def test_two_beams_find_what_hides_behind_a_poor_first_token() -> None:
 def test_a_batch_gives_what_each_row_gives_alone_in_any_shape() -> None:
     table = 2.0 * jax.random.normal(jax.random.key(2), (6, 6))
     step = Partial(table_step, table)
-    options = {"end_token": END, "num_beams": 3, "max_length": 6, "normalization": "gnmt"}
+    options = {"options": BeamOptions(3, normalization="gnmt"), "max_length": 6, "end_token": END}
     first = jnp.arange(6, dtype=jnp.int32)
     batch = beam_search(step, jnp.zeros(6, jnp.int32), first, **options)
     grid = beam_search(step, jnp.zeros((2, 3), jnp.int32), first.reshape(2, 3), **options)
@@ -221,7 +228,7 @@ def test_large_rows_of_a_carry_follow_their_hypotheses() -> None:
     table = jax.random.normal(jax.random.key(3), (5, 5))
     first = jnp.array([0, 3, 4], jnp.int32)
     step = Partial(step, table)
-    found = beam_search(step, carry(3), first, end_token=None, num_beams=4, max_length=10)
+    found = beam_search(step, carry(3), first, max_length=10, end_token=None)
     again = score(step, carry(3), first, found.tokens)
     np.testing.assert_allclose(found.log_probabilities, again, atol=1e-5)
     assert found.lengths.tolist() == [[10] * 4] * 3
@@ -230,12 +237,19 @@ def test_large_rows_of_a_carry_follow_their_hypotheses() -> None:
 def test_diverse_groups_differ_and_alone_they_are_beams_of_their_own() -> None:
     table = 2.0 * jax.random.normal(jax.random.key(4), (6, 6))
     arguments = (Partial(table_step, table), jnp.zeros(6, jnp.int32), jnp.arange(6, dtype=jnp.int32))
-    options = {"end_token": END, "max_length": 5}
-    apart = beam_search(*arguments, num_beams=4, num_groups=2, **options)
-    two = beam_search(*arguments, num_beams=2, **options)
+    sizes = {"end_token": END, "max_length": 5}
+    apart = beam_search(*arguments, BeamOptions(4, num_groups=2), **sizes)
+    two = beam_search(*arguments, BeamOptions(2), **sizes)
     np.testing.assert_allclose(apart.scores[:, ::2], two.scores, atol=1e-6)
     np.testing.assert_allclose(apart.scores[:, 1::2], two.scores, atol=1e-6)
-    repelled = beam_search(*arguments, num_beams=3, num_groups=3, diversity=1e6, **options)
+
+
+@pytest.mark.full
+def test_groups_that_repel_each_other_have_different_first_tokens() -> None:
+    table = 2.0 * jax.random.normal(jax.random.key(4), (6, 6))
+    arguments = (Partial(table_step, table), jnp.zeros(6, jnp.int32), jnp.arange(6, dtype=jnp.int32))
+    options = BeamOptions(3, num_groups=3, diversity=1e6)
+    repelled = beam_search(*arguments, options, end_token=END, max_length=5)
     assert all(len({h[0] for h in row}) == 3 for row in repelled.tokens.tolist())
 
 
@@ -253,11 +267,11 @@ def test_coverage_is_the_formula_over_what_was_attended_to() -> None:
         Partial(step, (table, attention)),
         {"weights": jnp.zeros((2, sources)), "at": jnp.zeros(2, jnp.int32)},
         FIRST,
-        end_token=END,
-        num_beams=V**T,
+        BeamOptions(
+            V**T, normalization="mean", coverage=Coverage(lambda carry: carry["weights"], beta, jnp.asarray(mask))
+        ),
         max_length=T,
-        normalization="mean",
-        coverage=Coverage(lambda carry: carry["weights"], beta, jnp.asarray(mask)),
+        end_token=END,
     )
     log_chances = np.asarray(jax.nn.log_softmax(table), np.float64)
     weights = np.asarray(attention, np.float64)
@@ -284,7 +298,15 @@ ALLOWED = {
 }
 
 
-@pytest.mark.parametrize("names", [*((name,) for name in ALLOWED), ("min", "complete"), ("forbid", "max", "bigrams")])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("min", "complete"),
+        ("forbid", "max", "bigrams"),
+        *(pytest.param((name,), marks=pytest.mark.full) for name in ALLOWED),
+    ],
+    ids="-".join,
+)
 def test_constraints_leave_exactly_what_they_allow(names: tuple[str, ...]) -> None:
     length = 4
     table = jax.random.normal(jax.random.key(7), (length, V, V))
@@ -292,9 +314,9 @@ def test_constraints_leave_exactly_what_they_allow(names: tuple[str, ...]) -> No
         Partial(table_step, table),
         jnp.zeros((), jnp.int32),
         jnp.asarray(0),
-        end_token=END,
-        num_beams=V**length,
+        BeamOptions(V**length),
         max_length=length,
+        end_token=END,
         constraints=[ALLOWED[name][0] for name in names],
     )
     chances = np.asarray(jax.nn.log_softmax(table), np.float64)
@@ -319,7 +341,7 @@ def test_a_row_has_its_own_prefix_and_sampling_and_greedy_follow_it(key: jax.Arr
         greedy(*arguments, **options).tokens,
         sample(*arguments, key=key, **options).tokens,
         sample(*arguments, key=key, num_samples=2, **options).tokens[:, 1],
-        beam_search(*arguments, num_beams=3, **options).tokens[:, 2],
+        beam_search(*arguments, BeamOptions(3), **options).tokens[:, 2],
     ]
     for tokens in runs:
         assert np.array_equal(tokens[:, :2], prefixes)
@@ -335,34 +357,12 @@ def test_a_memory_is_read_by_every_beam_of_its_row() -> None:
     def carries(carry, tokens):
         return carry, jax.vmap(lambda table, token: table[token])(carry, tokens)
 
-    first, options = jnp.arange(3, dtype=jnp.int32), {"end_token": END, "num_beams": 3, "max_length": 5}
+    first = jnp.arange(3, dtype=jnp.int32)
+    options = {"options": BeamOptions(3), "max_length": 5, "end_token": END}
     with_memory = beam_search(reads, jnp.zeros(3, jnp.int32), first, memory=tables, **options)
     jax.tree.map(np.testing.assert_array_equal, with_memory, beam_search(carries, tables, first, **options))
     again = score(reads, jnp.zeros(3, jnp.int32), first, with_memory.tokens, with_memory.lengths, memory=tables)
     np.testing.assert_allclose(again, with_memory.log_probabilities, atol=1e-5)
-
-
-def test_new_parameters_normalizations_and_tokens_need_no_new_compilation() -> None:
-    traces: list[int] = []
-
-    def step(table, carry, tokens):
-        traces.append(1)
-        return table_step(table, carry, tokens)
-
-    counts = []
-    for seed, normalization, forbidden in [(0, "none", 2), (1, "mean", 3), (2, GNMT(0.3), 4)]:
-        beam_search(
-            Partial(step, jax.random.normal(jax.random.key(seed), (5, 5))),
-            jnp.zeros(2, jnp.int32),
-            FIRST,
-            end_token=END,
-            num_beams=3,
-            max_length=4,
-            normalization=normalization,
-            constraints=[Forbid([forbidden])],
-        )
-        counts.append(len(traces))
-    assert counts[0] > 0 and counts == counts[:1] * 3
 
 
 @pytest.mark.parametrize(
@@ -373,14 +373,13 @@ def test_new_parameters_normalizations_and_tokens_need_no_new_compilation() -> N
         ({"num_beams": 4, "max_length": 1}, r"there are only 3 sequences"),
         ({"num_beams": 3, "num_groups": 2}, "not divisible by num_groups=2"),
         ({"num_groups": 0}, "not divisible by num_groups=0"),
-        ({"num_results": 3}, r"num_results must lie in \[1, 2\].*not 3"),
+        ({"num_results": 3}, r"num_results must be in \[1, 2\].*not 3"),
         ({"diversity": 1.0}, "num_groups must be above 1"),
-        ({"diversity": -1.0}, "diversity must not be below 0"),
+        ({"diversity": -1.0}, "diversity must be at least 0.*not -1.0"),
         ({"normalization": "sum"}, "unknown normalization 'sum'; known: none, mean, gnmt"),
         ({"normalization": lambda n: 2.0 - n}, "normalization of length 2 is 0.0"),
         ({"normalization": lambda n: 1e-50}, "normalization of length 1 is 1e-50"),
-        ({"coverage": Coverage(lambda carry: carry, -1.0)}, "strength must not be below 0.*not -1.0"),
-        ({"constraints": [MinLength(1, 2)]}, f"MinLength has the end token 2, decoding {END}"),
+        ({"constraints": [MinLength(1, 2)]}, f"MinLength has the end token 2, decoding has {END}"),
         ({"end_token": V}, f"end_token {V} outside the vocabulary of {V}"),
         ({"max_length": 0}, "max_length must be at least 1, not 0"),
         ({"carry": jnp.zeros(3, jnp.int32)}, r"has shape \(3,\): it must lead with the batch dimensions \(2,\)"),
@@ -393,14 +392,22 @@ def test_new_parameters_normalizations_and_tokens_need_no_new_compilation() -> N
     ],
 )
 def test_wrong_arguments_are_refused(wrong: dict, message: str) -> None:
-    arguments = {"carry": jnp.zeros(2, jnp.int32), "end_token": END, "num_beams": 2, "max_length": 4} | wrong
+    names = {field.name for field in fields(BeamOptions)}
+    options = {"num_beams": 2} | {name: value for name, value in wrong.items() if name in names}
+    others = {name: value for name, value in wrong.items() if name not in names}
+    arguments = {"carry": jnp.zeros(2, jnp.int32), "end_token": END, "max_length": 4} | others
     carry = arguments.pop("carry")
     with pytest.raises(ValueError, match=message):
-        beam_search(Partial(table_step, jnp.zeros((V, V))), carry, FIRST, **arguments)
+        beam_search(Partial(table_step, jnp.zeros((V, V))), carry, FIRST, BeamOptions(**options), **arguments)
+
+
+def test_a_negative_strength_of_coverage_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"strength must be at least 0.*not -1\.0"):
+        Coverage(lambda carry: carry, -1.0)
 
 
 def test_a_cache_without_the_room_is_refused(key: jax.Array) -> None:
     m: Model = model("cache", V)
-    for run in (partial(beam_search, num_beams=2), greedy, partial(sample, key=key)):
+    for run in (beam_search, greedy, partial(sample, key=key)):
         with pytest.raises(ValueError, match=r"max_length=30 looks 29 positions back, but the carry keeps 24"):
             run(m.step, m.carry(2), FIRST, end_token=END, max_length=30)

@@ -7,13 +7,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxseq.decoding import filtered, keep_min_p, keep_top_k, keep_top_p, keep_typical, scale
+from jaxseq.decoding import (
+    SamplingOptions,
+    apply_temperature,
+    filter_logits,
+    keep_min_p,
+    keep_top_k,
+    keep_top_p,
+    keep_typical_p,
+)
 
 TABLE = jax.random.normal(jax.random.key(3), (4, 9))
 LOGITS = st.lists(st.integers(-4, 4), min_size=6, max_size=6)
 top_k_of_six = {k: jax.jit(lambda logits, k=k: keep_top_k(logits, k)) for k in range(1, 7)}
 top_p_of_six = jax.jit(keep_top_p)
-min_p_of_six, typical_of_six = jax.jit(keep_min_p), jax.jit(keep_typical)
+min_p_of_six, typical_of_six = jax.jit(keep_min_p), jax.jit(keep_typical_p)
 
 
 def kept(filtered_logits) -> set[int]:
@@ -51,7 +59,7 @@ def test_nothing_is_ruled_out_by_the_widest_filters():
     spread = jnp.array([30.0, 0.0, -30.0, -80.0])
     assert jnp.array_equal(keep_top_p(spread, 1.0), spread)
     assert jnp.array_equal(keep_top_k(spread, 4), spread)
-    assert jnp.array_equal(filtered(spread), spread)
+    assert jnp.array_equal(filter_logits(spread, SamplingOptions()), spread)
 
 
 def test_one_token_always_stays():
@@ -61,16 +69,18 @@ def test_one_token_always_stays():
 
 
 def test_temperature_comes_first_then_top_k_then_top_p():
-    expected = keep_top_p(keep_top_k(scale(TABLE, 0.7), 5), 0.8)
-    assert jnp.array_equal(filtered(TABLE, temperature=0.7, top_k=5, top_p=0.8), expected)
+    expected = keep_top_p(keep_top_k(apply_temperature(TABLE, 0.7), 5), 0.8)
+    assert jnp.array_equal(filter_logits(TABLE, SamplingOptions(temperature=0.7, top_k=5, top_p=0.8)), expected)
     logits = jnp.log(jnp.array([0.4, 0.3, 0.2, 0.1]))
-    assert kept(filtered(logits, top_k=2, top_p=0.56)) == {0}  # 0.4 / 0.7 reaches it; 0.4 alone would not
+    assert kept(filter_logits(logits, SamplingOptions(top_k=2, top_p=0.56))) == {
+        0
+    }  # 0.4 / 0.7 reaches it; 0.4 alone would not
     assert kept(keep_top_p(logits, 0.56)) == {0, 1}
-    assert kept(filtered(logits, temperature=0.2, top_p=0.56)) == {0}
+    assert kept(filter_logits(logits, SamplingOptions(temperature=0.2, top_p=0.56))) == {0}
 
 
 def test_rows_are_filtered_alone(key):
-    for function in (lambda x: keep_top_k(x, 3), lambda x: keep_top_p(x, 0.6)):
+    for function in (jax.jit(lambda x: keep_top_k(x, 3)), jax.jit(lambda x: keep_top_p(x, 0.6))):
         rows = jnp.stack([function(row) for row in TABLE])
         assert jnp.array_equal(function(TABLE), rows)
         assert jnp.array_equal(function(TABLE.reshape(2, 2, 9)), rows.reshape(2, 2, 9))
@@ -83,8 +93,9 @@ def test_a_k_outside_the_vocabulary_is_refused(k):
 
 
 def test_the_dtype_is_kept(x64):
+    options = SamplingOptions(temperature=0.5, top_k=3, top_p=0.9, min_p=0.1, typical_p=0.9)
     for dtype in (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64):
-        result = filtered(jnp.arange(5).astype(dtype), temperature=0.5, top_k=3, top_p=0.9)
+        result = jax.eval_shape(lambda logits: filter_logits(logits, options), jax.ShapeDtypeStruct((5,), dtype))
         assert result.dtype == dtype
 
 
@@ -115,6 +126,6 @@ def test_typical_keeps_the_fewest_of_ordinary_surprise_that_reach_p(logits, p):
 
 
 def test_all_filters_come_in_the_stated_order():
-    expected = keep_typical(keep_min_p(keep_top_p(keep_top_k(scale(TABLE, 0.7), 7), 0.95), 0.1), 0.8)
-    got = filtered(TABLE, temperature=0.7, top_k=7, top_p=0.95, min_p=0.1, typical_p=0.8)
+    expected = keep_typical_p(keep_min_p(keep_top_p(keep_top_k(apply_temperature(TABLE, 0.7), 7), 0.95), 0.1), 0.8)
+    got = filter_logits(TABLE, SamplingOptions(temperature=0.7, top_k=7, top_p=0.95, min_p=0.1, typical_p=0.8))
     assert jnp.array_equal(got, expected)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from jaxseq.decoding import filtered, greedy, sample, stream
+from jaxseq.decoding import SamplingOptions, filter_logits, greedy, sample, stream
 
 V, B, L, END = 7, 5, 12, 3
 
@@ -94,20 +94,23 @@ def test_greedy_is_the_plain_loop(end_token):
 
 
 def test_sampling_is_the_plain_loop(key):
-    filters = {"temperature": 1.3, "top_k": 5, "top_p": 0.9}
+    options = SamplingOptions(temperature=1.3, top_k=5, top_p=0.9)
+
+    @jax.jit
+    def choose_row(logits, row, position):
+        few, ids = jax.lax.top_k(filter_logits(logits, options), options.top_k)
+        return ids[jax.random.categorical(jax.random.fold_in(jax.random.fold_in(key, row), position), few)]
 
     def choose(logits, position):
-        few, ids = jax.lax.top_k(filtered(logits, **filters), filters["top_k"])
-        keys = [jax.random.fold_in(jax.random.fold_in(key, row), position) for row in range(B)]
-        return [int(i[jax.random.categorical(k, row)]) for k, row, i in zip(keys, few, ids, strict=True)]
+        return [int(choose_row(logits[row], row, position)) for row in range(B)]
 
-    generation = sample(STEP, start(), FIRST, key=key, max_length=L, end_token=END, **filters)
+    generation = sample(STEP, start(), FIRST, options, key=key, max_length=L, end_token=END)
     same(generation, loop(choose))
     assert len(set(generation.lengths.tolist())) > 1  # rows end at different times
 
 
 def test_behind_the_end_stand_end_tokens_only_and_count_for_nothing(key):
-    made = sample(STEP, start(), FIRST, key=key, max_length=L, end_token=END, temperature=2.0)
+    made = sample(STEP, start(), FIRST, SamplingOptions(2.0), key=key, max_length=L, end_token=END)
     for tokens, length in zip(made.tokens.tolist(), made.lengths.tolist(), strict=True):
         assert END not in tokens[: length - 1]
         assert set(tokens[length:]) <= {END}
@@ -118,7 +121,8 @@ def test_behind_the_end_stand_end_tokens_only_and_count_for_nothing(key):
 def test_log_probabilities_are_those_of_scoring_what_was_returned(key, x64):
     params = params_of(1, jnp.float64)
     step = jax.tree_util.Partial(recurrent, params)
-    made = sample(step, start(dtype=jnp.float64), FIRST, key=key, max_length=L, end_token=END, top_k=4)
+    options = SamplingOptions(top_k=4)
+    made = sample(step, start(dtype=jnp.float64), FIRST, options, key=key, max_length=L, end_token=END)
     assert made.log_probabilities.dtype == jnp.float64
     carry, tokens, total = start(dtype=jnp.float64), FIRST, np.zeros(B)
     for position in range(L):
@@ -139,10 +143,11 @@ def test_a_step_in_half_precision_is_scored_in_float32(key):
 
 
 def test_a_batch_gives_what_each_row_gives_alone(key):
-    filters = {"max_length": L, "end_token": END, "temperature": 1.5, "top_p": 0.95}
-    batch = sample(STEP, start(), FIRST, key=key, **filters)
+    options = SamplingOptions(temperature=1.5, top_p=0.95)
+    batch = sample(STEP, start(), FIRST, options, key=key, max_length=L, end_token=END)
     for row in range(B):
-        alone = sample(single, start(()), FIRST[row], key=jax.random.fold_in(key, row), **filters)
+        its_key = jax.random.fold_in(key, row)
+        alone = sample(single, start(()), FIRST[row], options, key=its_key, max_length=L, end_token=END)
         assert alone.tokens.shape == (L,)
         assert np.array_equal(alone.tokens, batch.tokens[row])
         assert alone.lengths == batch.lengths[row]
@@ -214,7 +219,8 @@ def test_new_parameters_and_temperatures_need_no_new_compilation(key):
     def both(seed, temperature, top_p):
         bound = jax.tree_util.Partial(step, params_of(seed))
         a = greedy(bound, start(), FIRST, max_length=4)
-        b = sample(bound, start(), FIRST, key=key, max_length=4, top_k=3, temperature=temperature, top_p=top_p)
+        options = SamplingOptions(temperature, top_k=3, top_p=top_p)
+        b = sample(bound, start(), FIRST, options, key=key, max_length=4)
         return a.tokens, b.tokens
 
     first = both(0, 0.8, 0.9)
@@ -234,9 +240,9 @@ def test_sampled_frequencies_are_those_of_a_known_markov_chain():
 
     first = jnp.zeros(rows, jnp.int32)
     for temperature, top_k in [(1.0, None), (0.5, 3)]:
-        law = jax.nn.softmax(filtered(jnp.log(table), temperature=temperature, top_k=top_k))
-        law = np.asarray(law, np.float64)
-        made = sample(step, (), first, key=jax.random.key(1), max_length=length, temperature=temperature, top_k=top_k)
+        options = SamplingOptions(temperature, top_k=top_k)
+        law = np.asarray(jax.nn.softmax(filter_logits(jnp.log(table), options)), np.float64)
+        made = sample(step, (), first, options, key=jax.random.key(1), max_length=length)
         chain = np.concatenate([np.zeros((rows, 1), int), np.asarray(made.tokens)], axis=1)
         counts = np.zeros((4, 4))
         np.add.at(counts, (chain[:, :-1].ravel(), chain[:, 1:].ravel()), 1)
@@ -248,16 +254,16 @@ def test_sampled_frequencies_are_those_of_a_known_markov_chain():
 
 
 def test_a_low_temperature_is_greedy(key):
-    cold = sample(STEP, start(), FIRST, key=key, max_length=L, temperature=1e-4)
+    cold = sample(STEP, start(), FIRST, SamplingOptions(1e-4), key=key, max_length=L)
     assert np.array_equal(cold.tokens, greedy(STEP, start(), FIRST, max_length=L).tokens)
-    one = sample(STEP, start(), FIRST, key=key, max_length=L, top_k=1)
+    one = sample(STEP, start(), FIRST, SamplingOptions(top_k=1), key=key, max_length=L)
     assert np.array_equal(cold.tokens, one.tokens)
 
 
 @pytest.mark.parametrize("block_length", [1, 5, 64])
 @pytest.mark.parametrize("sampled", [True, False])
 def test_a_stream_gives_the_tokens_of_the_whole(key, block_length, sampled):
-    extra = {"key": key, "temperature": 1.4, "top_p": 0.9} if sampled else {}
+    extra = {"key": key, "options": SamplingOptions(temperature=1.4, top_p=0.9)} if sampled else {}
     whole = (sample if sampled else greedy)(STEP, start(), FIRST, max_length=L, end_token=END, **extra)
     pieces = list(stream(STEP, start(), FIRST, max_length=L, end_token=END, block_length=block_length, **extra))
     assert len(pieces) == int(whole.lengths.max())
@@ -276,30 +282,31 @@ def test_a_stream_of_one_row_gives_single_tokens(key):
         ({"max_length": 0}, "max_length must be at least 1, not 0"),
         ({"end_token": V}, rf"end_token {V} outside the vocabulary of {V}"),
         ({"end_token": -1}, "end_token -1 outside"),
-        ({"temperature": 0.0}, "use greedy"),
-        ({"temperature": -1.0}, "above 0, not -1"),
-        ({"temperature": float("nan")}, "above 0, not nan"),
-        ({"top_k": 0}, rf"\[1, {V}\].*not 0"),
-        ({"top_k": V + 1}, rf"\[1, {V}\].*not {V + 1}"),
-        ({"top_p": 0.0}, r"\(0, 1\], not 0"),
-        ({"top_p": 1.1}, r"\(0, 1\], not 1.1"),
+        ({"temperature": 0.0}, "temperature.*use greedy"),
+        ({"temperature": -1.0}, "temperature must be above 0.*not -1"),
+        ({"temperature": float("nan")}, "temperature must be above 0.*not nan"),
+        ({"top_k": 0}, "top_k must be at least 1, not 0"),
+        ({"top_k": V + 1}, rf"top_k must be in \[1, {V}\].*not {V + 1}"),
+        ({"top_p": 0.0}, r"top_p must be in \(0, 1\], not 0"),
+        ({"top_p": jnp.float32(1.5)}, r"top_p must be in \(0, 1\], not 1.5"),
+        ({"min_p": -0.5}, r"min_p must be in \(0, 1\], not -0.5"),
         ({"key": jax.random.split(jax.random.key(0), B + 1)}, r"one for each row, \(5,\), not \(6,\)"),
     ],
 )
 def test_wrong_arguments_are_refused_before_anything_runs(key, wrong, message):
-    arguments = {"max_length": 4, "end_token": END, "key": key} | wrong
-    with pytest.raises(ValueError, match=message):
-        sample(STEP, start(), FIRST, **arguments)
-    with pytest.raises(ValueError, match=message):
-        stream(STEP, start(), FIRST, **arguments)
+    fields = {name: value for name, value in wrong.items() if name in ("temperature", "top_k", "top_p", "min_p")}
+    arguments = {"max_length": 4, "end_token": END, "key": key} | {k: v for k, v in wrong.items() if k not in fields}
+    for run in (sample, stream):
+        with pytest.raises(ValueError, match=message):
+            run(STEP, start(), FIRST, SamplingOptions(**fields), **arguments)
     if not set(wrong) - {"max_length", "end_token"}:
         with pytest.raises(ValueError, match=message):
             greedy(STEP, start(), FIRST, **{k: v for k, v in arguments.items() if k != "key"})
 
 
-def test_a_stream_without_a_key_takes_no_filters():
-    with pytest.raises(ValueError, match="ask for a key"):
-        stream(STEP, start(), FIRST, max_length=4, top_k=3)
+def test_a_stream_without_a_key_takes_no_options():
+    with pytest.raises(ValueError, match=r"needs a key.*top_k=3"):
+        stream(STEP, start(), FIRST, SamplingOptions(top_k=3), max_length=4)
     with pytest.raises(ValueError, match="block_length must be at least 1"):
         stream(STEP, start(), FIRST, max_length=4, block_length=0)
 

@@ -10,11 +10,14 @@ from jax.tree_util import Partial
 from toy_models import EVERY_KIND, model, table_step
 
 from jaxseq.decoding import (
+    BeamOptions,
     Forbid,
+    SamplingOptions,
+    StatelessConstraint,
     beam_search,
-    filtered,
+    filter_logits,
     greedy,
-    padded,
+    pad_prompts,
     prefill,
     sample,
     score,
@@ -22,7 +25,7 @@ from jaxseq.decoding import (
     step_of,
     stream,
 )
-from jaxseq.decoding.step import as_tokens
+from jaxseq.decoding.step import as_token_ids
 
 PROMPTS = [[3], [1, 2, 0, 4, 4, 1], [2, 2, 3]]
 
@@ -30,7 +33,7 @@ PROMPTS = [[3], [1, 2, 0, 4, 4, 1], [2, 2, 3]]
 @pytest.mark.parametrize("kind", EVERY_KIND)
 def test_prompts_of_different_lengths_give_what_each_gives_alone(kind: str) -> None:
     m = model(kind, 5, seed=2)
-    tokens, lengths = padded(PROMPTS)
+    tokens, lengths = pad_prompts(PROMPTS)
     carry, first = prefill(m.forward, m.carry(3), tokens, lengths, max_length=6)
     together = greedy(m.step, carry, first, max_length=6)
     for row, prompt in enumerate(PROMPTS):
@@ -44,7 +47,7 @@ def test_prompts_of_different_lengths_give_what_each_gives_alone(kind: str) -> N
 
 def test_what_stands_behind_a_prompt_changes_nothing() -> None:
     m = model("cache", 5)
-    tokens, lengths = padded(PROMPTS)
+    tokens, lengths = pad_prompts(PROMPTS)
     spoilt = np.where(np.arange(tokens.shape[1]) < lengths[:, None], tokens, 4)
     for a, b in zip(
         jax.tree.leaves(prefill(m.forward, m.carry(3), tokens, lengths, max_length=1)),
@@ -56,7 +59,7 @@ def test_what_stands_behind_a_prompt_changes_nothing() -> None:
 
 def test_a_prompt_longer_than_the_context_is_refused() -> None:
     m = model("cache", 5)
-    tokens, lengths = padded([[0] * 8, [1] * 11])
+    tokens, lengths = pad_prompts([[0] * 8, [1] * 11])
     with pytest.raises(ValueError, match=r"a prompt of 11 tokens looks 10 positions back, but the carry keeps 8"):
         prefill(m.forward, m.carry(2, context=8), tokens, lengths, max_length=1)
     with pytest.raises(ValueError, match=r"11 tokens and max_length=5 looks 14 positions back.*context=14"):
@@ -79,7 +82,7 @@ def test_lengths_that_do_not_fit_are_refused(lengths: list[int], message: str) -
 @pytest.mark.parametrize(("prompts", "message"), [([], "there are none"), ([[1], []], "prompt 1 is empty")])
 def test_no_prompt_and_an_empty_one_are_refused(prompts: list, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        padded(prompts)
+        pad_prompts(prompts)
 
 
 def test_a_score_is_the_sum_over_the_tokens_up_to_the_length_and_has_a_gradient(x64: None) -> None:
@@ -105,7 +108,7 @@ def test_a_score_is_the_sum_over_the_tokens_up_to_the_length_and_has_a_gradient(
 def test_a_score_without_shapes_that_fit_is_refused() -> None:
     step, carry = Partial(table_step, jnp.zeros((5, 5))), jnp.zeros(2, jnp.int32)
     first = jnp.zeros(2, jnp.int32)
-    with pytest.raises(ValueError, match=r"tokens \(3, 4\) are no sequences for rows \(2,\)"):
+    with pytest.raises(ValueError, match=r"tokens \(3, 4\) do not fit rows \(2,\)"):
         score(step, carry, first, jnp.zeros((3, 4), jnp.int32))
     with pytest.raises(ValueError, match=r"lengths \(3,\) do not fit tokens \(2, 4\)"):
         score(step, carry, first, jnp.zeros((2, 4), jnp.int32), jnp.zeros(3, jnp.int32))
@@ -114,7 +117,7 @@ def test_a_score_without_shapes_that_fit_is_refused() -> None:
 def test_several_samples_a_prompt_are_samples_by_keys_of_their_own(key: jax.Array) -> None:
     step = Partial(table_step, jax.random.normal(jax.random.key(1), (5, 5)))
     first = jnp.array([0, 3], jnp.int32)
-    options = {"max_length": 6, "end_token": 2, "temperature": 0.9, "min_p": 0.05}
+    options = {"options": SamplingOptions(temperature=0.9, min_p=0.05), "max_length": 6, "end_token": 2}
     several = sample(step, jnp.zeros(2, jnp.int32), first, key=key, num_samples=4, **options)
     assert several.tokens.shape == (2, 4, 6) and several.lengths.shape == (2, 4)
     for j in range(4):
@@ -131,17 +134,17 @@ def test_several_samples_a_prompt_are_samples_by_keys_of_their_own(key: jax.Arra
 def test_sampling_log_probabilities_are_those_of_the_distribution_drawn_from(key: jax.Array) -> None:
     table = jax.random.normal(jax.random.key(2), (6, 6))
     first = jnp.arange(6, dtype=jnp.int32)
-    options = {"temperature": 0.7, "top_k": 4, "top_p": 0.9}
+    options = SamplingOptions(temperature=0.7, top_k=4, top_p=0.9)
     made = sample(
         Partial(table_step, table),
         jnp.zeros(6, jnp.int32),
         first,
+        options,
         key=key,
         max_length=5,
         constraints=[Forbid([1])],
-        **options,
     )
-    law = jax.nn.log_softmax(filtered(table.at[:, 1].set(-jnp.inf), **options))
+    law = jax.nn.log_softmax(filter_logits(table.at[:, 1].set(-jnp.inf), options))
     before = jnp.concatenate([first[:, None], made.tokens[:, :-1]], axis=1)
     np.testing.assert_allclose(made.sampling_log_probabilities, law[before, made.tokens].sum(-1), atol=1e-5)
     np.testing.assert_allclose(
@@ -159,7 +162,7 @@ def test_a_row_that_constraints_leave_no_token_ends_there() -> None:
     assert int(made.lengths) == 0
     assert np.isneginf(made.log_probabilities) and np.isneginf(made.sampling_log_probabilities)
     assert made.tokens.tolist() == [2] * 4
-    found = beam_search(step, carry, jnp.asarray(0), num_beams=2, max_length=4, end_token=2, constraints=nothing)
+    found = beam_search(step, carry, jnp.asarray(0), BeamOptions(2), max_length=4, end_token=2, constraints=nothing)
     assert found.lengths.tolist() == [0, 0] and np.all(np.isneginf(found.scores))
 
 
@@ -174,13 +177,13 @@ def test_tokens_of_any_whole_dtype_and_plain_numbers_as_a_carry_will_do() -> Non
     first = np.array([1, 2], np.uint8)
     made = greedy(step, carry, first, max_length=3)
     assert made.tokens.tolist() == [[299] * 3] * 2
-    found = beam_search(step, carry, first, end_token=None, num_beams=2, max_length=3)
+    found = beam_search(step, carry, first, BeamOptions(2), max_length=3, end_token=None)
     assert found.tokens[:, 0].tolist() == [[299] * 3] * 2
     np.testing.assert_allclose(score(step, carry, first, made.tokens, [3, 3]), made.log_probabilities, atol=1e-5)
     alone = greedy(lambda carry, token: (carry + 1, table[token]), 0, jnp.array(1), max_length=2)
     assert alone.tokens.tolist() == [299, 299]
-    with pytest.raises(TypeError, match="tokens must be whole numbers, not float32"):
-        as_tokens(np.zeros(2, np.float32))
+    with pytest.raises(TypeError, match="tokens must be integers, not float32"):
+        as_token_ids(np.zeros(2, np.float32))
 
 
 def test_a_field_called_context_is_no_bound_and_scoring_asks_for_room() -> None:
@@ -201,11 +204,17 @@ def test_constraints_may_come_in_any_iterable_and_are_pytrees() -> None:
     made = greedy(step, carry, first, max_length=3, constraints=(Forbid([0]),))
     assert not np.any(made.tokens == 0)
 
-    class Mine(Forbid):
+    class Mine(StatelessConstraint):
         """Not registered."""
 
+        def check(self, vocab_size, max_length):
+            pass
+
+        def allowed(self, state, vocab_size, num_generated, num_remaining):
+            return jnp.ones(vocab_size, bool)
+
     with pytest.raises(TypeError, match="Mine must be a pytree"):
-        greedy(step, carry, first, max_length=3, constraints=[Mine([0])])
+        greedy(step, carry, first, max_length=3, constraints=[Mine()])
 
 
 def test_a_donated_carry_is_gone_and_another_stays(key: jax.Array) -> None:
@@ -214,7 +223,7 @@ def test_a_donated_carry_is_gone_and_another_stays(key: jax.Array) -> None:
     greedy(step, kept, first, max_length=3)
     sample(step, kept, first, key=key, max_length=3)
     list(stream(step, kept, first, max_length=3))
-    beam_search(step, kept, first, end_token=None, num_beams=2, max_length=3)
+    beam_search(step, kept, first, BeamOptions(2), max_length=3, end_token=None)
     assert not kept.is_deleted()
     greedy(step, given, first, max_length=3, donate_carry=True)
     assert given.is_deleted()
@@ -234,5 +243,5 @@ def test_a_step_reads_one_token_whatever_was_made() -> None:
     step = step_of(Partial(forward, jnp.zeros((4, 4))))
     first = jnp.zeros(2, jnp.int32)
     greedy(step, jnp.zeros(2), first, max_length=50)
-    beam_search(step, jnp.zeros(2), first, end_token=0, num_beams=2, max_length=50)
+    beam_search(step, jnp.zeros(2), first, BeamOptions(2), max_length=50, end_token=0)
     assert set(lengths) == {1}

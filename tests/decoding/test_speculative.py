@@ -11,7 +11,7 @@ import scipy.stats
 from jax.tree_util import Partial
 from toy_models import Model, model, table_forward, table_step
 
-from jaxseq.decoding import filtered, greedy, score, speculative_sample
+from jaxseq.decoding import SamplingOptions, filter_logits, greedy, score, speculative_sample
 
 V, END = 4, 3
 TARGET, DRAFT = (1.5 * jax.random.normal(jax.random.key(seed), (V, V)) for seed in (1, 2))
@@ -23,10 +23,15 @@ def counts(*shape: int) -> jax.Array:
 
 
 @pytest.mark.parametrize(
-    ("num_drafted", "filters"),
-    [(1, {}), (3, {}), (2, {"temperature": 0.7, "top_k": 3}), (4, {"top_p": 0.8})],
+    ("draft_length", "options"),
+    [
+        pytest.param(1, SamplingOptions(), marks=pytest.mark.full),
+        (3, SamplingOptions()),
+        (2, SamplingOptions(temperature=0.7, top_k=3)),
+        pytest.param(4, SamplingOptions(top_p=0.8), marks=pytest.mark.full),
+    ],
 )
-def test_frequencies_are_those_of_the_large_model(num_drafted: int, filters: dict) -> None:
+def test_frequencies_are_those_of_the_large_model(draft_length: int, options: SamplingOptions) -> None:
     rows, length = 20_000, 3
     made = speculative_sample(
         Partial(table_forward, DRAFT),
@@ -34,13 +39,13 @@ def test_frequencies_are_those_of_the_large_model(num_drafted: int, filters: dic
         counts(rows),
         counts(rows),
         counts(rows),
+        options,
         key=jax.random.key(11),
         max_length=length,
-        num_drafted=num_drafted,
         end_token=END,
-        **filters,
+        draft_length=draft_length,
     )
-    chances = np.asarray(jax.nn.softmax(filtered(TARGET, **filters)), np.float64)
+    chances = np.asarray(jax.nn.softmax(filter_logits(TARGET, options)), np.float64)
     seen = collections.Counter(map(tuple, made.tokens.tolist()))
     expected = {}
     for sequence in itertools.product(range(V), repeat=length):
@@ -54,39 +59,46 @@ def test_frequencies_are_those_of_the_large_model(num_drafted: int, filters: dic
     wanted = np.array([expected[s] for s in common] + [rows - sum(expected[s] for s in common)])
     kept = wanted > 1e-6
     assert scipy.stats.chisquare(observed[kept], wanted[kept] * observed.sum() / wanted[kept].sum()).pvalue > 1e-3
-    assert 0 < int(made.accepted.sum()) < int(made.drafted.sum())
+    assert 0 < int(made.num_accepted.sum()) < int(made.num_drafted.sum())
 
 
-@pytest.mark.parametrize(("draft", "target"), [("state", "cache"), ("last inputs", "hybrid")])
-def test_without_a_key_it_is_greedy_and_in_fewer_rounds(draft: str, target: str) -> None:
+@pytest.mark.parametrize(
+    ("draft", "target", "draft_length"),
+    [
+        ("state", "hybrid", 3),
+        pytest.param("state", "cache", 1, marks=pytest.mark.full),
+        pytest.param("last inputs", "cache", 3, marks=pytest.mark.full),
+        pytest.param("last inputs", "hybrid", 1, marks=pytest.mark.full),
+    ],
+)
+def test_without_a_key_it_is_greedy(draft: str, target: str, draft_length: int) -> None:
     small, large = model(draft, 5), model(target, 5, seed=1)
     length = 12
     want = greedy(large.step, large.carry(3), FIRST, max_length=length, end_token=END)
-    for num_drafted in (1, 3):
-        made = speculative_sample(
-            small.forward,
-            large.forward,
-            small.carry(3),
-            large.carry(3),
-            FIRST,
-            key=None,
-            max_length=length,
-            num_drafted=num_drafted,
-            end_token=END,
-        )
-        assert np.array_equal(made.tokens, want.tokens)
-        assert np.array_equal(made.lengths, want.lengths)
-        np.testing.assert_allclose(made.log_probabilities, want.log_probabilities, atol=1e-5)
+    made = speculative_sample(
+        small.forward,
+        large.forward,
+        small.carry(3),
+        large.carry(3),
+        FIRST,
+        key=None,
+        max_length=length,
+        draft_length=draft_length,
+        end_token=END,
+    )
+    assert np.array_equal(made.tokens, want.tokens)
+    assert np.array_equal(made.lengths, want.lengths)
+    np.testing.assert_allclose(made.log_probabilities, want.log_probabilities, atol=1e-5)
 
 
 def test_a_draft_that_is_the_model_is_always_kept(key: jax.Array) -> None:
     m: Model = model("cache", 5, seed=1)
     length = 15
     made = speculative_sample(
-        m.forward, m.forward, m.carry(2), m.carry(2), FIRST[:2], key=key, max_length=length, num_drafted=4
+        m.forward, m.forward, m.carry(2), m.carry(2), FIRST[:2], key=key, max_length=length, draft_length=4
     )
-    assert int(made.rounds) == 3  # five tokens a round
-    assert np.array_equal(made.accepted, made.drafted)
+    assert int(made.num_rounds) == 3  # five tokens a round
+    assert np.array_equal(made.num_accepted, made.num_drafted)
     calls: list[int] = []
 
     def counted(params, carry, tokens, ids):
@@ -108,7 +120,7 @@ def test_a_draft_that_is_the_model_is_always_kept(key: jax.Array) -> None:
 
 
 def test_log_probabilities_are_the_models_own_and_rows_are_alone(key: jax.Array) -> None:
-    options = {"max_length": 8, "end_token": END, "temperature": 1.3, "num_drafted": 3}
+    options = {"options": SamplingOptions(1.3), "max_length": 8, "end_token": END, "draft_length": 3}
     draft, target = Partial(table_forward, DRAFT), Partial(table_forward, TARGET)
     first = jnp.array([0, 1, 2, 0], jnp.int32)
     made = speculative_sample(draft, target, counts(4), counts(4), first, key=key, **options)
@@ -118,15 +130,15 @@ def test_log_probabilities_are_the_models_own_and_rows_are_alone(key: jax.Array)
         its_key = jax.random.fold_in(key, row)
         alone = speculative_sample(draft, target, counts(), counts(), first[row], key=its_key, **options)
         assert np.array_equal(alone.tokens, made.tokens[row])
-        assert (alone.lengths, alone.accepted) == (made.lengths[row], made.accepted[row])
+        assert (alone.lengths, alone.num_accepted) == (made.lengths[row], made.num_accepted[row])
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"num_drafted": 0}, "num_drafted must be at least 1, not 0"),
-        ({"key": None, "top_p": 0.5}, "ask for a key"),
-        ({"top_k": V + 1}, rf"\[1, {V}\].*not {V + 1}"),
+        ({"draft_length": 0}, "draft_length must be at least 1, not 0"),
+        ({"key": None, "options": SamplingOptions(top_p=0.5)}, "needs a key"),
+        ({"options": SamplingOptions(top_k=V + 1)}, rf"\[1, {V}\].*not {V + 1}"),
         ({"end_token": V}, f"end_token {V} outside the vocabulary of {V}"),
         ({"max_length": 0}, "max_length must be at least 1"),
     ],

@@ -29,11 +29,11 @@ CASES += [Case(11, 1, 1, True), Case(11, 1, 2, False), Case(3, 3, 4, True), Case
 
 
 def arguments(case: Case, batch: tuple[int, ...] = (B,)) -> tuple[jax.Array, ...]:
-    """Random inputs, kernel and state."""
+    """Random state, inputs and kernel."""
     rng = np.random.default_rng(case.time)
     shape = (case.taps, D) if case.depthwise else (case.taps, D, F)
     state = (*batch, (case.taps - 1) * case.dilation, D)
-    return tuple(jnp.asarray(rng.normal(size=s)) for s in ((*batch, case.time, D), shape, state))
+    return tuple(jnp.asarray(rng.normal(size=s)) for s in (state, (*batch, case.time, D), shape))
 
 
 def ragged(time: int) -> np.ndarray:
@@ -43,9 +43,9 @@ def ragged(time: int) -> np.ndarray:
     return ids.astype(np.int32)
 
 
-def in_a_loop(xs: Any, kernel: Any, state: Any, dilation: int, ids: np.ndarray | None) -> tuple:
+def in_a_loop(state: Any, xs: Any, kernel: Any, dilation: int, ids: np.ndarray | None) -> tuple:
     """The equation as it is on paper: each row's history of one document, and its last inputs."""
-    xs, kernel, state = (np.asarray(a) for a in (xs, kernel, state))
+    state, xs, kernel = (np.asarray(a) for a in (state, xs, kernel))
     taps, last = kernel.shape[0], np.zeros_like(state)
     ys = np.zeros((*xs.shape[:2], kernel.shape[-1]))
     for row in range(xs.shape[0]):
@@ -85,14 +85,14 @@ def test_values_and_gradients_are_those_of_the_loop(case: Case, x64: None) -> No
 
 
 def test_one_document_is_scipys_filter(x64: None) -> None:
-    xs, kernel, state = arguments(Case(13, 3, 2, False))
+    state, xs, kernel = arguments(Case(13, 3, 2, False))
     stuffed = np.zeros((5, D, F))
     stuffed[::2] = kernel[::-1]
-    got = causal_convolution(xs, kernel, jnp.zeros_like(state), dilation=2)[1]
+    got = causal_convolution(jnp.zeros_like(state), xs, kernel, dilation=2)[1]
     for f in range(F):
         want = sum(lfilter(stuffed[:, d, f], [1.0], xs[..., d], axis=1) for d in range(D))
         np.testing.assert_allclose(got[..., f], want, rtol=1e-12, atol=1e-12)
-    got = causal_convolution(xs, kernel[:, :, 0], jnp.zeros_like(state), dilation=2)[1]
+    got = causal_convolution(jnp.zeros_like(state), xs, kernel[:, :, 0], dilation=2)[1]
     for d in range(D):
         want = lfilter(stuffed[:, d, 0], [1.0], xs[..., d], axis=1)
         np.testing.assert_allclose(got[..., d], want, rtol=1e-12, atol=1e-12)
@@ -100,22 +100,22 @@ def test_one_document_is_scipys_filter(x64: None) -> None:
 
 @pytest.mark.parametrize("depthwise", [True, False])
 def test_padding_may_hold_nan_and_a_state_of_another_document_infinity(depthwise: bool, x64: None) -> None:
-    xs, kernel, state = arguments(Case(11, 4, 1, depthwise))
+    state, xs, kernel = arguments(Case(11, 4, 1, depthwise))
     ids = jnp.asarray(ragged(11))
     holed = jnp.where((ids == 0)[..., None], jnp.nan, xs)
 
-    def run(xs: jax.Array, kernel: jax.Array, state: jax.Array) -> Any:
-        def function(xs: jax.Array, kernel: jax.Array, state: jax.Array) -> Any:
-            last, ys = causal_convolution(xs, kernel, state, segment_ids=ids)
+    def run(state: jax.Array, xs: jax.Array, kernel: jax.Array) -> Any:
+        def function(state: jax.Array, xs: jax.Array, kernel: jax.Array) -> Any:
+            last, ys = causal_convolution(state, xs, kernel, segment_ids=ids)
             return (ys**2).sum() + (last**2).sum(), (last, ys)
 
-        return jax.value_and_grad(function, (0, 1, 2), has_aux=True)(xs, kernel, state)
+        return jax.value_and_grad(function, (0, 1, 2), has_aux=True)(state, xs, kernel)
 
     run = jitted(run)
-    close(run(holed, kernel, state), run(xs, kernel, state), 0.0)
+    close(run(state, holed, kernel), run(state, xs, kernel), 0.0)
     infinite = xs.at[:, 0].set(jnp.inf)
     first = jnp.asarray(np.where(np.arange(11) < 1, 1, 2), jnp.int32)
-    run = jitted(lambda xs: causal_convolution(xs, kernel, state, segment_ids=jnp.broadcast_to(first, (B, 11))))
+    run = jitted(lambda xs: causal_convolution(state, xs, kernel, segment_ids=jnp.broadcast_to(first, (B, 11))))
     got, want = run(infinite), run(xs)
     close((got[0], got[1][:, 1:]), (want[0], want[1][:, 1:]), 0.0)
 
@@ -127,24 +127,24 @@ def test_a_split_and_a_mapped_batch_change_nothing(depthwise: bool, x64: None) -
     def weighed(state: jax.Array, ys: jax.Array) -> jax.Array:
         return jnp.sin(ys).sum() + (state**2).sum()
 
-    def whole(xs: jax.Array, kernel: jax.Array, state: jax.Array, ids: Any) -> jax.Array:
-        return weighed(*causal_convolution(xs, kernel, state, dilation=2, segment_ids=ids))
+    def whole(state: jax.Array, xs: jax.Array, kernel: jax.Array, ids: Any) -> jax.Array:
+        return weighed(*causal_convolution(state, xs, kernel, dilation=2, segment_ids=ids))
 
-    def split(xs: jax.Array, kernel: jax.Array, state: jax.Array, ids: Any) -> jax.Array:
+    def split(state: jax.Array, xs: jax.Array, kernel: jax.Array, ids: Any) -> jax.Array:
         outs = []
         for begin, end in ((0, 1), (1, 4), (4, 11)):
             cut = None if ids is None else ids[:, begin:end]
-            state, ys = causal_convolution(xs[:, begin:end], kernel, state, dilation=2, segment_ids=cut)
+            state, ys = causal_convolution(state, xs[:, begin:end], kernel, dilation=2, segment_ids=cut)
             outs.append(ys)
         return weighed(state, jnp.concatenate(outs, 1))
 
-    def mapped(xs: jax.Array, kernel: jax.Array, state: jax.Array, ids: Any) -> jax.Array:
-        return jax.vmap(whole, (0, None, 0, None if ids is None else 0))(xs, kernel, state, ids).sum()
+    def mapped(state: jax.Array, xs: jax.Array, kernel: jax.Array, ids: Any) -> jax.Array:
+        return jax.vmap(whole, (0, 0, None, None if ids is None else 0))(state, xs, kernel, ids).sum()
 
-    def of_one(xs: jax.Array, kernel: jax.Array, state: jax.Array, ids: Any) -> jax.Array:
-        lifted = (a if a is None else a[None] for a in (xs, state, ids))
-        xs, state, ids = lifted
-        return whole(xs, kernel, state, ids)
+    def of_one(state: jax.Array, xs: jax.Array, kernel: jax.Array, ids: Any) -> jax.Array:
+        lifted = (a if a is None else a[None] for a in (state, xs, ids))
+        state, xs, ids = lifted
+        return whole(state, xs, kernel, ids)
 
     for marks in (None, ids):
         functions = [jax.value_and_grad(f, (0, 1, 2)) for f in (whole, split, mapped, of_one)]
@@ -172,11 +172,11 @@ def test_second_derivatives_and_forward_mode_are_open(depthwise: bool, x64: None
 
 @pytest.mark.parametrize("depthwise", [True, False])
 def test_a_kernel_may_be_mapped(depthwise: bool, x64: None) -> None:
-    xs, kernel, state = arguments(Case(7, 3, 1, depthwise))
+    state, xs, kernel = arguments(Case(7, 3, 1, depthwise))
     kernels = jnp.stack([kernel, 2 * kernel])
 
     def run(kernel: jax.Array) -> jax.Array:
-        return jnp.sin(causal_convolution(xs, kernel, state, segment_ids=jnp.asarray(ragged(7)))[1]).sum()
+        return jnp.sin(causal_convolution(state, xs, kernel, segment_ids=jnp.asarray(ragged(7)))[1]).sum()
 
     mapped, alone = jitted(lambda: (jax.vmap(jax.grad(run))(kernels), [jax.grad(run)(k) for k in kernels]))()
     close(list(mapped), alone)
@@ -185,21 +185,21 @@ def test_a_kernel_may_be_mapped(depthwise: bool, x64: None) -> None:
 def test_low_precision_keeps_the_state_exactly() -> None:
     ids = jnp.asarray([[1, 0], [1, 1], [0, 0]], jnp.int32)
     for depthwise in (True, False):
-        xs, kernel, state = arguments(Case(2, 4, 1, depthwise))
+        state, xs, kernel = arguments(Case(2, 4, 1, depthwise))
         low, state = (xs.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)), state.astype(jnp.float32)
-        last, ys = jitted(causal_convolution)(*low, state, segment_ids=ids)
+        last, ys = jitted(causal_convolution)(state, *low, segment_ids=ids)
         assert last.dtype == jnp.float32 and ys.dtype == jnp.bfloat16
         high = (a.astype(jnp.float32) for a in low)
-        want, exact = jitted(causal_convolution_reference)(*high, state, segment_ids=ids)
+        want, exact = jitted(causal_convolution_reference)(state, *high, segment_ids=ids)
         np.testing.assert_array_equal(last, want)
         np.testing.assert_allclose(ys.astype(jnp.float32), exact, atol=0.1)
 
 
 def test_errors_name_the_value() -> None:
-    xs, kernel, state = (a.astype(jnp.float32) for a in arguments(Case(5, 4, 1, True)))
+    state, xs, kernel = (a.astype(jnp.float32) for a in arguments(Case(5, 4, 1, True)))
     with pytest.raises(ValueError, match="dilation=0 must be at least 1"):
-        causal_convolution(xs, kernel, state, dilation=0)
+        causal_convolution(state, xs, kernel, dilation=0)
     with pytest.raises(ValueError, match=r"state \(3, 3, 4\); 4 taps, dilation=2 and xs need \(3, 6, 4\)"):
-        causal_convolution(xs, kernel, state, dilation=2)
+        causal_convolution(state, xs, kernel, dilation=2)
     with pytest.raises(ValueError, match=r"xs \(bfloat16\) and kernel \(float32\) must share one dtype"):
-        causal_convolution(xs.astype(jnp.bfloat16), kernel, state)
+        causal_convolution(state, xs.astype(jnp.bfloat16), kernel)

@@ -19,11 +19,11 @@ B, T, D, F = 3, 5, 4, 6
 
 
 def arguments(dtype: Any = jnp.float32, batch: tuple[int, ...] = (B,)) -> tuple:
-    """Random (xs, kernel, bias, R, state)."""
+    """Random (state, xs, kernel, bias, R)."""
     rng = np.random.default_rng(0)
     shapes = (*batch, T, D), (D, 4 * F), (4 * F,), (1, F, 4, F), (*batch, F), (*batch, F)
     *weights, h, c = (jnp.asarray(0.5 * rng.normal(size=s), dtype) for s in shapes)
-    return *weights, cells.LSTMState(h, c)
+    return cells.LSTMState(h, c), *weights
 
 
 def pretended(*args: Any) -> tuple:
@@ -53,7 +53,7 @@ def pretend_cuda(untried_cuda: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 def test_packed_weights_are_where_jax_unpacks_them() -> None:
-    _, kernel, bias, R, _ = arguments()
+    _, _, kernel, bias, R = arguments()
     packed = module.packed_weights(kernel, bias, R)
     assert packed.shape == (rnn.get_num_params_in_lstm(D, F, 1, False),)
     W_ih, W_hh, b_ih, b_hh = (part[0] for part in rnn.unpack_lstm_weights(packed, D, F, 1, False))
@@ -67,7 +67,7 @@ def test_packed_weights_are_where_jax_unpacks_them() -> None:
 @pytest.mark.parametrize("batch", [(B,), (), (2, 2)])
 def test_with_jaxs_plain_form_in_its_place_it_is_the_recurrence(pretend_cuda: Any, batch: tuple[int, ...]) -> None:
     args = arguments(batch=batch)
-    assert lstm_implementation(args[0], *args[3:]) == ("cudnn" if batch else "fused")
+    assert lstm_implementation(*args[:2], args[4]) == ("cudnn" if batch else "fused")
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
         cudnn_lstm(*args),
@@ -78,7 +78,7 @@ def test_with_jaxs_plain_form_in_its_place_it_is_the_recurrence(pretend_cuda: An
 def test_the_core_takes_it_where_it_fits_and_nowhere_else(pretend_cuda: Any) -> None:
     taken = []
     pretend_cuda.setattr(rnn, "lstm", lambda *args: taken.append(args) or pretended(*args))
-    xs = arguments()[0]
+    xs = arguments()[1]
     carry = LSTM(features=F).initial_carry((B,))
     variables = LSTM(features=F, implementation="fused").init(jax.random.key(0), carry, xs)
     ids = jnp.ones((B, T), jnp.int32)
@@ -106,10 +106,10 @@ def test_a_failing_trial_warns_and_falls_back(untried_cuda: Any, what: str) -> N
     args = arguments()
     message = "RuntimeError: no kernel image" if what == "raises" else "differs from recurrence by"
     with pytest.warns(RuntimeWarning, match=f"cuDNN's LSTM is not used: .*{message}"):
-        assert lstm_implementation(args[0], *args[3:]) == "fused"
+        assert lstm_implementation(*args[:2], args[4]) == "fused"
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # once is enough
-        assert lstm_implementation(args[0], *args[3:]) == "fused"
+        assert lstm_implementation(*args[:2], args[4]) == "fused"
     with pytest.raises(ValueError, match=f"cannot do this call: .*{message}"):
         cudnn_lstm(*args)
 
@@ -118,7 +118,7 @@ def test_the_trial_works_inside_jit(untried_cuda: Any) -> None:
     args = arguments()
 
     def run(*args: Any) -> jax.Array:
-        assert lstm_implementation(args[0], *args[3:]) == "cudnn"
+        assert lstm_implementation(*args[:2], args[4]) == "cudnn"
         return cudnn_lstm(*args)[1]
 
     np.testing.assert_allclose(
@@ -127,28 +127,28 @@ def test_the_trial_works_inside_jit(untried_cuda: Any) -> None:
 
 
 def test_refusals_name_the_reason(pretend_cuda: Any) -> None:
-    xs, kernel, bias, R, state = arguments()
+    state, xs, kernel, bias, R = arguments()
     low = jnp.bfloat16
     calls = {
-        "it takes float32, not inputs bfloat16": ((xs.astype(low), kernel, bias, R, state), {}),
+        "it takes float32, not inputs bfloat16": ((state, xs.astype(low), kernel, bias, R), {}),
         "its recurrent matrix is dense: num_heads=2": (
-            (xs, kernel, bias, R.reshape(2, F // 2, 4, F)[..., : F // 2], state),
+            (state, xs, kernel, bias, R.reshape(2, F // 2, 4, F)[..., : F // 2]),
             {},
         ),
-        "its gates do not see the cell state: peepholes=True": ((xs, kernel, bias, R, state), {"peepholes": True}),
-        "at least one step": ((xs[:, :0], kernel, bias, R, state), {}),
+        "its gates do not see the cell state: peepholes=True": ((state, xs, kernel, bias, R), {"peepholes": True}),
+        "at least one step": ((state, xs[:, :0], kernel, bias, R), {}),
     }
     for reason, (args, options) in calls.items():
-        assert lstm_implementation(args[0], *args[3:], **options) == "fused"
+        assert lstm_implementation(*args[:2], args[4], **options) == "fused"
         with pytest.raises(ValueError, match=f"implementation='cudnn' cannot do this call: .*{reason}"):
             cudnn_lstm(*args, **options)
 
 
 def test_without_a_cuda_device_it_refuses_and_says_so() -> None:
     args = arguments()
-    assert lstm_implementation(args[0], *args[3:]) == "fused"
+    assert lstm_implementation(*args[:2], args[4]) == "fused"
     with pytest.raises(ValueError, match="the default device is no CUDA device but cpu"):
         cudnn_lstm(*args)
     core = LSTM(features=F, implementation="cuDNN")
     with pytest.raises(ValueError, match="implementation='cuDNN'; known: auto, fused, reference, cudnn"):
-        core.init(jax.random.key(0), core.initial_carry((B,)), args[0])
+        core.init(jax.random.key(0), core.initial_carry((B,)), args[1])

@@ -24,13 +24,13 @@ def inputs(time: int, by: str, dtype: str = "float64") -> tuple[jax.Array, ...]:
     log_decay[rng.random(log_decay.shape) < 0.1] = -80
     shapes = (B, time, N, H), (B, time, N, H), (B, time, N, Hv)
     query, key, value = (rng.normal(size=shape) for shape in shapes)
-    arrays = query, key, value, log_decay, rng.normal(size=(B, N, H, Hv))
+    arrays = rng.normal(size=(B, N, H, Hv)), query, key, value, log_decay
     return tuple(jnp.asarray(array.astype(dtype)) for array in arrays)
 
 
-def in_a_loop(query: Any, key: Any, value: Any, log_decay: Any, state: Any, ids: np.ndarray | None) -> tuple:
+def in_a_loop(state: Any, query: Any, key: Any, value: Any, log_decay: Any, ids: np.ndarray | None) -> tuple:
     """The equation and the meaning of ids, one step after another."""
-    query, key, value, log_decay, state = (np.array(a, np.float64) for a in (query, key, value, log_decay, state))
+    state, query, key, value, log_decay = (np.array(a, np.float64) for a in (state, query, key, value, log_decay))
     out = np.zeros_like(value)
     for row, head in np.ndindex(B, N):
         previous = 0
@@ -52,7 +52,7 @@ def candidates(ids: np.ndarray | None) -> list[Any]:
     segment_ids = None if ids is None else jnp.asarray(ids)
     names: list[dict[str, Any]] = [{"implementation": "chunkwise", "chunk": chunk} for chunk in (4, 64)]
     ops = [functools.partial(linear_attention, segment_ids=segment_ids, **name) for name in [*names, {}]]
-    return [*ops, functools.partial(linear_attention, segment_ids=segment_ids, implementation="sequential")]
+    return [*ops, functools.partial(linear_attention, segment_ids=segment_ids, implementation="reference")]
 
 
 @DECAYS
@@ -105,10 +105,10 @@ def test_forward_mode_second_derivatives_and_vmap_are_open(by: str, x64: None) -
 @DECAYS
 def test_any_decay_is_exact_in_float32(by: str) -> None:
     """Sums of strong decays would swallow the weak ones between them; nothing overflows, no gradient is NaN."""
-    query, key, value, log_decay, state = inputs(64, by, "float32")
+    state, query, key, value, log_decay = inputs(64, by, "float32")
     few = jnp.asarray(np.random.default_rng(0).random(log_decay.shape) < 0.3)
     log_decay = jnp.where(few, jnp.float32(-1e4), -jnp.abs(jnp.sin(37 * log_decay)) / 100)
-    args = query, key, value, log_decay, state
+    args = state, query, key, value, log_decay
 
     def run(*args: jax.Array) -> Any:
         return linear_attention(*args, implementation="chunkwise", chunk=64)
@@ -123,16 +123,16 @@ def test_any_decay_is_exact_in_float32(by: str) -> None:
 
 
 @DECAYS
-@pytest.mark.parametrize("implementation", ["chunkwise", "sequential"])
+@pytest.mark.parametrize("implementation", ["chunkwise", "reference"])
 def test_padding_and_what_was_forgotten_may_be_anything(implementation: str, by: str) -> None:
     """NaN at padding reaches no value and no gradient; a state that is infinite ends with its document."""
-    *clean, state = inputs(12, by, "float32")
+    state, *clean = inputs(12, by, "float32")
     ids = np.array([[1, 1, 0, 2, 2, 0, 2, 2, 3, 3, 3, 0], [0, 0, 0, 4, 4, 4, 4, 4, 4, 5, 5, 5]], np.int32)
     real, later = ids != 0, np.cumsum(np.isin(ids, [2, 5]), 1) > 0
 
     def run(state: jax.Array, *arrays: jax.Array) -> Any:
         def scalar(*arrays: jax.Array) -> Any:
-            after, out = linear_attention(*arrays, state, segment_ids=jnp.asarray(ids), implementation=implementation)
+            after, out = linear_attention(state, *arrays, segment_ids=jnp.asarray(ids), implementation=implementation)
             return out.sum() + after.sum(), (after, out)
 
         return jax.value_and_grad(scalar, (0, 1, 2, 3), has_aux=True)(*arrays)
@@ -154,21 +154,19 @@ def test_padding_and_what_was_forgotten_may_be_anything(implementation: str, by:
 
 
 def test_bfloat16_inputs_are_summed_in_float32() -> None:
-    *arrays, state = inputs(33, "head", "float32")
+    state, *arrays = inputs(33, "head", "float32")
     low = [a.astype(jnp.bfloat16) for a in arrays]
-    got_state, got = linear_attention(*low, state, implementation="chunkwise")
-    want_state, want = linear_attention(*(a.astype(jnp.float32) for a in low), state, implementation="chunkwise")
+    got_state, got = linear_attention(state, *low, implementation="chunkwise")
+    want_state, want = linear_attention(state, *(a.astype(jnp.float32) for a in low), implementation="chunkwise")
     assert got.dtype == jnp.bfloat16 and got_state.dtype == jnp.float32
     np.testing.assert_array_equal(got, want.astype(jnp.bfloat16))
     np.testing.assert_array_equal(got_state, want_state)
 
 
 def test_errors_name_the_value() -> None:
-    query, key, value, log_decay, state = args = inputs(4, "head", "float32")
-    with pytest.raises(ValueError, match="implementation='fast'; known: auto, chunkwise, sequential"):
-        linear_attention(*args, implementation="fast")
+    state, query, key, value, log_decay = args = inputs(4, "head", "float32")
     for chunk in (0, -2, 48):
         with pytest.raises(ValueError, match=f"chunk={chunk} is not a power of two"):
             linear_attention(*args, chunk=chunk)
     with pytest.raises(ValueError, match="the state is bfloat16; it must be of 32 bits at least"):
-        linear_attention(query, key, value, log_decay, state.astype(jnp.bfloat16))
+        linear_attention(state.astype(jnp.bfloat16), query, key, value, log_decay)

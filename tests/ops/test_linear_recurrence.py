@@ -12,19 +12,15 @@ from comparison import close, ragged
 from compilation import jitted
 from scipy.signal import lfilter
 
-from jaxseq.ops.linear.linear_recurrence import (
-    IMPLEMENTATIONS,
-    linear_recurrence,
-    linear_recurrence_implementation,
-    linear_recurrence_reference,
-)
+from jaxseq.ops import linear_recurrence, linear_recurrence_implementation, linear_recurrence_reference
 
 B, F = 2, 3
+IMPLEMENTATIONS = ["loop", "associative"]
 NAMES = ["auto", *IMPLEMENTATIONS]
 
 
 def inputs(time: int, dtype: str, batch: tuple[int, ...] = (B,)) -> tuple[jax.Array, ...]:
-    """Random a (some of it exactly zero), b and state."""
+    """Random state, a (some of it exactly zero) and b."""
     rng = np.random.default_rng(time)
 
     def normal(*shape: int) -> np.ndarray:
@@ -33,10 +29,11 @@ def inputs(time: int, dtype: str, batch: tuple[int, ...] = (B,)) -> tuple[jax.Ar
 
     a = 0.7 * normal(*batch, time, F)
     a[rng.random(a.shape) < 0.2] = 0
-    return jnp.asarray(a), jnp.asarray(normal(*batch, time, F)), jnp.asarray(normal(*batch, F))
+    b, state = normal(*batch, time, F), normal(*batch, F)
+    return jnp.asarray(state), jnp.asarray(a), jnp.asarray(b)
 
 
-def in_a_loop(a: Any, b: Any, state: Any, ids: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+def in_a_loop(state: Any, a: Any, b: Any, ids: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """The equation and the meaning of ids, one step after another."""
     a, b, state = np.asarray(a), np.asarray(b), np.array(state)
     out = np.zeros_like(b)
@@ -59,7 +56,7 @@ def in_a_loop(a: Any, b: Any, state: Any, ids: np.ndarray | None) -> tuple[np.nd
 )
 def test_values_and_gradients_are_those_of_the_loop(time: int, dtype: str, x64: None) -> None:
     args, ids = inputs(time, dtype), ragged(B, time)
-    weights = inputs(time, dtype)[1] * 2
+    weights = inputs(time, dtype)[2] * 2
 
     def scalar(run: Any, segment_ids: Any) -> Any:
         def function(*args: jax.Array) -> Any:
@@ -116,17 +113,17 @@ def test_any_argument_may_be_held_fixed(implementation: str, x64: None) -> None:
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_a_document_forgets_even_what_is_infinite(implementation: str) -> None:
-    a, b, state = inputs(5, "float32")
+    state, a, b = inputs(5, "float32")
     ids = jnp.asarray([[0, 1, 2, 0, 2]] * B)
 
-    def function(a: jax.Array, b: jax.Array, state: jax.Array) -> Any:
-        _, states = linear_recurrence(a, b, state, segment_ids=ids, implementation=implementation)
+    def function(state: jax.Array, a: jax.Array, b: jax.Array) -> Any:
+        _, states = linear_recurrence(state, a, b, segment_ids=ids, implementation=implementation)
         return states[:, 2:].sum(), states
 
-    run = jitted(jax.value_and_grad(function, (1, 2), has_aux=True))
+    run = jitted(jax.value_and_grad(function, (0, 2), has_aux=True))
     for bad in (jnp.inf, jnp.nan):
-        (_, states), gradients = run(a, b, state + bad)
-        (_, want), want_gradients = run(a, b, state)
+        (_, states), gradients = run(state + bad, a, b)
+        (_, want), want_gradients = run(state, a, b)
         np.testing.assert_allclose(states[:, 2:], want[:, 2:], rtol=1e-6)
         close(gradients, want_gradients, 1e-6)
 
@@ -135,23 +132,23 @@ def test_a_document_forgets_even_what_is_infinite(implementation: str) -> None:
 def test_vmap_is_the_batch(implementation: str, x64: None) -> None:
     args, ids = inputs(7, "float64"), jnp.asarray(ragged(B, 7))
 
-    def run(a: jax.Array, b: jax.Array, state: jax.Array, ids: jax.Array) -> Any:
+    def run(state: jax.Array, a: jax.Array, b: jax.Array, ids: jax.Array) -> Any:
         def function(*args: jax.Array) -> Any:
             return linear_recurrence(*args, segment_ids=ids, implementation=implementation)
 
-        out, pullback = jax.vjp(function, a, b, state)
+        out, pullback = jax.vjp(function, state, a, b)
         return out, pullback(out)
 
     def in_rows(x: jax.Array) -> jax.Array:
         return x[None]
 
-    def all_ways(a: jax.Array, b: jax.Array, state: jax.Array, ids: jax.Array) -> Any:
-        batch = run(a, b, state, ids)
-        by_row = jax.vmap(run)(a, b, state, ids)
-        rows = jax.tree.map(lambda x: x[0], run(*(in_rows(x) for x in (a, b, state, ids))))
-        same = jax.vmap(run, (None, 0, 0, None))(a[0], b, state, ids[0])
+    def all_ways(state: jax.Array, a: jax.Array, b: jax.Array, ids: jax.Array) -> Any:
+        batch = run(state, a, b, ids)
+        by_row = jax.vmap(run)(state, a, b, ids)
+        rows = jax.tree.map(lambda x: x[0], run(*(in_rows(x) for x in (state, a, b, ids))))
+        same = jax.vmap(run, (0, None, 0, None))(state, a[0], b, ids[0])
         repeated = (jnp.broadcast_to(x[0], x.shape) for x in (a, ids))
-        return (by_row, rows, same), (batch, batch, jax.vmap(run)(next(repeated), b, state, next(repeated)))
+        return (by_row, rows, same), (batch, batch, jax.vmap(run)(state, next(repeated), b, next(repeated)))
 
     got, want = jitted(all_ways)(*args, ids)
     close(got, want, 1e-13)
@@ -159,30 +156,30 @@ def test_vmap_is_the_batch(implementation: str, x64: None) -> None:
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_vmap_adds_no_operation(implementation: str) -> None:
-    a, b, state = inputs(7, "float32")
+    state, a, b = inputs(7, "float32")
 
-    def gradients(a: jax.Array, b: jax.Array, state: jax.Array) -> Any:
-        out, pullback = jax.vjp(functools.partial(linear_recurrence, implementation=implementation), a, b, state)
+    def gradients(state: jax.Array, a: jax.Array, b: jax.Array) -> Any:
+        out, pullback = jax.vjp(functools.partial(linear_recurrence, implementation=implementation), state, a, b)
         return pullback(out)
 
     def operations(function: Any) -> list[str]:
-        return sorted(re.findall(r" = \S+ ([\w-]+)\(", jitted(function).lower(a, b, state).compile().as_text()))
+        return sorted(re.findall(r" = \S+ ([\w-]+)\(", jitted(function).lower(state, a, b).compile().as_text()))
 
     assert operations(jax.vmap(gradients)) == operations(gradients)
 
 
 def test_the_decay_and_the_states_are_all_that_is_kept_for_the_gradient() -> None:
-    a, b, state = inputs(7, "float32")
-    (_, states), pullback = jax.vjp(linear_recurrence, a, b, state)
+    state, a, b = inputs(7, "float32")
+    (_, states), pullback = jax.vjp(linear_recurrence, state, a, b)
     kept = [x for x in jax.tree.leaves(pullback) if x.shape == a.shape]
     assert kept and all(jnp.array_equal(x, a) or jnp.array_equal(x, states) for x in kept)
 
 
 @pytest.mark.parametrize("implementation", NAMES)
 def test_a_constant_decay_is_scipys_filter(implementation: str, x64: None) -> None:
-    _, b, state = inputs(33, "float64")
+    state, _, b = inputs(33, "float64")
     decay = np.array([0.9, -0.5, 0.0])
-    _, hs = linear_recurrence(jnp.broadcast_to(decay, b.shape), b, state, implementation=implementation)
+    _, hs = linear_recurrence(state, jnp.broadcast_to(decay, b.shape), b, implementation=implementation)
     for row in range(B):
         for f in range(F):
             want, _ = lfilter([1.0], [1.0, -decay[f]], b[row, :, f], zi=[decay[f] * state[row, f]])
@@ -190,13 +187,11 @@ def test_a_constant_decay_is_scipys_filter(implementation: str, x64: None) -> No
 
 
 def test_the_implementation_taken_is_told() -> None:
-    a, *_ = inputs(4, "float32")
-    assert jax.default_backend() != "cpu" or linear_recurrence_implementation(a) == "sequential"
+    _, a, _ = inputs(4, "float32")
+    assert jax.default_backend() != "cpu" or linear_recurrence_implementation(a) == "loop"
 
 
 def test_errors_name_the_value() -> None:
-    a, b, state = inputs(4, "float32")
-    with pytest.raises(ValueError, match="implementation='fast'; known: auto, sequential, associative"):
-        linear_recurrence(a, b, state, implementation="fast")
+    state, a, b = inputs(4, "float32")
     with pytest.raises(ValueError, match=r"a \(float32\), b \(bfloat16\)"):
-        linear_recurrence(a, b.astype(jnp.bfloat16), state)
+        linear_recurrence(state, a, b.astype(jnp.bfloat16))

@@ -72,7 +72,7 @@ def test_any_expression_is_what_numpy_says_and_its_tiles_are_judged_rightly(seed
     @jax.jit
     def facts(mask):
         tiles = mask.tiles(T, S, row_tile, column_tile)
-        return mask.materialize(T, S), tiles, (mask.visible_keys(), mask.visible_queries())
+        return mask.materialize(T, S), tiles, (mask.visibility().keys, mask.visibility().queries)
 
     got, tiles, (keys, queries) = facts(mask)
     np.testing.assert_array_equal(*np.broadcast_arrays(got, expected))
@@ -163,4 +163,4 @@ def test_a_promise_of_finite_keys_sees_the_same_and_clears_nothing():
     promised = finite_keys(mask)
     assert np.array_equal(promised.materialize(6, 6), mask.materialize(6, 6))
     assert np.array_equal(promised.tiles(6, 6, 2, 2).live, mask.tiles(6, 6, 2, 2).live)
-    assert mask.visible_keys() is not None and promised.visible_keys() is None
+    assert mask.visibility().keys is not None and promised.visibility().keys is None

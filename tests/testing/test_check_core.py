@@ -76,7 +76,7 @@ BY_SCAN = """def body(state, x):
 
         state, ys = lax.scan(body, state, jnp.moveaxis(xs, -2, 0))
         return state, jnp.moveaxis(ys, 0, -2)"""
-BY_OP = "return plain_recurrence(step, xs, state, segment_ids=segment_ids)"
+BY_OP = "return plain_recurrence(step, state, xs, segment_ids=segment_ids)"
 
 
 def written(folder: Path, source: str) -> str:
@@ -130,7 +130,7 @@ class Broken(StateCore):
             ids = None if ids is None else (ids != 0).astype(ids.dtype)
         if self.law == "one document" and ids is None:
             driven = 2 * driven
-        h, ys = linear_recurrence(jnp.full_like(driven, 0.5), driven, state.h, segment_ids=ids)
+        h, ys = linear_recurrence(state.h, jnp.full_like(driven, 0.5), driven, segment_ids=ids)
         if self.law == "precision":
             ys = jnp.round(8 * ys) / 8 if self.dtype == jnp.bfloat16 else ys
         return Hidden(h), ys

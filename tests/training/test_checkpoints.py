@@ -53,8 +53,8 @@ def same(a, b):
     )
 
 
-def saved(folder, *steps, keep=3):
-    store = Checkpoints(folder, keep=keep)
+def saved(folder, *steps, max_to_keep=3):
+    store = Checkpoints(folder, max_to_keep=max_to_keep)
     for step in steps:
         store.save(step, state(step), {"tokens": step * 7})
     store.close()
@@ -78,7 +78,7 @@ def test_where_there_is_nothing_nothing_is_restored(tmp_path):
 
 
 def test_only_the_newest_are_kept(tmp_path):
-    assert saved(tmp_path, 1, 2, 3, 4, keep=2).steps() == [3, 4]
+    assert saved(tmp_path, 1, 2, 3, 4, max_to_keep=2).steps() == [3, 4]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["00000003", "00000004"]
 
 
@@ -168,7 +168,7 @@ def test_if_none_verifies_it_says_so_and_deletes_nothing(tmp_path):
     saved(tmp_path, 1, 2)
     for step in (1, 2):
         (tmp_path / f"0000000{step}" / "manifest.json").unlink()
-    with pytest.raises(CheckpointError, match=r"(?s)no checkpoint verifies.*step 2.*step 1"):
+    with pytest.raises(CheckpointError, match=r"(?s)every checkpoint is corrupted.*step 2.*step 1"):
         Checkpoints(tmp_path).restore_latest(state(0))
     assert len(list(tmp_path.iterdir())) == 2
 
@@ -176,7 +176,7 @@ def test_if_none_verifies_it_says_so_and_deletes_nothing(tmp_path):
 def test_a_damaged_step_never_pushes_out_a_sound_one(tmp_path):
     saved(tmp_path, 1, 2)
     (tmp_path / "00000002" / "manifest.json").unlink()
-    store = Checkpoints(tmp_path, keep=1)
+    store = Checkpoints(tmp_path, max_to_keep=1)
     with pytest.warns(CheckpointWarning):
         assert store.restore_latest(state(0)).step == 1
     store.save(2, state(2))
@@ -230,7 +230,7 @@ def test_a_full_disk_loses_nothing(tmp_path):
     if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("a small file system cannot be mounted here")
     try:
-        store = Checkpoints(tmp_path, keep=2)
+        store = Checkpoints(tmp_path, max_to_keep=2)
         small, large = {"x": jnp.ones(1000)}, jax.random.normal(jax.random.key(0), (1_000_000,))
         store.save(1, small)
         store.save(2, {"x": large})
@@ -292,7 +292,7 @@ def test_parameters_alone_are_those_of_the_whole_state(tmp_path, ema):
     for alike in (like, jax.eval_shape(lambda: like)):
         part = store.restore_parameters(alike)
         assert (part.step, part.meta) == (2, {"tokens": 14})
-        assert same(part.state, whole.state.averaged)
+        assert same(part.state, whole.state.eval_params)
         assert same(part.state, whole.state.params) is not ema
 
 
@@ -302,12 +302,12 @@ def test_parameters_of_a_damaged_step_are_passed_over(tmp_path, how):
     like = train_state(0, ema=False).params
     files = [file for file in (tmp_path / "00000002").rglob("*") if file.is_file()]
     damage(max(files, key=lambda file: file.stat().st_size), how)
-    with pytest.warns(CheckpointWarning, match=r"passed over the checkpoint of step 2 .*going on from step 1"):
+    with pytest.warns(CheckpointWarning, match=r"skipped the corrupted checkpoint of step 2 .*using step 1"):
         restored = store.restore_parameters(like)
-    assert restored.step == 1 and same(restored.state, train_state(1, ema=True).averaged)
+    assert restored.step == 1 and same(restored.state, train_state(1, ema=True).eval_params)
     for file in (tmp_path / "00000001").glob("manifest.json"):
         damage(file, how)
-    with pytest.raises(CheckpointError, match="no checkpoint verifies"):
+    with pytest.raises(CheckpointError, match="every checkpoint is corrupted"):
         store.restore_parameters(like)
 
 

@@ -125,7 +125,7 @@ def test_the_start_tells_device_parameters_data_and_compile_time(tmp_path, capsy
     train(tmp_path, Config(), stop_at=3)
     out = capsys.readouterr().out
     told = ["device: cpu", jax.__version__, "parameters: 183 in 4 arrays", "recurrent", "8x8"]
-    for part in [*told, "20 tokens a step", "first step, compiled and run", "ETA"]:
+    for part in [*told, "20 tokens per step", "first step, compiled and run", "ETA"]:
         assert part in out
     assert json.loads((tmp_path / "parameters.json").read_text())[0]["name"] == "bias"
 
@@ -234,7 +234,7 @@ def test_a_failed_save_does_not_stop_training(tmp_path, straight, monkeypatch):
 def test_a_damaged_newest_checkpoint_is_passed_over_and_the_end_is_the_same(tmp_path, straight):
     train(tmp_path, Config(), stop_at=10)
     (tmp_path / "checkpoints" / "00000010" / "manifest.json").unlink()
-    with pytest.warns(CheckpointWarning, match=r"step 10 .*going on from step 5"):
+    with pytest.warns(CheckpointWarning, match=r"step 10 .*using step 5"):
         state = train(tmp_path, Config())
     assert digest(state) == digest(straight[1])
     assert rows(tmp_path) == rows(straight[0])
@@ -293,10 +293,10 @@ def test_a_run_past_its_end_is_refused(tmp_path):
 def test_without_an_average_the_state_has_none(tmp_path):
     config = dataclasses.replace(Config(), train=TrainConfig(steps=3))
     state = train(tmp_path, config, loss=plain_loss)
-    assert state.ema is None and digest(state.averaged) == digest(state.params)
+    assert state.ema is None and digest(state.eval_params) == digest(state.params)
 
 
-@pytest.mark.parametrize(("field", "value"), [("steps", 0), ("log_every", 0), ("ema_decay", 1.0), ("keep", 0)])
+@pytest.mark.parametrize(("field", "value"), [("steps", 0), ("log_every", 0), ("ema_decay", 1.0), ("max_to_keep", 0)])
 def test_a_senseless_config_is_refused_by_name(field, value):
     with pytest.raises(ValueError, match=f"{field}.*{value}"):
         TrainConfig(**{field: value})

@@ -6,12 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxseq.training import JsonLines, TensorBoard, Writer, read_json_lines
-from jaxseq.training.metrics import Window
+from jaxseq.training import JsonLinesWriter, TensorBoardWriter, Writer, read_json_lines
+from jaxseq.training.metrics import MetricAccumulator
 
 
 def test_lines_are_json_and_what_is_not_finite_is_null(tmp_path):
-    lines = JsonLines(tmp_path / "m.jsonl")
+    lines = JsonLinesWriter(tmp_path / "m.jsonl")
     lines.write(3, {"loss": jnp.asarray(0.5), "worst": np.float32("nan"), "n": np.int32(2), "name": "x"})
     row = json.loads((tmp_path / "m.jsonl").read_text(), parse_constant=pytest.fail)
     assert row == {"step": 3, "loss": 0.5, "worst": None, "n": 2, "name": "x"}
@@ -19,7 +19,7 @@ def test_lines_are_json_and_what_is_not_finite_is_null(tmp_path):
 
 def test_rewinding_drops_later_and_torn_lines_only(tmp_path):
     file = tmp_path / "m.jsonl"
-    lines = JsonLines(file)
+    lines = JsonLinesWriter(file)
     for step in (1, 2, 3, 4):
         lines.write(step, {"loss": step})
     with open(file, "a") as stream:
@@ -29,7 +29,7 @@ def test_rewinding_drops_later_and_torn_lines_only(tmp_path):
     assert [row["step"] for row in read_json_lines(file)] == [1, 2]
     lines.write(3, {})
     assert [row["step"] for row in read_json_lines(file)] == [1, 2, 3]
-    JsonLines(tmp_path / "absent").rewind(0)
+    JsonLinesWriter(tmp_path / "absent").rewind(0)
     assert read_json_lines(tmp_path / "absent") == []
 
 
@@ -38,41 +38,41 @@ def step_metrics(loss, updates, clipped):
 
 
 def test_a_window_has_means_the_latest_rate_and_the_clipped_fraction():
-    window = Window()
+    accumulator = MetricAccumulator()
     for index, loss in enumerate([1.0, 2.0, math.nan, 3.0]):
-        window.add(step_metrics(loss, index + 1, min(index, 2)), tokens=5)
-    assert window.tokens == 20
-    row = window.finish()
+        accumulator.add(step_metrics(loss, index + 1, min(index, 2)), tokens=5)
+    assert accumulator.tokens == 20
+    row = accumulator.flush()
     assert row["loss"] == 2.0
     assert row["bits_per_token"] == pytest.approx(2 / math.log(2))
     assert row["learning_rate"] == 0.4
     assert row["clipped_fraction"] == 0.5
-    window.add(step_metrics(1.0, 5, 3), tokens=5)
-    window.add(step_metrics(1.0, 6, 3), tokens=5)
-    assert window.finish()["clipped_fraction"] == 0.5
+    accumulator.add(step_metrics(1.0, 5, 3), tokens=5)
+    accumulator.add(step_metrics(1.0, 6, 3), tokens=5)
+    assert accumulator.flush()["clipped_fraction"] == 0.5
 
 
 def test_a_window_that_was_saved_goes_on_with_the_same_numbers():
-    whole, part = Window(), Window()
+    whole, part = MetricAccumulator(), MetricAccumulator()
     losses = [0.1, 0.7, 1.3, 0.2]
     for index, loss in enumerate(losses):
         whole.add(step_metrics(np.float32(loss), index, 0), 3)
     for index, loss in enumerate(losses):
         part.add(step_metrics(np.float32(loss), index, 0), 3)
-        part = Window(json.loads(json.dumps(part.content)))
-    assert whole.finish() == part.finish()
+        part = MetricAccumulator(json.loads(json.dumps(part.content)))
+    assert whole.flush() == part.flush()
 
 
 def test_a_window_without_a_finite_loss_has_none():
-    window = Window()
-    window.add(step_metrics(math.inf, 1, 0), 3)
-    row = window.finish()
+    accumulator = MetricAccumulator()
+    accumulator.add(step_metrics(math.inf, 1, 0), 3)
+    row = accumulator.flush()
     assert row["loss"] is None and row["bits_per_token"] is None
 
 
 def test_tensorboard_writes_events_or_says_what_is_missing(tmp_path, monkeypatch):
     pytest.importorskip("tensorboardX")
-    board = TensorBoard(tmp_path / "board")
+    board = TensorBoardWriter(tmp_path / "board")
     assert isinstance(board, Writer)
     board.rewind(2)
     board.write(3, {"loss": 0.5, "name": "x", "none": None})
@@ -88,11 +88,11 @@ def test_tensorboard_writes_events_or_says_what_is_missing(tmp_path, monkeypatch
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ImportError, match=r"jaxseq\[tensorboard\]"):
-        TensorBoard(tmp_path)
+        TensorBoardWriter(tmp_path)
 
 
 def test_a_full_disk_is_warned_of_once_and_the_next_line_is_whole(tmp_path, monkeypatch):
-    lines, real, full = JsonLines(tmp_path / "metrics.jsonl"), builtins.open, True
+    lines, real, full = JsonLinesWriter(tmp_path / "metrics.jsonl"), builtins.open, True
 
     class Full:
         def __init__(self, stream):

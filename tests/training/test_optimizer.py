@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from jaxseq.training import OptimizerConfig, make_optimizer
-from jaxseq.training.optimizer import OPTIMIZERS, make_schedule, read_report
+from jaxseq.training.optimizer import OPTIMIZERS, find_update_stats, make_schedule
 
 PARAMS = {"kernel": jnp.ones((2, 3)), "bias": jnp.ones((3,))}
 
@@ -24,7 +24,7 @@ def updates_of(config, scales, steps=10):
     for scale in scales:
         change, state = update(gradients(scale), state, params)
         params = optax.apply_updates(params, change)
-        reports.append(read_report(state))
+        reports.append(find_update_stats(state))
     return params, reports
 
 

@@ -1,4 +1,5 @@
 import builtins
+import dataclasses
 import json
 import math
 import re
@@ -7,13 +8,13 @@ from html.parser import HTMLParser
 import pytest
 from tiny_training import Config
 
-from jaxseq.training import JsonLines, Run, write_report
+from jaxseq.training import JsonLinesWriter, Run, write_report
 
 
 @pytest.fixture
 def run(tmp_path):
     with Run.open(tmp_path / "run", Config(), fingerprint="abc") as run:
-        lines = JsonLines(run.metrics)
+        lines = JsonLinesWriter(run.metrics)
         for step in range(10, 1010, 10):
             row = {"tokens": step * 512, "loss": 1.2 + 3 * math.exp(-step / 200), "train_seconds": step / 4}
             row |= {"learning_rate": 0.01 * (1 - step / 1010), "gradient_norm": 0.2 + math.sin(step) ** 2}
@@ -26,10 +27,11 @@ def run(tmp_path):
 class Links(HTMLParser):
     def __init__(self):
         super().__init__()
-        self.found, self.tags = [], []
+        self.found, self.tags, self.attributes = [], [], set()
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
+        self.attributes.update(name for name, _ in attrs)
         self.found += [value for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
 
 
@@ -68,11 +70,28 @@ def test_it_shows_results_config_environment_parameters_and_samples(run):
     assert "<pre>the cat\nsat</pre>" in page and "<h3>greedy</h3>" in page
 
 
-def test_nothing_a_model_writes_becomes_markup(run):
-    page = write_report(run, title="<i>t</i>", samples=['</pre><script>alert(1)</script> & "q"']).read_text()
-    assert "script" not in read(page).tags and "i" not in read(page).tags
-    assert "&lt;/pre&gt;&lt;script&gt;alert(1)&lt;/script&gt; &amp; &quot;q&quot;" in page
-    assert "&lt;lstm&gt;" in page
+ATTACK = '</pre><script>alert(1)</script><img src="x" onerror="alert(2)"> & {{ 7 * 7 }} "q" \'r\''
+
+
+def test_nothing_that_is_shown_becomes_markup(tmp_path, run):
+    config = dataclasses.make_dataclass("Attack", ["options"])({ATTACK: ATTACK})
+    figure = tmp_path / "figure.png"
+    figure.write_bytes(b"\x89PNG")
+    with Run.open(tmp_path / "attack", config, fingerprint="abc") as attacked:
+        attacked.write_results({ATTACK: ATTACK})
+        attacked.write("parameters.json", [{"name": ATTACK, "shape": [2], "dtype": ATTACK, "size": 6}])
+        shown = {"title": ATTACK, "samples": {ATTACK: ATTACK}, "figures": {ATTACK: figure}}
+        page = write_report(attacked, **shown).read_text()
+    links = read(page)
+    assert not {"script", "i"} & set(links.tags) and links.tags.count("img") == len(links.found) == 1
+    assert "onerror" not in links.attributes
+    text = (
+        "&lt;/pre&gt;&lt;script&gt;alert(1)&lt;/script&gt;&lt;img src=&#34;x&#34; onerror=&#34;alert(2)&#34;&gt; &amp; "
+    )
+    text += "{{ 7 * 7 }} &#34;q&#34; &#39;r&#39;"
+    assert page.count(f"<pre>{text}</pre>") == 1 and f'alt="{text}"' in page
+    assert page.count(text) == 11
+    assert "&lt;lstm&gt;" in write_report(run, samples=[ATTACK]).read_text()
 
 
 def test_a_run_without_metrics_still_has_a_report(tmp_path):
@@ -85,7 +104,7 @@ def test_without_matplotlib_there_is_a_note_and_no_figure(run, monkeypatch, caps
     real = builtins.__import__
 
     def without(name, *arguments, **options):
-        if name.startswith(("matplotlib", "jaxseq.training.figures")):
+        if name.startswith(("matplotlib", "jaxseq.plotting.training_curves")):
             raise ImportError(name)
         return real(name, *arguments, **options)
 
@@ -96,6 +115,6 @@ def test_without_matplotlib_there_is_a_note_and_no_figure(run, monkeypatch, caps
 
 
 def test_rows_that_are_not_finite_are_left_out_of_the_figures(run):
-    JsonLines(run.metrics).write(2000, {"tokens": 99, "loss": math.nan, "gradient_norm": math.inf})
+    JsonLinesWriter(run.metrics).write(2000, {"tokens": 99, "loss": math.nan, "gradient_norm": math.inf})
     assert len(read(write_report(run).read_text()).found) == 3
     assert json.loads(run.metrics.read_text().splitlines()[-1])["loss"] is None

@@ -62,7 +62,7 @@ def test_the_moving_average_follows_its_formula():
         state, _ = step(state, Stream()(index))
         expected = jax.tree.map(lambda mean, p: 0.9 * mean + 0.1 * np.asarray(p), expected, state.params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), expected, state.ema)
-    jax.tree.map(np.testing.assert_array_equal, state.averaged, state.ema)
+    jax.tree.map(np.testing.assert_array_equal, state.eval_params, state.ema)
 
 
 def test_metrics_outlive_the_step_that_reuses_the_state():

@@ -21,11 +21,11 @@ def run(mode, optimizer, steps, loss=plain_loss):
         GIVEN[kind] = truncation, make_train_step(loss, optimizer, keep_carry=truncation.keep_carry)
     truncation, step = GIVEN[kind]
     state = create_state(initial_params(), optimizer, carry=initial_carry(), key=jax.random.key(1))
-    state = truncation.ready(state, 0)
+    state = truncation.prepare(state, 0)
     states, losses = [jax.device_get(state._replace(key=None))], []
     for index in range(steps):
         state, metrics = step(state, data(index))
-        state = truncation.ready(state, index + 1)
+        state = truncation.prepare(state, index + 1)
         states.append(jax.device_get(state._replace(key=None)))
         losses.append(float(metrics["loss"]))
     return states, losses
@@ -113,7 +113,7 @@ def test_a_poisoned_prefix_does_not_reach_the_recomputed_state():
     carry = initial_carry()
     for past in (0, 2):
         carry, _ = forward(initial_params(), carry, Stream(CHUNKS)(past).tokens)
-    np.testing.assert_allclose(truncation.ready(state, 3).carry["h"], carry["h"], atol=1e-6)
+    np.testing.assert_allclose(truncation.prepare(state, 3).carry["h"], carry["h"], atol=1e-6)
 
 
 def test_an_unknown_mode_and_data_without_a_stream_are_refused():

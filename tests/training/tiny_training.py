@@ -99,7 +99,7 @@ class Config:
         default=OptimizerConfig(learning_rate=1e-2, warmup_steps=3, clip_norm=0.5)
     )
     train: TrainConfig = dataclasses.field(
-        default=TrainConfig(steps=20, truncation="carry", ema_decay=0.9, log_every=3, checkpoint_every=5, keep=2)
+        default=TrainConfig(steps=20, truncation="carry", ema_decay=0.9, log_every=3, checkpoint_every=5, max_to_keep=2)
     )
 
 

@@ -1,38 +1,47 @@
-"""Who may see whom, as a small algebra instead of an array of queries by keys.
+"""Attention masks as an algebra of small objects instead of arrays of queries by keys.
 
-``causal() & segments(q_ids, kv_ids)``, ``causal() | prefix(100)``: a mask is a frozen pytree (it passes
-through ``jit``, ``vmap`` and ``scan``) that can evaluate itself on a tile, be written out in full, and tell
-of every tile of a grid whether it is certainly empty (and skipped), certainly full or mixed. True = may be
-seen.
+``causal() & segments(q_ids, kv_ids)``, ``causal() | prefix(100)``: a mask is a frozen pytree (it passes through
+``jit``, ``vmap`` and ``scan``) that evaluates itself on a tile, materialises itself, and tells for every tile of a grid
+whether it is certainly empty (and skipped), certainly full, or mixed. True = visible.
 
-Query i sits at position i and key j at position j, unless a mask is given positions.
+Query i is at position i and key j at position j, unless a mask is given positions.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxseq.ops.attention.tiled import (
-    LEAST,
-    MOST,
+    INT32_MAX,
+    INT32_MIN,
     STATIC,
     Span,
     Tiled,
     Tiles,
-    align,
-    blocks,
-    cross,
-    cut,
+    align_ranks,
+    as_int32,
     leaf,
-    positions,
-    whole_numbers,
+    pairwise,
+    slice_span,
+    span_positions,
+    split_tiles,
 )
 from jaxseq.typing import Array, Bool, Int
+
+
+class Visibility(NamedTuple):
+    """The keys and queries that a mask rules out altogether, as far as it knows (None: none)."""
+
+    keys: Bool[Array, "*B S"] | None = None
+    """False for keys that no query can see: padding, empty slots."""
+    queries: Bool[Array, "*B T"] | None = None
+    """False for queries that cannot see a key: padding."""
+    window: int | None = None
+    """The largest number of neighbouring positions that a query sees; None: not bounded."""
 
 
 class Mask(Tiled):
@@ -45,12 +54,12 @@ class Mask(Tiled):
         return Or(self, _is_mask(other))
 
     def materialize(self, num_queries: int, num_keys: int) -> Bool[Array, "..."]:
-        """The whole mask, ``[*B, N or 1, T, S]``: for the reference and for looking at it."""
-        whole = self.tile(Span(0, num_queries), Span(0, num_keys))
-        return jnp.broadcast_to(whole, (*whole.shape[:-2], num_queries, num_keys))
+        """The whole mask, ``[*B, N or 1, T, S]``."""
+        mask = self.tile(Span(0, num_queries), Span(0, num_keys))
+        return jnp.broadcast_to(mask, (*mask.shape[:-2], num_queries, num_keys))
 
     def tiles(self, num_queries: int, num_keys: int, row_tile: int, column_tile: int) -> Tiles:
-        """What is certain of each tile of the grid, by comparing the ends of each tile's rows and columns."""
+        """Bounds for each tile of the grid, from the ends of each tile's rows and columns."""
         num_rows, num_columns = -(-num_queries // row_tile), -(-num_keys // column_tile)
         padded = self.pad(num_rows * row_tile, num_columns * column_tile)
         return padded._tiles(num_rows, num_columns, row_tile, column_tile)
@@ -58,17 +67,9 @@ class Mask(Tiled):
     @abstractmethod
     def _tiles(self, num_rows: int, num_columns: int, row_tile: int, column_tile: int) -> Tiles: ...
 
-    def width(self) -> int | None:
-        """The most neighbouring positions that a query sees, where a window says so; None: not known."""
-        return None
-
-    def visible_keys(self) -> Bool[Array, "*B S"] | None:
-        """False for keys that no query can ever see because of what they are; None: no such key is known."""
-        return None
-
-    def visible_queries(self) -> Bool[Array, "*B T"] | None:
-        """False for queries that can never see anything because of what they are; None: no such query."""
-        return None
+    @abstractmethod
+    def visibility(self) -> Visibility:
+        """The keys and queries that the mask rules out altogether, and its window."""
 
 
 def _is_mask(mask: Any) -> Mask:
@@ -80,7 +81,7 @@ def _is_mask(mask: Any) -> Mask:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Band(Mask):
-    """``0 <= q - k``, and ``q - k < window`` where there is one; by position, and k < 0 is no key."""
+    """``0 <= q - k``, and ``q - k < window`` if there is a window; by position, where k < 0 is an empty slot."""
 
     window: int | None = field(default=None, metadata=STATIC)
     offset: int = field(default=0, metadata=STATIC)
@@ -88,8 +89,8 @@ class Band(Mask):
     kv_positions: Any = field(default=None, metadata=leaf("S", -1))
 
     def tile(self, rows: Span, columns: Span, heads: Span | None = None) -> Array:
-        q, k = positions(self.q_positions, rows, self.offset), positions(self.kv_positions, columns)
-        q, k = align(q[..., None, :, None], k[..., None, None, :])
+        q, k = span_positions(self.q_positions, rows, self.offset), span_positions(self.kv_positions, columns)
+        q, k = align_ranks(q[..., None, :, None], k[..., None, None, :])
         seen = q >= k
         if self.window is not None:
             seen &= q - k < self.window
@@ -99,26 +100,23 @@ class Band(Mask):
         q_low: Any = np.arange(num_rows, dtype=np.int32) * row_tile + np.int32(self.offset)
         q_high: Any = q_low + np.int32(row_tile - 1)
         if self.q_positions is not None:
-            block = blocks(self.q_positions, num_rows, row_tile)
+            block = split_tiles(self.q_positions, num_rows, row_tile)
             q_low, q_high = block.min(-1), block.max(-1)
         k_low: Any = np.arange(num_columns, dtype=np.int32) * column_tile
         k_high: Any = k_low + np.int32(column_tile - 1)
         filled: Any = k_low >= 0
         if self.kv_positions is not None:
-            block = blocks(self.kv_positions, num_columns, column_tile)
-            k_low, k_high = jnp.where(block >= 0, block, MOST).min(-1), block.max(-1)
+            block = split_tiles(self.kv_positions, num_columns, column_tile)
+            k_low, k_high = jnp.where(block >= 0, block, INT32_MAX).min(-1), block.max(-1)
             filled = (block >= 0).all(-1)
-        q_low, q_high, k_low, k_high, filled = cross((q_low, q_high), (k_low, k_high, filled))
+        q_low, q_high, k_low, k_high, filled = pairwise((q_low, q_high), (k_low, k_high, filled))
         live, full = q_high >= k_low, filled & (q_low >= k_high)
         if self.window is not None:
             live, full = live & (q_low - k_high < self.window), full & (q_high - k_low < self.window)
         return Tiles(live, full)
 
-    def width(self) -> int | None:
-        return self.window
-
-    def visible_keys(self) -> Bool[Array, "*B S"] | None:
-        return None if self.kv_positions is None else self.kv_positions >= 0
+    def visibility(self) -> Visibility:
+        return Visibility(None if self.kv_positions is None else self.kv_positions >= 0, window=self.window)
 
 
 @jax.tree_util.register_dataclass
@@ -131,33 +129,36 @@ class Prefix(Mask):
 
     def tile(self, rows: Span, columns: Span, heads: Span | None = None) -> Array:
         size = jnp.asarray(self.size, jnp.int32) if self.sizes is None else self.sizes
-        j, size = align(positions(None, columns)[None, None, :], size[..., None, None, None])
+        j, size = align_ranks(span_positions(None, columns)[None, None, :], size[..., None, None, None])
         return j < size
 
     def _tiles(self, num_rows: int, num_columns: int, row_tile: int, column_tile: int) -> Tiles:
         start = np.arange(num_columns, dtype=np.int32) * column_tile
         size: Any = np.int32(self.size or 0) if self.sizes is None else self.sizes[..., None, None]
-        start, size = align(np.broadcast_to(start, (num_rows, num_columns)), size)
+        start, size = align_ranks(np.broadcast_to(start, (num_rows, num_columns)), size)
         return Tiles(start < size, start + column_tile <= size)
+
+    def visibility(self) -> Visibility:
+        return Visibility()
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Padding(Mask):
-    """Real keys may be seen."""
+    """Visible: real keys."""
 
     kv_real: Any = field(default=None, metadata=leaf("S", False))
 
     def tile(self, rows: Span, columns: Span, heads: Span | None = None) -> Array:
-        return cut(self.kv_real, columns)[..., None, None, :]
+        return slice_span(self.kv_real, columns)[..., None, None, :]
 
     def _tiles(self, num_rows: int, num_columns: int, row_tile: int, column_tile: int) -> Tiles:
-        block = blocks(self.kv_real, num_columns, column_tile)[..., None, :, :]
+        block = split_tiles(self.kv_real, num_columns, column_tile)[..., None, :, :]
         shape = (*self.kv_real.shape[:-1], num_rows, num_columns)
         return Tiles(jnp.broadcast_to(block.any(-1), shape), jnp.broadcast_to(block.all(-1), shape))
 
-    def visible_keys(self) -> Bool[Array, "*B S"] | None:
-        return self.kv_real
+    def visibility(self) -> Visibility:
+        return Visibility(self.kv_real)
 
 
 @jax.tree_util.register_dataclass
@@ -169,26 +170,25 @@ class Segments(Mask):
     kv_ids: Any = field(default=None, metadata=leaf("S"))
 
     def tile(self, rows: Span, columns: Span, heads: Span | None = None) -> Array:
-        q, k = align(cut(self.q_ids, rows)[..., None, :, None], cut(self.kv_ids, columns)[..., None, None, :])
+        q, k = align_ranks(
+            slice_span(self.q_ids, rows)[..., None, :, None], slice_span(self.kv_ids, columns)[..., None, None, :]
+        )
         return (q == k) & (q != 0)
 
     def _tiles(self, num_rows: int, num_columns: int, row_tile: int, column_tile: int) -> Tiles:
         def ends(ids: Array, count: int, size: int) -> tuple[Array, Array, Array]:
-            block = blocks(ids, count, size)
+            block = split_tiles(ids, count, size)
             real = block != 0
-            low = jnp.where(real, block, MOST).min(-1)
-            return low, jnp.where(real, block, LEAST).max(-1), real.all(-1)
+            low = jnp.where(real, block, INT32_MAX).min(-1)
+            return low, jnp.where(real, block, INT32_MIN).max(-1), real.all(-1)
 
         q, k = ends(self.q_ids, num_rows, row_tile), ends(self.kv_ids, num_columns, column_tile)
-        q_low, q_high, q_real, k_low, k_high, k_real = cross(q, k)
+        q_low, q_high, q_real, k_low, k_high, k_real = pairwise(q, k)
         alike = (q_low == q_high) & (k_low == k_high) & (q_low == k_low)
         return Tiles((q_low <= k_high) & (k_low <= q_high), alike & q_real & k_real)
 
-    def visible_keys(self) -> Bool[Array, "*B S"] | None:
-        return self.kv_ids != 0
-
-    def visible_queries(self) -> Bool[Array, "*B T"] | None:
-        return self.q_ids != 0
+    def visibility(self) -> Visibility:
+        return Visibility(self.kv_ids != 0, self.q_ids != 0)
 
 
 @jax.tree_util.register_dataclass
@@ -199,17 +199,14 @@ class Dense(Mask):
     array: Any = field(default=None, metadata=leaf("TS", False))
 
     def tile(self, rows: Span, columns: Span, heads: Span | None = None) -> Array:
-        return cut(cut(self.array, columns), rows, axis=-2)[..., None, :, :]
+        return slice_span(slice_span(self.array, columns), rows, axis=-2)[..., None, :, :]
 
     def _tiles(self, num_rows: int, num_columns: int, row_tile: int, column_tile: int) -> Tiles:
         block = self.array.reshape(*self.array.shape[:-2], num_rows, row_tile, num_columns, column_tile)
         return Tiles(block.any((-3, -1)), block.all((-3, -1)))
 
-    def visible_keys(self) -> Bool[Array, "*B S"] | None:
-        return self.array.any(-2)
-
-    def visible_queries(self) -> Bool[Array, "*B T"] | None:
-        return self.array.any(-1)
+    def visibility(self) -> Visibility:
+        return Visibility(self.array.any(-2), self.array.any(-1))
 
 
 @jax.tree_util.register_dataclass
@@ -220,34 +217,27 @@ class DenseByHead(Mask):
     array: Any = field(default=None, metadata=leaf("NTS", False))
 
     def tile(self, rows: Span, columns: Span, heads: Span | None = None) -> Array:
-        array = self.array if heads is None else cut(self.array, heads, axis=-3)
-        return cut(cut(array, columns), rows, axis=-2)
+        array = self.array if heads is None else slice_span(self.array, heads, axis=-3)
+        return slice_span(slice_span(array, columns), rows, axis=-2)
 
     def _tiles(self, num_rows: int, num_columns: int, row_tile: int, column_tile: int) -> Tiles:
         block = self.array.reshape(*self.array.shape[:-2], num_rows, row_tile, num_columns, column_tile)
         return Tiles(block.any((-5, -3, -1)), block.all((-5, -3, -1)))
 
-    def visible_keys(self) -> Bool[Array, "*B S"] | None:
-        return self.array.any((-3, -2))
-
-    def visible_queries(self) -> Bool[Array, "*B T"] | None:
-        return self.array.any((-3, -1))
+    def visibility(self) -> Visibility:
+        return Visibility(self.array.any((-3, -2)), self.array.any((-3, -1)))
 
 
 class _Joined(Mask):
-    """Two masks joined; what is certain of both decides what is certain of the two."""
+    """Abstract: two masks joined by a logical operator."""
 
     left: Mask
     right: Mask
     _operator: ClassVar[str]
 
     def _join(self, left: Any, right: Any) -> Any:
-        left, right = align(left, right)
+        left, right = align_ranks(left, right)
         return left & right if self._operator == "and" else left | right
-
-    def map_leaves(self, function: Callable[[str, str, Any, Array], Array]) -> Any:
-        left, right = self.left.map_leaves(function), self.right.map_leaves(function)
-        return replace(self, left=left, right=right)  # type: ignore[type-var]
 
     def tile(self, rows: Span, columns: Span, heads: Span | None = None) -> Array:
         return self._join(self.left.tile(rows, columns, heads), self.right.tile(rows, columns, heads))
@@ -257,17 +247,13 @@ class _Joined(Mask):
         left, right = self.left._tiles(*grid), self.right._tiles(*grid)
         return Tiles(self._join(left.live, right.live), self._join(left.full, right.full))
 
-    def width(self) -> int | None:
-        widths = [width for width in (self.left.width(), self.right.width()) if width is not None]
-        return min(widths) if widths and self._operator == "and" else None
+    def visibility(self) -> Visibility:
+        left, right = self.left.visibility(), self.right.visibility()
+        windows = [window for window in (left.window, right.window) if window is not None]
+        window = min(windows) if windows and self._operator == "and" else None
+        return Visibility(self._combine(left.keys, right.keys), self._combine(left.queries, right.queries), window)
 
-    def visible_keys(self) -> Bool[Array, "*B S"] | None:
-        return self._both(self.left.visible_keys(), self.right.visible_keys())
-
-    def visible_queries(self) -> Bool[Array, "*B T"] | None:
-        return self._both(self.left.visible_queries(), self.right.visible_queries())
-
-    def _both(self, left: Array | None, right: Array | None) -> Array | None:
+    def _combine(self, left: Array | None, right: Array | None) -> Array | None:
         if left is not None and right is not None:
             return self._join(left, right)
         if self._operator == "or":
@@ -278,7 +264,7 @@ class _Joined(Mask):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class And(_Joined):
-    """Seen by both."""
+    """Visible in both."""
 
     left: Mask
     right: Mask
@@ -288,7 +274,7 @@ class And(_Joined):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Or(_Joined):
-    """Seen by either."""
+    """Visible in either."""
 
     left: Mask
     right: Mask
@@ -298,12 +284,9 @@ class Or(_Joined):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class FiniteKeys(Mask):
-    """The same, where all keys and values are finite: none need be set to zero."""
+    """The same mask for finite keys and values, none of which need be set to zero."""
 
     mask: Mask
-
-    def map_leaves(self, function: Callable[[str, str, Any, Array], Array]) -> "FiniteKeys":
-        return replace(self, mask=self.mask.map_leaves(function))
 
     def tile(self, rows: Span, columns: Span, heads: Span | None = None) -> Array:
         return self.mask.tile(rows, columns, heads)
@@ -311,14 +294,8 @@ class FiniteKeys(Mask):
     def _tiles(self, num_rows: int, num_columns: int, row_tile: int, column_tile: int) -> Tiles:
         return self.mask._tiles(num_rows, num_columns, row_tile, column_tile)
 
-    def width(self) -> int | None:
-        return self.mask.width()
-
-    def visible_keys(self) -> None:
-        return None
-
-    def visible_queries(self) -> Bool[Array, "*B T"] | None:
-        return self.mask.visible_queries()
+    def visibility(self) -> Visibility:
+        return self.mask.visibility()._replace(keys=None)
 
 
 def causal(
@@ -327,10 +304,10 @@ def causal(
     *,
     offset: int = 0,
 ) -> Mask:
-    """A query sees itself and what came before: ``k <= q``, by position.
+    """A query sees its own position and earlier ones: ``k <= q``.
 
-    Without positions, query i sits at ``i + offset`` and key j at j. A key with a negative position is
-    an empty slot (of a cache) and never seen, in whatever order the slots lie.
+    Without positions, query i is at ``i + offset`` and key j at j. A key with a negative position is
+    an empty slot (of a cache) and never visible; the slots may be in any order.
     """
     return _band(None, q_positions, kv_positions, offset)
 
@@ -342,10 +319,10 @@ def sliding_window(
     *,
     offset: int = 0,
 ) -> Mask:
-    """A query sees itself and the ``window - 1`` before it: ``0 <= q - k < window``, so it is causal too.
+    """A query sees its own position and the ``window - 1`` before it: ``0 <= q - k < window`` (so it is causal).
 
     Raises:
-        ValueError: the window holds no position.
+        ValueError: the window is less than 1.
     """
     if window < 1:
         raise ValueError(f"a sliding window needs at least 1 position, got {window}")
@@ -354,13 +331,13 @@ def sliding_window(
 
 def _band(window: int | None, q_positions: Any, kv_positions: Any, offset: int) -> Mask:
     if offset and q_positions is not None:
-        raise ValueError(f"offset={offset} and q_positions both say where queries sit; give one")
-    q, k = whole_numbers("q_positions", q_positions), whole_numbers("kv_positions", kv_positions)
+        raise ValueError(f"offset={offset} and q_positions both give the positions of queries; pass one")
+    q, k = as_int32("q_positions", q_positions), as_int32("kv_positions", kv_positions)
     return Band(window=window, offset=offset, q_positions=q, kv_positions=k)
 
 
 def prefix(size: int | Int[Array, "*B"]) -> Mask:
-    """All queries see the first ``size`` keys, later ones included: ``j < size``, by the key's index.
+    """All queries see the first ``size`` keys, also those later than the query: ``j < size``, by index.
 
     ``causal() | prefix(n)`` is the prefix language model's mask.
     """
@@ -368,41 +345,41 @@ def prefix(size: int | Int[Array, "*B"]) -> Mask:
         if size < 0:
             raise ValueError(f"a prefix has at least 0 keys, got {size}")
         return Prefix(size=int(size))
-    return Prefix(sizes=whole_numbers("prefix size", size))
+    return Prefix(sizes=as_int32("prefix size", size))
 
 
 def padding(kv_real: Bool[Array, "*B S"]) -> Mask:
-    """Real keys may be seen, padding may not."""
-    return Padding(kv_real=_booleans("padding", kv_real, 1))
+    """Real keys are visible, padding is not."""
+    return Padding(kv_real=_as_bool("padding", kv_real, 1))
 
 
 def segments(q_ids: Int[Array, "*B T"], kv_ids: Int[Array, "*#B S"]) -> Mask:
     """A query sees the keys of its own segment: equal ids, and not 0, which is padding."""
-    return Segments(q_ids=whole_numbers("q_ids", q_ids), kv_ids=whole_numbers("kv_ids", kv_ids))
+    return Segments(q_ids=as_int32("q_ids", q_ids), kv_ids=as_int32("kv_ids", kv_ids))
 
 
 def finite_keys(mask: Mask) -> Mask:
-    """The same mask, and the promise that all keys and values are finite, also those that nobody sees (a cache's).
+    """The same mask, with the promise that all keys and values are finite, also the hidden ones (in a cache).
 
-    Else what a mask rules out for good is set to zero, since 0 · NaN is NaN; for a cache that copies it at every step.
+    Without it attention sets hidden keys and values to zero (0 · NaN is NaN), which copies a cache at every step.
     """
     return FiniteKeys(_is_mask(mask))
 
 
 def dense(array: Bool[Array, "*B T S"]) -> Mask:
-    """Any mask, written out, the same for all heads."""
-    return Dense(array=_booleans("dense", array, 2))
+    """Any mask as a boolean array, the same for all heads."""
+    return Dense(array=_as_bool("dense", array, 2))
 
 
 def dense_by_head(array: Bool[Array, "*B N T S"]) -> Mask:
-    """Any mask, written out for every head."""
-    return DenseByHead(array=_booleans("dense_by_head", array, 3))
+    """Any mask as a boolean array, one for each head."""
+    return DenseByHead(array=_as_bool("dense_by_head", array, 3))
 
 
-def _booleans(name: str, array: Any, least_rank: int) -> Array:
+def _as_bool(name: str, array: Any, least_rank: int) -> Array:
     array = jnp.asarray(array)
     if array.dtype != jnp.bool_:
-        raise TypeError(f"{name} needs booleans (True = may be seen), got {array.dtype} of shape {array.shape}")
+        raise TypeError(f"{name} needs booleans (True = visible), got {array.dtype} of shape {array.shape}")
     if array.ndim < least_rank:
         raise ValueError(f"{name} needs at least {least_rank} dims, got shape {array.shape}")
     return array

@@ -1,4 +1,4 @@
-"""Where a token sits: sinusoids for the input, rotated queries and keys, or a bias on the scores (ALiBi)."""
+"""Position encodings: sinusoids for the input, rotary queries and keys, and a bias on the scores (ALiBi)."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxseq.ops.attention.tiled import STATIC, Span, Tiled, align, cut, leaf, positions, whole_numbers
+from jaxseq.ops.attention.tiled import STATIC, Span, Tiled, align_ranks, as_int32, leaf, slice_span, span_positions
 from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array, Float, Int
 
@@ -16,8 +16,7 @@ from jaxseq.typing import Array, Float, Int
 def sinusoid(positions: Int[Array, "*B T"], features: int, *, base: float = 10000.0) -> Float[Array, "*B T {features}"]:
     """``sin(t / base^(2i/D))`` in the first half of the features, the cosines in the second.
 
-    (The paper interleaves the two; the order of the features is of no account to what follows.) Vaswani et
-    al. 2017.
+    The paper interleaves the two; any linear map after it makes the order of features irrelevant. Vaswani et al. 2017.
 
     Raises:
         ValueError: features is odd.
@@ -29,7 +28,7 @@ def sinusoid(positions: Int[Array, "*B T"], features: int, *, base: float = 1000
 def rotary(
     x: Float[Array, "*B T N H"], positions: Int[Array, "*B T"], *, base: float = 10000.0
 ) -> Float[Array, "*B T N H"]:
-    """Turn each pair of features by ``position / base^(2i/H)``; products then depend on the distance only.
+    """Rotates each pair of features by ``position / base^(2i/H)``; products then depend on the distance only.
 
     Feature i is paired with feature i + H/2 (half-split, as GPT-NeoX and LLaMA have it, not interleaved). The
     angles are at least float32. Su et al. 2021 (RoFormer).
@@ -79,12 +78,12 @@ def alibi(
 ) -> Tiled:
     """The bias ``-slope · |q - k|`` on the scores: ``attention(..., bias=alibi(alibi_slopes(N)))``.
 
-    Without positions, query i sits at ``i + offset`` and key j at j. It is worked out tile by tile. The
-    slopes are constants: no gradient reaches them. Press et al. 2022 (Train short, test long).
+    Without positions, query i is at ``i + offset`` and key j at j. Evaluated tile by tile. The slopes are
+    constants: no gradient reaches them. Press et al. 2022 (Train short, test long).
     """
     if offset and q_positions is not None:
-        raise ValueError(f"offset={offset} and q_positions both say where queries sit; give one")
-    q, k = whole_numbers("q_positions", q_positions), whole_numbers("kv_positions", kv_positions)
+        raise ValueError(f"offset={offset} and q_positions both give the positions of queries; pass one")
+    q, k = as_int32("q_positions", q_positions), as_int32("kv_positions", kv_positions)
     return Alibi(offset=offset, slopes=lax.stop_gradient(jnp.asarray(slopes)), q_positions=q, kv_positions=k)
 
 
@@ -99,7 +98,7 @@ class Alibi(Tiled):
     kv_positions: Any = field(default=None, metadata=leaf("S"))
 
     def tile(self, rows: Span, columns: Span, heads: Span | None = None) -> Array:
-        q, k = positions(self.q_positions, rows, self.offset), positions(self.kv_positions, columns)
-        slopes = self.slopes if heads is None else cut(self.slopes, heads)
-        q, k, slopes = align(q[..., None, :, None], k[..., None, None, :], slopes[..., None, None])
+        q, k = span_positions(self.q_positions, rows, self.offset), span_positions(self.kv_positions, columns)
+        slopes = self.slopes if heads is None else slice_span(self.slopes, heads)
+        q, k, slopes = align_ranks(q[..., None, :, None], k[..., None, None, :], slopes[..., None, None])
         return -slopes * jnp.abs(q - k).astype(slopes.dtype)

@@ -1,4 +1,4 @@
-"""What attention evaluates tile by tile: masks and biases, never written out as queries by keys."""
+"""The base class of masks and biases: functions of query and key that attention evaluates tile by tile."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -11,8 +11,12 @@ from jax import lax
 
 from jaxseq.typing import Array, Int
 
-MOST = np.iinfo(np.int32).max
-LEAST = np.iinfo(np.int32).min
+INT32_MAX = np.iinfo(np.int32).max
+INT32_MIN = np.iinfo(np.int32).min
+
+
+MIN_SCORE = -1e30
+"""The maximum of no scores: finite, so that a row without visible keys gives exp(-inf - MIN_SCORE) = 0."""
 
 
 class Span(NamedTuple):
@@ -23,7 +27,7 @@ class Span(NamedTuple):
 
 
 class Tiles(NamedTuple):
-    """What is certain of each tile: not ``live`` = no True in it, ``full`` = nothing but True.
+    """Bounds for each tile: without ``live`` it holds no True, with ``full`` nothing but True.
 
     Both are ``[*B, row tiles, column tiles]``; numpy arrays where shapes alone decide, else traced ones.
     """
@@ -44,18 +48,20 @@ Same = TypeVar("Same", bound="Tiled")
 
 
 class Tiled(ABC):
-    """What is evaluated tile by tile: a mask, or a bias on the scores. Its arrays lead with batch dims."""
+    """Abstract: a mask, or a bias on the scores, evaluated tile by tile. Its arrays lead with batch dims."""
 
     @abstractmethod
     def tile(self, rows: Span, columns: Span, heads: Span | None = None) -> Array:
         """The values on a tile, ``[*B, N or 1, rows, columns]``; ``heads`` picks the heads, default all."""
 
     def map_leaves(self: Same, function: Callable[[str, str, Any, Array], Array]) -> Same:
-        """Put ``function(name, dims, fill, array)`` on every array there is."""
-        new = {}
+        """Replaces every array, in parts too, by ``function(name, dims, fill, array)``."""
+        new: dict[str, Any] = {}
         for f in fields(self):  # type: ignore[arg-type]
             leaf = getattr(self, f.name)
-            if "dims" in f.metadata and leaf is not None:
+            if isinstance(leaf, Tiled):
+                new[f.name] = leaf.map_leaves(function)
+            elif "dims" in f.metadata and leaf is not None:
                 new[f.name] = function(f.name, f.metadata["dims"], f.metadata["fill"], leaf)
         return replace(self, **new)  # type: ignore[type-var]
 
@@ -100,7 +106,7 @@ class Tiled(ABC):
         )
 
     def pad(self: Same, num_queries: int, num_keys: int) -> Same:
-        """Longer arrays: what is added is never seen as far as arrays decide."""
+        """Pads the arrays to this many queries and keys, so that no query sees an added key."""
         sizes = {"T": num_queries, "S": num_keys}
 
         def extend(name: str, dims: str, fill: Any, leaf: Array) -> Array:
@@ -111,45 +117,45 @@ class Tiled(ABC):
         return self.map_leaves(extend)
 
 
-def positions(given: Array | None, span: Span, offset: int = 0) -> Array:
+def span_positions(given: Array | None, span: Span, offset: int = 0) -> Array:
     """The positions of a span: given ones, else indices plus ``offset``."""
     if given is not None:
-        return cut(given, span)
-    # Behind a barrier: XLA's CPU backend computes an iota that it sees afresh for every element (slow).
+        return slice_span(given, span)
+    # Without the barrier XLA's CPU backend recomputes the iota for every element.
     start = jnp.asarray(span.start, jnp.int32) + jnp.int32(offset)
     return lax.optimization_barrier(jnp.arange(span.size, dtype=jnp.int32) + start)
 
 
-def cut(array: Array, span: Span, axis: int = -1) -> Array:
+def slice_span(array: Array, span: Span, axis: int = -1) -> Array:
     """The span of an array's axis."""
     return lax.dynamic_slice_in_dim(array, span.start, span.size, axis=axis)
 
 
-def align(*arrays: Any) -> list[Any]:
+def align_ranks(*arrays: Any) -> list[Any]:
     """The arrays with leading axes of 1, so that all have the same rank; numpy stays numpy."""
     rank = max(array.ndim for array in arrays)
     return [array.reshape((1,) * (rank - array.ndim) + array.shape) for array in arrays]
 
 
-def cross(rows: tuple, columns: tuple) -> list[Any]:
-    """Facts of row tiles and of column tiles, ready to be compared each with each."""
-    return align(*(fact[..., :, None] for fact in rows), *(fact[..., None, :] for fact in columns))
+def pairwise(rows: tuple, columns: tuple) -> list[Any]:
+    """Values of row tiles and of column tiles, broadcastable against each other."""
+    return align_ranks(*(fact[..., :, None] for fact in rows), *(fact[..., None, :] for fact in columns))
 
 
-def blocks(array: Array, count: int, size: int) -> Array:
-    """The last axis cut into ``count`` tiles of ``size``."""
+def split_tiles(array: Array, count: int, size: int) -> Array:
+    """The last axis split into ``count`` tiles of ``size``."""
     return array.reshape(*array.shape[:-1], count, size)
 
 
-def whole_numbers(name: str, array: Any) -> Array | None:
+def as_int32(name: str, array: Any) -> Array | None:
     """Ids or positions as int32; None stays None.
 
     Raises:
-        TypeError: these are no whole numbers.
+        TypeError: the array does not hold integers.
     """
     if array is None:
         return None
     array = jnp.asarray(array)
     if not jnp.issubdtype(array.dtype, jnp.integer):
-        raise TypeError(f"{name} needs whole numbers, got {array.dtype} of shape {array.shape}")
+        raise TypeError(f"{name} needs integers, got {array.dtype} of shape {array.shape}")
     return array.astype(jnp.int32)

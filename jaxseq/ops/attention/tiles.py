@@ -1,14 +1,12 @@
 """Attention tile by tile, with its own gradient: memory grows with the length, not with its square.
 
-The forward pass goes over the live tiles of a row of tiles with the online softmax (running maximum and
-sum) and keeps the log-sum-exp of each query; the backward pass computes the scores again from it, tile by
-tile. Tiles that the mask leaves empty are not in the list that is gone over, and those that it leaves whole
-are gone over first, without looking at it. One *program* is a batch element and a key-value head with all
-the query heads that share it, their rows stacked: grouped heads repeat no key.
+The forward pass visits the live tiles of a row of tiles with the online softmax (running maximum and sum) and stores
+the log-sum-exp of each query; the backward pass recomputes the scores from it, tile by tile. Tiles that the mask leaves
+empty are not visited; those that it leaves whole come first and do not evaluate it. One *program* is a batch element
+and a key-value head with all query heads that share it, their rows stacked: grouped heads repeat no key.
 
-The backward pass works on transposed scores (keys by queries): no product then contracts over the rows of a
-tile (XLA's CPU products do that at half speed), and two slices of queries are taken a step, each of which
-is a copy.
+The backward pass works on transposed scores (keys by queries): no product then contracts over the rows of a tile (XLA's
+CPU products do that at half speed), and two slices of queries are taken a step, each of which is a copy.
 
 Rabe & Staats 2021 (Self-attention does not need O(n²) memory); Dao et al. 2022 (FlashAttention).
 """
@@ -24,16 +22,19 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 
 from jaxseq.ops.attention.masks import Mask, prefix
-from jaxseq.ops.attention.tiled import Span, Tiled
+from jaxseq.ops.attention.tiled import MIN_SCORE, Span, Tiled
 from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array
 
-FLOOR = -1e30
-"""The maximum of no scores: finite, so that a row with nothing to see gives exp(-inf - FLOOR) = 0."""
+TILE = 512
+"""Queries and keys of a tile; on a CPU one or two of them at a time (measured: docs/performance.md)."""
+
+NARROW_WINDOW, NARROW_TILE, NARROW_MIN_HEADS = 256, 128, 4
+"""For a window of up to 256 keys and at least 4 heads: tiles of 128, of many heads at a time."""
 
 
 class Plan(NamedTuple):
-    """What is decided before tracing: scale and cap of the scores, tile sizes, the most programs side by side."""
+    """The static options: scale and cap of the scores, tile sizes, the largest number of programs side by side."""
 
     scale: float
     row_tile: int
@@ -54,8 +55,39 @@ class Sizes(NamedTuple):
     groups: int  # of such programs, one after the other
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def attention_tiles(query: Array, key: Array, value: Array, mask: Mask | None, bias: Tiled | None, plan: Plan) -> Array:
+    """``tiled_attention`` with any batch dimensions."""
+    batch = query.shape[:-3]
+    flat = (x.reshape(-1, *x.shape[-3:]) for x in (query, key, value))
+    mask = None if mask is None else mask.flatten_batch(batch)
+    bias = None if bias is None else bias.flatten_batch(batch)
+    out = tiled_attention(*flat, mask, bias, plan)
+    return out.reshape(*batch, *out.shape[1:])
+
+
+def choose_plan(query: Array, key: Array, mask: Mask | None, scale: float, soft_cap: float | None) -> Plan:
+    """Tiles as even as the lengths allow, small ones for a narrow window; the batch is not used, which vmap hides."""
+    (T, N), (S, M) = query.shape[-3:-1], key.shape[-3:-1]
+    share = N // M
+
+    def tile(length: int, limit: int) -> int:
+        count = max(-(-length // limit), 1)
+        return -(-length // (16 * count)) * 16
+
+    width = None if mask is None else mask.visibility().window
+    if width is not None and width <= NARROW_WINDOW and N >= NARROW_MIN_HEADS:
+        row_tile, column_tile = tile(T, NARROW_TILE), tile(S, NARROW_TILE)
+    else:
+        row_tile, column_tile = tile(T, max(TILE // share, 16)), tile(S, TILE)
+    programs = 128
+    if jax.default_backend() == "cpu":  # whose batched products take no bfloat16
+        room = 2 * TILE * TILE // (share * row_tile * column_tile)
+        programs = max(room, 1) if at_least_float32(query.dtype) == query.dtype else 1
+    return Plan(scale, row_tile, column_tile, programs, None if soft_cap is None else float(soft_cap))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def tiled_attention(query: Array, key: Array, value: Array, mask: Mask | None, bias: Tiled | None, plan: Plan) -> Array:
     """``softmax(capped(scale · query keyᵀ) + bias, where mask) value``; arrays are ``[B, T, N, H]``.
 
     Reverse mode only, once: use ``attention_reference`` for forward mode and second derivatives.
@@ -76,29 +108,29 @@ def _attention_backward(plan: Plan, residuals: tuple, cotangent: Array) -> tuple
     return (*grads, None, None)
 
 
-attention_tiles.defvjp(_attention_forward, _attention_backward)
+tiled_attention.defvjp(_attention_forward, _attention_backward)
 
 
 @functools.lru_cache
 def _kernel(function: Callable, plan: Plan) -> Callable:
-    """``function(plan, arrays, shared)``, which takes an axis of ``vmap`` as more batch.
+    """``function(plan, arrays, shared)``, for which an axis of ``vmap`` is more batch.
 
-    ``arrays`` lead with B; what masks and biases hold leads with B, or with 1 where all share it.
+    ``arrays`` lead with B; the arrays of masks and biases lead with B, or with 1 where the batch shares them.
     """
     kernel = custom_vmap(functools.partial(function, plan))
 
     @kernel.def_vmap
-    def fold(axis_size: int, batched: Any, arrays: Any, shared: Any) -> tuple[Any, Any]:
+    def batch_rule(axis_size: int, batched: Any, arrays: Any, shared: Any) -> tuple[Any, Any]:
         batch = arrays[0].shape[1 if batched[0][0] else 0]
 
-        def full(x: Array, has_axis: bool) -> Array:
+        def merge(x: Array, has_axis: bool) -> Array:
             x = x if has_axis else x[None]
             return jnp.broadcast_to(x, (axis_size, batch, *x.shape[2:])).reshape(-1, *x.shape[2:])
 
-        def sparing(x: Array, has_axis: bool) -> Array:
-            return full(x, has_axis) if has_axis or x.shape[0] > 1 else x
+        def keep_shared(x: Array, has_axis: bool) -> Array:
+            return merge(x, has_axis) if has_axis or x.shape[0] > 1 else x
 
-        out = kernel(jax.tree.map(full, arrays, batched[0]), jax.tree.map(sparing, shared, batched[1]))
+        out = kernel(jax.tree.map(merge, arrays, batched[0]), jax.tree.map(keep_shared, shared, batched[1]))
         out = jax.tree.map(lambda x: x.reshape(axis_size, batch, *x.shape[1:]), out)
         return out, jax.tree.map(lambda _: True, out)
 
@@ -128,7 +160,7 @@ def _forward(plan: Plan, arrays: tuple, shared: tuple) -> tuple[Array, Array]:
 
             total = jnp.zeros(q.shape[:-1], at_least_float32(q.dtype))
             mixed = jnp.zeros((*q.shape[:-1], values.shape[-1]), total.dtype)
-            highest, total, mixed = _over_live(counts, column, (total + FLOOR, total, mixed))
+            highest, total, mixed = _loop_over_live(counts, column, (total + MIN_SCORE, total, mixed))
             safe = jnp.where(total == 0, 1, total)
             return None, ((mixed / safe[..., None]).astype(q.dtype), highest + jnp.log(safe))
 
@@ -169,7 +201,7 @@ def _backward(plan: Plan, arrays: tuple, shared: tuple) -> tuple[Array, Array, A
                 return dq_t, dk + _dot(ds_t, q), dv + _dot(p_t.astype(k.dtype), do)
 
             zeros = jnp.zeros(k.shape, wide), jnp.zeros(v.shape, wide)
-            dq_t, dk, dv = _over_live(counts, row, (dq_t, *zeros))
+            dq_t, dk, dv = _loop_over_live(counts, row, (dq_t, *zeros))
             return dq_t, (dk, dv)
 
         dq_t = jnp.zeros(queries.mT.shape, wide)
@@ -190,7 +222,7 @@ def _backward(plan: Plan, arrays: tuple, shared: tuple) -> tuple[Array, Array, A
 
 
 def _prepare(plan: Plan, query: Array, key: Array, shared: tuple) -> tuple[Sizes, Callable, Array, Array]:
-    """The sizes, what makes scores of products, and the tiles that are live, and full, in all programs of a group."""
+    """The sizes, the function from products to scores, and the live and the full tiles of each group of programs."""
     (batch, T, N, _), (S, M) = query.shape, key.shape[1:3]
     rows, columns = -(-T // plan.row_tile), -(-S // plan.column_tile)
     programs = max(n for n in range(1, min(batch * M, plan.programs) + 1) if batch * M % n == 0)
@@ -224,14 +256,14 @@ def _prepare(plan: Plan, query: Array, key: Array, shared: tuple) -> tuple[Sizes
         shape = (-1, plan.column_tile, *by_head) if transposed else (-1, *by_head, plan.column_tile)
         s, slope = products, None
         if plan.soft_cap is not None:
-            bent = jnp.tanh(s / plan.soft_cap)
-            s, slope = plan.soft_cap * bent, 1 - bent * bent
+            capped = jnp.tanh(s / plan.soft_cap)
+            s, slope = plan.soft_cap * capped, 1 - capped * capped
         s = s.reshape(shape)
-        turn = (lambda x: x.transpose(0, 3, 1, 2)) if transposed else (lambda x: x)
+        transpose = (lambda x: x.transpose(0, 3, 1, 2)) if transposed else (lambda x: x)
         if bias is not None:
-            s += turn(jax.vmap(lambda p: evaluate(bias, p, i, j))(program)).astype(s.dtype)
+            s += transpose(jax.vmap(lambda p: evaluate(bias, p, i, j))(program)).astype(s.dtype)
         if mask is not None and masked:
-            s = jnp.where(turn(jax.vmap(lambda p: evaluate(mask, p, i, j))(program)), s, -jnp.inf)
+            s = jnp.where(transpose(jax.vmap(lambda p: evaluate(mask, p, i, j))(program)), s, -jnp.inf)
         return s.reshape(products.shape), slope
 
     return sizes, scores, live.any(1), full.all(1)
@@ -244,8 +276,8 @@ def _full_first(live: Array, full: Array) -> tuple[Array, Array]:
     return order, jnp.stack([full.sum(-1, dtype=jnp.int32), live.sum(-1, dtype=jnp.int32)], -1)
 
 
-def _over_live(counts: Array, body: Callable[[bool, Array, tuple], tuple], carry: tuple) -> tuple:
-    """``body(masked, n, carry)`` for the full tiles, to which the mask does nothing, then for the others."""
+def _loop_over_live(counts: Array, body: Callable[[bool, Array, tuple], tuple], carry: tuple) -> tuple:
+    """``body(masked, n, carry)`` for the full tiles, which need no mask, then for the others."""
     carry = lax.fori_loop(0, counts[0], functools.partial(body, False), carry)
     return lax.fori_loop(counts[0], counts[1], functools.partial(body, True), carry)
 

@@ -1,15 +1,25 @@
-"""Recurrences that are linear in their state: elementwise, and with a matrix for each head."""
+"""Recurrences that are linear in their state: elementwise, and with a matrix state for each head."""
 
-from jaxseq.ops.linear.delta_rule import delta_rule, delta_rule_reference
-from jaxseq.ops.linear.linear_attention import linear_attention, linear_attention_reference
-from jaxseq.ops.linear.linear_recurrence import (
+from jaxseq.ops.linear.api import (
+    ChunkwiseImplementation,
+    LinearRecurrenceImplementation,
+    delta_rule,
+    linear_attention,
     linear_recurrence,
     linear_recurrence_implementation,
-    linear_recurrence_reference,
+    mlstm,
 )
-from jaxseq.ops.linear.mlstm import MLSTMState, mlstm, mlstm_reference
+from jaxseq.ops.linear.reference import (
+    MLSTMState,
+    delta_rule_reference,
+    linear_attention_reference,
+    linear_recurrence_reference,
+    mlstm_reference,
+)
 
 __all__ = [
+    "ChunkwiseImplementation",
+    "LinearRecurrenceImplementation",
     "MLSTMState",
     "delta_rule",
     "delta_rule_reference",

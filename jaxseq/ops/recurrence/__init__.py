@@ -2,16 +2,22 @@
 
 from jaxseq.ops.recurrence import cells
 from jaxseq.ops.recurrence.api import (
-    plain_recurrence,
+    RecurrenceImplementation,
+    Residuals,
     project,
     recurrence,
-    recurrence_reference,
     recurrence_with_projection,
 )
-from jaxseq.ops.recurrence.cudnn import cudnn_lstm, lstm_implementation
+from jaxseq.ops.recurrence.cells import Cell
+from jaxseq.ops.recurrence.cudnn import LSTMImplementation, cudnn_lstm, lstm_implementation
+from jaxseq.ops.recurrence.reference import plain_recurrence, recurrence_reference
 from jaxseq.ops.recurrence.reset_before import gru_reset_before
 
 __all__ = [
+    "Cell",
+    "LSTMImplementation",
+    "RecurrenceImplementation",
+    "Residuals",
     "cells",
     "cudnn_lstm",
     "gru_reset_before",

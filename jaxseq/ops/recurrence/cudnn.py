@@ -1,74 +1,84 @@
-"""The LSTM of cuDNN through ``jax.experimental.rnn``, and when it may be used.
+"""The LSTM of cuDNN through ``jax.experimental.rnn``, and the check that it can compute a call.
 
 One dense head, float32, whole sequences, no peepholes. It has one reverse-mode gradient: JAX refuses forward mode,
-second derivatives and ``vmap`` of it. At its first use a tiny sequence is run, values and gradients, against
-``recurrence``.
+second derivatives and ``vmap`` of it. Its first use runs a tiny sequence, values and gradients, against ``recurrence``.
 """
 
 import functools
 import math
 import warnings
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxseq.ops.implementations import running
+from jaxseq.ops.implementations import choose_implementation, implementation_scope, unavailable
 from jaxseq.ops.recurrence.api import recurrence_with_projection
 from jaxseq.ops.recurrence.cells import LSTMState, lstm
 from jaxseq.typing import Array, Float, SegmentIds
 
+LSTMImplementation = Literal["auto", "fused", "reference", "cudnn"]
+
 
 def lstm_implementation(
+    state: LSTMState,
     xs: Float[Array, "*B T D"],
     R: Float[Array, "N H G H"],
-    state: LSTMState,
     *,
     segment_ids: SegmentIds | None = None,
     peepholes: bool = False,
+    implementation: LSTMImplementation = "auto",
 ) -> str:
-    """What ``implementation="auto"`` takes for this call on the default device, for reports: "cudnn" or "fused".
+    """The implementation of an LSTM that this call runs on the default device: "cudnn", "fused" or "reference".
 
-    cuDNN where it can do exactly this. If its trial run fails or differs from ``recurrence``, a warning says so, once.
-    A single sequence takes "fused": it is most likely under ``vmap``, which cuDNN's call does not know.
+    "auto" takes cuDNN where ``cudnn_lstm`` can compute the call, else "fused". If cuDNN's trial run fails or differs
+    from ``recurrence``, a warning says so, once. A single sequence takes "fused": it is most likely under ``vmap``, for
+    which cuDNN's call has no rule.
+
+    Raises:
+      ValueError: an unknown implementation.
     """
-    if xs.ndim < 3 or why_not_cudnn(xs, R, state, segment_ids=segment_ids, peepholes=peepholes) is not None:
-        return "fused"
-    return "fused" if _trial_failed() else "cudnn"
+
+    def auto() -> str:
+        if xs.ndim < 3 or why_not_cudnn(state, xs, R, segment_ids=segment_ids, peepholes=peepholes) is not None:
+            return "fused"
+        return "fused" if _trial_failed() else "cudnn"
+
+    return choose_implementation("lstm", implementation, LSTMImplementation, auto)
 
 
 def cudnn_lstm(
+    state: LSTMState,
     xs: Float[Array, "*B T D"],
     kernel: Float[Array, "D GF"],
     bias: Float[Array, " GF"],
     R: Float[Array, "N H G H"],
-    state: LSTMState,
     *,
     segment_ids: SegmentIds | None = None,
     peepholes: bool = False,
 ) -> tuple[LSTMState, Float[Array, "*B T F"]]:
-    """``recurrence_with_projection(lstm, xs, kernel, bias, R, state)`` by cuDNN.
+    """``recurrence_with_projection(lstm, state, xs, kernel, bias, R)`` by cuDNN.
 
     Raises:
       ValueError: cuDNN cannot do this call, and why.
     """
-    reason = why_not_cudnn(xs, R, state, segment_ids=segment_ids, peepholes=peepholes) or _trial_failed()
+    reason = why_not_cudnn(state, xs, R, segment_ids=segment_ids, peepholes=peepholes) or _trial_failed()
     if reason is not None:
-        raise ValueError(f"implementation='cudnn' cannot do this call: {reason}")
-    with running("recurrence", "cudnn"):
-        return _run(xs, kernel, bias, R, state)
+        raise unavailable("lstm", "cudnn", reason)
+    with implementation_scope("recurrence", "cudnn"):
+        return _run(state, xs, kernel, bias, R)
 
 
 def why_not_cudnn(
+    state: LSTMState,
     xs: Float[Array, "*B T D"],
     R: Float[Array, "N H G H"],
-    state: LSTMState,
     *,
     segment_ids: SegmentIds | None = None,
     peepholes: bool = False,
 ) -> str | None:
-    """None if cuDNN's LSTM computes exactly this call on the default device, by what it is asked for."""
+    """None if cuDNN's LSTM can compute this call on the default device, else the reason."""
     device = jax.devices()[0]
     if device.platform not in ("gpu", "cuda") or "rocm" in device.client.platform_version.lower():
         return f"the default device is no CUDA device but {device.platform}"
@@ -93,7 +103,7 @@ def packed_weights(
     return jnp.concatenate([kernel.T.reshape(-1), recurrent.T.reshape(-1), bias, jnp.zeros_like(bias)])
 
 
-def _run(xs: Array, kernel: Array, bias: Array, R: Array, state: LSTMState) -> tuple[LSTMState, Array]:
+def _run(state: LSTMState, xs: Array, kernel: Array, bias: Array, R: Array) -> tuple[LSTMState, Array]:
     from jax.experimental import rnn
 
     batch, (steps, width), features = xs.shape[:-2], xs.shape[-2:], R.shape[1]
@@ -117,7 +127,7 @@ def _run(xs: Array, kernel: Array, bias: Array, R: Array, state: LSTMState) -> t
 
 @functools.cache
 def _trial_failed() -> str | None:
-    """None if a tiny run agrees with ``recurrence``; else what went wrong, with a warning."""
+    """None if a tiny run agrees with ``recurrence``; else the failure, with a warning."""
     try:
         with jax.ensure_compile_time_eval(), jax.default_matmul_precision("highest"):
             found, wanted = (_trial(run) for run in (_run, functools.partial(recurrence_with_projection, lstm)))
@@ -138,7 +148,7 @@ def _trial(run: Any) -> list[np.ndarray]:
     arrays = [jnp.asarray(0.5 * rng.normal(size=s), jnp.float32) for s in (*shapes, *((batch, features),) * 2)]
 
     def total(*arrays: Array) -> tuple[Array, Any]:
-        state, ys = run(*arrays[:4], LSTMState(*arrays[4:]))
+        state, ys = run(LSTMState(*arrays[4:]), *arrays[:4])
         return jnp.sin(ys).sum() + (state.h * state.c).sum(), (state, ys)
 
     run_both = jax.jit(jax.value_and_grad(total, tuple(range(len(arrays))), has_aux=True))

@@ -1,41 +1,45 @@
-"""The fast form of ``recurrence``: chunks of time, the input's projection inside them, and a gradient by hand.
+"""The fused implementation of ``recurrence``: chunks of time, the projection inside them, a hand-written gradient.
 
-Forward, a chunk's inputs are projected as one product, then the cell runs along it. What is kept are the cell's
-activations and the states. On the way back a chunk's Jacobians (the cell is pointwise: one number a unit) are worked
-out at once, the loop is left with sums of products and one matrix product, and the gradients of the chunk's inputs and
-of the weights are products behind it. So projection and gates' cotangents never exist for the whole sequence.
+Forward, the inputs of a chunk are projected by one product, then the cell runs along it. The cell's activations and the
+states are stored. Backward, the Jacobians of a whole chunk are computed at once (the cell is pointwise: one number a
+unit). The reverse loop is left with sums of products and one matrix product a step; the gradients of the chunk's inputs
+and of the weights are products after it. So neither the projection nor the gates' cotangents are ever in memory for the
+whole sequence.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.tree_util import Partial
 
-from jaxseq.ops.batched_primitive import Operands, whole, whole_linear
-from jaxseq.ops.recurrence.pointwise import Step, traced
+from jaxseq.ops import segments
+from jaxseq.ops.batched_primitive import Operands, batched_call, batched_linear_call
+from jaxseq.ops.recurrence.pointwise import Step, trace_step
 from jaxseq.precision import at_least_float32
-from jaxseq.typing import Array, Float
+from jaxseq.typing import Array, Float, SegmentIds
 
 CHUNK = 16
 """Steps of a chunk (measured: docs/performance.md)."""
 
 
 class Weights(NamedTuple):
-    """Everything with a gradient that time and batch share."""
+    """The differentiable arrays that all steps and batch elements share."""
 
-    own: tuple
+    cell: tuple
     """The cell's own parameters, the leaves of its Partial."""
     kernel: Float[Array, "D GF"] | None
-    """None: the inputs are projections already."""
+    """None if the inputs are projected already."""
     bias: Float[Array, " GF"] | None
     R: Float[Array, "N H G H"]
 
 
 class Rows(NamedTuple):
-    """What leads with the batch: inputs, where documents begin and what is real (both or neither)."""
+    """Batch-first arrays: inputs, and the masks of document starts and real positions (both or neither)."""
 
     xs: Float[Array, "B T D"]
     start: Any = None
@@ -47,30 +51,48 @@ class _Static(NamedTuple):
     state: Any
     gates: int
     length: int
-    again: bool
-    """Keep a chunk's first state alone and run it again on the way back."""
+    recompute: bool
+    """Store the first state of each chunk only, and recompute the chunk in the backward pass."""
 
 
-def fused_recurrence(
-    structure: Any, weights: Weights, rows: Rows, state: Any, *, again: bool = False
-) -> tuple[Any, Float[Array, "B T F"]]:
-    """The last state and all h, for ``[B, T, D]`` inputs; ``structure`` is the cell's tree without its parameters."""
-    steps = rows.xs.shape[1]
-    length = max(1, round(steps**0.5)) if again else _length(steps)
-    static = _Static(structure, jax.tree.structure(state), weights.R.shape[2], length, again)
-    last, ys = _fused(static, weights, rows, tuple(jax.tree.leaves(state)))
-    return jax.tree.unflatten(static.state, last), ys
+def run_fused(
+    cell: Partial,
+    state: Any,
+    xs: Float[Array, "*B T D"],
+    kernel: Float[Array, "D GF"] | None,
+    bias: Float[Array, " GF"] | None,
+    R: Float[Array, "N H G H"],
+    segment_ids: SegmentIds | None,
+    *,
+    recompute: bool,
+) -> tuple[Any, Float[Array, "*B T F"]]:
+    """The last state and all ``h_t``, for a cell as ``trace_cell`` returns it; ``xs`` is projected if no kernel."""
+    parameters, cell_structure = jax.tree.flatten(cell)
+    batch, (steps, width) = xs.shape[:-2], xs.shape[-2:]
+    size = math.prod(batch)
+
+    def flatten_batch(a: Array, *rest: int) -> Array:
+        return a.reshape(size, *rest)
+
+    masks = jax.tree.map(lambda m: flatten_batch(m, steps), segments.masks(segment_ids))
+    rows = Rows(flatten_batch(segments.without_padding(xs, segment_ids), steps, width), *masks)
+    length = max(1, round(steps**0.5)) if recompute else _chunk_length(steps)
+    static = _Static(cell_structure, jax.tree.structure(state), R.shape[2], length, recompute)
+    leaves = tuple(flatten_batch(s, s.shape[-1]) for s in jax.tree.leaves(state))
+    last, ys = _fused(static, Weights(tuple(parameters), kernel, bias, R), rows, leaves)
+    last = jax.tree.unflatten(static.state, [s.reshape(*batch, s.shape[-1]) for s in last])
+    return last, ys.reshape(*batch, steps, ys.shape[-1]).astype(xs.dtype)
 
 
-def _length(steps: int) -> int:
-    """The longest chunk near ``CHUNK`` that leaves no rest, if there is one."""
+def _chunk_length(steps: int) -> int:
+    """The length nearest to ``CHUNK`` that divides the sequence, if there is one near it."""
     fits = [n for n in range(CHUNK // 2, 2 * CHUNK + 1) if steps % n == 0]
     return min(fits, key=lambda n: abs(n - CHUNK)) if fits else CHUNK
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _fused(static: _Static, weights: Weights, rows: Rows, state: tuple) -> tuple[tuple, Array]:
-    out = whole(_forward, static, Operands(weights, rows, state))
+    out = batched_call(_forward, static, Operands(weights, rows, state))
     return out.steps[0], out.rows
 
 
@@ -78,20 +100,20 @@ def _fused(static: _Static, weights: Weights, rows: Rows, state: tuple) -> tuple
 def _fused_jvp(static: _Static, primals: tuple, tangents: tuple) -> tuple[tuple, tuple]:
     weights, rows, state = primals
     d_weights, d_rows, d_state = tangents
-    out = whole(_forward, static, Operands(weights, rows, state))
+    out = batched_call(_forward, static, Operands(weights, rows, state))
     last, kept = out.steps
     fixed = Operands(weights, (rows, out.rows), (state, kept))
-    d_out = whole_linear(_tangent, _pullback, static, fixed, Operands(d_weights, d_rows.xs, d_state))
+    d_out = batched_linear_call(_tangent, _pullback, static, fixed, Operands(d_weights, d_rows.xs, d_state))
     return (last, out.rows), (d_out.steps, d_out.rows)
 
 
 class _Chunk(NamedTuple):
-    """What is kept of a chunk, time first; without a rerun None but ``first``."""
+    """What the forward pass stores of a chunk, time first; only ``first`` if the chunk is recomputed."""
 
     first: tuple
     activations: tuple | None
     inputs: tuple | None
-    """What else the Jacobian reads: gates, products, parts of the state before a step."""
+    """The other inputs of the Jacobian: gates, products, parts of the state before a step."""
 
 
 def _step(static: _Static, weights: Weights, dtype: Any) -> Step:
@@ -99,16 +121,16 @@ def _step(static: _Static, weights: Weights, dtype: Any) -> Step:
     row = jax.ShapeDtypeStruct((heads * size,), dtype)
     state = jax.tree.unflatten(static.state, [row] * static.state.num_leaves)
     rebuild = functools.partial(jax.tree.unflatten, static.structure)
-    return traced(rebuild, weights.own, static.gates, state)
+    return trace_step(rebuild, weights.cell, static.gates, state)
 
 
-def _chunk(x: Array | None, at: Any, length: int) -> Any:
+def _slice_chunk(x: Array | None, at: Any, length: int) -> Any:
     """``[B, T, ...]`` to ``[length, B, ...]``, from step ``at`` on."""
     return None if x is None else jnp.swapaxes(lax.dynamic_slice_in_dim(x, at, length, axis=1), 0, 1)
 
 
-def _product(h: Float[Array, "B F"], R: Float[Array, "N H G H"]) -> tuple[Array, ...]:
-    """``h R`` as one product, its gates apart."""
+def _recurrent_product(h: Float[Array, "B F"], R: Float[Array, "N H G H"]) -> tuple[Array, ...]:
+    """``h R`` by one product, split into gates."""
     heads, size, gates, _ = R.shape
     low = h.astype(R.dtype)
     if heads == 1:
@@ -118,8 +140,8 @@ def _product(h: Float[Array, "B F"], R: Float[Array, "N H G H"]) -> tuple[Array,
     return tuple(r[:, g].reshape(h.shape).astype(h.dtype) for g in range(gates))
 
 
-def _product_back(d_r: Float[Array, "B GF"], R: Array) -> Float[Array, "B F"]:
-    """The transpose of ``_product`` in h; R comes as ``_turned`` leaves it."""
+def _recurrent_product_transpose(d_r: Float[Array, "B GF"], R: Array) -> Float[Array, "B F"]:
+    """The transpose of ``_recurrent_product`` in h, with R as ``_transpose_recurrent`` returns it."""
     if R.ndim == 2:
         return (d_r.astype(R.dtype) @ R).astype(d_r.dtype)
     heads, gates, size, _ = R.shape
@@ -127,25 +149,15 @@ def _product_back(d_r: Float[Array, "B GF"], R: Array) -> Float[Array, "B F"]:
     return jnp.einsum("bgnk,ngkh->bnh", low, R).reshape(len(d_r), heads * size).astype(d_r.dtype)
 
 
-def _turned(R: Float[Array, "N H G H"]) -> Array:
+def _transpose_recurrent(R: Float[Array, "N H G H"]) -> Array:
     heads, size, gates, _ = R.shape
     return R.reshape(size, gates * size).T if heads == 1 else jnp.moveaxis(R, 1, 3)
 
 
-def _begun(state: tuple, start: Array | None) -> tuple:
-    return state if start is None else tuple(jnp.where(start[..., None], jnp.zeros_like(s), s) for s in state)
-
-
-def _held(new: tuple, old: tuple, real: Array | None) -> tuple:
-    if real is None:
-        return new
-    return tuple(jnp.where(real[..., None], n, o) for n, o in zip(new, old, strict=True))
-
-
 def _run_chunk(step: Step, weights: Weights, rows: Rows, state: tuple, at: Any, length: int) -> tuple:
-    """The state behind a chunk, and for each step: the state, activations, and the other inputs the Jacobian reads."""
+    """The state after a chunk, and for each step: the state, activations, and the other inputs of the Jacobian."""
     gates, dtype = len(step.summed), state[0].dtype
-    z = _chunk(rows.xs, at, length)
+    z = _slice_chunk(rows.xs, at, length)
     if weights.kernel is not None:
         batch = z.shape[1]
         z = (z.reshape(length * batch, z.shape[-1]) @ weights.kernel).reshape(length, batch, weights.kernel.shape[-1])
@@ -153,22 +165,22 @@ def _run_chunk(step: Step, weights: Weights, rows: Rows, state: tuple, at: Any, 
 
     def body(state: tuple, inputs: tuple) -> tuple:
         z_t, start, real = inputs
-        old = _begun(state, start)
-        r = _product(old[0], weights.R)
+        old = segments.reset(state, start)
+        r = _recurrent_product(old[0], weights.R)
         x = [a.astype(dtype) for a in jnp.split(z_t, gates, axis=-1)]
         x = x if bias is None else list(map(jnp.add, x, bias))
         z = [a + b if s else a for a, b, s in zip(x, r, step.summed, strict=True)]
         read = (*z, *(r[g] for g in step.others), *old)
-        new, activations = step(weights.own, read)
-        new = _held(new, old, real)
+        new, activations = step(weights.cell, read)
+        new = segments.hold(new, old, real)
         others = len(read) - len(old)
         return new, (new, activations, tuple(a for a, n in zip(read[:others], step.needed, strict=False) if n))
 
-    return lax.scan(body, state, (z, _chunk(rows.start, at, length), _chunk(rows.real, at, length)))
+    return lax.scan(body, state, (z, _slice_chunk(rows.start, at, length), _slice_chunk(rows.real, at, length)))
 
 
-def _over_chunks(static: _Static, steps: int, body: Callable, carry: Any, extra: Any, reverse: bool = False) -> tuple:
-    """``carry, out = body(carry, first step, length, extra)`` for all whole chunks and for what is left over."""
+def _scan_chunks(static: _Static, steps: int, body: Callable, carry: Any, extra: Any, reverse: bool = False) -> tuple:
+    """``carry, out = body(carry, first step, length, extra)`` for all whole chunks and for the remainder."""
     count, rest = divmod(steps, static.length)
     main, tail = (None, None) if extra is None else extra
     outs: list = [None, None]
@@ -189,7 +201,7 @@ def _over_chunks(static: _Static, steps: int, body: Callable, carry: Any, extra:
     return carry, tuple(outs)
 
 
-def _joined(parts: tuple, like: tuple[int, ...], dtype: Any) -> Array:
+def _concatenate_chunks(parts: tuple, like: tuple[int, ...], dtype: Any) -> Array:
     """Batch-first chunks ``[n, B, K, F]`` and ``[B, k, F]`` as one ``[B, T, F]``."""
     main, tail = parts
     found = [] if main is None else [jnp.swapaxes(main, 0, 1).reshape(like[0], main.shape[0] * main.shape[2], like[-1])]
@@ -207,43 +219,45 @@ def _forward(static: _Static, operands: Operands) -> Operands:
     def body(state: tuple, at: Any, length: int, extra: Any) -> tuple:
         last, (states, activations, inputs) = _run_chunk(step, weights, rows, state, at, length)
         ys = jnp.swapaxes(states[0], 0, 1)
-        kept = _Chunk(state, None, None) if static.again else _Chunk(state, activations, (states[1:], inputs))
+        kept = _Chunk(state, None, None) if static.recompute else _Chunk(state, activations, (states[1:], inputs))
         return last, (ys, kept)
 
-    last, parts = _over_chunks(static, steps, body, state, None)
+    last, parts = _scan_chunks(static, steps, body, state, None)
     ys, kept = (tuple(None if p is None else p[i] for p in parts) for i in range(2))
-    return Operands(None, _joined(ys, (batch, steps, state[0].shape[-1]), state[0].dtype), (last, kept))
+    return Operands(None, _concatenate_chunks(ys, (batch, steps, state[0].shape[-1]), state[0].dtype), (last, kept))
 
 
 def _pullback(static: _Static, fixed: Operands, cotangents: list) -> Operands:
     weights, (rows, ys), (state, kept) = fixed
     step = _step(static, weights, state[0].dtype)
     d_ys, *d_last = cotangents
-    steps, turned = rows.xs.shape[1], _turned(weights.R)
+    steps, R_transposed = rows.xs.shape[1], _transpose_recurrent(weights.R)
     kernel_back = None if weights.kernel is None else weights.kernel.T
 
     def body(carry: tuple, at: Any, length: int, kept: _Chunk) -> tuple:
         d_state, d_weights = carry
-        if static.again:
+        if static.recompute:
             _, (states, activations, inputs) = _run_chunk(step, weights, rows, kept.first, at, length)
             states = states[1:]
         else:
             activations, (states, inputs) = kept.activations, kept.inputs
-        start, real = _chunk(rows.start, at, length), _chunk(rows.real, at, length)
-        states = (_chunk(ys, at, length), *states)
+        start, real = _slice_chunk(rows.start, at, length), _slice_chunk(rows.real, at, length)
+        states = (_slice_chunk(ys, at, length), *states)
         before = tuple(jnp.concatenate([a[None], s[:-1]]) for a, s in zip(kept.first, states, strict=True))
-        before = _begun(before, start)
-        read = _filled(step, inputs, before)
-        slopes = step.jacobian(weights.own, read, activations)
-        d_state, (d_r, d_x, d_new) = _reverse(step, slopes, turned, d_state, (_chunk(d_ys, at, length), start, real))
+        before = segments.reset(before, start)
+        read = _fill_inputs(step, inputs, before)
+        slopes = step.jacobian(weights.cell, read, activations)
+        d_state, (d_r, d_x, d_new) = _reverse(
+            step, slopes, R_transposed, d_state, (_slice_chunk(d_ys, at, length), start, real)
+        )
         low = weights.R.dtype
-        d_own = _own_gradient(step, weights.own, read, activations, d_new)
-        d_bias = _flat(d_x)
+        d_cell = _cell_gradient(step, weights.cell, read, activations, d_new)
+        d_bias = _merge_time_and_batch(d_x)
         d_z = d_bias.astype(rows.xs.dtype)
-        x = _chunk(rows.xs, at, length)
+        x = _slice_chunk(rows.xs, at, length)
         found = Weights(
-            d_own,
-            None if weights.kernel is None else _rows_product(_flat(x), d_z),
+            d_cell,
+            None if weights.kernel is None else _transposed_product(_merge_time_and_batch(x), d_z),
             None if weights.bias is None else d_bias.sum(0),
             _weight_gradient(before[0].astype(low), d_r.astype(low), weights.R),
         )
@@ -252,20 +266,20 @@ def _pullback(static: _Static, fixed: Operands, cotangents: list) -> Operands:
         return (d_state, d_weights), jnp.swapaxes(d_xs.reshape(x.shape), 0, 1)
 
     begin = tuple(d_last), jax.tree.map(lambda w: jnp.zeros(w.shape, at_least_float32(w.dtype)), weights)
-    (d_state, d_weights), parts = _over_chunks(static, steps, body, begin, kept, reverse=True)
+    (d_state, d_weights), parts = _scan_chunks(static, steps, body, begin, kept, reverse=True)
     d_weights = jax.tree.map(lambda d, w: d.astype(w.dtype), d_weights, weights)
-    return Operands(d_weights, _joined(parts, rows.xs.shape, rows.xs.dtype), d_state)
+    return Operands(d_weights, _concatenate_chunks(parts, rows.xs.shape, rows.xs.dtype), d_state)
 
 
-def _filled(step: Step, inputs: tuple, before: tuple) -> list[Array]:
-    """All inputs of the step; those that nothing needs are zeros."""
+def _fill_inputs(step: Step, inputs: tuple, before: tuple) -> list[Array]:
+    """All inputs of the step, with zeros for those that were not stored because nothing needs them."""
     kept = iter(inputs)
     count = len(step.reads) - len(before)
     return [next(kept) if n else jnp.zeros_like(before[0]) for n in step.needed[:count]] + list(before)
 
 
-def _reverse(step: Step, slopes: tuple, turned: Array, d_state: tuple, along: tuple) -> tuple:
-    """The chunk's steps backwards: the state's cotangent, and for each step those of r, of x and of the new state."""
+def _reverse(step: Step, slopes: tuple, R_transposed: Array, d_state: tuple, along: tuple) -> tuple:
+    """The reverse loop of a chunk: the state's cotangent, and for each step those of r, of x and of the new state."""
     gates, total = len(step.summed), len(step.reads)
 
     def mixed(d_new: tuple, row: tuple) -> Array:
@@ -276,13 +290,13 @@ def _reverse(step: Step, slopes: tuple, turned: Array, d_state: tuple, along: tu
         (d_y, start, real), slopes = inputs
         d_state = (d_state[0] + d_y.astype(d_state[0].dtype), *d_state[1:])
         none = tuple(jnp.zeros_like(d) for d in d_state)
-        d_new, d_held = _held(d_state, none, real), _held(none, d_state, real)
+        d_new, d_held = segments.hold(d_state, none, real), segments.hold(none, d_state, real)
         d_in = [mixed(d_new, row) for row in slopes]
         d_z, d_other, d_old = d_in[:gates], iter(d_in[gates:]), d_in[total - len(d_state) :]
         d_r = jnp.concatenate([d if s else next(d_other) for d, s in zip(d_z, step.summed, strict=True)], axis=-1)
-        d_old[0] = d_old[0] + _product_back(d_r, turned)
+        d_old[0] = d_old[0] + _recurrent_product_transpose(d_r, R_transposed)
         d_all = tuple(d_old) if real is None else tuple(map(jnp.add, d_old, d_held))
-        return _begun(d_all, start), (d_r, tuple(d_z[g] for g in step.others), d_new)
+        return segments.reset(d_all, start), (d_r, tuple(d_z[g] for g in step.others), d_new)
 
     result: tuple = lax.scan(body, d_state, (along, slopes), reverse=True)
     d_state, (d_r, d_alone, d_new) = result
@@ -294,32 +308,32 @@ def _reverse(step: Step, slopes: tuple, turned: Array, d_state: tuple, along: tu
     return d_state, (d_r, d_x, d_new)
 
 
-def _own_gradient(step: Step, own: tuple, read: list, activations: tuple, d_new: tuple) -> tuple:
-    if not own:
+def _cell_gradient(step: Step, parameters: tuple, read: list, activations: tuple, d_new: tuple) -> tuple:
+    if not parameters:
         return ()
-    known = step.around(own, read, activations)
-    return jax.vjp(lambda own: step(own, read, known)[0], own)[1](d_new)[0]
+    known = step.linearize(parameters, read, activations)
+    return jax.vjp(lambda parameters: step(parameters, read, known)[0], parameters)[1](d_new)[0]
 
 
 def _weight_gradient(h: Float[Array, "K B F"], d_r: Float[Array, "K B GF"], R: Float[Array, "N H G H"]) -> Array:
     heads, size, gates, _ = R.shape
-    h, d_r = _flat(h), _flat(d_r)
+    h, d_r = _merge_time_and_batch(h), _merge_time_and_batch(d_r)
     if heads == 1:
-        return _rows_product(h, d_r).reshape(R.shape)
+        return _transposed_product(h, d_r).reshape(R.shape)
     h, d_r = h.reshape(len(h), heads, size), d_r.reshape(len(h), gates, heads, size)
     return jnp.einsum("anh,agnk->nhgk", h, d_r, preferred_element_type=at_least_float32(h.dtype))
 
 
-def _rows_product(x: Float[Array, "A D"], y: Float[Array, "A F"]) -> Float[Array, "D F"]:
+def _transposed_product(x: Float[Array, "A D"], y: Float[Array, "A F"]) -> Float[Array, "D F"]:
     return jnp.matmul(x.T, y, preferred_element_type=at_least_float32(x.dtype))
 
 
-def _flat(a: Float[Array, "K B F"]) -> Float[Array, "KB F"]:
+def _merge_time_and_batch(a: Float[Array, "K B F"]) -> Float[Array, "KB F"]:
     return a.reshape(a.shape[0] * a.shape[1], a.shape[2])
 
 
 def _tangent(static: _Static, fixed: Operands, linear: Operands) -> Operands:
-    """Forward mode: one plain scan over the steps, each of which is run again."""
+    """Forward mode: one plain scan over the steps, each of which is recomputed."""
     weights, (rows, _), (state, _) = fixed
     d_weights, d_xs, d_state = linear
     step = _step(static, weights, state[0].dtype)

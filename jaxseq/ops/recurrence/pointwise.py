@@ -1,7 +1,7 @@
-"""A cell's one step, taken apart: which activations to keep, and its Jacobian, which is one number a unit and pair.
+"""Analysis of a pointwise cell: which activations to store, and its Jacobian, one number for each pair of units.
 
-The cell is traced once for a single row. Its transcendental functions (of those whose slope follows from their value)
-are put out beside the state, so that nothing is computed twice and each is a loop of its own, which XLA's CPU backend
+The cell is traced once for a single row. Its transcendental functions (those whose slope follows from their value) are
+returned beside the state, so that nothing is computed twice and each is a loop of its own, which XLA's CPU backend
 vectorises; several of slices of one buffer in one loop it does not (75 against 10 us a step, measured).
 """
 
@@ -11,7 +11,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jax.tree_util import Partial
 
+from jaxseq.ops.recurrence.cells import Cell
 from jaxseq.typing import Array
 
 SLOPES: dict[str, Callable] = {
@@ -19,7 +22,7 @@ SLOPES: dict[str, Callable] = {
     "logistic": lambda y: y * (1 - y),
     "exp": lambda y: y,
 }
-"""The slope at a point from the function's value there."""
+"""The derivative at a point, from the function's value there."""
 
 
 # fmt: off
@@ -32,17 +35,17 @@ POINTWISE = {
     "tanh", "xor",
 }
 # fmt: on
-"""What may stand in a pointwise cell."""
+"""The primitives that a pointwise cell may use."""
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _known(name: str, u: Array, u_0: Array, y: Array) -> Array:
-    """``y + slope(y) (u - u_0)`` with ``u = u_0``: what is known of the function around a point."""
+def _linearized(name: str, u: Array, u_0: Array, y: Array) -> Array:
+    """``y + slope(y) (u - u_0)`` with ``u = u_0``: the function linearised around ``u_0``."""
     return y
 
 
-@_known.defjvp
-def _known_jvp(name: str, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+@_linearized.defjvp
+def _linearized_jvp(name: str, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     y, (d_u, d_u_0, d_y) = primals[2], tangents
     return y, d_y + (d_u - d_u_0) * SLOPES[name](y)
 
@@ -52,9 +55,9 @@ class Step(NamedTuple):
 
     jaxpr: Any
     summed: tuple[bool, ...]
-    """For each gate: does the cell read ``x_g + r_g`` and neither of them otherwise? Then their cotangent is one."""
+    """For each gate, whether the cell reads only ``x_g + r_g``: then x_g and r_g have the same cotangent."""
     kept: tuple[int, ...]
-    """Which equations' values are put out beside the state."""
+    """The equations whose values are returned beside the state."""
     reads: tuple[tuple[bool, ...], ...]
     """For each input, whether each part of the new state depends on it."""
     needed: tuple[bool, ...]
@@ -66,33 +69,33 @@ class Step(NamedTuple):
         return tuple(g for g, s in enumerate(self.summed) if not s)
 
     def __call__(
-        self, own: Sequence[Array], inputs: Sequence[Array], known: Any = None
+        self, parameters: Sequence[Array], inputs: Sequence[Array], known: Any = None
     ) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
-        """The new state and the activations, for inputs ``[*A, F]``; ``known`` is what ``around`` gives."""
+        """The new state and the activations, for inputs ``[*A, F]``; ``known`` is the result of ``linearize``."""
 
-        def row(own: tuple, inputs: tuple, known: Any) -> tuple:
-            state, found = _interpret(self.jaxpr, (*own, *inputs), self.kept, known)
+        def row(parameters: tuple, inputs: tuple, known: Any) -> tuple:
+            state, found = _interpret(self.jaxpr, (*parameters, *inputs), self.kept, known)
             return state, tuple(y for _, y in found)
 
-        return _rows(row, inputs)(tuple(own), tuple(inputs), known)
+        return _map_rows(row, inputs)(tuple(parameters), tuple(inputs), known)
 
-    def around(self, own: Sequence[Array], inputs: Sequence[Array], activations: Sequence[Array]) -> tuple:
-        """The activations as known functions near these inputs: pairs of argument and value."""
+    def linearize(self, parameters: Sequence[Array], inputs: Sequence[Array], activations: Sequence[Array]) -> tuple:
+        """The activations as linear functions around these inputs: pairs of argument and value."""
 
-        def row(own: tuple, inputs: tuple, activations: tuple) -> tuple:
+        def row(parameters: tuple, inputs: tuple, activations: tuple) -> tuple:
             known = tuple((None, y) for y in activations)
-            return tuple(_interpret(self.jaxpr, (*own, *inputs), self.kept, known)[1])
+            return tuple(_interpret(self.jaxpr, (*parameters, *inputs), self.kept, known)[1])
 
-        return _rows(row, inputs)(tuple(own), tuple(inputs), tuple(activations))
+        return _map_rows(row, inputs)(tuple(parameters), tuple(inputs), tuple(activations))
 
     def jacobian(
-        self, own: Sequence[Array], inputs: Sequence[Array], activations: Sequence[Array]
+        self, parameters: Sequence[Array], inputs: Sequence[Array], activations: Sequence[Array]
     ) -> tuple[tuple[Array | None, ...], ...]:
         """For each input, the derivative of each part of the new state; None where there is no dependence."""
-        known = self.around(own, inputs, activations)
+        known = self.linearize(parameters, inputs, activations)
 
         def state(*inputs: Array) -> tuple[Array, ...]:
-            return self(own, inputs, known)[0]
+            return self(parameters, inputs, known)[0]
 
         rows = []
         for k, reads in enumerate(self.reads):
@@ -102,14 +105,47 @@ class Step(NamedTuple):
         return tuple(rows)
 
 
-def _rows(row: Callable, inputs: Sequence[Array]) -> Callable:
+def _map_rows(row: Callable, inputs: Sequence[Array]) -> Callable:
     for _ in range(inputs[-1].ndim - 1):
         row = jax.vmap(row, in_axes=(None, 0, 0))
     return row
 
 
-def not_pointwise(jaxpr: Any) -> str | None:
-    """The first primitive of a cell by which units might see one another, or which has no derivative of its own."""
+class _TracedCell:
+    """A cell that was traced for a row; the traced arrays that it reads are its first argument.
+
+    So the cell's own parameters get gradients, whether bound by Partial or closed over.
+    """
+
+    def __init__(self, closed: Any, structure: Any) -> None:
+        self.jaxpr, self.structure = closed.jaxpr, structure
+        self.constants = [None if isinstance(c, jax.core.Tracer) else c for c in closed.consts]
+
+    def __call__(self, parameters: list[Array], *inputs: Any) -> Any:
+        rest = iter(parameters)
+        constants = [next(rest) if c is None else c for c in self.constants]
+        out = jaxpr_as_fun(ClosedJaxpr(self.jaxpr, constants))(*jax.tree.leaves(inputs))
+        return jax.tree.unflatten(self.structure, out)
+
+
+def trace_cell(cell: Cell, state: Any, gates: int) -> tuple[Partial | None, str | None]:
+    """The cell for the fused implementation, its parameters bound; or None and the reason why it is not pointwise."""
+    row = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape[-1:], s.dtype), state)
+    gate = (row[0],) * gates
+    closed, out = jax.make_jaxpr(lambda s, x, r: cell(s, x, r), return_shape=True)(row, gate, gate)
+    parameters = [c for c in closed.consts if isinstance(c, jax.core.Tracer)]
+    reason = first_non_pointwise(closed.jaxpr)
+    if len({s.dtype for s in jax.tree.leaves(state)}) > 1:
+        reason = "states of several dtypes"
+    if not all(jnp.issubdtype(p.dtype, jnp.inexact) for p in parameters):
+        reason = "parameters that are not floating-point"
+    if reason is not None:
+        return None, reason
+    return Partial(_TracedCell(closed, jax.tree.structure(out)), parameters), None
+
+
+def first_non_pointwise(jaxpr: Any) -> str | None:
+    """The first primitive that may mix units or has no derivative of its own; None for a pointwise cell."""
     for equation in jaxpr.eqns:
         name, parameters = equation.primitive.name, equation.params
         inner = next((parameters[k] for k in ("jaxpr", "call_jaxpr", "fun_jaxpr") if k in parameters), None)
@@ -117,26 +153,26 @@ def not_pointwise(jaxpr: Any) -> str | None:
             continue
         if inner is None or name in ("scan", "while", "cond") or name.startswith("custom_vjp"):
             return name
-        found = not_pointwise(getattr(inner, "jaxpr", inner))
+        found = first_non_pointwise(getattr(inner, "jaxpr", inner))
         if found is not None:
             return found
     return None
 
 
-def traced(rebuild: Callable[[Any], Callable], own: Sequence[Array], gates: int, state: Any) -> Step:
-    """The step of the cell ``rebuild(own)``; ``state`` holds a row's shapes."""
+def trace_step(rebuild: Callable[[Any], Callable], parameters: Sequence[Array], gates: int, state: Any) -> Step:
+    """The step of the cell ``rebuild(parameters)``; ``state`` holds a row's shapes."""
     gate = (state[0],) * gates
-    raw = jax.make_jaxpr(lambda x, r, s: rebuild(own)(x, r, s))(gate, gate, state).jaxpr
-    summed = tuple(_one_sum(raw, raw.invars[g], raw.invars[gates + g]) for g in range(gates))
+    raw = jax.make_jaxpr(lambda x, r, s: rebuild(parameters)(s, x, r))(gate, gate, state).jaxpr
+    summed = tuple(_reads_only_sum(raw, raw.invars[g], raw.invars[gates + g]) for g in range(gates))
     others = gate[: gates - sum(summed)]
 
-    def equation(own: Any, z: tuple, r: tuple, s: Any) -> Any:
+    def equation(parameters: Any, z: tuple, r: tuple, s: Any) -> Any:
         rest = iter(r)
         r = tuple(jnp.zeros_like(a) if is_sum else next(rest) for is_sum, a in zip(summed, z, strict=True))
-        return rebuild(own)(z, r, s)
+        return rebuild(parameters)(s, z, r)
 
-    closed = jax.make_jaxpr(equation)(own, gate, others, state)
-    jaxpr, count = closed.jaxpr, len(own)
+    closed = jax.make_jaxpr(equation)(parameters, gate, others, state)
+    jaxpr, count = closed.jaxpr, len(parameters)
     ends = (*jaxpr.outvars, *jaxpr.invars)
     kept = tuple(
         i
@@ -145,15 +181,15 @@ def traced(rebuild: Callable[[Any], Callable], own: Sequence[Array], gates: int,
         and e.outvars[0].aval.shape == state[0].shape
         and not any(e.invars[0] is end for end in ends)
     )
-    step = Step(closed, summed, kept, tuple(_depend(jaxpr, v) for v in jaxpr.invars[count:]), ())
+    step = Step(closed, summed, kept, tuple(_dependent(jaxpr, v) for v in jaxpr.invars[count:]), ())
     inputs = [*gate, *others, *jax.tree.leaves(state)]
 
-    def derivatives(own: Any, inputs: Any, activations: Any) -> Any:
-        known = step.around(own, inputs, activations)
-        new, back = jax.vjp(lambda own: step(own, inputs, known)[0], own)
-        return step.jacobian(own, inputs, activations), back(tuple(map(jnp.ones_like, new)))
+    def derivatives(parameters: Any, inputs: Any, activations: Any) -> Any:
+        known = step.linearize(parameters, inputs, activations)
+        new, back = jax.vjp(lambda parameters: step(parameters, inputs, known)[0], parameters)
+        return step.jacobian(parameters, inputs, activations), back(tuple(map(jnp.ones_like, new)))
 
-    read = jax.make_jaxpr(derivatives)(tuple(own), inputs, [state[0]] * len(kept))
+    read = jax.make_jaxpr(derivatives)(tuple(parameters), inputs, [state[0]] * len(kept))
     return step._replace(needed=_needed(read.jaxpr)[count : count + len(inputs)])
 
 
@@ -166,7 +202,7 @@ def _interpret(closed: Any, inputs: Sequence[Array], kept: Sequence[int], known:
         arguments = [_value(v, values) for v in equation.invars]
         if i in kept and known is not None:
             u_0, y = known[len(found)]
-            out = y if u_0 is None else _known(equation.primitive.name, arguments[0], u_0, y)
+            out = y if u_0 is None else _linearized(equation.primitive.name, arguments[0], u_0, y)
         else:
             out = equation.primitive.bind(*arguments, **equation.primitive.get_bind_params(equation.params))
         outs = out if equation.primitive.multiple_results else [out]
@@ -184,14 +220,14 @@ def _is_literal(variable: Any) -> bool:
     return hasattr(variable, "val")
 
 
-def _one_sum(jaxpr: Any, x: Any, r: Any) -> bool:
+def _reads_only_sum(jaxpr: Any, x: Any, r: Any) -> bool:
     if any(out is x or out is r for out in jaxpr.outvars):
         return False
     by_x, by_r = ([e for e in jaxpr.eqns for v in e.invars if v is one] for one in (x, r))
     return len(by_x) == len(by_r) == 1 and by_x[0] is by_r[0] and by_x[0].primitive.name == "add"
 
 
-def _depend(jaxpr: Any, variable: Any) -> tuple[bool, ...]:
+def _dependent(jaxpr: Any, variable: Any) -> tuple[bool, ...]:
     """Which results depend on the variable."""
     touched = {variable}
     for equation in jaxpr.eqns:

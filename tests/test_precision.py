@@ -2,8 +2,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxseq.precision import at_least_float32
-from jaxseq.training import POLICIES, cast_floating
+from jaxseq.precision import POLICIES, at_least_float32, cast_floating
 
 
 def test_every_policy_keeps_parameters_and_outputs_in_float32():

@@ -1,35 +1,38 @@
-"""Tokens of any script as labels in a figure: what cannot be seen is named, what no font has is spelled.
+"""Labels of tokens in any script: invisible characters are named, characters without a font are spelled out.
 
-matplotlib (extra `plots`) is imported when fonts are asked for.
+matplotlib (extra ``plots``) is imported when fonts are looked up.
 """
 
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence, Set
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from jaxseq.plotting.style import require_matplotlib
 
 VISIBLE = {" ": "␣", "\n": "⏎", "\t": "⇥"}
-EMPTY, DOTTED_CIRCLE, CUT, JOINERS = "∅", "◌", "…", "\u200c\u200d"
-FIRST = "DejaVu Sans"
+EMPTY, DOTTED_CIRCLE, ELLIPSIS, JOINERS = "∅", "◌", "…", "\u200c\u200d"
+DEFAULT_FAMILY = "DejaVu Sans"
 # Fonts that claim characters without drawing them as such: TeX's own encodings, glyph pieces, the last resort.
-UNFIT = ("cmb10", "cmex10", "cmmi10", "cmr10", "cmss10", "cmsy10", "cmtt10", "cmti10", "STIXNonUnicode", "STIXSize")
+EXCLUDED = ("cmb10", "cmex10", "cmmi10", "cmr10", "cmss10", "cmsy10", "cmtt10", "cmti10", "STIXNonUnicode", "STIXSize")
 
 
 class Labels(NamedTuple):
-    """``texts`` to draw in the first of the font ``families`` that has a character; ``missing`` is in none."""
+    """Texts to draw, the font families to draw them with, in order of preference, and characters in no font."""
 
     texts: tuple[str, ...]
     families: tuple[str, ...]
     missing: tuple[str, ...]
 
 
-def labels(tokens: Iterable[str], *, longest: int = 24) -> Labels:
-    r"""Readable labels of tokens, and the fonts that show them.
+def token_labels(tokens: Iterable[str], *, max_length: int = 24) -> Labels:
+    r"""Readable labels of tokens, and the font families that contain their characters.
 
-    A space is ␣, a newline ⏎, a tab ⇥, another control character ``\x07``, an empty token ∅; a mark without its base
-    stands on ◌. Characters that show nothing (other spaces, direction marks) and those that no installed font has are
-    spelled: ``U+65E5``. A label of more than ``longest`` characters is cut.
+    A space is shown as ␣, a newline as ⏎, a tab as ⇥, another control character as ``\x07``, an empty token as ∅, a
+    combining mark without a base on ◌. Characters without a glyph of their own (other spaces, direction marks) and
+    characters that no installed font contains are spelled as code points: ``U+65E5``. Labels are cut after
+    ``max_length`` characters.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -40,46 +43,33 @@ def labels(tokens: Iterable[str], *, longest: int = 24) -> Labels:
     known = [_characters(family) for family in families]
     texts = (_readable(token, known) for token in tokens)
     return Labels(
-        tuple(_cut(text, longest) for text in texts),
+        tuple(_cut(text, max_length) for text in texts),
         families,
         tuple(sorted(char for char in needed if not _has(known, char))),
     )
 
 
-def sentence(text: str) -> Labels:
-    """A title or a name as one label: its words as ``labels`` makes them, with spaces between.
+def text_label(text: str) -> Labels:
+    """A title or a name as one label: its words as in ``token_labels``, joined by spaces.
 
     Raises:
         ImportError: matplotlib is not installed.
     """
-    made = labels(text.split(), longest=200)
-    return made._replace(texts=(" ".join(made.texts),))
+    label = token_labels(text.split(), max_length=200)
+    return label._replace(texts=(" ".join(label.texts),))
 
 
-def missing(tokens: Iterable[str]) -> tuple[str, ...]:
-    """The characters of tokens that no installed font has, sorted; figures spell them as code points.
+def missing_characters(tokens: Iterable[str]) -> tuple[str, ...]:
+    """The characters of tokens that no installed font contains, sorted; labels spell them as code points.
 
     Raises:
         ImportError: matplotlib is not installed.
     """
-    return labels(tokens).missing
-
-
-def need_matplotlib() -> Any:
-    """The module ``matplotlib``.
-
-    Raises:
-        ImportError: it is not installed; says how to.
-    """
-    try:
-        import matplotlib.figure
-    except ImportError:
-        raise ImportError("figures need matplotlib: pip install 'jaxseq[plots]'") from None
-    return matplotlib
+    return token_labels(tokens).missing
 
 
 def _readable(token: str, known: Sequence[Set[int]] | None) -> str:
-    """The label of a token, given the characters of each font; of None, as if they had all."""
+    """The label of a token, given the characters of each font; ``None`` means that fonts contain every character."""
     if not token:
         return EMPTY
     text, cluster, after_spelled = "", DOTTED_CIRCLE, False
@@ -91,7 +81,7 @@ def _readable(token: str, known: Sequence[Set[int]] | None) -> str:
         shown = VISIBLE.get(char, shown)
         # A base and its marks must come from one font.
         whole = cluster + char if mark else shown
-        spelled = (_unseen(char) and not joiner) or (known is not None and not _has(known, whole))
+        spelled = (_invisible(char) and not joiner) or (known is not None and not _has(known, whole))
         if spelled:
             text += f"{' ' if text else ''}U+{ord(char):04X}"
             cluster = cluster if mark else DOTTED_CIRCLE
@@ -102,25 +92,25 @@ def _readable(token: str, known: Sequence[Set[int]] | None) -> str:
     return text
 
 
-def _cut(text: str, longest: int) -> str:
-    """The beginning of a label that is too long, without half of a code point."""
-    return text if len(text) <= longest else re.sub(r" (U\+?[0-9A-F]*)?$", " ", text[: longest - 1]) + CUT
+def _cut(text: str, max_length: int) -> str:
+    """The label, cut to ``max_length`` characters; a spelled code point is never cut in half."""
+    return text if len(text) <= max_length else re.sub(r" (U\+?[0-9A-F]*)?$", " ", text[: max_length - 1]) + ELLIPSIS
 
 
-def _unseen(char: str) -> bool:
+def _invisible(char: str) -> bool:
     return char != " " and unicodedata.category(char) in ("Cf", "Cs", "Co", "Zl", "Zp", "Zs")
 
 
 def _has(known: Sequence[Set[int]], text: str) -> bool:
-    """Whether one of the fonts has all characters of a text, a single one or a base with its marks."""
+    """Whether one font contains all characters of a text: a single character, or a base with its marks."""
     return any(all(ord(char) in characters for char in text) for characters in known)
 
 
 def _cover(characters: Set[str]) -> tuple[str, ...]:
-    """Families that have the characters: DejaVu Sans, then always the one that has most of what is left."""
-    need_matplotlib()
-    families = [FIRST]
-    left = frozenset(map(ord, characters)) - _characters(FIRST)
+    """Families that contain the characters: DejaVu Sans, then greedily the one with most of the remaining ones."""
+    require_matplotlib()
+    families = [DEFAULT_FAMILY]
+    left = frozenset(map(ord, characters)) - _characters(DEFAULT_FAMILY)
     for names in _known_families():
         while left and names:
             name = max(names, key=lambda name: len(left & _characters(name)))
@@ -133,10 +123,10 @@ def _cover(characters: Set[str]) -> tuple[str, ...]:
 
 
 def _known_families() -> tuple[list[str], list[str]]:
-    """The families that matplotlib knows, sans-serif first: those with an upright regular face, and further ones."""
+    """Installed families, sans-serif first: those with an upright regular face, then the others."""
     from matplotlib.font_manager import fontManager
 
-    fonts = [font for font in fontManager.ttflist if not font.name.startswith(UNFIT)]
+    fonts = [font for font in fontManager.ttflist if not font.name.startswith(EXCLUDED)]
     fonts = [font for font in fonts if "lastresort" not in font.name.lower().replace(" ", "")]
     regular = {font.name for font in fonts if font.style == "normal" and font.weight in (400, "normal")}
     others = {font.name for font in fonts} - regular
@@ -149,7 +139,7 @@ def _known_families() -> tuple[list[str], list[str]]:
 
 
 def _characters(family: str) -> frozenset[int]:
-    """The code points of the face that matplotlib takes for a family; none where it cannot be read."""
+    """The code points of the face that matplotlib selects for a family; empty if it cannot be read."""
     from matplotlib.font_manager import FontProperties, findfont
 
     try:

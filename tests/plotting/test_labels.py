@@ -2,8 +2,7 @@ import sys
 
 import pytest
 
-from jaxseq.analysis import labels, missing
-from jaxseq.analysis.labels import sentence
+from jaxseq.plotting import missing_characters, text_label, token_labels
 
 UNKNOWN = "\U00013000"  # an Egyptian hieroglyph: no ordinary font has it
 
@@ -71,32 +70,32 @@ def tiny_font(tmp_path):
     ],
 )
 def test_every_token_has_a_label_that_can_be_read(token, label):
-    assert labels([token]).texts == (label,)
+    assert token_labels([token]).texts == (label,)
 
 
 def test_what_no_font_has_is_told():
-    assert missing(["日本", "abc", "привет", f"a{UNKNOWN}", "\x07 \n"]) == ("日", "本", UNKNOWN)
-    assert missing(["Ελλάς", "שלום", "مرحبا"]) == ()
+    assert missing_characters(["日本", "abc", "привет", f"a{UNKNOWN}", "\x07 \n"]) == ("日", "本", UNKNOWN)
+    assert missing_characters(["Ελλάς", "שלום", "مرحبا"]) == ()
 
 
 def test_dejavu_is_first_and_a_font_is_added_only_for_what_is_left(tiny_font):
-    assert labels(["abc"]).families == ("DejaVu Sans",)
-    made = labels(["abc", "日本", "語"])
+    assert token_labels(["abc"]).families == ("DejaVu Sans",)
+    made = token_labels(["abc", "日本", "語"])
     assert made.families == ("DejaVu Sans", tiny_font)
     assert made.texts == ("abc", "日本", "U+8A9E")
     assert made.missing == ("語",)
 
 
 def test_a_mark_is_drawn_only_from_the_font_of_its_base(tiny_font):
-    assert labels(["日\u3099", "日\u0301", "a\u3099"]).texts == ("日\u3099", "日 U+0301", "a U+3099")
+    assert token_labels(["日\u3099", "日\u0301", "a\u3099"]).texts == ("日\u3099", "日 U+0301", "a U+3099")
 
 
 def test_a_sentence_keeps_its_spaces():
-    assert sentence("one  two\n日").texts == ("one two U+65E5",)
+    assert text_label("one  two\n日").texts == ("one two U+65E5",)
 
 
 def test_fonts_that_claim_what_they_do_not_draw_are_not_taken():
-    families = labels([chr(code) for code in range(0x20, 0x3000)]).families
+    families = token_labels([chr(code) for code in range(0x20, 0x3000)]).families
     assert not any(name.startswith(("cm", "Last Resort", "STIXSize", "STIXNon")) for name in families)
 
 
@@ -104,4 +103,4 @@ def test_without_matplotlib_the_error_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"matplotlib: pip install 'jaxseq\[plots\]'"):
-        labels(["a"])
+        token_labels(["a"])

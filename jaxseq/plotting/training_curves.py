@@ -1,6 +1,7 @@
-"""The figures of a run, drawn with matplotlib (extra `plots`), which is imported when a figure is drawn."""
+"""Curves of a training run against tokens seen. They need matplotlib (extra `plots`), imported on first use."""
 
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,15 @@ INK, SOFT, GRID = "#20242a", "#667080", "#e8eaed"
 BLUE, RED, PALE = "#2b5c8f", "#b5483a", "#a9c0d8"
 
 
-def draw_figures(rows: list[dict[str, Any]], folder: Path, *, clip_norm: float | None = None) -> dict[str, Path]:
-    """Figures against tokens seen, where there is data; PNGs by their titles.
+def draw_training_curves(
+    rows: Sequence[Mapping[str, Any]], folder: Path, *, clip_norm: float | None = None
+) -> dict[str, Path]:
+    """Write one PNG for each metric that ``rows`` (of ``metrics.jsonl``) has values of; returns the files by title.
 
     ``loss.png``, ``bits_per_character.png``, ``exact_match.png``, ``learning_rate.png``, ``gradient_norm.png``.
+
+    Raises:
+        ImportError: matplotlib is not installed.
     """
     from matplotlib.figure import Figure
 
@@ -24,10 +30,7 @@ def draw_figures(rows: list[dict[str, Any]], folder: Path, *, clip_norm: float |
         ),
         "Held-out exact match": ("evaluation/exact_match", lambda axes: _held_out(axes, rows, "exact_match")),
         "Learning rate": ("learning_rate", lambda axes: _learning_rate(axes, rows)),
-        "Gradient norm before clipping": (
-            "gradient_norm",
-            lambda axes: _gradient_norm(axes, rows, clip_norm),
-        ),
+        "Gradient norm before clipping": ("gradient_norm", lambda axes: _gradient_norm(axes, rows, clip_norm)),
     }
     files = {}
     for title, (name, draw) in drawings.items():
@@ -35,15 +38,15 @@ def draw_figures(rows: list[dict[str, Any]], folder: Path, *, clip_norm: float |
             continue
         figure = Figure(figsize=(6.4, 3.8), dpi=150, layout="constrained", facecolor="white")
         axes = figure.subplots()
-        _prepare(axes, title)
+        _style_axes(axes, title)
         draw(axes)
         files[title] = folder / f"{name.rpartition('/')[2]}.png"
         figure.savefig(files[title], metadata={"Software": None})
     return files
 
 
-def points(rows: list[dict[str, Any]], name: str) -> tuple[list[float], list[float]]:
-    """Tokens seen, and the metric there, of the rows that have it as a finite number."""
+def points(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float], list[float]]:
+    """The tokens seen and the values of a metric, from the rows where it is a finite number."""
     pairs = [
         (row["tokens"], row[name])
         for row in rows
@@ -52,17 +55,17 @@ def points(rows: list[dict[str, Any]], name: str) -> tuple[list[float], list[flo
     return [float(x) for x, _ in pairs], [float(y) for _, y in pairs]
 
 
-def smoothed(values: list[float], span: int) -> list[float]:
-    """The mean over about ``span`` values around each; fewer, as many on either side, towards the ends."""
+def running_mean(values: Sequence[float], window: int) -> list[float]:
+    """The centred mean over about ``window`` values; the window shrinks symmetrically towards both ends."""
     means = []
     for index in range(len(values)):
-        reach = min(span // 2, index, len(values) - 1 - index)
-        around = values[index - reach : index + reach + 1]
-        means.append(sum(around) / len(around))
+        radius = min(window // 2, index, len(values) - 1 - index)
+        neighbours = values[index - radius : index + radius + 1]
+        means.append(sum(neighbours) / len(neighbours))
     return means
 
 
-def _prepare(axes: Any, title: str) -> None:
+def _style_axes(axes: Any, title: str) -> None:
     from matplotlib.ticker import EngFormatter
 
     axes.set_title(title, loc="left", fontsize=11, color=INK, pad=10)
@@ -76,15 +79,15 @@ def _prepare(axes: Any, title: str) -> None:
         spine.set_color(GRID)
 
 
-def _loss(axes: Any, rows: list[dict[str, Any]]) -> None:
+def _loss(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     tokens, loss = points(rows, "loss")
     _curve(axes, tokens, loss, "training")
-    # The first steps stand far above the rest: leave them out of the view where there are enough others.
+    # The first losses are far above the rest: set the upper limit without the largest 3 % of the values.
     visible = sorted(loss)[: max(1, math.ceil(0.97 * len(loss)))]
     margin = 0.06 * (visible[-1] - visible[0]) or 0.1
     axes.set_ylim(visible[0] - margin, visible[-1] + margin)
     axes.set_ylabel("nats per token", fontsize=9, color=SOFT)
-    bits = axes.secondary_yaxis("right", functions=(_bits, _nats))
+    bits = axes.secondary_yaxis("right", functions=(lambda nats: nats / math.log(2), lambda bits: bits * math.log(2)))
     bits.set_ylabel("bits per token", fontsize=9, color=SOFT)
     bits.tick_params(labelsize=9, colors=SOFT, length=0)
     bits.spines["right"].set_visible(False)
@@ -94,25 +97,17 @@ def _loss(axes: Any, rows: list[dict[str, Any]]) -> None:
         axes.legend(frameon=False, fontsize=9, labelcolor=SOFT)
 
 
-def _held_out(axes: Any, rows: list[dict[str, Any]], name: str) -> None:
+def _held_out(axes: Any, rows: Sequence[Mapping[str, Any]], name: str) -> None:
     axes.plot(*points(rows, f"evaluation/{name}"), color=RED, linewidth=1.6, marker="o", markersize=3)
     axes.set_ylabel(name.replace("_", " "), fontsize=9, color=SOFT)
 
 
-def _bits(nats: Any) -> Any:
-    return nats / math.log(2)
-
-
-def _nats(bits: Any) -> Any:
-    return bits * math.log(2)
-
-
-def _learning_rate(axes: Any, rows: list[dict[str, Any]]) -> None:
+def _learning_rate(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     axes.plot(*points(rows, "learning_rate"), color=BLUE, linewidth=1.6)
     axes.set_ylim(bottom=0)
 
 
-def _gradient_norm(axes: Any, rows: list[dict[str, Any]], clip_norm: float | None) -> None:
+def _gradient_norm(axes: Any, rows: Sequence[Mapping[str, Any]], clip_norm: float | None) -> None:
     tokens, norms = points(rows, "gradient_norm")
     if any(norm > 0 for norm in norms):
         from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
@@ -128,10 +123,10 @@ def _gradient_norm(axes: Any, rows: list[dict[str, Any]], clip_norm: float | Non
 
 
 def _curve(axes: Any, x: list[float], y: list[float], label: str) -> None:
-    """The values, pale, with their running mean; a short run has the values alone."""
-    span = len(y) // 40
-    if span < 2:
+    """The running mean over pale values; a short run shows the values alone."""
+    window = len(y) // 40
+    if window < 2:
         axes.plot(x, y, color=BLUE, linewidth=1.6, label=label)
         return
     axes.plot(x, y, color=PALE, linewidth=0.8)
-    axes.plot(x, smoothed(y, span), color=BLUE, linewidth=1.6, label=label)
+    axes.plot(x, running_mean(y, window), color=BLUE, linewidth=1.6, label=label)

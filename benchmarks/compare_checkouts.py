@@ -1,0 +1,207 @@
+"""Compare the speed of two checkouts of jaxseq, in one interleaved run.
+
+    git worktree add ../before v1                        # any folder that holds another commit
+    python benchmarks/compare_checkouts.py ../before     # about 6 minutes on 2 CPU cores
+    python benchmarks/compare_checkouts.py ../before --case lstm attention-2048 --repeats 15
+
+Each checkout runs in a process of its own, which compiles every case first. Then the two processes take turns, one run
+at a time, and the order alternates. A row holds the median time of the other checkout over the median time of this
+one: above 1 means that this checkout is faster. Cases use calls that both checkouts share: cores by name, forward and
+backward, with documents and padding or without; ``attention``; a decoding step with a cache. Checksums of the first
+results are compared as well. The rows go to ``benchmarks/results/checkouts-DEVICE.json``.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parents[1]
+CORE_CASES = {
+    "elman": (32, 256, 256),
+    "gru": (32, 256, 256),
+    "lstm": (32, 256, 256),
+    "slstm": (16, 128, 128),
+    "layer_norm_lstm": (16, 128, 128),
+    "mingru": (32, 256, 256),
+    "lru": (16, 256, 128),
+    "rglru": (32, 256, 256),
+    "gla": (8, 256, 256),
+    "mamba2": (8, 256, 256),
+    "mlstm": (8, 256, 256),
+    "delta": (8, 256, 256),
+    "conv": (32, 256, 256),
+    "attention": (8, 512, 256),
+}
+"""Batch, time, features of each core."""
+
+OTHERS = (
+    "lstm-documents",
+    "attention-documents",
+    "attention-2048",
+    "attention-4096",
+    "decode-lstm",
+    "decode-attention",
+)
+
+
+def core_case(name: str, batch: int, length: int, features: int, documents: bool) -> Callable[[], Any]:
+    """Forward and backward of a core, gradients of parameters and inputs."""
+    import jax
+    import jax.numpy as jnp
+
+    from jaxseq.cores import CORES
+
+    make: Any = CORES[name]
+    core = make(features=features)
+    xs = jax.random.normal(jax.random.key(0), (batch, length, features))
+    ids = None
+    if documents:  # three documents, then padding
+        row = jnp.minimum(jnp.arange(length) // (length // 4) + 1, 4) % 4
+        ids = jnp.broadcast_to(row.astype(jnp.int32), (batch, length))
+    carry = core.initial_carry((batch,))
+    variables = core.init(jax.random.key(1), carry, xs[:, :1])
+
+    def loss(variables: Any, xs: Any) -> Any:
+        return jnp.sin(core.apply(variables, carry, xs, ids)[1]).sum()
+
+    run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
+    return lambda: run(variables, xs)
+
+
+def attention_case(length: int) -> Callable[[], Any]:
+    """Causal attention of 8 heads of 64, forward and backward."""
+    import jax
+    import jax.numpy as jnp
+
+    from jaxseq.ops import attention, masks
+
+    arrays = jax.random.normal(jax.random.key(0), (3, 1, length, 8, 64))
+    run = jax.jit(jax.value_and_grad(lambda *a: jnp.sin(attention(*a, mask=masks.causal())).sum(), argnums=(0, 1, 2)))
+    return lambda: run(*arrays)
+
+
+def decode_case(name: str) -> Callable[[], Any]:
+    """One step at batch 8, with a cache of 1024 positions for attention."""
+    import jax
+
+    from jaxseq.cores import CORES
+
+    make: Any = CORES[name]
+    core = make(features=256)
+    xs = jax.random.normal(jax.random.key(0), (8, 1024, 256))
+    empty = core.initial_carry((8,), context=1023)
+    variables = core.init(jax.random.key(1), core.initial_carry((8,)), xs[:, :1])
+    carry = jax.jit(core.apply)(variables, empty, xs[:, :-1])[0]
+    run = jax.jit(core.apply)
+    return lambda: run(variables, carry, xs[:, -1:])
+
+
+def make_case(name: str) -> Callable[[], Any]:
+    """The function that runs a case once."""
+    kind, _, rest = name.partition("-")
+    if kind == "decode":
+        return decode_case(rest)
+    if rest.isdigit():
+        return attention_case(int(rest))
+    return core_case(kind, *CORE_CASES[kind], documents=rest == "documents")
+
+
+def worker() -> None:
+    """Read a case name per line; run it once and write the seconds and a checksum of the results."""
+    import jax
+    import numpy as np
+
+    cases: dict[str, tuple[Callable[[], Any], float]] = {}
+    for line in sys.stdin:
+        name = line.strip()
+        if name not in cases:
+            case = make_case(name)
+            leaves = jax.tree.leaves(jax.block_until_ready(case()))
+            cases[name] = case, float(sum(np.abs(np.asarray(leaf, np.float64)).sum() for leaf in leaves))
+            jax.block_until_ready(case())
+        case, checksum = cases[name]
+        start = time.perf_counter()
+        jax.block_until_ready(case())
+        print(json.dumps([time.perf_counter() - start, checksum]), flush=True)
+
+
+class Checkout:
+    """A worker process that imports jaxseq from a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        environment = os.environ | {"PYTHONPATH": str(folder)}
+        command = [sys.executable, __file__, "--worker", "."]
+        self.process = subprocess.Popen(
+            command, env=environment, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def run(self, name: str) -> tuple[float, float]:
+        """Seconds of one run, and the checksum of the case's first results."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(name + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{name}: the process of a checkout ended; its error is above")
+        seconds, checksum = json.loads(line)
+        return seconds, checksum
+
+
+def compare(before: Checkout, after: Checkout, name: str, repeats: int) -> dict[str, Any]:
+    """One case in turns."""
+    checks = [checkout.run(name)[1] for checkout in (before, after)]
+    times: tuple[list[float], list[float]] = ([], [])
+    for repeat in range(repeats):
+        for index in (0, 1) if repeat % 2 else (1, 0):
+            times[index].append((before, after)[index].run(name)[0])
+    old, new = (statistics.median(t) for t in times)
+    difference = abs(checks[0] - checks[1]) / max(abs(checks[0]), 1e-30)
+    return {
+        "case": name,
+        "before_ms": round(1e3 * old, 3),
+        "after_ms": round(1e3 * new, 3),
+        "before_over_after": round(old / new, 3),
+        "before_best_over_after_best": round(min(times[0]) / min(times[1]), 3),
+        "relative_difference_of_results": difference,
+        "repeats": repeats,
+    }
+
+
+def main() -> None:
+    """Compare, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("before", type=Path, help="a folder with the other checkout")
+    parser.add_argument("--case", nargs="+", choices=[*CORE_CASES, *OTHERS], default=[*CORE_CASES, *OTHERS])
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        worker()
+        return
+    if not (options.before / "jaxseq" / "__init__.py").is_file():
+        raise SystemExit(f"{options.before} holds no checkout of jaxseq")
+    before, after = Checkout(options.before.resolve()), Checkout(HERE)
+    rows = []
+    for name in options.case:
+        rows.append(compare(before, after, name, options.repeats))
+        row = rows[-1]
+        times = f"{row['before_ms']:10.2f} ms {row['after_ms']:10.2f} ms"
+        checks = f"results differ by {row['relative_difference_of_results']:.1e}"
+        print(f"{name:22}{times}   before/after {row['before_over_after']:.3f}   {checks}", flush=True)
+    sys.path.append(str(Path(__file__).parent))
+    from harness import RESULTS, device_name, environment
+
+    path = RESULTS / f"checkouts-{device_name()}.json"
+    path.write_text(json.dumps({**environment(), "rows": rows}, indent=1) + "\n")
+    print(f"written: {path.relative_to(HERE)}")
+
+
+if __name__ == "__main__":
+    main()

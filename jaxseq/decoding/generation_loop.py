@@ -1,0 +1,161 @@
+"""The loop of greedy decoding, sampling and streaming: one compiled ``while_loop`` over a step."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.tree_util import Partial
+
+from jaxseq.decoding.constraints import Constraint, apply_constraints
+from jaxseq.decoding.filters import draw_tokens, filter_candidates
+from jaxseq.decoding.options import SamplingOptions
+from jaxseq.decoding.step import repeat_leaves
+from jaxseq.precision import at_least_float32
+from jaxseq.typing import Array, Bool, Carry, DType, Float, Int, Key, Logits
+
+
+class Sampler(NamedTuple):
+    """A random key for each row, and the options by which its tokens are drawn."""
+
+    keys: Key[Array, "*B"]
+    options: SamplingOptions
+
+
+class GenerationState(NamedTuple):
+    """The state of the loop: how many tokens have been generated, and all that the next one depends on."""
+
+    position: Int[Array, ""]
+    carry: Carry
+    constraint_states: tuple[Carry, ...]
+    tokens: Int[Array, "*B"]
+    done: Bool[Array, "*B"]
+    lengths: Int[Array, "*B"]
+    log_probabilities: Float[Array, "*B"]
+    sampling_log_probabilities: Float[Array, "*B"]
+
+
+def init_state(
+    carry: Carry,
+    first_tokens: Int[Array, "*R"],
+    constraints: tuple[Constraint, ...],
+    dtype: DType,
+    max_length: int,
+    batch_shape: tuple[int, ...],
+    copies: int | None,
+) -> GenerationState:
+    """The state before the first token; it holds a copy of the carry, which ``generate_tokens`` then overwrites.
+
+    ``batch_shape`` is that of the caller's rows; with ``copies`` each of them was repeated (``repeat_rows``), and so
+    are the states of the constraints here.
+    """
+    rows = first_tokens.shape
+    states = tuple(constraint.initial_state(batch_shape, max_length) for constraint in constraints)
+    if copies is not None:
+        states = repeat_leaves(states, len(batch_shape), copies)
+    zeros = jnp.zeros(rows, at_least_float32(dtype))
+    return GenerationState(
+        position=jnp.zeros((), jnp.int32),
+        carry=jax.tree.map(jnp.copy, carry),
+        constraint_states=states,
+        tokens=first_tokens,
+        done=jnp.zeros(rows, bool),
+        lengths=jnp.zeros(rows, jnp.int32),
+        log_probabilities=zeros,
+        sampling_log_probabilities=zeros,
+    )
+
+
+_STATIC = ("dtype", "max_length", "batch_shape", "copies")
+init_state_with_copy = jax.jit(init_state, static_argnames=_STATIC)
+init_state_donating = jax.jit(init_state, static_argnames=_STATIC, donate_argnames="carry")
+
+
+@partial(jax.jit, static_argnames=("length", "end_token"), donate_argnames="state")
+def generate_tokens(
+    step: Partial,
+    sampler: Sampler | None,
+    constraints: tuple[Constraint, ...],
+    state: GenerationState,
+    limit: Int[Array, ""],
+    *,
+    length: int,
+    end_token: int | None,
+) -> tuple[GenerationState, Int[Array, "*B L"]]:
+    """Generate up to ``length`` more tokens, up to position ``limit``; stops as soon as every row has ended.
+
+    Places without a token hold the end token (0 without one). The state's arrays are donated.
+    """
+    start = state.position
+    fill = 0 if end_token is None else end_token
+    buffer = jnp.full((*state.tokens.shape, length), fill, state.tokens.dtype)
+    stop = jnp.minimum(start + length, limit)
+
+    def condition(loop: tuple[GenerationState, Array]) -> Array:
+        now, _ = loop
+        return (now.position < stop) & ~jnp.all(now.done)
+
+    def body(loop: tuple[GenerationState, Array]) -> tuple[GenerationState, Array]:
+        now, tokens = loop
+        after = _generate_token(step, sampler, constraints, now, limit, end_token)
+        return after, lax.dynamic_update_index_in_dim(tokens, after.tokens, now.position - start, axis=-1)
+
+    return lax.while_loop(condition, body, (state, buffer))
+
+
+def _generate_token(
+    step: Partial,
+    sampler: Sampler | None,
+    constraints: tuple[Constraint, ...],
+    state: GenerationState,
+    limit: Int[Array, ""],
+    end_token: int | None,
+) -> GenerationState:
+    """Generate one token per row; rows that have ended get end tokens, which add nothing to the sums.
+
+    A row whose tokens are all ruled out by the constraints ends, with a log-probability of minus infinity.
+    """
+    carry, logits = step(state.carry, state.tokens)
+    logits = logits.astype(state.log_probabilities.dtype)
+    allowed = apply_constraints(constraints, state.constraint_states, logits, state.position, limit - state.position)
+    chosen, drawn = _choose_tokens(allowed, sampler, state.position)
+    scores = jax.nn.log_softmax(logits, axis=-1)
+    gained = jnp.take_along_axis(scores, chosen[..., None], axis=-1)[..., 0]
+    stuck = jnp.zeros_like(state.done)
+    if constraints:
+        stuck = jnp.all(allowed == -jnp.inf, axis=-1) & ~state.done
+        gained = jnp.where(stuck, -jnp.inf, gained)
+        drawn = jnp.where(stuck, -jnp.inf, drawn)
+    generated = ~(state.done | stuck)
+    fill = jnp.asarray(0 if end_token is None else end_token, state.tokens.dtype)
+    tokens = jnp.where(generated, chosen.astype(state.tokens.dtype), fill)
+    done = state.done | stuck
+    if end_token is not None:
+        done |= tokens == fill
+
+    def unless_done(x: Array) -> Array:
+        return jnp.where(state.done, jnp.zeros_like(x), x)
+
+    pairs = zip(constraints, state.constraint_states, strict=True)
+    return GenerationState(
+        position=state.position + 1,
+        carry=carry,
+        constraint_states=tuple(constraint.next_state(before, tokens) for constraint, before in pairs),
+        tokens=tokens,
+        done=done,
+        lengths=state.lengths + generated.astype(jnp.int32),
+        log_probabilities=state.log_probabilities + unless_done(gained),
+        sampling_log_probabilities=state.sampling_log_probabilities + unless_done(drawn),
+    )
+
+
+def _choose_tokens(
+    logits: Logits, sampler: Sampler | None, position: Int[Array, ""]
+) -> tuple[Int[Array, "*B"], Float[Array, "*B"]]:
+    """A token per row, and its log-probability under the distribution that it was drawn from."""
+    if sampler is None:
+        best = jnp.argmax(logits, axis=-1)
+        return best, jnp.zeros(best.shape, logits.dtype)
+    keys = jax.vmap(jax.random.fold_in, (0, None))(sampler.keys.reshape(-1), position).reshape(sampler.keys.shape)
+    return draw_tokens(keys, filter_candidates(logits, sampler.options))

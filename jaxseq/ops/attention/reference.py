@@ -1,0 +1,117 @@
+"""Attention as it is written on paper: all weights in memory, every derivative."""
+
+import math
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+
+from jaxseq.ops.attention.masks import Mask
+from jaxseq.ops.attention.tiled import MIN_SCORE, Span, Tiled, align_ranks
+from jaxseq.precision import at_least_float32
+from jaxseq.typing import Array, Float
+
+
+def attention_reference(
+    query: Float[Array, "*B T N H"],
+    key: Float[Array, "*B S M H"],
+    value: Float[Array, "*B S M Hv"],
+    *,
+    mask: Mask | None = None,
+    bias: Tiled | None = None,
+    scale: float | None = None,
+    soft_cap: float | None = None,
+) -> Float[Array, "*B T N Hv"]:
+    """``weights · value``: the equation of ``attention``, differentiable in every mode and order."""
+    check_arguments(query, key, value, mask, bias, soft_cap)
+    _, _, value = zero_hidden(query, key, value, mask)
+    weights = attention_weights(query, key, mask=mask, bias=bias, scale=scale, soft_cap=soft_cap).astype(value.dtype)
+    wide = at_least_float32(query.dtype)
+    groups = key.shape[-2], query.shape[-2] // key.shape[-2]
+    grouped = weights.reshape(*weights.shape[:-3], *groups, *weights.shape[-2:])
+    out = jnp.einsum("...mgts,...smh->...tmgh", grouped, value, preferred_element_type=wide)
+    return zero_hidden_queries(out.reshape(*query.shape[:-1], value.shape[-1]).astype(query.dtype), mask)
+
+
+def attention_weights(
+    query: Float[Array, "*B T N H"],
+    key: Float[Array, "*B S M H"],
+    *,
+    mask: Mask | None = None,
+    bias: Tiled | None = None,
+    scale: float | None = None,
+    soft_cap: float | None = None,
+) -> Float[Array, "*B N T S"]:
+    """``softmax(capped(scale · query keyᵀ) + bias)`` over the visible keys, at least float32; zeros if none."""
+    check_arguments(query, key, key, mask, bias, soft_cap)
+    query, key, _ = zero_hidden(query, key, key, mask)
+    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    wide = at_least_float32(query.dtype)
+    groups = key.shape[-2], query.shape[-2] // key.shape[-2]
+    grouped = query.reshape(*query.shape[:-2], *groups, query.shape[-1])
+    products = jnp.einsum("...tmgh,...smh->...mgts", grouped, key, preferred_element_type=wide)
+    return softmax_of_products(
+        products.reshape(*query.shape[:-3], query.shape[-2], *products.shape[-2:]), mask, bias, scale, soft_cap
+    )
+
+
+def masked_softmax(scores: Float[Array, "*B N T S"], mask: Mask | None = None) -> Float[Array, "*B N T S"]:
+    """``softmax(scores)`` over the visible keys, at least float32; zeros where there are none."""
+    return softmax_of_products(scores.astype(at_least_float32(scores.dtype)), mask, None, 1.0, None)
+
+
+def softmax_of_products(
+    products: Array, mask: Mask | None, bias: Tiled | None, scale: float, soft_cap: float | None
+) -> Array:
+    """The attention weights for the products ``query keyᵀ``, ``[*B, N, T, S]``."""
+    T, S = products.shape[-2:]
+    scores = products * scale
+    if soft_cap is not None:
+        scores = soft_cap * jnp.tanh(scores / soft_cap)
+    if bias is not None:
+        scores += align_ranks(bias.tile(Span(0, T), Span(0, S)), scores)[0].astype(scores.dtype)
+    seen = jnp.ones((1,) * scores.ndim, bool) if mask is None else align_ranks(mask.materialize(T, S), scores)[0]
+    scores = jnp.where(seen, scores, MIN_SCORE)
+    highest = lax.stop_gradient(scores.max(-1, keepdims=True, initial=MIN_SCORE))
+    exponents = jnp.where(seen, jnp.exp(scores - highest), 0)
+    total = exponents.sum(-1, keepdims=True)
+    return exponents / jnp.where(total == 0, 1, total)
+
+
+def check_arguments(query: Array, key: Array, value: Array, mask: Any, bias: Any, soft_cap: float | None) -> None:
+    """Raises ValueError or TypeError where shapes or types do not fit."""
+    shapes = f"query {query.shape}, key {key.shape}, value {value.shape}"
+    if query.ndim < 3 or query.ndim != key.ndim or key.shape[:-1] != value.shape[:-1]:
+        raise ValueError(f"attention needs query [*B T N H], key [*B S M H], value [*B S M Hv]; got {shapes}")
+    if query.shape[:-3] != key.shape[:-3]:
+        raise ValueError(f"attention needs the same batch dims of query, key and value; got {shapes}")
+    if query.shape[-1] != key.shape[-1]:
+        raise ValueError(f"query and key differ in head size, {query.shape[-1]} and {key.shape[-1]}: {shapes}")
+    if query.shape[-2] % key.shape[-2]:
+        raise ValueError(f"{query.shape[-2]} query heads are no multiple of {key.shape[-2]} key-value heads")
+    if not (query.dtype == key.dtype == value.dtype):
+        raise ValueError(f"attention needs one dtype, got {query.dtype}, {key.dtype}, {value.dtype}")
+    if soft_cap is not None and not soft_cap > 0:
+        raise ValueError(f"a soft cap of the scores must be positive, got {soft_cap}")
+    if mask is not None and not isinstance(mask, Mask):
+        raise TypeError(f"mask must be made by jaxseq.ops.masks, got {type(mask).__name__}: dense(array) makes one")
+    if bias is not None and (isinstance(bias, Mask) or not isinstance(bias, Tiled)):
+        raise TypeError(f"bias must be made by jaxseq.ops.positions.alibi, got {type(bias).__name__}")
+    for part in (mask, bias):
+        if part is not None:
+            part.validate(query.shape[:-3], query.shape[-2], query.shape[-3], key.shape[-3])
+
+
+def zero_hidden(query: Array, key: Array, value: Array, mask: Mask | None) -> tuple[Array, Array, Array]:
+    """Zeros for keys, values and queries that the mask hides from everyone (0 · NaN is NaN, in gradients too)."""
+    keys = None if mask is None else mask.visibility().keys
+    return zero_hidden_queries(query, mask), _zero_where_not(keys, key), _zero_where_not(keys, value)
+
+
+def zero_hidden_queries(rows: Array, mask: Mask | None) -> Array:
+    """Zeros in queries, or in outputs (so in their cotangents), that see no key."""
+    return _zero_where_not(None if mask is None else mask.visibility().queries, rows)
+
+
+def _zero_where_not(seen: Array | None, x: Array) -> Array:
+    return x if seen is None else jnp.where(align_ranks(seen[..., None, None], x)[0], x, jnp.zeros((), x.dtype))

@@ -1,0 +1,56 @@
+"""Figures in one style: alignments, comparisons, curves. Needs matplotlib (extra ``plots``) when one is drawn."""
+
+from jaxseq.plotting.alignments import Alignment, draw_alignment, draw_alignments, draw_heads
+from jaxseq.plotting.comparisons import ComparisonRow, MeanInterval, draw_comparisons
+from jaxseq.plotting.labels import Labels, missing_characters, text_label, token_labels
+from jaxseq.plotting.length_curves import CurvePoint, draw_length_curves
+from jaxseq.plotting.style import (
+    BLUE,
+    CYCLE,
+    DASHED,
+    EDGE,
+    GRID,
+    INK,
+    MUTED,
+    PALE,
+    RED,
+    SEQUENTIAL,
+    SOFT,
+    make_figure,
+    prepare_axes,
+    require_matplotlib,
+    save_figure,
+    sequential_colormap,
+)
+
+__all__ = [
+    "BLUE",
+    "CYCLE",
+    "DASHED",
+    "EDGE",
+    "GRID",
+    "INK",
+    "MUTED",
+    "PALE",
+    "RED",
+    "SEQUENTIAL",
+    "SOFT",
+    "Alignment",
+    "ComparisonRow",
+    "CurvePoint",
+    "Labels",
+    "MeanInterval",
+    "draw_alignment",
+    "draw_alignments",
+    "draw_comparisons",
+    "draw_heads",
+    "draw_length_curves",
+    "make_figure",
+    "missing_characters",
+    "prepare_axes",
+    "require_matplotlib",
+    "save_figure",
+    "sequential_colormap",
+    "text_label",
+    "token_labels",
+]

@@ -1,0 +1,99 @@
+"""The style that all figures share: colours, figures, axes, saving.
+
+Figures need matplotlib (extra ``plots``), which is imported when one is drawn.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+INK, SOFT, GRID = "#20242a", "#667080", "#e8eaed"
+"""Titles and text; labels and ticks; grid lines."""
+
+BLUE, RED, PALE = "#2b5c8f", "#b5483a", "#a9c0d8"
+"""The first curve; what is to be noticed; what stays in the background."""
+
+EDGE, MUTED = "#d5d9de", "#aab2bb"
+"""Frames and background curves in grey; elements without importance."""
+
+CYCLE = (BLUE, RED, "#2f8f6b", "#8a5fa8", "#c58a1b", "#4aa3c7", "#6b7a1e", "#d0668f", "#7a5a3c")
+"""Colours for categories, in order."""
+
+SEQUENTIAL = ("#ffffff", PALE, BLUE, "#12304f")
+"""Anchors of the colour map from the lowest to the highest value."""
+
+DASHED = (0, (4, 3))
+"""The line style of reference lines."""
+
+
+def require_matplotlib() -> Any:
+    """Import matplotlib and return the module.
+
+    Raises:
+        ImportError: matplotlib is not installed; names the extra.
+    """
+    try:
+        import matplotlib.figure
+    except ImportError:
+        message = "figures need matplotlib: pip install 'jaxseq[plots]'"
+        raise ModuleNotFoundError(message, name="matplotlib") from None
+    return matplotlib
+
+
+def make_figure(
+    width: int | float, height: int | float, *, layout: Literal["constrained", "none"] = "constrained", dpi: int = 150
+) -> Any:
+    """A white ``matplotlib.figure.Figure`` of ``width`` by ``height`` inches, without pyplot.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    return require_matplotlib().figure.Figure(figsize=(width, height), dpi=dpi, layout=layout, facecolor="white")
+
+
+def prepare_axes(
+    axes: Any,
+    title: str = "",
+    *,
+    x_label: str = "",
+    y_label: str = "",
+    grid: Literal["both", "x", "y"] = "both",
+    title_size: int | float = 11,
+    title_color: str = INK,
+    title_pad: int | float = 10,
+    tick_size: int | float = 9,
+) -> None:
+    """Set a title at the left, axis labels, a grid behind the data, no tick marks, and the bottom spine alone.
+
+    ``$`` in texts is an ordinary character (no mathematical notation). Sizes and ``title_pad`` are in points.
+    """
+    style: dict[str, Any] = {"parse_math": False}
+    if title:
+        axes.set_title(title, loc="left", fontsize=title_size, color=title_color, pad=title_pad, **style)
+    if x_label:
+        axes.set_xlabel(x_label, fontsize=9, color=SOFT, **style)
+    if y_label:
+        axes.set_ylabel(y_label, fontsize=9, color=SOFT, **style)
+    axes.tick_params(labelsize=tick_size, colors=SOFT, length=0)
+    axes.grid(axis=grid, color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side == "bottom")
+        spine.set_color(GRID)
+
+
+def sequential_colormap() -> Any:
+    """A ``matplotlib.colors.Colormap`` from white (lowest) to dark blue (highest).
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    require_matplotlib()
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("jaxseq", SEQUENTIAL)
+
+
+def save_figure(figure: Any, file: str | Path) -> Path:
+    """Write a figure as PNG, without the version of matplotlib in it, and return its path."""
+    figure.savefig(file, metadata={"Software": None})
+    return Path(file)
