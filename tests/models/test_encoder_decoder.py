@@ -64,7 +64,7 @@ REAL_SOURCE, REAL = np.asarray(SOURCE_IDS) != 0, np.asarray(IDS) != 0
 def model_and_variables(name: str) -> tuple[EncoderDecoder, Any]:
     """A model with random, sharper parameters."""
     model = build(**KINDS[name])
-    variables = jitted(model.init)(jax.random.key(0), SOURCE, TOKENS, SOURCE_IDS, IDS)
+    variables = jitted(model.init)(jax.random.key(1), SOURCE, TOKENS, SOURCE_IDS, IDS)
     return model, jax.tree.map(lambda p: 2 * p, variables)
 
 
