@@ -1,15 +1,15 @@
-"""Tokens a second of greedy decoding, sampling and beam search, and what a step costs as sequences grow.
+"""Tokens per second of greedy decoding, sampling and beam search, and the cost of a step as sequences grow.
 
 python benchmarks/decoding.py                  # about twenty minutes on 2 CPU cores
-python benchmarks/decoding.py --parts small    # a part of it; the rows of other cases stay as they are
-python benchmarks/decoding.py --table          # what was measured, as the documents have it
+python benchmarks/decoding.py --parts small    # one part; the rows of other cases are kept
+python benchmarks/decoding.py --table          # print the measured rows as the tables of the documents
 python benchmarks/decoding.py --quick          # one small model, few repeats, writes nothing
 
-The peers of every case compute the same thing: a Python loop over a jitted step (as one writes it: the choice by
-eager ops, and a look each token whether all have ended), the same loop at its best (step and choice in one jitted
-function that donates its carry, no look), and, for the GPT-2-shaped models, where torch and transformers are
-installed, `generate` of a GPT-2 of the same layers, width, heads and vocabulary. All weights are random, no end
-token is given, so that all make as many tokens. What jaxseq and the loops return is scored again before it is timed.
+Every case is compared with a plain Python loop over a jitted step (token choice by eager ops, and a check after each
+token whether all rows have ended), with an optimised Python loop (step and choice in one jitted function that donates
+its carry, no check), and, for GPT-2-shaped models where torch and transformers are installed, with `generate` of a
+GPT-2 of the same layers, width, heads and vocabulary. All weights are random, and there is no end token, so that all
+generate the same number of tokens. The results of jaxseq and of the loops are scored before they are timed.
 """
 
 import argparse
@@ -72,7 +72,7 @@ def forward(model: LanguageModel, params: Any, carry: Any, tokens: Any, segment_
 
 
 def decoder(shape: Shape, length: int, dtype: Any) -> Decoder:
-    """Random parameters, and all that decoding asks for; ``carry`` has room for ``length`` tokens."""
+    """A model with random parameters; the context of its carries is enough for ``length`` tokens."""
     model = build(shape, length, dtype)
     carry, tokens = model.initial_carry((1,)), jnp.zeros((1, 1), jnp.int32)
     params = jax.jit(model.init)(jax.random.key(0), carry, tokens)
@@ -86,7 +86,7 @@ def count(params: Any) -> int:
 
 
 def decode(model: Decoder, method: str, carry: Any, first: Any) -> Any:
-    """What jaxseq makes: tokens ``[B, L]`` and their log-probabilities."""
+    """Decode with jaxseq: tokens ``[B, L]`` and their log-probabilities."""
     if method == "beam 4":
         beam = decoding.BeamOptions(peers.BEAMS, num_results=1)
         found = decoding.beam_search(model.step, carry, first, beam, max_length=model.length, end_token=None)
@@ -100,26 +100,27 @@ def decode(model: Decoder, method: str, carry: Any, first: Any) -> Any:
 
 
 def candidate(name: str, model: Decoder, run: Callable[[Any, Any], Any]) -> Candidate:
-    """A way to decode, with a fresh carry each time; its first run, compilation too, is timed apart."""
+    """A candidate that decodes with a fresh carry in every run; the first run, with compilation, is timed apart."""
 
     def prepare(inputs: Sequence[tuple]) -> Prepared:
         firsts = [jnp.asarray(first) for (first,) in inputs]
 
-        def again(i: int) -> Any:
+        def run_once(i: int) -> Any:
             return jax.block_until_ready(run(model.carry(len(firsts[i])), firsts[i]))
 
         start = peers.now()
-        made = again(0)
+        result = run_once(0)
         facts: Row = {"compile_s": peers.now() - start}
 
         def check() -> float:
-            """How far the log-probabilities are from those of scoring the tokens."""
-            tokens, told = (jnp.asarray(x) for x in made)
+            """The relative error of the log-probabilities, against scoring the tokens."""
+            tokens, log_probabilities = (jnp.asarray(x) for x in result)
             scored = decoding.score(model.step, model.carry(len(firsts[0])), firsts[0], tokens)
-            error = float(jnp.max(jnp.abs(scored - told) / jnp.abs(scored)))
-            return judged(error, 2e-2 if told.dtype != jnp.float32 or "bfloat16" in name else 1e-3)
+            error = float(jnp.max(jnp.abs(scored - log_probabilities) / jnp.abs(scored)))
+            half = log_probabilities.dtype != jnp.float32 or "bfloat16" in name
+            return judged(error, 2e-2 if half else 1e-3)
 
-        return Prepared(again, facts, check)
+        return Prepared(run_once, facts, check)
 
     return Candidate(name, prepare)
 
@@ -127,7 +128,7 @@ def candidate(name: str, model: Decoder, run: Callable[[Any, Any], Any]) -> Cand
 def case(
     name: str, shape: Shape, method: str, batch: int, dtype: str, length: int, repeats: int, budget_s: float = 60
 ) -> list[Row]:
-    """One model, method and batch: jaxseq and its peers, tokens a second."""
+    """One model, method and batch: tokens per second of jaxseq and its peers."""
     model = decoder(shape, length, jnp.dtype(dtype))
     candidates = [
         candidate("jaxseq", model, partial(decode, model, method)),
@@ -143,12 +144,12 @@ def case(
     for row in rows:
         if "median_s" in row:
             row["tokens_per_s"] = batch * length / row["median_s"]
-    say(rows)
+    print_rows(rows)
     return rows
 
 
 def step_costs(core: str, batch: int, repeats: int, lengths: Sequence[int], budget_s: float = 20) -> list[Row]:
-    """Seconds a token when so many are made, with a carry that has room for just them."""
+    """Seconds per token for several generated lengths; the context of the carry is just enough for each."""
     rows: list[Row] = []
     for length in lengths:
         model = decoder(SMALL["lstm" if core == "lstm" else "transformer"], length, jnp.float32)
@@ -164,8 +165,8 @@ def step_costs(core: str, batch: int, repeats: int, lengths: Sequence[int], budg
     return rows
 
 
-def say(rows: Sequence[Row]) -> None:
-    """A line a candidate."""
+def print_rows(rows: Sequence[Row]) -> None:
+    """Print one line per candidate."""
     ours = rows[0].get("tokens_per_s")
     for row in rows:
         what = f"{row['model']:12} {row['method']:8} B={row['B']:3} {row['dtype']:9}"
@@ -275,7 +276,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def write(part: str, rows: Sequence[Row]) -> list[Row]:
-    """Puts rows in the place of earlier ones of the same case; gives all there are."""
+    """Write the rows, in place of earlier ones of the same case; returns all rows of the file."""
 
     def case_of(row: Row) -> tuple:
         return tuple(row[name] for name in ("model", "method", "B", "L", "dtype"))

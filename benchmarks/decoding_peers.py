@@ -1,4 +1,4 @@
-"""What decoding is measured against: Python loops over a jitted step, and transformers' ``generate``."""
+"""The peers of decoding: Python loops over a jitted step, and transformers' ``generate``."""
 
 import os
 import time
@@ -20,7 +20,7 @@ now = time.perf_counter
 
 @dataclass(frozen=True)
 class Decoder:
-    """A step, ``batch -> carry``, how many tokens to make, and how many parameters the step has."""
+    """A step, a function from batch size to a fresh carry, the number of tokens, and the number of parameters."""
 
     step: Any
     carry: Callable[[int], Any]
@@ -35,7 +35,7 @@ def one_step(step: Any, carry: Any, tokens: jax.Array) -> Any:
 
 
 def plain_loop(model: Decoder, method: str, carry: Any, first: jax.Array) -> Any:
-    """The loop as one writes it: a jitted step, everything else by eager ops, a look at the tokens each time."""
+    """The plain loop: a jitted step, everything else by eager ops, a check after each token whether all have ended."""
     if method == "beam 4":
         return _beam_loop(model, carry, first, one_step, _choose_beams)
     tokens, total, made, done = first, jnp.zeros(len(first)), [], np.zeros(len(first), bool)
@@ -45,7 +45,7 @@ def plain_loop(model: Decoder, method: str, carry: Any, first: jax.Array) -> Any
         tokens, gained = choose(logits, method, jax.random.fold_in(key, position))
         total += gained
         made.append(np.asarray(tokens))
-        done |= made[-1] == -1  # no such token: all go on, and the loop has to look
+        done |= made[-1] == -1  # no such token: no row ends, but the loop has to check
         if done.all():
             break
     return np.stack(made, -1), total
@@ -64,11 +64,11 @@ def choose(logits: jax.Array, method: str, key: jax.Array) -> tuple[jax.Array, j
 
 
 def best_loop(model: Decoder, method: str, carry: Any, first: jax.Array) -> Any:
-    """The loop at its best: one compiled function a token that donates the carry, and never a look."""
+    """The optimised loop: one compiled function per token that donates the carry, and no check."""
     if method == "beam 4":
         return _beam_loop(model, carry, first, one_step_in_place, choose_beams_in_place)
     tokens, total, made, key = first, jnp.zeros(len(first)), [], jax.random.key(1)
-    carry = jax.tree.map(jnp.copy, carry)  # parts of a fresh carry are one array, which is donated only once
+    carry = jax.tree.map(jnp.copy, carry)  # a fresh carry shares arrays, which can be donated once
     for position in range(model.length):
         carry, tokens, total = _whole_step(model.step, carry, tokens, total, key, position, method)
         made.append(tokens)
@@ -112,7 +112,7 @@ choose_beams_in_place = jax.jit(_choose_beams, donate_argnums=(2, 3))
 
 
 def transformers_candidates(shape: Any, method: str, dtype: str, length: int) -> list[Candidate]:
-    """`generate` of the same-sized GPT-2, same device: as it comes, and with a static cache (compiled on a GPU)."""
+    """`generate` of a GPT-2 of the same size and device: by default, and with a static cache (compiled on a GPU)."""
     try:
         import torch
         import transformers

@@ -1,4 +1,4 @@
-r"""Generate text with a model that language_model.py trained: greedy, drawn or searched for, free or under constraints.
+r"""Generate text with a trained language model: greedy, sampled or by beam search, free or under constraints.
 
     python experiments/generate.py --run runs/mine --prompt "The " "A "                                # greedy
     python experiments/generate.py --run runs/mine --prompt "The " --temperature 0.8 --top-p 0.9 --samples 3
@@ -8,31 +8,25 @@ r"""Generate text with a model that language_model.py trained: greedy, drawn or 
     python experiments/generate.py --run runs/mine --beams 8 --regex "[A-Z][a-z ]{10,60}\."
     python experiments/generate.py --run runs/mine --beams 8 --require name --forbid "the " --json found.json
 
-It reads the newest checkpoint that verifies (averaged parameters where the run keeps them), locks nothing and writes
-nothing there: a run can be looked at while it trains.
+The run folder is one that language_model.py wrote. It is only read, and can be used while its run trains.
 """
 
 import codecs
 import dataclasses
 import json
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.tree_util import Partial
 
-from jaxseq import data, decoding, training
+from jaxseq import decoding, pipelines, training
 from jaxseq.decoding import Automaton, Hypotheses
-
-sys.path.append(str(Path(__file__).resolve().parent))  # the other experiment, whatever this one is imported as
-import language_model
+from jaxseq.plotting.search_tree import draw_search_tree
 
 SEARCH = ("beams", "normalization", "alpha", "results", "groups", "diversity", "tree")
 FILTERS = ("temperature", "top_k", "top_p", "min_p", "typical_p")
@@ -41,25 +35,27 @@ SAMPLING = (*FILTERS, "samples", "seed")
 
 @dataclass(frozen=True)
 class Config:
-    """Which model, from what, and how: greedy unless an option of beam search or of sampling is given."""
+    """The model, the prompts, and the method: greedy unless an option of beam search or of sampling is given."""
 
     run: Path
     """A run folder of language_model.py."""
     prompt: tuple[str, ...] = ("",)
-    """The beginning of a document, which the text goes on from; several are decoded in one batch."""
+    """The beginning of a document, which is continued; several are decoded in one batch."""
     max_length: int = 200
     """Tokens at most, the end among them."""
     min_length: int = 0
     """Tokens at least, before the end."""
     beams: int | None = None
-    """Search for the most probable text with so many beams."""
+    """Beam search with so many beams."""
     normalization: Literal["none", "mean", "gnmt"] = "none"
     """What the log-probability of a beam is divided by: 1, its length, or (gnmt) ((5 + length) / 6)^alpha."""
     alpha: float = 0.6
+    """The exponent of gnmt."""
     results: int = 1
     """How many beams are shown, best first."""
     groups: int = 1
-    """Diverse beam search: groups share the beams, a token costs diversity for each beam before that has taken it."""
+    """Diverse beam search: groups share the beams, a token costs diversity for each beam of an earlier group that took
+    it."""
     diversity: float = 0.0
     temperature: float | None = None
     top_k: int | None = None
@@ -67,33 +63,33 @@ class Config:
     min_p: float | None = None
     typical_p: float | None = None
     samples: int | None = None
-    """Texts drawn for each prompt; 1 unless given."""
+    """Texts to sample for each prompt; 1 unless given."""
     seed: int | None = None
-    """Of the draws; 0 unless given."""
+    """Of the samples; 0 unless given."""
     forbid: tuple[str, ...] = ()
-    """None of these occurs in what is generated, however tokens spell it; the text is then whole."""
+    """None of these occurs in the generated text, however tokens spell it; the text is then whole."""
     require: tuple[str, ...] = ()
-    """All of these occur in what is generated; the text is then whole."""
+    """All of these occur in the generated text; the text is then whole."""
     regex: str | None = None
-    """Matches all that is generated; of bytes and bpe, tokens that cut a character beyond ASCII are left out."""
+    """Matches the whole generated text; of bytes and bpe, tokens that cut a character beyond ASCII are left out."""
     no_repeat_ngrams: int | None = None
-    """No so many tokens in a row occur twice in what is generated."""
+    """No sequence of so many tokens occurs twice in the generated text."""
     complete: bool = False
     """Only whole texts: they end within max_length."""
     stream: bool = False
-    """Show the text as it comes: of one prompt, greedy or one sample."""
+    """Print the text as it is generated: of one prompt, greedy or one sample."""
     tree: Path | None = None
-    """Draw what the beam search of the first prompt looked at (PNG, SVG, PDF); for a small max_length."""
+    """Draw the search tree of the first prompt (PNG, SVG, PDF); for a small max_length."""
     json: Path | None = None
-    """Write the results to this file as well."""
+    """Also write the results to this file."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """A text; its log-probability (nats) under the model, without constraints and filters, over all its tokens.
+    """A generated text.
 
-    The end token is one of them if it ``ended``. Minus infinity says that constraints left no token. Beams are compared
-    by their ``score``.
+    ``log_probability`` (nats) is the model's, without constraints and filters, over all its tokens, the end token among
+    them if it ``ended``; minus infinity where constraints left no token. Beams are compared by ``score``.
     """
 
     prompt: str
@@ -105,34 +101,23 @@ class Result:
     tokens: tuple[int, ...]
 
 
-class Trained(NamedTuple):
-    """A run's model. ``spelled`` is the UTF-8 of each token, ``step`` what the parameters are of."""
-
-    config: language_model.Config
-    vocabulary: data.Vocabulary
-    spelled: list[bytes]
-    model: Any
-    params: Any
-    step: int
-
-
 def main(config: Config) -> list[Result]:
-    """Load the model, read the prompts, decode, show; returns the results."""
+    """Load the model, read the prompts, generate, print; returns the results."""
     method = check(config)
     training.enable_compilation_cache()
-    trained = load(config.run)
-    vocabulary, end = trained.vocabulary, trained.vocabulary.separator
-    prompts = [[end, *encoded(vocabulary, text, "prompt")] for text in config.prompt]
-    constraints = make_constraints(config, trained)
-    forward = Partial(trained.model.apply, {"params": trained.params})
-    carry = trained.model.initial_carry((len(prompts),), language_model.reach(trained.config))
-    begun = decoding.prefill(forward, carry, *decoding.padded(prompts), max_length=config.max_length)
-    step = decoding.step_of(forward)
+    loaded = pipelines.load_run(config.run, pipelines.TextGenerator)
+    generator, params = loaded.pipeline, loaded.params
+    try:
+        prompted = generator.prefill(params, config.prompt, config.max_length)
+    except ValueError as error:
+        raise ValueError(f"prompt: {error}") from None
+    step, end = decoding.step_of(generator.forward(params)), generator.vocabulary.separator
+    constraints = make_constraints(config, generator)
     common: dict[str, Any] = {"max_length": config.max_length, "end_token": end, "constraints": constraints}
-    print(f"{config.run}: {trained.config.core} at step {trained.step}; {method}", flush=True)
+    print(f"{config.run}: {generator.config.core} at step {loaded.step}; {method}", flush=True)
 
-    make = partial(streamed, spelled=trained.spelled) if config.stream else decoded
-    results = read(config, vocabulary, jax.device_get(make(config, step, begun, common)))
+    make = partial(stream, token_bytes=generator.token_bytes) if config.stream else decode
+    results = read_results(config, generator, jax.device_get(make(config, step, prompted, common)))
     for result in results:
         fate = "ended" if result.ended else "not ended" if result.log_probability > -math.inf else "no token was left"
         score = f", score {result.score:.3f}" if config.beams is not None else ""
@@ -140,166 +125,107 @@ def main(config: Config) -> list[Result]:
         if not config.stream:
             print(result.prompt + result.text, flush=True)
     if config.json is not None:
-        rows = training.to_json({"config": config, "step": trained.step, "method": method, "results": results})
+        rows = training.to_json({"config": config, "step": loaded.step, "method": method, "results": results})
         config.json.write_text(json.dumps(rows, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     if config.tree is not None:
-        names = [repr(text.decode(errors="replace")) if text else "end" for text in trained.spelled]
-        first = jax.tree.map(lambda leaf: leaf[:1], begun)
-        tree = decoding.search_tree(step, *first, **search_options(config), **common)
+        names = [repr(text.decode(errors="replace")) if text else "end" for text in generator.token_bytes]
+        first = jax.tree.map(lambda leaf: leaf[:1], prompted)
+        tree = decoding.search_tree(step, *first, options=beam_options(config), **common)
         print(f"--- the search of {config.prompt[0]!r}\n{tree.text(names.__getitem__)}", flush=True)
-        print(f"--- drawn: {tree.draw(config.tree, names.__getitem__)}")
+        print(f"--- drawn: {draw_search_tree(tree.nodes, config.tree, names.__getitem__)}")
     return results
 
 
 def check(config: Config) -> str:
-    """The method that the options ask for, in words; raises ValueError for those that do not go together."""
-    search, sampling = told(given(config, SEARCH)), told(given(config, SAMPLING))
+    """The method that the options ask for, in words; raises ValueError for options that exclude each other."""
+    search, sampling = in_words(given(config, SEARCH)), in_words(given(config, SAMPLING))
     if search and sampling:
-        raise ValueError(f"{search} is of a beam search, {sampling} of sampling: give one or the other")
+        raise ValueError(f"{search} belongs to beam search, {sampling} to sampling: give one or the other")
     if search and config.beams is None:
-        raise ValueError(f"{search} is of a beam search: give beams, too")
+        raise ValueError(f"{search} belongs to beam search: give beams, too")
     if given(config, ("alpha",)) and config.normalization != "gnmt":
-        raise ValueError(f"alpha={config.alpha} is of normalization gnmt, not of {config.normalization}")
+        raise ValueError(f"alpha={config.alpha} belongs to normalization gnmt, not to {config.normalization}")
     if config.tree is not None and config.groups > 1:
-        raise ValueError(f"tree={config.tree} is of a search without groups, not of groups={config.groups}")
+        raise ValueError(f"tree={config.tree} draws a search without groups, not with groups={config.groups}")
     if config.stream and (search or len(config.prompt) != 1 or config.samples not in (None, 1)):
         asked = search or f"{len(config.prompt)} prompts, samples={config.samples}"
-        raise ValueError(f"stream shows one text of one prompt, made without beams; not {asked}")
+        raise ValueError(f"stream prints one text of one prompt, made without beams; not {asked}")
     if not 0 <= config.min_length <= config.max_length - config.complete:
-        raise ValueError(f"min_length={config.min_length} does not go into max_length={config.max_length}")
+        raise ValueError(f"min_length={config.min_length} does not fit in max_length={config.max_length}")
     if "" in config.forbid + config.require:
         raise ValueError("forbid and require take texts of at least a character, not ''")
     return f"beam search, {search}" if search else f"sampling, {sampling}" if sampling else "greedy"
 
 
-def load(folder: Path) -> Trained:
-    """The model of a run folder, with the parameters of its newest checkpoint that verifies.
-
-    Raises:
-        TrainingError: no run folder, one of another experiment, or one that has no checkpoint (yet).
-    """
-    settings, written = (training.read_json(folder / name) for name in ("config.json", "vocabulary.json"))
-    if settings is None:
-        raise training.RunFolderError(f"{folder} is no run folder: it has no config.json")
-    try:
-        config = training.from_json(language_model.Config, settings)
-        vocabulary = data.vocabulary_from_json(written or "")
-    except (ValueError, TypeError) as error:
-        raise training.RunFolderError(f"{folder} is no run folder of language_model.py: {error}") from None
-    model = language_model.build(config, vocabulary.size)
-    inputs = model.initial_carry((1,)), jnp.zeros((1, 1), jnp.int32)
-    like = jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
-    restored = training.Checkpoints(folder / "checkpoints").restore_parameters(like)
-    if restored is None:
-        raise training.RunFolderError(f"{folder} has no checkpoint yet")
-    return Trained(config, vocabulary, spellings(vocabulary), model, restored.state, restored.step)
-
-
-def encoded(vocabulary: data.Vocabulary, text: str, option: str) -> list[int]:
-    """The token ids of a text; raises ValueError that names the characters which the vocabulary does not have."""
-    ids = vocabulary.encode(text).tolist()
-    if isinstance(vocabulary, data.Characters) and 1 in ids:
-        unknown = sorted({character for character, token in zip(text, ids, strict=True) if token == 1})
-        raise ValueError(f"{option} {text!r}: the model knows no {', '.join(map(repr, unknown))}")
-    return ids
-
-
-def spellings(vocabulary: data.Vocabulary) -> list[bytes]:
-    """The UTF-8 that each token spells; nothing, for the separator."""
-    if isinstance(vocabulary, data.Bytes):
-        return [bytes([byte]) for byte in range(256)] + [b""]
-    if not isinstance(vocabulary, data.BPE):
-        return [vocabulary.decode([token]).encode() for token in range(vocabulary.size)]
-    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]  # bytes that stand for themselves in a bpe's tokens;
-    hidden = sorted({*range(256)} - {*shown})  # these stand there as the characters from 256 on
-    byte_of = dict(zip(map(chr, [*shown, *range(256, 256 + len(hidden))]), shown + hidden, strict=True))
-    ids = json.loads(vocabulary.model)["model"]["vocab"]
-    return [bytes(map(byte_of.__getitem__, entry)) for entry in sorted(ids, key=ids.__getitem__)] + [b""]
-
-
-def make_constraints(config: Config, trained: Trained) -> list[decoding.Constraint]:
-    """What the options rule out; automata as one, so that none leads into another's dead end."""
-    spelled, end = trained.spelled, trained.vocabulary.separator
+def make_constraints(config: Config, generator: pipelines.TextGenerator) -> list[decoding.Constraint]:
+    """The constraints that the options ask for; automata are joined, so that none leads into another's dead end."""
     automata: list[Automaton] = []
-    for name, build in (("require", occurring), ("forbid", absent)):
+    for name, build in (("require", generator.containing), ("forbid", generator.not_containing)):
         for text in getattr(config, name):
-            encoded(trained.vocabulary, text, name)
-            automata.append(build(text, spelled, end))
+            try:
+                generator.encode(text)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+            automata.append(build(text))
     if config.regex is not None:
-        texts = [text.decode(errors="replace") for text in spelled]
-        whole = [None if "\ufffd" in text else text for text in texts]
-        automata.append(Automaton.from_regex(config.regex, whole, end_token=end))
+        automata.append(generator.matching(config.regex))
     constraints: list[decoding.Constraint] = []
     if config.min_length and automata:
-        automata.append(Automaton.from_regex(f"x{{{config.min_length},}}", ["x"] * len(spelled), end_token=end))
+        automata.append(generator.at_least(config.min_length))
     elif config.min_length:
-        constraints.append(decoding.MinLength(config.min_length, end))
+        constraints.append(decoding.MinLength(config.min_length, generator.vocabulary.separator))
     if automata:
         constraints.append(reduce(Automaton.__and__, automata))
         try:
-            constraints[0].check(len(spelled), config.max_length)
+            constraints[0].check(generator.vocabulary.size, config.max_length)
         except ValueError as error:
             asked = given(config, ("require", "forbid", "regex", "min_length"))
-            raise ValueError(f"{told(asked)}: {error}") from None
+            raise ValueError(f"{in_words(asked)}: {error}") from None
     if config.complete:
-        constraints.append(decoding.MaxLength(None, end))
+        constraints.append(decoding.MaxLength(None, generator.vocabulary.separator))
     if config.no_repeat_ngrams is not None:
         constraints.append(decoding.NoRepeatedNgrams(config.no_repeat_ngrams))
     return constraints
 
 
-def occurring(text: str, spelled: list[bytes], end: int) -> Automaton:
-    """The sequences that spell a text somewhere: over bytes, so that every way to spell it counts."""
-    pattern = "".join(f"\\x{byte:02x}" for byte in text.encode())
-    letters = [token.decode("latin-1") for token in spelled]
-    return Automaton.from_regex(rf"[\x00-\xff]*{pattern}[\x00-\xff]*", letters, end_token=end)
-
-
-def absent(text: str, spelled: list[bytes], end: int) -> Automaton:
-    """All other sequences."""
-    found = occurring(text, spelled, end)
-    table, others = np.asarray(found.table)[:, found.classes], ~np.asarray(found.accepting)
-    return Automaton.from_transitions(table, others, vocab_size=len(spelled), end_token=end)
-
-
-def decoded(config: Config, step: Any, begun: decoding.Prompted, common: dict[str, Any]) -> Hypotheses:
-    """By the method that was asked for: the beams or samples of each prompt, or its one text."""
+def decode(config: Config, step: Any, prompted: decoding.Prefilled, common: dict[str, Any]) -> Hypotheses:
+    """The beams or samples of each prompt, or its one greedy text."""
     if config.beams is not None:
-        return decoding.beam_search(step, *begun, **search_options(config), **common)
+        return decoding.beam_search(step, *prompted, beam_options(config), **common)
     if given(config, SAMPLING):
         key, samples = jax.random.key(config.seed or 0), 1 if config.samples is None else config.samples
-        made = decoding.sample(step, *begun, key=key, num_samples=samples, **given(config, FILTERS), **common)
+        made = decoding.sample(step, *prompted, sampling_options(config), key=key, num_samples=samples, **common)
     else:
-        made = jax.tree.map(lambda x: x[:, None], decoding.greedy(step, *begun, **common))
+        made = jax.tree.map(lambda x: x[:, None], decoding.greedy(step, *prompted, **common))
     return Hypotheses(made.tokens, made.lengths, made.log_probabilities, made.log_probabilities)
 
 
-def streamed(
-    config: Config, step: Any, begun: decoding.Prompted, common: dict[str, Any], spelled: list[bytes]
+def stream(
+    config: Config, step: Any, prompted: decoding.Prefilled, common: dict[str, Any], token_bytes: list[bytes]
 ) -> Hypotheses:
-    """The same text, shown as it is made: a character when all of its bytes are there."""
-    options = common
+    """The same text, printed as it is generated: a character when all of its bytes are there."""
+    options: dict[str, Any] = {}
     if given(config, SAMPLING):  # the key of the first sample of the first prompt
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed or 0), 0), 0)[None]
-        options = common | given(config, FILTERS) | {"key": key}
+        options = {"options": sampling_options(config), "key": key}
     characters = codecs.getincrementaldecoder("utf-8")(errors="replace")
     tokens: list[int] = []
     print(config.prompt[0], end="", flush=True)
-    for token in decoding.stream(step, *begun, **options):
+    for token in decoding.stream(step, *prompted, **options, **common):
         tokens.append(int(token[0]))
-        print(characters.decode(spelled[tokens[-1]]), end="", flush=True)
+        print(characters.decode(token_bytes[tokens[-1]]), end="", flush=True)
     print(characters.decode(b"", final=True), flush=True)
     row, lengths = jnp.array([[tokens]], jnp.int32), jnp.array([[len(tokens)]], jnp.int32)
-    scores = decoding.score(step, *begun, row, lengths)
+    scores = decoding.score(step, *prompted, row, lengths)
     early = tokens[-1] == common["end_token"] and len(tokens) <= config.min_length
     if early or any(isinstance(rule, Automaton) and not rule.accepts(tokens) for rule in common["constraints"]):
-        lengths, scores = lengths - 1, jnp.full_like(scores, -jnp.inf)  # that was no end: no token was left
+        lengths, scores = lengths - 1, jnp.full_like(scores, -jnp.inf)  # not a real end: no token was left
     return Hypotheses(row, lengths, scores, scores)
 
 
-def read(config: Config, vocabulary: data.Vocabulary, found: Hypotheses) -> list[Result]:
-    """Prompt after prompt, best first; of a search's results, those that there are."""
-    results = []
+def read_results(config: Config, generator: pipelines.TextGenerator, found: Hypotheses) -> list[Result]:
+    """The results of each prompt, best first; a beam search may have fewer than were asked for."""
+    results, vocabulary = [], generator.vocabulary
     for prompt, *rows in zip(config.prompt, *found, strict=True):
         for rank, (tokens, length, log_probability, score) in enumerate(zip(*rows, strict=True)):
             if length or not rank or config.beams is None:
@@ -309,23 +235,29 @@ def read(config: Config, vocabulary: data.Vocabulary, found: Hypotheses) -> list
     return results
 
 
-def search_options(config: Config) -> dict[str, Any]:
-    """What beam search is asked."""
+def beam_options(config: Config) -> decoding.BeamOptions:
+    """The options of beam search."""
     normalization = decoding.GNMT(config.alpha) if config.normalization == "gnmt" else config.normalization
-    sizes = {"num_beams": config.beams, "num_results": config.results, "num_groups": config.groups}
-    return sizes | {"normalization": normalization, "diversity": config.diversity}
+    groups: dict[str, Any] = {"num_groups": config.groups, "diversity": config.diversity}
+    assert config.beams is not None
+    return decoding.BeamOptions(config.beams, config.results, normalization, **groups)
+
+
+def sampling_options(config: Config) -> decoding.SamplingOptions:
+    """The temperature and the filters."""
+    return decoding.SamplingOptions(**{name: getattr(config, name) for name in FILTERS})
 
 
 def given(config: Config, names: Sequence[str]) -> dict[str, Any]:
-    """Those of the options that are not left as they are by default."""
+    """Those of the options that differ from their defaults."""
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
     return {name: getattr(config, name) for name in names if getattr(config, name) != defaults[name]}
 
 
-def told(options: dict[str, Any]) -> str:
-    """Options and their values, for people."""
+def in_words(options: dict[str, Any]) -> str:
+    """Options and their values, for messages."""
     return ", ".join(f"{name}={value}" for name, value in options.items())
 
 
 if __name__ == "__main__":
-    training.command_line(main, Config, __doc__, resumes=False)
+    training.run_cli(main, Config, __doc__, resumable=False)

@@ -1,3 +1,38 @@
-"""jaxseq: recurrence and attention under one functional contract, in JAX."""
+"""jaxseq: recurrence and attention under one functional contract, in JAX.
+
+The subpackages are imported when they are first used: ``import jaxseq; jaxseq.cores.LSTM``.
+"""
+
+import importlib
+import types
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "analysis",
+    "cores",
+    "data",
+    "decoders",
+    "decoding",
+    "encoders",
+    "layers",
+    "models",
+    "ops",
+    "pipelines",
+    "plotting",
+    "precision",
+    "testing",
+    "training",
+    "typing",
+]
+
+
+def __getattr__(name: str) -> types.ModuleType:
+    """Import a subpackage on first use (PEP 562)."""
+    if name in __all__:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; its subpackages: {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

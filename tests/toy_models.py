@@ -54,7 +54,7 @@ def apply(module: LanguageModel, params: Any, carry: Any, tokens: jax.Array, ids
 def model(kind: str, vocab_size: int, seed: int = 0, sharpness: float = 3.0) -> Model:
     """A random model whose predictions are far from uniform."""
     module = LanguageModel(Embedding(vocab_size, WIDTH), KINDS[kind](), head=nn.Dense(vocab_size))
-    params = module.init(jax.random.key(seed), module.initial_carry((1,)), jnp.zeros((1, 2), jnp.int32))
+    params = jax.jit(module.init)(jax.random.key(seed), module.initial_carry((1,)), jnp.zeros((1, 2), jnp.int32))
     head = params["params"]["head"]
     head["kernel"] = sharpness * head["kernel"]
     forward = Partial(functools.partial(apply, module), params)

@@ -54,7 +54,7 @@ def beam_search(
     step: AnyStep,
     carry: Carry,
     first_tokens: Integer[np.ndarray | Array, "*B"],
-    options: BeamOptions = BeamOptions(),  # noqa: B008
+    options: BeamOptions = BeamOptions(),
     *,
     max_length: int,
     end_token: int | None,

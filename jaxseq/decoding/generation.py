@@ -90,7 +90,7 @@ def sample(
     step: AnyStep,
     carry: Carry,
     first_tokens: Integer[np.ndarray | Array, "*B"],
-    options: SamplingOptions = SamplingOptions(),  # noqa: B008
+    options: SamplingOptions = SamplingOptions(),
     *,
     key: Key[Array, "..."],
     max_length: int,
@@ -104,7 +104,7 @@ def sample(
 
     A row's tokens depend on its own key alone: they are the same in any batch, and a larger ``max_length`` continues
     what a smaller one gives. New values of the options and of constraints of the same shapes need no new compilation,
-    except for ``top_k`` and for a filter that was left out (a value of 1 leaves it out, too).
+    except for ``top_k`` and for filters that were left out before (also by a temperature, top_p or typical_p of 1).
 
     Args:
         step, carry, first_tokens, max_length, end_token, constraints, memory, donate_carry: as for ``greedy``.

@@ -83,7 +83,7 @@ def search_tree(
     step: AnyStep,
     carry: Carry,
     first_tokens: Integer[np.ndarray | Array, "..."],
-    options: BeamOptions = BeamOptions(),  # noqa: B008
+    options: BeamOptions = BeamOptions(),
     *,
     max_length: int,
     end_token: int | None,

@@ -4,6 +4,7 @@ from jaxseq.plotting.alignments import Alignment, draw_alignment, draw_alignment
 from jaxseq.plotting.comparisons import ComparisonRow, MeanInterval, draw_comparisons
 from jaxseq.plotting.labels import Labels, missing_characters, text_label, token_labels
 from jaxseq.plotting.length_curves import CurvePoint, draw_length_curves
+from jaxseq.plotting.search_tree import draw_search_tree
 from jaxseq.plotting.style import (
     BLUE,
     CYCLE,
@@ -22,6 +23,7 @@ from jaxseq.plotting.style import (
     save_figure,
     sequential_colormap,
 )
+from jaxseq.plotting.training_curves import draw_training_curves
 
 __all__ = [
     "BLUE",
@@ -45,6 +47,8 @@ __all__ = [
     "draw_comparisons",
     "draw_heads",
     "draw_length_curves",
+    "draw_search_tree",
+    "draw_training_curves",
     "make_figure",
     "missing_characters",
     "prepare_axes",

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-INK, SOFT, BLUE, RED, MUTED = "#20242a", "#667080", "#2b5c8f", "#b5483a", "#aab2bb"
+from jaxseq.plotting.style import BLUE, INK, MUTED, RED, SOFT
 
 
 @runtime_checkable

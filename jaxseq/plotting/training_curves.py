@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-INK, SOFT, GRID = "#20242a", "#667080", "#e8eaed"
-BLUE, RED, PALE = "#2b5c8f", "#b5483a", "#a9c0d8"
+from jaxseq.plotting.style import BLUE, GRID, INK, PALE, RED, SOFT
 
 
 def draw_training_curves(

@@ -33,7 +33,8 @@ IN_FLIGHT = 2
 class TrainConfig:
     """The length of training, truncation, averaging, and the intervals of logging, evaluation and checkpoints."""
 
-    steps: int = 1000
+    steps: int | None = 1000
+    """Training steps; None where the experiment's model decides."""
     truncation: TruncationMode = "zero"
     """The carry at the start of a chunk: initial (zero), the previous chunk's (carry), or recomputed (recompute)."""
     ema_decay: float | None = None
@@ -91,6 +92,7 @@ def fit(
 
     Raises:
         NonfiniteError: ``max_consecutive_nonfinite`` steps in a row were skipped; the last finite parameters are saved.
+        ValueError: ``config.steps`` is None.
         ConfigMismatchError: the run has already made more steps than ``config.steps``.
         CheckpointError: the run's checkpoints are corrupted, or belong to another state.
     """
@@ -127,7 +129,10 @@ class _Loop(Generic[B]):
             state = state._replace(ema=init_ema(state.params))
         if config.ema_decay is None and state.ema is not None:
             raise ValueError("the state keeps a moving average, but train ema_decay is None")
+        if config.steps is None:
+            raise ValueError("train steps must be given, not None")
         self.batches, self.run, self.config, self.evaluate = batches, run, config, evaluate
+        self.num_steps = config.steps
         self.state = copy_buffers(state)
         self.truncation = Truncation(config.truncation, loss, batches, state.carry)
         self.train_step = make_train_step(
@@ -136,7 +141,7 @@ class _Loop(Generic[B]):
         self.checkpoints = Checkpoints(run.checkpoints, max_to_keep=config.max_to_keep)
         board = [TensorBoardWriter(run.path / "tensorboard")] if config.tensorboard else []
         self.writers: list[Writer] = [JsonLinesWriter(run.metrics), *board, *writers]
-        self.progress = ProgressDisplay(config.steps)
+        self.progress = ProgressDisplay(self.num_steps)
         self.nonfinite = NonfiniteLog(run.path / "nonfinite.jsonl", run.environment["data_fingerprint"])
         self.throughput = Throughput()
         self.accumulator = MetricAccumulator()
@@ -156,14 +161,14 @@ class _Loop(Generic[B]):
             self.progress.start(self.step)
             self.throughput.start()
             first = True
-            while self.step < self.config.steps and signals.received is None:
+            while self.step < self.num_steps and signals.received is None:
                 self.make_step(first)
                 first = False
             saved = self.save_with_retry()
             if signals.received is not None:
                 state = "saved; the same command resumes" if saved else "NOT saved; it resumes from the last checkpoint"
                 self.progress.print(
-                    f"{signals.received}: stopped at step {self.step} of {self.config.steps}, {state} "
+                    f"{signals.received}: stopped at step {self.step} of {self.num_steps}, {state} "
                     f"(exit code {EXIT_INTERRUPTED})"
                 )
                 raise Interrupted(self.step)
@@ -177,8 +182,8 @@ class _Loop(Generic[B]):
             self.saved_step = self.step
             self.tokens, self.throughput.seconds = meta["tokens"], meta["train_seconds"]
             self.accumulator = MetricAccumulator(meta["window"])
-        if self.step > self.config.steps:
-            raise ConfigMismatchError(f"{self.run.path} is at step {self.step}, past train steps {self.config.steps}")
+        if self.step > self.num_steps:
+            raise ConfigMismatchError(f"{self.run.path} is at step {self.step}, past train steps {self.num_steps}")
         for writer in self.writers:
             writer.rewind(self.step)
         self.nonfinite.rewind(self.step)
@@ -195,7 +200,7 @@ class _Loop(Generic[B]):
         print("\n".join(format_parameters(table)))
         print(
             f"data: {tokens:,} tokens per step ({', '.join('x'.join(map(str, s)) for s in sorted(shapes))}), "
-            f"about {tokens * self.config.steps:,} in {self.config.steps:,} steps"
+            f"about {tokens * self.num_steps:,} in {self.num_steps:,} steps"
         )
         if self.step:
             print(f"resuming from step {self.step} in {self.run.path}", flush=True)
@@ -216,7 +221,7 @@ class _Loop(Generic[B]):
             self.throughput.reset()  # compilation does not count as speed
             self.progress.print(f"first step, compiled and run: {seconds:.1f} s")
         self.progress.update(self.step)
-        last = self.step == config.steps
+        last = self.step == self.num_steps
         if last or self.step % config.log_every == 0:
             self.log()
         if self.evaluate is not None and config.eval_every and self.step % config.eval_every == 0:

@@ -24,8 +24,8 @@ class OptimizerConfig:
     """An optimizer, its learning-rate schedule, clipping and accumulation."""
 
     name: OptimizerName = "adamw"
-    learning_rate: float = 1e-3
-    """The peak, reached after the warm-up."""
+    learning_rate: float | None = 1e-3
+    """The peak, reached after the warm-up; None where the experiment's model decides."""
     schedule: ScheduleName = "cosine"
     """The decay after the warm-up: to `end_fraction` at the last step; inverse_sqrt is the peak times
     sqrt((warmup_steps + 1) / (n + 1)) after n updates, for any number of steps (Vaswani et al. 2017)."""
@@ -79,6 +79,8 @@ class UpdateStats(NamedTuple):
 
 def make_schedule(config: OptimizerConfig, updates: int) -> optax.Schedule:
     """The learning rate after n updates: ``peak (n + 1) / (warmup + 1)``, then the decay."""
+    if config.learning_rate is None:
+        raise ValueError("optimizer learning_rate must be given, not None")
     peak, end = config.learning_rate, config.learning_rate * config.end_fraction
     if config.schedule == "inverse_sqrt":
         offset = config.warmup_steps + 1.0
@@ -90,8 +92,10 @@ def make_schedule(config: OptimizerConfig, updates: int) -> optax.Schedule:
     return optax.join_schedules([warmup, decay], [config.warmup_steps])
 
 
-def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+def make_optimizer(config: OptimizerConfig, steps: int | None) -> optax.GradientTransformation:
     """An optax optimizer for ``steps`` training steps (``steps // accumulate_steps`` updates)."""
+    if steps is None:
+        raise ValueError("train steps must be given, not None")
     schedule = make_schedule(config, max(steps // config.accumulate_steps, 1))
     stages = [track_updates(schedule, config.clip_norm, config.clip_value)]
     if config.clip_norm is not None:

@@ -11,7 +11,7 @@ from jaxseq.training.environment import describe_environment, enable_compilation
 from jaxseq.training.errors import ConfigMismatchError, RunFolderError, RunLockedError
 from jaxseq.training.files import JSON, write_json
 from jaxseq.training.metrics import read_json_lines
-from jaxseq.training.settings import config_differences, resumable_fields, to_json
+from jaxseq.training.settings import config_differences, from_json, resumable_fields, to_json
 
 CONFIG = "config.json"
 ENVIRONMENT = "environment.json"
@@ -62,7 +62,7 @@ class Run:
         try:
             earlier = read_json(folder / CONFIG)
             known = read_json(folder / ENVIRONMENT) or {}
-            changes = [] if earlier is None else config_differences(earlier, settings, resumable_fields(config))
+            changes = _changes(earlier, config)
             old_data = known.get("data_fingerprint", fingerprint)
             if old_data != fingerprint:
                 changes.append(f"data fingerprint: {old_data[:16]} -> {fingerprint[:16]}")
@@ -123,6 +123,18 @@ class Run:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _changes(earlier: JSON, config: object) -> list[str]:
+    """The differences between the config of an existing run, None for a new one, and ``config``.
+
+    Fields that the existing config lacks, because they were added later, have their defaults.
+    """
+    if earlier is None:
+        return []
+    with contextlib.suppress(ValueError, TypeError):  # another class of config: every difference is listed
+        earlier = to_json(from_json(type(config), earlier))
+    return config_differences(earlier, to_json(config), resumable_fields(config))
 
 
 def read_json(file: Path) -> JSON:

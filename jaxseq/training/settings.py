@@ -85,7 +85,7 @@ def from_json(kind: Any, json: JSON, name: str = "config") -> Any:
 
     Raises:
         ValueError: a value of another type, a missing field without a default, or an unknown field; the message names
-            the field. A dataclass's own checks raise what they raise.
+            the field. Errors of a dataclass's own checks are not changed.
     """
     origin, arguments = typing.get_origin(kind) or kind, typing.get_args(kind)
     if kind is Any:

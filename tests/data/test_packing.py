@@ -26,7 +26,7 @@ def predictions(batches) -> list[tuple[int, ...]]:
 
 
 def pieces(documents, length: int, separator: int | None) -> list[tuple[int, ...]]:
-    """What should be predicted, by brute force."""
+    """The expected predictions, by brute force."""
     found = []
     for text in documents:
         whole = list(text) if separator is None else [separator, *text, separator]

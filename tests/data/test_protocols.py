@@ -1,4 +1,4 @@
-"""What a training loop and a model's author may rely on: the protocols of datasets and of vocabularies."""
+"""The protocols that training loops and models rely on: datasets and vocabularies."""
 
 import pytest
 

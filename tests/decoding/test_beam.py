@@ -177,7 +177,7 @@ def test_stopping_early_changes_nothing_but_the_number_of_steps(num_results: int
         jax.tree.map(np.testing.assert_array_equal, whole, early)
         saved += all_steps - steps
         assert steps <= all_steps
-    assert saved > 0
+    assert (saved > 0) == (num_results < 3)  # a beam of 3 has nothing to save where all 3 are results
 
 
 def test_two_beams_find_what_hides_behind_a_poor_first_token() -> None:

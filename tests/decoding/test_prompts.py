@@ -36,10 +36,11 @@ def test_prompts_of_different_lengths_give_what_each_gives_alone(kind: str) -> N
     tokens, lengths = pad_prompts(PROMPTS)
     carry, first = prefill(m.forward, m.carry(3), tokens, lengths, max_length=6)
     together = greedy(m.step, carry, first, max_length=6)
+    one_step = jax.jit(lambda carry, tokens: m.step(carry, tokens))
     for row, prompt in enumerate(PROMPTS):
         carry = m.carry(1)
         for token in prompt[:-1]:  # a token at a time, as no prefill would
-            carry, _ = m.step(carry, jnp.array([token], jnp.int32))
+            carry, _ = one_step(carry, jnp.array([token], jnp.int32))
         alone = greedy(m.step, carry, jnp.array(prompt[-1:], jnp.int32), max_length=6)
         assert np.array_equal(together.tokens[row], alone.tokens[0])
         np.testing.assert_allclose(together.log_probabilities[row], alone.log_probabilities[0], atol=1e-5)
@@ -74,7 +75,7 @@ def test_a_prompt_longer_than_the_context_is_refused() -> None:
     [([0, 1], r"\[1, 4\], not 0"), ([1, 5], r"\[1, 4\], not 5"), ([1], r"lengths have shape \(1,\)")],
 )
 def test_lengths_that_do_not_fit_are_refused(lengths: list[int], message: str) -> None:
-    m = model("state", 5)
+    m = model("cache", 5)
     with pytest.raises(ValueError, match=message):
         prefill(m.forward, m.carry(2), np.zeros((2, 4), np.int32), np.array(lengths), max_length=1)
 

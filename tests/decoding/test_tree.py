@@ -15,7 +15,7 @@ SIZES = {"end_token": 4, "max_length": 5}
 CARRY, FIRST = jnp.zeros((), jnp.int32), jnp.asarray(0)
 
 
-@pytest.mark.parametrize("num_results", [1, 3])
+@pytest.mark.parametrize("num_results", [pytest.param(1, marks=pytest.mark.full), 3])
 def test_a_tree_is_of_the_search_itself(num_results: int) -> None:
     options = BeamOptions(3, num_results, normalization="mean")
     tree = search_tree(STEP, CARRY, FIRST, options, **SIZES)

@@ -250,7 +250,9 @@ def test_a_finished_run_is_not_run_again(fake):
     assert calls(fake)[4:] == ["6 plain 1"]
     ablate(fake, "width=6,7", base="samples=9", seeds=3)
     assert calls(fake)[5:] == ["7 plain 0", "7 plain 1", "4 plain 2", "6 plain 2", "7 plain 2"]
-    with pytest.raises(training.ConfigMismatchError, match=r"base.seed0 was made by another config:\n  width: 4 -> 5"):
+    with pytest.raises(
+        training.ConfigMismatchError, match=r"base.seed0 was made with another config:\n  width: 4 -> 5"
+    ):
         ablate(fake, "width=6", base="width=5", seeds=2)
     assert len(calls(fake)) == 10
 
@@ -473,7 +475,7 @@ def test_a_stopped_ablation_stops_its_run_and_says_how_to_go_on(number, tmp_path
         time.sleep(0.05)
     child.send_signal(number)
     _, said = child.communicate(timeout=60)
-    assert child.returncode == training.EXIT_INTERRUPTED and "the same command goes on" in said
+    assert child.returncode == training.EXIT_INTERRUPTED and "the same command resumes" in said
     assert len(calls(fake)) == 1
     log = (tmp_path / "runs/base/log-seed0.txt").read_text()
     assert "Traceback" not in log

@@ -14,12 +14,11 @@ import pytest
 
 from experiments import generate, language_model
 from experiments.generate import Config, main
-from jaxseq import data, decoding, training
+from jaxseq import data, decoding, pipelines, training
+from jaxseq.pipelines import TextGenerator
+from tests.experiments.conftest import small_language_model
 
 ROOT = Path(__file__).resolve().parents[2]
-TEXT = "the quick brown fox jumps over the lazy dog, and the café ☃ does not mind at all. ABCDEFGH"
-
-
 FULL = pytest.mark.full
 
 
@@ -27,32 +26,24 @@ FULL = pytest.mark.full
 def loaded_once():
     """The same model object for the same run, so that what was compiled for it is used again."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generate, "load", functools.cache(generate.load))
+        patch.setattr(pipelines, "load_run", functools.cache(pipelines.load_run))
         yield
 
 
-def small(folder: Path, **changes) -> language_model.Config:
-    """A tiny model, a few steps, with a moving average."""
-    random = np.random.default_rng(0)
-    text = "\n\n".join(" ".join(random.choice(TEXT.split(), 40)) for _ in range(60))
-    (folder / "book.txt").write_text(text, encoding="utf-8")
-    train = training.TrainConfig(steps=6, truncation="carry", log_every=2, checkpoint_every=2, ema_decay=0.5)
-    sizes = {"core": "elman", "features": 8, "batch_size": 2, "length": 8, "samples": 0}
-    optimizer = training.OptimizerConfig(learning_rate=3e-2)
-    options = {"run": folder / "run", "text": folder / "book.txt", "train": train, "optimizer": optimizer} | sizes
-    return language_model.Config(**options | changes)
+def load(run: Path) -> pipelines.LoadedRun[TextGenerator]:
+    return pipelines.load_run(run, TextGenerator)
 
 
 def untrained(config: language_model.Config) -> Path:
     """What a run leaves at its first step, without the time that training takes to compile."""
-    options = {"size": config.vocabulary_size} if config.tokens == "bpe" else {}
+    options = {"vocab_size": config.vocabulary_size} if config.tokens == "bpe" else {}
     vocabulary = data.fit_vocabulary(config.tokens, language_model.read(config).train, **options)
-    model = language_model.build(config, vocabulary.size)
-    inputs = model.initial_carry((1,)), np.zeros((1, 1), np.int32)
-    params = jax.jit(model.init)(jax.random.key(5), *inputs)["params"]
+    generator = TextGenerator(config.model, vocabulary, attention_lookback=config.length - 1)
+    inputs = generator.model.initial_carry((1,)), np.zeros((1, 1), np.int32)
+    params = jax.jit(generator.model.init)(jax.random.key(5), *inputs)["params"]
     state = training.create_state(params, training.make_optimizer(config.optimizer, 6), key=jax.random.key(0))
     with training.Run.open(config.run, config, fingerprint="") as run:
-        run.write("vocabulary.json", vocabulary.to_json())
+        generator.save(run)
         checkpoints = training.Checkpoints(run.checkpoints)
         checkpoints.save(1, state)
         checkpoints.close()
@@ -60,25 +51,24 @@ def untrained(config: language_model.Config) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
+def run(language_model_run) -> Path:
     """A recurrent model of characters, as the experiment leaves it."""
-    config = small(tmp_path_factory.mktemp("characters"))
-    language_model.main(config)
-    return config.run
+    return language_model_run[0].run
 
 
 @pytest.fixture(scope="module")
-def bytes_run(tmp_path_factory) -> Path:
+def bytes_run(tmp_path_factory, text_file) -> Path:
     """An attention model of bytes, whose window (8) is shorter than what is generated."""
-    config = small(tmp_path_factory.mktemp("bytes"), tokens="bytes", core="attention", core_options=("num_heads=2",))
-    return untrained(config)
+    folder, options = tmp_path_factory.mktemp("bytes") / "run", {"core_options": ("num_heads=2",)}
+    return untrained(small_language_model(folder, text_file, tokens="bytes", core="attention", **options))
 
 
 @pytest.fixture(scope="module")
-def bpe_run(tmp_path_factory) -> Path:
+def bpe_run(tmp_path_factory, text_file) -> Path:
     """A recurrent model of byte pairs."""
     pytest.importorskip("tokenizers", reason="the text extra is not installed")
-    return untrained(small(tmp_path_factory.mktemp("bpe"), tokens="bpe", vocabulary_size=300))
+    folder = tmp_path_factory.mktemp("bpe") / "run"
+    return untrained(small_language_model(folder, text_file, tokens="bpe", vocabulary_size=300))
 
 
 @pytest.fixture(params=["run", pytest.param("bytes_run", marks=FULL)])
@@ -92,12 +82,12 @@ def made(run: Path, **options) -> list[generate.Result]:
 
 def log_probabilities(run: Path, results: list[generate.Result]) -> np.ndarray:
     """By one pass over prompts and texts."""
-    trained = generate.load(run)
-    prompts = [[trained.vocabulary.separator, *trained.vocabulary.encode(r.prompt).tolist()] for r in results]
+    generator, params = load(run).pipeline, load(run).params
+    prompts = [[generator.vocabulary.separator, *generator.vocabulary.encode(r.prompt).tolist()] for r in results]
     rows = [[*prompt, *r.tokens] for prompt, r in zip(prompts, results, strict=True)]
-    tokens, _ = decoding.padded(rows)
-    carry = trained.model.initial_carry((len(rows),), language_model.reach(trained.config))
-    _, logits = jax.jit(trained.model.apply)({"params": trained.params}, carry, tokens[:, :-1])
+    tokens, _ = decoding.pad_prompts(rows)
+    carry = generator.initial_carry((len(rows),))
+    _, logits = jax.jit(generator.model.apply)({"params": params}, carry, tokens[:, :-1])
     scores = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), tokens[:, 1:, None], axis=-1)[..., 0]
     parts = zip(scores, prompts, rows, strict=True)
     return np.array([score[len(prompt) - 1 : len(row) - 1].sum() for score, prompt, row in parts])
@@ -119,7 +109,7 @@ def test_log_probabilities_are_the_models_own(any_run):
     np.testing.assert_allclose(said, log_probabilities(any_run, results), atol=1e-3)
     for result in results:
         assert result.num_tokens == len(result.tokens) <= 16
-        assert result.text == generate.load(any_run).vocabulary.decode(result.tokens)
+        assert result.text == load(any_run).pipeline.vocabulary.decode(result.tokens)
     for result in results[:8]:
         divisor = ((5 + result.num_tokens) / 6) ** 0.8
         assert result.score == pytest.approx(result.log_probability / divisor, rel=1e-4)
@@ -154,24 +144,24 @@ def test_a_regular_expression_matches_what_is_generated(run, options):
 
 @pytest.mark.parametrize("options", [{"beams": 3, "results": 3}, {"samples": 3}], ids=str)
 def test_what_is_forbidden_never_occurs_and_what_is_required_always(any_run, options):
-    trained = generate.load(any_run)
+    vocabulary = load(any_run).pipeline.vocabulary
     common = max("abdghijklmnopqrstuvwxyz \n", key=made(any_run)[0].text.count)
     forbidden = (common, "e", "\n\n")
     results = made(any_run, forbid=forbidden, require=("fé", "é☃"), **options)
     for result in results:
         assert "fé" in result.text and "é☃" in result.text and result.ended
         assert not any(text in result.text for text in forbidden)
-        assert set(trained.vocabulary.encode("é").tolist()) <= set(result.tokens)
+        assert set(vocabulary.encode("é").tolist()) <= set(result.tokens)
 
 
 @FULL
 def test_with_byte_pairs_no_spelling_of_a_forbidden_text_gets_through(bpe_run):
-    trained = generate.load(bpe_run)
-    vocabulary = trained.vocabulary
+    generator = load(bpe_run).pipeline
+    vocabulary = generator.vocabulary
     assert isinstance(vocabulary, data.BPE)
     text = "the café ☃\t\x7f\xad\xa0 and"
-    assert b"".join(trained.spelled[i] for i in vocabulary.encode(text)).decode() == text
-    assert all(vocabulary.decode([i]) == s.decode(errors="replace") for i, s in enumerate(trained.spelled))
+    assert b"".join(generator.token_bytes[i] for i in vocabulary.encode(text)).decode() == text
+    assert all(vocabulary.decode([i]) == s.decode(errors="replace") for i, s in enumerate(generator.token_bytes))
     for result in made(bpe_run, forbid=("th", "e", "é"), require=("ca", "☃"), samples=8, temperature=2.0):
         assert "ca" in result.text and "☃" in result.text and not re.search("th|e|é", result.text)
     (result,) = made(bpe_run, regex=r"(the|fox|dog|\W){3,6}!", beams=2)
@@ -244,8 +234,8 @@ def test_a_run_is_read_while_it_is_in_use_and_left_as_it_was(run, tmp_path, caps
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"beams": 4, "temperature": 0.8}, "beams=4 is of a beam search, temperature=0.8 of sampling"),
-        ({"results": 2, "tree": Path("t.png")}, "results=2, tree=t.png is of a beam search: give beams"),
+        ({"beams": 4, "temperature": 0.8}, "beams=4 belongs to beam search, temperature=0.8 to sampling"),
+        ({"results": 2, "tree": Path("t.png")}, "results=2, tree=t.png belongs to beam search: give beams"),
         ({"beams": 2, "results": 3}, r"\[1, 2\].*not 3"),
         ({"beams": 3, "groups": 2}, "num_beams=3.*num_groups=2"),
         ({"beams": 4, "groups": 2, "tree": Path("t.png")}, "tree=t.png.*groups=2"),
@@ -258,8 +248,8 @@ def test_a_run_is_read_while_it_is_in_use_and_left_as_it_was(run, tmp_path, caps
         ({"min_length": 16, "complete": True}, "min_length=16.*max_length=16"),
         ({"no_repeat_ngrams": 0}, "not 0"),
         ({"prompt": ()}, "prompts"),
-        ({"prompt": ("the", "dög ß")}, "prompt 'dög ß': the model knows no 'ß', 'ö'"),
-        ({"require": ("ß",)}, "require 'ß': the model knows no 'ß'"),
+        ({"prompt": ("the", "dög ß")}, "prompt: 'dög ß': the model's vocabulary does not have 'ß', 'ö'"),
+        ({"require": ("ß",)}, "require: 'ß': the model's vocabulary does not have 'ß'"),
         ({"forbid": ("",)}, "forbid.*''"),
         ({"require": ("the quick", "brown fox")}, "require=.*19 tokens.*max_length=16"),
         ({"require": ("the",), "forbid": ("he",)}, "require=.*forbid=.*no path"),
@@ -281,17 +271,29 @@ def test_wrong_options_are_said(run, options, said):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda folder: shutil.rmtree(folder), "run is no run folder: it has no config.json"),
-        (lambda folder: (folder / "config.json").unlink(), "run is no run folder: it has no config.json"),
-        (lambda folder: (folder / "config.json").write_text('{"depth": 3}'), "language_model.py: .*no run, .*depth"),
-        (lambda folder: (folder / "config.json").write_text("[]"), r"language_model.py: config is \[\]"),
-        (lambda folder: (folder / "config.json").write_text("{"), "config.json is not readable JSON"),
-        (lambda folder: (folder / "vocabulary.json").unlink(), "not the JSON of a vocabulary"),
+        (lambda folder: shutil.rmtree(folder), "run is not a run folder: it does not exist"),
+        (lambda folder: (folder / "config.json").unlink(), "run is not a run folder: it has no config.json"),
+        (lambda folder: (folder / "text_generator.json").unlink(), "run has no text_generator.json"),
+        (lambda folder: (folder / "text_generator.json").write_text('{"depth": 3}'), "no TextGenerator: .*depth"),
+        (lambda folder: (folder / "text_generator.json").write_text("[]"), r"no TextGenerator: .* not \[\]"),
+        (lambda folder: (folder / "text_generator.json").write_text("{"), "text_generator.json is not readable JSON"),
+        (lambda folder: (folder / "vocabulary.json").write_text('"x"'), "not the JSON of a vocabulary"),
         (lambda folder: shutil.rmtree(folder / "checkpoints"), "run has no checkpoint yet"),
         (lambda folder: edit(folder, features=16), r"step 6 .* belongs to another state"),
         (lambda folder: edit(folder, layers=0), "layers must be at least 1, not 0"),
     ],
-    ids=["none", "no-config", "another", "no-object", "no-json", "no-vocabulary", "no-checkpoint", "model", "value"],
+    ids=[
+        "none",
+        "no-config",
+        "another",
+        "unknown",
+        "no-object",
+        "no-json",
+        "no-vocabulary",
+        "no-checkpoint",
+        "model",
+        "value",
+    ],
 )
 def test_a_folder_that_is_no_such_run_is_said(run, tmp_path, change, said):
     shutil.copytree(run, tmp_path / "run")
@@ -301,8 +303,9 @@ def test_a_folder_that_is_no_such_run_is_said(run, tmp_path, change, said):
 
 
 def edit(folder: Path, **changes) -> None:
-    file = folder / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    file = folder / "text_generator.json"
+    described = json.loads(file.read_text())
+    file.write_text(json.dumps(described | {"model": described["model"] | changes}))
 
 
 def test_the_command_line_prints_a_text_and_says_one_line_when_it_cannot(run):
@@ -316,4 +319,6 @@ def test_the_command_line_prints_a_text_and_says_one_line_when_it_cannot(run):
     assert good.stdout.count("--- ") == 4
     bad = call("--beams", "2", "--temperature", "0.8")
     assert bad.returncode == 1 and not bad.stdout
-    assert bad.stderr.startswith("error: beams=2 is of a beam search, temperature=0.8") and bad.stderr.count("\n") == 1
+    assert (
+        bad.stderr.startswith("error: beams=2 belongs to beam search, temperature=0.8") and bad.stderr.count("\n") == 1
+    )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,40 +11,28 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.language_model import Config, build, main, make_loss
+from experiments.language_model import Config, main, make_loss
+from jaxseq import data, training
 from jaxseq.cores import CORES
-from jaxseq.data import Batch
-from jaxseq.training import Checkpoints, ConfigMismatchError, OptimizerConfig, TrainConfig
+from jaxseq.training import Checkpoints, ConfigMismatchError, TrainConfig
+from tests.experiments.conftest import small_language_model as small
 
 ROOT = Path(__file__).resolve().parents[2]
-TEXT = "the quick brown fox jumps over the lazy dog, and the dog does not mind at all.\n\n" * 3
+FULL = pytest.mark.full
 
 
-@pytest.fixture(scope="module")
-def text_file(tmp_path_factory) -> Path:
-    """A user's file: words in a random order, so that no part is a copy of another."""
-    random = np.random.default_rng(0)
-    words = sorted(set(TEXT.split()))
-    paragraphs = [" ".join(random.choice(words, 40)) for _ in range(60)]
-    file = tmp_path_factory.mktemp("text") / "book.txt"
-    file.write_text("\n\n".join(paragraphs), encoding="utf-8")
-    return file
-
-
-def small(run: Path, text: Path, **changes) -> Config:
-    """Seconds on one core."""
-    train = TrainConfig(steps=6, truncation="carry", log_every=2, checkpoint_every=2)
-    sizes = {"features": 8, "batch_size": 2, "length": 8, "samples": 1, "sample_length": 12}
-    optimizer = OptimizerConfig(learning_rate=1e-2)
-    return Config(**({"run": run, "text": text, "train": train, "optimizer": optimizer} | sizes | changes))
-
-
-def test_a_smoke_run_leaves_a_whole_run_folder(tmp_path):
-    results = main(Config(run=tmp_path / "run", smoke=True))
-    files = {str(f.relative_to(tmp_path / "run")) for f in (tmp_path / "run").rglob("*") if f.is_file()}
+def test_a_run_leaves_a_whole_run_folder(language_model_run):
+    config, results = language_model_run
+    files = {str(f.relative_to(config.run)) for f in config.run.rglob("*") if f.is_file()}
     expected = {"config.json", "environment.json", "metrics.jsonl", "results.json", "report.html", "vocabulary.json"}
     assert expected <= files
-    assert json.loads((tmp_path / "run/results.json").read_text()) == pytest.approx(results)
+    assert json.loads((config.run / "results.json").read_text()) == pytest.approx(results)
+    assert 0 < results["bits_per_character"] < 8 and results["steps"] == 6
+
+
+@FULL
+def test_a_smoke_run_reads_the_embedded_corpus(tmp_path):
+    results = main(Config(run=tmp_path / "run", smoke=True))
     assert 0 < results["lzma_bits_per_character"] < results["bits_per_character"] < 8
     assert results["held_out_overlap"] < 0.05
 
@@ -61,10 +50,10 @@ def test_cores_of_every_family_train_by_name(name, tmp_path, text_file):
 @pytest.mark.parametrize("name", CORES)
 def test_the_loss_of_every_core_of_the_table_has_a_gradient(name, tmp_path, text_file):
     config = small(tmp_path / "run", text_file, core=name)
-    model = build(config, 11)
+    model = config.model.build(11, attention_lookback=config.length - 1)
     carry = model.initial_carry((config.batch_size,))
     tokens = np.zeros((config.batch_size, config.length), np.int32)
-    batch = Batch(tokens, tokens, np.ones_like(tokens))
+    batch = data.Batch(tokens, tokens, np.ones_like(tokens))
 
     def gradients(key, batch):
         params = model.init(key, carry, batch.tokens)["params"]
@@ -90,12 +79,14 @@ def test_the_options_work_together(changes, tmp_path, text_file):
     assert np.isfinite(results["bits_per_character"])
 
 
+@FULL
 def test_bpe_is_measured_per_character(tmp_path, text_file):
     pytest.importorskip("tokenizers", reason="the text extra is not installed")
     results = main(small(tmp_path / "run", text_file, tokens="bpe", vocabulary_size=300))
     assert 0 < results["bits_per_character"] < 12
 
 
+@FULL
 def test_a_run_that_was_stopped_ends_bitwise_where_it_would_have(tmp_path, text_file):
     whole = small(tmp_path / "whole", text_file, dropout=0.1)
     main(whole)
@@ -118,8 +109,6 @@ def stop_after(config: Config, steps: int) -> None:
     """Ctrl-C in the middle of a run."""
     import signal
 
-    from jaxseq import data, training
-
     original = data.ContiguousStreams.__call__
 
     def interrupting(self, step):
@@ -138,17 +127,14 @@ def stop_after(config: Config, steps: int) -> None:
 
 def fresh_state(config: Config):
     """A state of the shapes that the run's checkpoints have."""
-    from experiments.language_model import build
-    from jaxseq import data, training
-
     vocabulary = data.fit_vocabulary(config.tokens, data.text_corpus(config.text).train)
-    model = build(config, vocabulary.size)
+    model = config.model.build(vocabulary.size, attention_lookback=config.length - 1)
     carry = model.initial_carry((config.batch_size,), config.context)
     key, init_key = jax.random.split(jax.random.key(config.seed))
     tokens = jax.numpy.zeros((config.batch_size, config.length), "int32")
     params = model.init(init_key, carry, tokens)["params"]
     optimizer = training.make_optimizer(config.optimizer, config.train.steps)
-    return training.create_state(params, optimizer, carry=carry, key=key)
+    return training.create_state(params, optimizer, carry=carry, key=key, ema=True)
 
 
 def test_a_core_file_that_does_not_import_is_named(tmp_path, text_file):
@@ -157,14 +143,13 @@ def test_a_core_file_that_does_not_import_is_named(tmp_path, text_file):
         main(small(tmp_path / "run", text_file, core=f"{tmp_path}/broken.py:Core"))
 
 
-def test_other_held_out_text_is_other_data(tmp_path, text_file):
-    book = tmp_path / "book.txt"
-    text = text_file.read_text()
-    book.write_text(text)
-    main(small(tmp_path / "run", book, split="tail"))
-    book.write_text(text[:-40] + text[-40:][::-1])
+def test_other_held_out_text_is_other_data(language_model_run, tmp_path):
+    config, _ = language_model_run
+    shutil.copytree(config.run, tmp_path / "run")
+    text = config.text.read_text(encoding="utf-8")
+    (tmp_path / "book.txt").write_text(text[:-40] + text[-40:][::-1], encoding="utf-8")
     with pytest.raises(ConfigMismatchError, match="fingerprint"):
-        main(small(tmp_path / "run", book, split="tail"))
+        main(dataclasses.replace(config, run=tmp_path / "run", text=tmp_path / "book.txt"))
 
 
 @pytest.mark.parametrize(
@@ -176,7 +161,7 @@ def test_other_held_out_text_is_other_data(tmp_path, text_file):
         ({"core_options": ("num_heads=3",)}, ["features=8", "num_heads=3"]),
         ({"core_options": ("heads=2",)}, ["heads=2", "num_heads"]),
         ({"core_options": ("features=16",)}, ["features=16", "num_heads"]),
-        ({"core_options": ("peepholes=maybe",)}, ["peepholes=maybe", "bool"]),
+        ({"core": "lstm", "core_options": ("peepholes=maybe",)}, ["peepholes=maybe", "bool"]),
         ({"layers": 0}, ["layers", "0"]),
         ({"dropout": 1.5}, ["dropout", "1.5"]),
         ({"temperature": 0.0}, ["temperature", "0.0"]),
@@ -216,13 +201,12 @@ def test_an_empty_text_is_refused(tmp_path):
         main(small(tmp_path / "run", tmp_path / "empty.txt"))
 
 
-def test_a_folder_of_another_config_is_refused_with_the_difference(tmp_path, text_file):
-    config = small(tmp_path / "run", text_file)
-    main(config)
-    before = {f: f.read_bytes() for f in (tmp_path / "run").rglob("*") if f.is_file()}
-    with pytest.raises(ConfigMismatchError, match="features: 8 -> 16"):
-        main(dataclasses.replace(config, features=16))
-    assert before == {f: f.read_bytes() for f in (tmp_path / "run").rglob("*") if f.is_file()}
+def test_a_folder_of_another_config_is_refused_with_the_difference(language_model_run):
+    config, _ = language_model_run
+    before = {f: f.read_bytes() for f in config.run.rglob("*") if f.is_file()}
+    with pytest.raises(ConfigMismatchError, match=r"model\.features: 8 -> 16"):
+        main(dataclasses.replace(config, model=dataclasses.replace(config.model, features=16)))
+    assert before == {f: f.read_bytes() for f in config.run.rglob("*") if f.is_file()}
 
 
 def test_the_command_line_says_one_line_and_exits_non_zero(tmp_path):

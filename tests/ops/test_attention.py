@@ -86,7 +86,12 @@ def _masks() -> dict[str, tuple[Mask | None, Tiled | None, float | None]]:
     return {name: (*given, None, None)[:3] for name, given in parts.items()}
 
 
-@pytest.mark.parametrize("name", list(_masks()))
+FURTHER_MASKS = ("causal offset", "prefix", "padding", "segments", "dense shared", "alibi")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.full if name in FURTHER_MASKS else ()) for name in _masks()]
+)
 def test_tiles_equal_the_equation_in_value_and_gradients(name: str, x64: None) -> None:
     mask, bias, soft_cap = _masks()[name]
 
@@ -119,11 +124,11 @@ def test_odd_lengths_and_one_head(shape: tuple[int, int], x64: None) -> None:
 
 def test_programs_side_by_side_and_larger_tiles_give_the_same(x64: None) -> None:
     mask, bias, _ = _masks()["alibi positions"]
-    plain = jax.jit(attention_reference)(*_inputs()[:3], mask=mask, bias=bias)
+    plain = jitted(attention_reference)(*_inputs()[:3], mask=mask, bias=bias)
     batch = (B,)
     flat = mask.flatten_batch(batch), bias.flatten_batch(batch)
     for programs in (1, B * M):
-        fast = jax.jit(tiled_attention, static_argnums=5)
+        fast = jitted(tiled_attention, static_argnums=5)
         out = fast(*_inputs()[:3], *flat, Plan(1 / math.sqrt(H), 32, 16, programs))
         np.testing.assert_allclose(out, plain, rtol=0, atol=1e-10)
 
@@ -149,7 +154,7 @@ def test_the_equation_keeps_forward_mode_and_second_derivatives(x64: None) -> No
     def f(q: jax.Array) -> jax.Array:
         return attention_reference(q, key, value, mask=sliding_window(2)).sum()
 
-    forward, reverse = jax.jit(lambda q: (jax.jacfwd(jax.grad(f))(q), jax.jacrev(jax.grad(f))(q)))(query)
+    forward, reverse = jitted(lambda q: (jax.jacfwd(jax.grad(f))(q), jax.jacrev(jax.grad(f))(q)))(query)
     np.testing.assert_allclose(forward, reverse, atol=1e-12)
     with pytest.raises(TypeError, match="forward-mode"):
         jax.jacfwd(lambda q: attention(q, key, value, implementation="tiles"))(query)
@@ -220,7 +225,7 @@ def test_nan_in_what_is_ruled_out_poisons_nothing(implementation: str, x64: None
 
 def test_bfloat16_stays_close_to_float32() -> None:
     inputs = _inputs("float32")
-    f = jax.jit(partial(_value_and_grads, partial(attention, mask=causal(), implementation="tiles")))
+    f = jitted(partial(_value_and_grads, partial(attention, mask=causal(), implementation="tiles")))
     narrow = f(*(x.astype(jnp.bfloat16) for x in inputs))
     for a, b in zip(narrow, f(*inputs), strict=True):
         assert a.dtype == jnp.bfloat16

@@ -18,7 +18,7 @@ def one_by_one(ids: np.ndarray, before: int) -> tuple[list[int], list[bool], int
 
 
 @pytest.mark.parametrize("time", [0, 1, 2, 9])
-@pytest.mark.parametrize("batch", [pytest.param((), marks=pytest.mark.full), (40,), (5, 8)])
+@pytest.mark.parametrize("batch", [(40,), *(pytest.param(b, marks=pytest.mark.full) for b in ((), (5, 8)))])
 @pytest.mark.parametrize("dtype", ["int32", pytest.param("int8", marks=pytest.mark.full)])
 def test_ids_mean_what_the_loop_says(time: int, batch: tuple[int, ...], dtype: str) -> None:
     rng = np.random.default_rng(time)

@@ -55,10 +55,12 @@ def reached(folder, step):
     return any(row["step"] >= step for row in read_json_lines(folder / "metrics.jsonl"))
 
 
+@pytest.mark.full
 def test_the_state_in_this_process_is_the_one_in_another(tmp_path, expected):
     assert digest(train(tmp_path, Config())) == expected
 
 
+@pytest.mark.full
 def test_killed_at_three_points_it_ends_bit_for_bit_the_same(tmp_path, environment, expected):
     for point in (3, 9, 15):
         assert start(tmp_path, environment, stop=point, delay=point / 500) == (None, -signal.SIGKILL)
@@ -80,6 +82,7 @@ def test_killed_at_twenty_random_moments_it_ends_bit_for_bit_the_same(tmp_path, 
     assert sum(killed) >= 10
 
 
+@pytest.mark.full
 def test_terminated_it_saves_once_and_exits_with_the_documented_code(tmp_path, environment, expected):
     end, code = start(tmp_path, environment, stop=6, number=signal.SIGTERM)
     assert (end, code) == (None, EXIT_INTERRUPTED)

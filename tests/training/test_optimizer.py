@@ -1,5 +1,6 @@
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -89,7 +90,7 @@ def test_accumulated_gradients_are_clipped_and_applied_once_as_their_mean():
     assert [int(r.updates) for r in reports] == [0, 1, 1, 2]
     assert [int(r.clipped) for r in reports] == [0, 1, 1, 1]
     np.testing.assert_allclose(reports[-1].gradient_norm, 2.4, rtol=1e-6)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), whole, parts)
+    chex.assert_trees_all_close(whole, parts, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Scheduled sampling in parallel passes is drawing one after another, given passes enough."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,15 +19,19 @@ def logits_of(tokens):
     return 2 * jnp.cumsum(TABLE[tokens], axis=-2)
 
 
+compiled_logits = jax.jit(logits_of)
+sampled = functools.partial(scheduled_sampling, compiled_logits)
+
+
 def one_after_another(rate, key):
     """Bengio et al. 2015: feed, draw, choose, go on."""
     choose, draw = jax.random.split(key)
-    own = np.asarray(jax.random.bernoulli(choose, rate, TOKENS.shape))
-    noise = jax.random.gumbel(draw, (*TOKENS.shape, V), jnp.float32)
+    replaced = np.asarray(jax.random.bernoulli(choose, rate, TOKENS.shape))
+    noise = np.asarray(jax.random.gumbel(draw, (*TOKENS.shape, V), jnp.float32))
     fed = np.array(TOKENS)
     for t in range(1, T):
-        drawn = np.asarray(jnp.argmax(logits_of(jnp.asarray(fed))[:, t - 1] + noise[:, t - 1], -1))
-        fed[:, t] = np.where(own[:, t], drawn, fed[:, t])
+        drawn = np.argmax(np.asarray(compiled_logits(fed))[:, t - 1] + noise[:, t - 1], -1)
+        fed[:, t] = np.where(replaced[:, t], drawn, fed[:, t])
     return fed
 
 
@@ -34,21 +40,21 @@ def test_enough_passes_are_drawing_one_after_another(rate):
     key = jax.random.key(3)
     wanted = one_after_another(rate, key)
     for passes in range(1, T):
-        fed = scheduled_sampling(logits_of, TOKENS, rate=rate, key=key, passes=passes)
+        fed = sampled(TOKENS, rate=rate, key=key, passes=passes)
         np.testing.assert_array_equal(fed[:, : passes + 1], wanted[:, : passes + 1])
     assert (wanted != TOKENS).any()
 
 
 def test_a_rate_of_zero_changes_nothing_and_the_first_token_stays():
     key = jax.random.key(0)
-    np.testing.assert_array_equal(scheduled_sampling(logits_of, TOKENS, rate=0.0, key=key), TOKENS)
+    np.testing.assert_array_equal(sampled(TOKENS, rate=0.0, key=key), TOKENS)
     rate = jnp.asarray(1.0)
-    np.testing.assert_array_equal(scheduled_sampling(logits_of, TOKENS, rate=rate, key=key)[:, 0], TOKENS[:, 0])
+    np.testing.assert_array_equal(sampled(TOKENS, rate=rate, key=key)[:, 0], TOKENS[:, 0])
 
 
 def test_tokens_are_drawn_from_the_models_own_distribution():
     tokens = jnp.zeros((20_000, 2), jnp.int32)
-    fed = scheduled_sampling(logits_of, tokens, rate=1.0, key=jax.random.key(5))
+    fed = sampled(tokens, rate=1.0, key=jax.random.key(5))
     found = np.bincount(np.asarray(fed[:, 1]), minlength=V) / len(fed)
     np.testing.assert_allclose(found, jax.nn.softmax(2 * TABLE[0]), atol=0.015)
 

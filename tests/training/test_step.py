@@ -1,5 +1,6 @@
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,21 +12,22 @@ from jaxseq.training import Aux, OptimizerConfig, create_state, make_optimizer, 
 
 
 @functools.cache
-def optimizer_and_step(ema_decay=None):
+def optimizer_and_step():
+    """Compiled once for all tests."""
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2), 20)
-    return optimizer, make_train_step(loss, optimizer, ema_decay=ema_decay)
+    return optimizer, make_train_step(loss, optimizer, ema_decay=0.9)
 
 
-def state_of(optimizer, ema=False):
-    return create_state(initial_params(), optimizer, carry=initial_carry(), key=jax.random.key(3), ema=ema)
+def state_of(optimizer):
+    return create_state(initial_params(), optimizer, carry=initial_carry(), key=jax.random.key(3), ema=True)
 
 
 def test_a_step_that_is_not_finite_changes_nothing_but_the_counts():
-    optimizer, step = optimizer_and_step(0.9)
-    state, _ = step(state_of(optimizer, ema=True), Stream()(0))
+    optimizer, step = optimizer_and_step()
+    state, _ = step(state_of(optimizer), Stream()(0))
     kept = jax.device_get((state.params, state.opt_state, state.carry, state.ema))
     state, metrics = step(state, Stream(poison=(1,))(1))
-    jax.tree.map(np.testing.assert_array_equal, kept, (state.params, state.opt_state, state.carry, state.ema))
+    chex.assert_trees_all_equal(kept, (state.params, state.opt_state, state.carry, state.ema))
     assert (int(state.step), int(state.nonfinite), int(state.nonfinite_in_row)) == (2, 1, 1)
     assert metrics["skipped"] and not np.isfinite(metrics["loss"])
     state, metrics = step(state, Stream()(2))
@@ -55,14 +57,14 @@ def test_each_step_has_its_own_key_and_the_same_one_again():
 
 
 def test_the_moving_average_follows_its_formula():
-    optimizer, step = optimizer_and_step(0.9)
-    state = state_of(optimizer, ema=True)
+    optimizer, step = optimizer_and_step()
+    state = state_of(optimizer)
     expected = jax.device_get(state.params)
     for index in range(4):
         state, _ = step(state, Stream()(index))
         expected = jax.tree.map(lambda mean, p: 0.9 * mean + 0.1 * np.asarray(p), expected, state.params)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), expected, state.ema)
-    jax.tree.map(np.testing.assert_array_equal, state.eval_params, state.ema)
+    chex.assert_trees_all_close(expected, state.ema, rtol=1e-7, atol=1e-6)
+    chex.assert_trees_all_equal(state.eval_params, state.ema)
 
 
 def test_metrics_outlive_the_step_that_reuses_the_state():
@@ -76,7 +78,7 @@ def test_metrics_outlive_the_step_that_reuses_the_state():
 def test_the_callers_parameters_survive_the_step():
     optimizer, step = optimizer_and_step()
     params = initial_params()
-    step(create_state(params, optimizer, carry=initial_carry(), key=jax.random.key(0)), Stream()(0))
+    step(create_state(params, optimizer, carry=initial_carry(), key=jax.random.key(3), ema=True), Stream()(0))
     assert np.isfinite(params["head"]).all()
 
 
@@ -98,7 +100,7 @@ def test_half_a_batch_twice_is_a_whole_batch_once():
         for index in range(every):
             state, metrics = step(state, halves(size)(batch, index))
         results.append((state.params, metrics["gradient_norm"], metrics["clipped"]))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), *results)
+    chex.assert_trees_all_close(*results, rtol=1e-7, atol=2e-6)
 
 
 def test_a_loss_that_changes_its_carry_is_named():
@@ -119,11 +121,13 @@ def test_a_metric_cannot_hide_one_of_the_steps_own():
         make_train_step(clashes, optax.sgd(0.1))(state, ())
 
 
-def test_a_step_compiles_once():
-    optimizer, step = optimizer_and_step()
-    state = state_of(optimizer)
-    for index in range(3):
-        state, _ = step(state, Stream()(index))
+def test_a_step_is_traced_once():
+    optimizer = optax.sgd(0.1)
+    traced_once = chex.assert_max_traces(lambda params, *_: (jnp.sum(params), Aux((), {})), n=1)
+    step = make_train_step(traced_once, optimizer)
+    state = create_state(jnp.ones(2), optimizer, key=jax.random.key(0))
+    for _ in range(3):
+        state, _ = step(state, ())
     assert step._cache_size() == 1
 
 

@@ -91,6 +91,10 @@ def plain_loss(params: Any, carry: Any, batch: Any, key: Any) -> tuple[Any, Aux]
     return loss(params, carry, batch, key, dropout=0.0)
 
 
+compiled_forward = jax.jit(forward)
+compiled_loss = jax.jit(plain_loss)
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     run: Path = resumable_field(Path("run"))

@@ -1,0 +1,67 @@
+"""Run the experiments of an installed jaxseq.
+
+    python -m jaxseq train language-model --run runs/demo
+    python -m jaxseq train translation model:transformer --run runs/dates
+    python -m jaxseq generate --run runs/demo --prompt "The "
+    python -m jaxseq translate --run runs/dates --text "March 3, 2031"
+    python -m jaxseq ablation --vary features=128 --run runs/ablation
+
+The options behind a command are those of its script, and COMMAND --help lists them. The scripts are meant to be read
+and copied; python -m jaxseq path prints where they are.
+"""
+
+import runpy
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+COMMANDS = {
+    ("train", "language-model"): "train a language model on text",
+    ("train", "translation"): "train a translator on pairs of texts",
+    ("generate",): "generate text with a trained language model",
+    ("translate",): "translate texts with a trained translator",
+    ("ablation",): "change one field of an experiment at a time, and compare over seeds",
+    ("path",): "print the folder of the scripts",
+}
+NAME = "python -m jaxseq"
+
+
+def experiments_folder() -> Path:
+    """The folder of the experiments: in the installed package, or beside it in a source checkout."""
+    package = Path(__file__).resolve().parent
+    installed = package / "experiments"
+    return installed if installed.is_dir() else package.parent / "experiments"
+
+
+def main() -> None:
+    """Run the command of ``sys.argv``."""
+    words = [word.replace("_", "-") if not word.startswith("-") else word for word in sys.argv[1:3]]
+    if not words or words[0] in ("-h", "--help") or (words[0] == "train" and words[1:] in ([], ["-h"], ["--help"])):
+        print(usage())
+        return
+    command = next((command for command in COMMANDS if tuple(words[: len(command)]) == command), None)
+    if command is None:
+        fail(words)
+    if command == ("path",):
+        print(experiments_folder())
+        return
+    script = experiments_folder() / f"{command[-1].replace('-', '_')}.py"
+    sys.argv = [str(script), *sys.argv[1 + len(command) :]]
+    runpy.run_path(str(script), run_name="__main__")
+
+
+def fail(words: list[str]) -> NoReturn:
+    """Exit with a line that names the unknown command and the known ones."""
+    asked = " ".join(words[:2] if words[0] == "train" else words[:1])
+    sys.exit(f"error: unknown command {asked!r}; known: {', '.join(' '.join(command) for command in COMMANDS)}")
+
+
+def usage() -> str:
+    """The help text."""
+    width = max(len(" ".join(command)) for command in COMMANDS) + 3
+    lines = [f"  {' '.join(command):{width}}{help_text}" for command, help_text in COMMANDS.items()]
+    return "\n".join([f"usage: {NAME} COMMAND [OPTIONS]\n", *(__doc__ or "").splitlines(), "", "commands:", *lines])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,335 @@
+"""Model configs: frozen dataclasses that build their model, for command lines and run folders.
+
+Each class has only the fields that its model reads. The class variables ``default_steps`` and
+``default_learning_rate`` of the translators are what an experiment trains with unless told otherwise.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias
+
+import flax.linen as nn
+
+from jaxseq.cores import Pointwise, Stacked, block, make_core
+from jaxseq.decoders import Bridge, Decoder, make_decoder
+from jaxseq.encoders import Encoder, TextEncoder, make_encoder
+from jaxseq.layers import ATTENTIONS, Embedding
+from jaxseq.models.encoder_decoder import EncoderDecoder
+from jaxseq.models.language_model import LanguageModel
+from jaxseq.precision import POLICIES
+
+Precision: TypeAlias = Literal["float32", "bfloat16"]
+Tied: TypeAlias = Literal["none", "head", "all"]
+
+
+@dataclass(frozen=True)
+class LanguageModelConfig:
+    """An embedding, a stack of cores, a head."""
+
+    core: str = "lstm"
+    """A name in jaxseq.cores.CORES, or FILE.py:CLASS for a core of your own."""
+    core_options: tuple[str, ...] = ()
+    """Further fields of the core: num_heads=8 peepholes=True."""
+    features: int = 256
+    layers: int = 1
+    block: Literal["auto", "none", "pre", "post"] = "auto"
+    """Residual blocks with a norm before or after each core; auto: pre for attention or several layers, else none."""
+    feed_forward: int | None = None
+    """Width of a feed-forward layer in each block, 0 for none; by default 4 x features for attention."""
+    tied: bool = False
+    """Use the transposed embedding as the head."""
+    dropout: float = 0.1
+    precision: Precision = "float32"
+
+    def __post_init__(self) -> None:
+        check_fields(self, {"features": 1, "layers": 1, "feed_forward": 0})
+
+    @property
+    def cores(self) -> tuple[str, ...]:
+        """The names of the cores in the model."""
+        return (self.core,)
+
+    def build(self, vocab_size: int, attention_lookback: int) -> LanguageModel:
+        """The model; attention sees ``attention_lookback`` earlier positions.
+
+        Raises:
+            ValueError: an unknown core, or options that do not fit it.
+        """
+        policy, types = POLICIES[self.precision], dtypes(self.precision)
+        attention = self.core == "attention"
+        norm = self.block
+        if norm == "auto":
+            norm = "pre" if attention or self.layers > 1 else "none"
+        hidden = self.feed_forward if self.feed_forward is not None else 4 * self.features * attention
+        fields = types | ({"window": attention_lookback + 1} if attention else {})
+        cores = [make_core(self.core, self.features, self.core_options, **fields) for _ in range(self.layers)]
+        if norm != "none":
+            options: dict[str, Any] = {"feed_forward": hidden or None, "norm": norm, "dropout": self.dropout}
+            cores = [block(core, **options, **types) for core in cores]
+        if norm == "pre":
+            cores.append(Pointwise(nn.LayerNorm(**types), self.features))
+        return LanguageModel(
+            Embedding(vocab_size, self.features, **types),
+            Stacked(tuple(cores)),
+            head=None if self.tied else nn.Dense(vocab_size, **types),
+            dropout=self.dropout,
+            logits_dtype=policy.output,
+        )
+
+
+class TranslatorConfig(Protocol):
+    """What the configs of translation models have in common."""
+
+    default_steps: ClassVar[int]
+    default_learning_rate: ClassVar[float]
+
+    @property
+    def features(self) -> int:
+        """The model's width."""
+
+    @property
+    def dropout(self) -> float:
+        """The rate of dropout."""
+
+    @property
+    def tied(self) -> Tied:
+        """Which of the embeddings and the head share parameters."""
+
+    @property
+    def precision(self) -> Precision:
+        """The dtypes of the computation."""
+
+    @property
+    def cores(self) -> tuple[str, ...]:
+        """The names of the cores in the model."""
+
+    def build(self, source_size: int, target_size: int) -> EncoderDecoder:
+        """The model for vocabularies of these sizes."""
+
+
+@dataclass(frozen=True)
+class RNNTranslator:
+    """An encoder, one summary vector of the source, and a recurrent decoder (Sutskever et al. 2014)."""
+
+    default_steps: ClassVar[int] = 600
+    default_learning_rate: ClassVar[float] = 3e-3
+
+    encoder: str = "lstm"
+    """A name in jaxseq.cores.CORES, FILE.py:CLASS, or transformer."""
+    decoder: str = "lstm"
+    """A name in jaxseq.cores.CORES, or FILE.py:CLASS."""
+    bidirectional: bool = True
+    """An encoder made of a core reads the source in both directions."""
+    fusion: Literal["none", "add", "multiply", "concat"] = "none"
+    """How the summary joins the decoder's input at every step; none: it does not."""
+    bridge: Literal["initial", "zero"] = "initial"
+    """The decoder's initial state: a projection of the summary, or zeros (which needs a fusion)."""
+    features: int = 128
+    layers: int = 1
+    """Layers of the encoder and of the decoder."""
+    norm: Literal["pre", "post"] = "pre"
+    """Where a norm stands in the residual layers above the first."""
+    tied: Tied = "none"
+    """head: use the transposed target embedding as the head; all: one vocabulary and one embedding throughout."""
+    dropout: float = 0.0
+    """Of embeddings, sublayers and the decoder's output; a few thousand pairs want 0.1 to 0.3."""
+    precision: Precision = "float32"
+
+    def __post_init__(self) -> None:
+        check_fields(self, {"features": 2, "layers": 1})
+        if self.bridge == "zero" and self.fusion == "none":
+            raise ValueError("bridge=zero needs a fusion: nothing else tells the decoder of its source")
+
+    @property
+    def cores(self) -> tuple[str, ...]:
+        """The names of the cores in the model."""
+        return _cores(self.encoder, self.decoder)
+
+    def build(self, source_size: int, target_size: int) -> EncoderDecoder:
+        """The model for vocabularies of these sizes."""
+        common = {"norm": self.norm, "dropout": self.dropout, **dtypes(self.precision)}
+        sizes, fusion = (self.features, self.layers), None if self.fusion == "none" else self.fusion
+        encoder = _recurrent_encoder(self.encoder, *sizes, self.bidirectional, NUM_HEADS, **common)
+        decoder = make_decoder("rnn", self.decoder, *sizes, fusion=fusion, num_heads=NUM_HEADS, **common)
+        bridge = _bridge(self.encoder, self.bidirectional, self.bridge, self.precision)
+        return _translator(self, source_size, target_size, encoder, decoder, bridge)
+
+
+@dataclass(frozen=True)
+class AttentionTranslator:
+    """An encoder, and a recurrent decoder that attends to the source at every step (Bahdanau et al. 2015)."""
+
+    default_steps: ClassVar[int] = 1000
+    default_learning_rate: ClassVar[float] = 3e-3
+
+    encoder: str = "lstm"
+    """A name in jaxseq.cores.CORES, FILE.py:CLASS, or transformer."""
+    decoder: str = "lstm"
+    """A name in jaxseq.cores.CORES with a state h, or FILE.py:CLASS."""
+    bidirectional: bool = True
+    """An encoder made of a core reads the source in both directions."""
+    attention: str = "additive"
+    """A name in jaxseq.layers.ATTENTIONS."""
+    num_heads: int = 4
+    """Heads of multi_head attention and of a transformer encoder."""
+    fusion: Literal["add", "multiply", "concat"] = "concat"
+    """How the context joins the decoder's input."""
+    bridge: Literal["initial", "zero"] = "initial"
+    """The decoder's initial state: a projection of the source's summary, or zeros."""
+    features: int = 128
+    layers: int = 1
+    """Layers of the encoder and of the decoder."""
+    norm: Literal["pre", "post"] = "pre"
+    """Where a norm stands in the residual layers above the first."""
+    tied: Tied = "none"
+    """head: use the transposed target embedding as the head; all: one vocabulary and one embedding throughout."""
+    dropout: float = 0.0
+    """Of embeddings, sublayers and the decoder's output; a few thousand pairs want 0.1 to 0.3."""
+    precision: Precision = "float32"
+
+    def __post_init__(self) -> None:
+        check_fields(self, {"features": 2, "layers": 1, "num_heads": 1})
+
+    @property
+    def cores(self) -> tuple[str, ...]:
+        """The names of the cores in the model."""
+        return _cores(self.encoder, self.decoder)
+
+    def build(self, source_size: int, target_size: int) -> EncoderDecoder:
+        """The model for vocabularies of these sizes."""
+        common = {"norm": self.norm, "dropout": self.dropout, **dtypes(self.precision)}
+        sizes = self.features, self.layers
+        reads: dict[str, Any] = {"attention": self.attention, "num_heads": self.num_heads}
+        encoder = _recurrent_encoder(self.encoder, *sizes, self.bidirectional, self.num_heads, **common)
+        decoder = make_decoder("attention", self.decoder, *sizes, fusion=self.fusion, **reads, **common)
+        bridge = _bridge(self.encoder, self.bidirectional, self.bridge, self.precision)
+        return _translator(self, source_size, target_size, encoder, decoder, bridge)
+
+
+@dataclass(frozen=True)
+class TransformerTranslator:
+    """Blocks of a mixer, attention over the source and a feed-forward layer (Vaswani et al. 2017)."""
+
+    default_steps: ClassVar[int] = 1400
+    default_learning_rate: ClassVar[float] = 4e-3
+
+    encoder: str = "transformer"
+    """The encoder's mixer: transformer (self-attention), a name in jaxseq.cores.CORES, or FILE.py:CLASS."""
+    decoder: str = "transformer"
+    """The decoder's mixer: transformer (masked self-attention), a name in jaxseq.cores.CORES, or FILE.py:CLASS."""
+    bidirectional: bool = True
+    """An encoder made of a core reads the source in both directions."""
+    attention: str = "multi_head"
+    """The attention over the source: a name in jaxseq.layers.ATTENTIONS."""
+    num_heads: int = 4
+    features: int = 64
+    layers: int = 2
+    """Blocks of the encoder and of the decoder."""
+    feed_forward: int | None = None
+    """Width of the feed-forward layers; 4 x features if not given."""
+    norm: Literal["pre", "post"] = "pre"
+    positions: Literal["add", "concat", "none"] = "add"
+    """How sinusoids join the input of self-attention."""
+    scale_embeddings: bool = True
+    """Multiply the embeddings that self-attention reads by the square root of their width."""
+    tied: Tied = "none"
+    """head: use the transposed target embedding as the head; all: one vocabulary and one embedding throughout."""
+    dropout: float = 0.0
+    """Of embeddings, sublayers and the decoder's output; a few thousand pairs want 0.1 to 0.3."""
+    precision: Precision = "float32"
+
+    def __post_init__(self) -> None:
+        check_fields(self, {"features": 2, "layers": 1, "num_heads": 1, "feed_forward": 1})
+        if self.positions == "concat" and (self.encoder, self.decoder) != ("transformer", "transformer"):
+            raise ValueError(f"positions=concat needs self-attention on both sides: not {self.encoder}, {self.decoder}")
+        if self.positions == "concat" and self.tied != "none":
+            raise ValueError(f"tied={self.tied} needs embeddings of the model's width: not positions=concat")
+
+    @property
+    def cores(self) -> tuple[str, ...]:
+        """The names of the cores in the model."""
+        return _cores(self.encoder, self.decoder)
+
+    def build(self, source_size: int, target_size: int) -> EncoderDecoder:
+        """The model for vocabularies of these sizes."""
+        hidden = 4 * self.features if self.feed_forward is None else self.feed_forward
+        common: dict[str, Any] = {"norm": self.norm, "dropout": self.dropout, "num_heads": self.num_heads}
+        common |= {"positions": None if self.positions == "none" else self.positions, "feed_forward": hidden}
+        common |= dtypes(self.precision)
+        sizes, bidirectional = (self.features, self.layers), self.bidirectional
+        encoder = make_encoder(self.encoder, *sizes, bidirectional=bidirectional, **common)
+        decoder = make_decoder("transformer", self.decoder, *sizes, attention=self.attention, **common)
+        width = self.features // 2 if self.positions == "concat" else self.features
+        return _translator(self, source_size, target_size, encoder, decoder, None, width, self.scale_embeddings)
+
+
+NUM_HEADS = 4
+"""Heads of a transformer encoder before a recurrent decoder without attention."""
+
+
+def check_fields(config: Any, minimum: dict[str, int]) -> None:
+    """Check integer fields against their least values, dropout, and the name of an attention.
+
+    Raises:
+        ValueError: the first field that does not fit.
+    """
+    for name, bound in minimum.items():
+        value = getattr(config, name)
+        if value is not None and value < bound:
+            raise ValueError(f"{name} must be at least {bound}, not {value}")
+    if not 0 <= config.dropout < 1:
+        raise ValueError(f"dropout must be in [0, 1), not {config.dropout}")
+    attention = getattr(config, "attention", None)
+    if attention is not None and attention not in ATTENTIONS:
+        raise ValueError(f"attention={attention!r}; known: {', '.join(ATTENTIONS)}")
+
+
+def dtypes(precision: Precision) -> dict[str, Any]:
+    """The keyword arguments ``dtype`` and ``param_dtype`` of a layer."""
+    policy = POLICIES[precision]
+    return {"dtype": policy.compute, "param_dtype": policy.parameters}
+
+
+def _cores(*names: str) -> tuple[str, ...]:
+    return tuple(name for name in names if name != "transformer")
+
+
+def _recurrent_encoder(
+    name: str, features: int, layers: int, bidirectional: bool, num_heads: int, **common: Any
+) -> Encoder:
+    """An encoder of cores without feed-forward layers, or of Transformer blocks."""
+    hidden = 4 * features if name == "transformer" else None
+    options: dict[str, Any] = {"bidirectional": bidirectional, "num_heads": num_heads, "feed_forward": hidden}
+    return make_encoder(name, features, layers, **options, **common)
+
+
+def _bridge(encoder: str, bidirectional: bool, bridge: str, precision: Precision) -> Bridge:
+    """A summary of the last positions of both directions if there are two, else the mean over positions."""
+    both = bidirectional and encoder != "transformer"
+    return Bridge("first_and_last" if both else "mean", initial=bridge == "initial", **dtypes(precision))
+
+
+def _translator(
+    config: Any,
+    source_size: int,
+    target_size: int,
+    encoder: Encoder,
+    decoder: Decoder,
+    bridge: Bridge | None,
+    width: int | None = None,
+    scale_embeddings: bool = True,
+) -> EncoderDecoder:
+    """The model around these parts: embeddings, scaled where self-attention reads them, and a head unless tied."""
+    types, width = dtypes(config.precision), width or config.features
+    scale = math.sqrt(width) if scale_embeddings else 1.0
+    source = Embedding(source_size, width, scale=scale if config.encoder == "transformer" else 1.0, **types)
+    target = Embedding(target_size, width, scale=scale if config.decoder == "transformer" else 1.0, **types)
+    return EncoderDecoder(
+        TextEncoder(source, encoder, config.dropout),
+        source if config.tied == "all" else target,
+        decoder,
+        head=nn.Dense(target_size, **types) if config.tied == "none" else None,
+        bridge=bridge,
+        dropout=config.dropout,
+        logits_dtype=POLICIES[config.precision].output,
+    )

@@ -1,0 +1,169 @@
+"""A translation model with its vocabularies: text in, text out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from jaxseq import data, decoding, plotting, training
+from jaxseq.models import Encoded, alignment
+from jaxseq.models.configs import AttentionTranslator, RNNTranslator, TransformerTranslator
+from jaxseq.pipelines.saved import Pipeline
+from jaxseq.typing import PyTree
+
+FILE, SOURCE_VOCABULARY, TARGET_VOCABULARY = "translator.json", "source_vocabulary.json", "target_vocabulary.json"
+BATCH_SIZE = 64
+
+TranslatorConfig: TypeAlias = RNNTranslator | AttentionTranslator | TransformerTranslator
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """How a translation is searched for."""
+
+    beams: int = 1
+    """Hypotheses that beam search keeps; 1 is greedy decoding."""
+    normalization: Literal["none", "mean", "gnmt"] = "gnmt"
+    """What the log-probability of a beam is divided by: 1, its length, or (gnmt) ((5 + length) / 6)^0.6."""
+    coverage: float = 0.0
+    """Strength of beam search's coverage penalty, for models that attend."""
+
+    def __post_init__(self) -> None:
+        if self.beams < 1:
+            raise ValueError(f"beams must be at least 1, not {self.beams}")
+        if self.coverage < 0:
+            raise ValueError(f"coverage must be at least 0, not {self.coverage}")
+        if self.coverage and self.beams == 1:
+            raise ValueError(f"coverage={self.coverage} belongs to beam search, not to beams=1")
+
+
+@dataclass(frozen=True)
+class _Description:
+    """What ``translator.json`` holds."""
+
+    model: RNNTranslator | AttentionTranslator | TransformerTranslator
+    search: SearchConfig
+    num_buckets: int
+    max_length: int
+
+
+class Translator(Pipeline):
+    """A translation model that reads and writes texts; the parameters are an argument of its methods.
+
+    Args:
+        config: builds the model for the vocabularies.
+        source, target: the vocabularies.
+        search: greedy decoding or beam search.
+        num_buckets: the number of padded shapes of a batch of sources.
+        max_length: the largest number of tokens of a translation.
+
+    Raises:
+        ValueError: a coverage penalty for a model without attention.
+    """
+
+    def __init__(
+        self,
+        config: TranslatorConfig,
+        source: data.Vocabulary,
+        target: data.Vocabulary,
+        *,
+        search: SearchConfig = SearchConfig(),
+        num_buckets: int = 2,
+        max_length: int,
+    ) -> None:
+        if search.coverage and isinstance(config, RNNTranslator):
+            raise ValueError(f"coverage={search.coverage} needs a model that attends, not an RNNTranslator")
+        if max_length < 1:
+            raise ValueError(f"max_length must be at least 1, not {max_length}")
+        self.config, self.source, self.target = config, source, target
+        self.search, self.num_buckets, self.max_length = search, num_buckets, max_length
+        self.model = config.build(source.size, target.size)
+        self._encode = jax.jit(partial(self.model.apply, method="encode"))
+        self._initial_carry = jax.jit(partial(self.model.apply, method="initial_carry"), static_argnums=(2, 3))
+        self._decode = partial(self.model.apply, method="decode")
+        self._alignment = jax.jit(partial(alignment, self.model))
+
+    @classmethod
+    def from_run(cls, saved: training.SavedRun) -> "Translator":
+        """Rebuild from the files that ``save`` wrote."""
+        described = training.from_json(_Description, saved.read(FILE), FILE)
+        files = (SOURCE_VOCABULARY, TARGET_VOCABULARY)
+        source, target = (data.vocabulary_from_json(saved.read(file)) for file in files)
+        options: dict[str, Any] = {"num_buckets": described.num_buckets, "max_length": described.max_length}
+        return cls(described.model, source, target, search=described.search, **options)
+
+    def save(self, run: training.Run) -> None:
+        """Write the model's config, how it decodes, and the vocabularies."""
+        run.write(FILE, _Description(self.config, self.search, self.num_buckets, self.max_length))
+        run.write(SOURCE_VOCABULARY, self.source.to_json())
+        run.write(TARGET_VOCABULARY, self.target.to_json())
+
+    def with_search(self, search: SearchConfig, max_length: int | None = None) -> "Translator":
+        """The same model and vocabularies, decoding in another way."""
+        options: dict[str, Any] = {"num_buckets": self.num_buckets, "max_length": max_length or self.max_length}
+        return Translator(self.config, self.source, self.target, search=search, **options)
+
+    def parameter_shapes(self) -> PyTree:
+        """The structure, shapes and dtypes of the model's parameters."""
+        tokens = jnp.zeros((1, 1), jnp.int32)
+        return jax.eval_shape(self.model.init, jax.random.key(0), tokens, tokens)["params"]
+
+    def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Pairs of texts as pairs of token ids."""
+        return [(self.source.encode(source), self.target.encode(target)) for source, target in pairs]
+
+    def __call__(self, params: PyTree, texts: Sequence[str]) -> list[str]:
+        """The translation of each text."""
+        sources = [self.source.encode(text) for text in texts]
+        found = [""] * len(texts)
+        batches = data.BucketedSources(
+            sources, BATCH_SIZE, source_end=self.source.separator, num_buckets=self.num_buckets
+        )
+        for batch in batches:
+            tokens, lengths = self._search_batch({"params": params}, batch)
+            for index, row, length in zip(batch.indices, tokens, lengths, strict=False):
+                found[index] = self.target.decode(row[:length])
+        return found
+
+    def _search_batch(self, variables: PyTree, batch: data.SourceBatch) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens and lengths of the best hypothesis of each row."""
+        rows, end = (len(batch.source_tokens),), self.target.separator
+        encoded: Encoded = self._encode(variables, batch.source_tokens, batch.source_segment_ids)
+        carry = self._initial_carry(variables, encoded, rows, self.max_length)
+        step = decoding.step_of(Partial(self._decode, variables))
+        first_tokens = np.full(rows, end, np.int32)
+        common: dict[str, Any] = {"end_token": end, "max_length": self.max_length, "memory": encoded}
+        if self.search.beams == 1:
+            made = decoding.greedy(step, carry, first_tokens, **common)
+            return np.asarray(made.tokens), np.asarray(made.lengths)
+        coverage = None
+        if self.search.coverage:
+            mask = jnp.asarray(batch.source_segment_ids != 0)
+            coverage = decoding.Coverage(self.model.last_attention_weights, self.search.coverage, mask)
+        normalization, beams = self.search.normalization, self.search.beams
+        options = decoding.BeamOptions(beams, 1, normalization=normalization, coverage=coverage)
+        found = decoding.beam_search(step, carry, first_tokens, options, **common)
+        return np.asarray(found.tokens[:, 0]), np.asarray(found.lengths[:, 0])
+
+    def alignments(self, params: PyTree, pairs: Sequence[tuple[str, str]]) -> list[plotting.Alignment]:
+        """The decoder's attention over the source as it writes each target; nothing for a model without attention."""
+        encoded = self.encode_pairs(pairs)
+        sources = [np.append(source, np.int32(self.source.separator)) for source, _ in encoded]
+        targets = [np.append(np.int32(self.target.separator), target) for _, target in encoded]
+        padded = [decoding.pad_prompts(rows) for rows in (sources, targets)]
+        ids = [(np.arange(rows.shape[1]) < lengths[:, None]).astype(np.int32) for rows, lengths in padded]
+        weights = self._alignment({"params": params}, padded[0][0], padded[1][0], *ids)
+        if weights is None:
+            return []
+        drawn = []
+        for row, (source, target) in zip(np.asarray(weights), encoded, strict=True):
+            source_tokens = [*(self.source.decode([token]) for token in source.tolist()), "⟨end⟩"]
+            target_tokens = [*(self.target.decode([token]) for token in target.tolist()), "⟨end⟩"]
+            read = row[: len(target_tokens), : len(source_tokens)]
+            drawn.append(plotting.Alignment(read, source_tokens, target_tokens))
+        return drawn
