@@ -14,6 +14,7 @@ from jax.tree_util import Partial
 from jaxseq import decoding
 from jaxseq.cores import CORES
 from jaxseq.decoders import Bridge, make_decoder
+from jaxseq.decoding import BeamOptions
 from jaxseq.encoders import TextEncoder, make_encoder
 from jaxseq.layers import ATTENTIONS, Embedding, capture_weights
 from jaxseq.models import EncoderDecoder, alignment
@@ -64,7 +65,7 @@ REAL_SOURCE, REAL = np.asarray(SOURCE_IDS) != 0, np.asarray(IDS) != 0
 def model_and_variables(name: str) -> tuple[EncoderDecoder, Any]:
     """A model with random, sharper parameters."""
     model = build(**KINDS[name])
-    variables = jitted(model.init)(jax.random.key(0), SOURCE, TOKENS, SOURCE_IDS, IDS)
+    variables = jitted(model.init)(jax.random.key(1), SOURCE, TOKENS, SOURCE_IDS, IDS)
     return model, jax.tree.map(lambda p: 2 * p, variables)
 
 
@@ -149,10 +150,10 @@ def test_it_decodes_greedily_and_with_beams_over_the_memory(name: str) -> None:
     first = np.zeros(B, np.int32)
     common: dict[str, Any] = {"max_length": 4, "end_token": 0, "memory": encoded}
     greedy = decoding.greedy(step, carry, first, **common)
-    one = decoding.beam_search(step, carry, first, num_beams=1, **common)
+    one = decoding.beam_search(step, carry, first, BeamOptions(num_beams=1), **common)
     np.testing.assert_array_equal(one.tokens[:, 0], greedy.tokens)
     if KINDS[name]["kind"] == "rnn":
-        beams = decoding.beam_search(step, carry, first, num_beams=3, normalization="gnmt", **common)
+        beams = decoding.beam_search(step, carry, first, BeamOptions(num_beams=3, normalization="gnmt"), **common)
         same = decoding.score(step, carry, first, beams.tokens, beams.lengths, memory=encoded)
         close(same, beams.log_probabilities, 1e-4)
         with pytest.raises(ValueError, match="has no attention"):
@@ -161,7 +162,7 @@ def test_it_decodes_greedily_and_with_beams_over_the_memory(name: str) -> None:
     for strength in (0.5, 0.25):
         before = traces
         coverage = decoding.Coverage(model.last_attention_weights, strength, SOURCE_IDS != 0)
-        covered = decoding.beam_search(step, carry, first, num_beams=3, coverage=coverage, **common)
+        covered = decoding.beam_search(step, carry, first, BeamOptions(num_beams=3, coverage=coverage), **common)
         assert (traces > before) == (strength == 0.5)  # compiled once
     same = decoding.score(step, carry, first, covered.tokens, covered.lengths, memory=encoded)
     close(same, covered.log_probabilities, 1e-4)
