@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.language_model import Config, main
-from jaxseq.training import TrainConfig
+from experiments.language_model import main
+from tests.experiments.small_runs import small_language_model, write_book
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
@@ -16,12 +16,11 @@ def test_the_first_example_holds():
     exec(compile(BLOCKS[0], "README.md", "exec"), {})
 
 
-def test_the_cell_of_ones_own_trains_as_pasted(tmp_path):
+def test_the_cell_of_ones_own_trains_as_pasted(tmp_path, capsys):
     file = tmp_path / "my_cell.py"
     file.write_text(BLOCKS[1], encoding="utf-8")
-    train = TrainConfig(steps=30, truncation="carry")
-    config = Config(run=tmp_path / "run", core=f"{file}:UGRNN", smoke=True, train=train)
-    results = main(config)
+    results = main(small_language_model(tmp_path / "run", write_book(tmp_path), core=f"{file}:UGRNN"))
+    assert "UGRNN: the contract of cores holds" in capsys.readouterr().out
     assert np.isfinite(results["bits_per_character"])
 
 

@@ -16,7 +16,7 @@ from experiments import generate, language_model
 from experiments.generate import Config, main
 from jaxseq import data, decoding, pipelines, training
 from jaxseq.pipelines import TextGenerator
-from tests.experiments.conftest import small_language_model
+from tests.experiments.small_runs import small_language_model
 
 ROOT = Path(__file__).resolve().parents[2]
 FULL = pytest.mark.full
