@@ -40,10 +40,10 @@ def heads(module: Any) -> dict[str, Any]:
 def normed(module: Any) -> dict[str, Any]:
     """A norm's parameters, as a sublayer keeps them."""
     scale, bias = (jnp.asarray(p.detach().numpy()) for p in (module.weight, module.bias))
-    return {"LayerNorm_0": {"scale": scale, "bias": bias}}
+    return {"layer_norm": {"scale": scale, "bias": bias}}
 
 
-def fed(module: Any) -> dict[str, Any]:
+def feed_forward(module: Any) -> dict[str, Any]:
     """A feed-forward layer's parameters."""
     pairs = (module.linear1, module.linear2)
     return {f"Dense_{i}": dense(layer.weight, layer.bias) for i, layer in enumerate(pairs)}
@@ -91,9 +91,9 @@ def test_an_encoder_block_is_torchs(norm: str, activation: str) -> None:
     ours = EncoderBlock(SelfAttention(MultiHeadAttention(D, num_heads=HEADS)), feeds, norm=norm)
     params = {
         "encoder": {"attention": heads(theirs.self_attn)},
-        "feed_forward": fed(theirs),
-        "mixed": normed(theirs.norm1),
-        "fed": normed(theirs.norm2),
+        "feed_forward": feed_forward(theirs),
+        "encoder_sublayer": normed(theirs.norm1),
+        "feed_forward_sublayer": normed(theirs.norm2),
     }
     real = IDS != 0
     close(np.asarray(ours.apply({"params": params}, jnp.asarray(xs), jnp.asarray(IDS)))[real], want[torch.tensor(real)])
@@ -116,10 +116,10 @@ def test_a_decoder_block_is_torchs(norm: str) -> None:
     params = {
         "core": heads(theirs.self_attn),
         "attention": heads(theirs.multihead_attn),
-        "feed_forward": fed(theirs),
-        "mixed": normed(theirs.norm1),
-        "attended": normed(theirs.norm2),
-        "fed": normed(theirs.norm3),
+        "feed_forward": feed_forward(theirs),
+        "core_sublayer": normed(theirs.norm1),
+        "attention_sublayer": normed(theirs.norm2),
+        "feed_forward_sublayer": normed(theirs.norm3),
     }
 
     def run(module: DecoderBlock) -> Any:
