@@ -40,7 +40,7 @@ def test_a_run_leaves_scores_alignments_and_a_report(translation_run):
     page = (settings.run / "report.html").read_text(encoding="utf-8")
     assert page.count("data:image/png") >= 3 and "Alignments" in page
     assert (settings.run / "figures" / "exact_match_by_length.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(ConfigMismatchError, match="model.fusion"):
+    with pytest.raises(ConfigMismatchError, match=r"model\.fusion"):
         main(dataclasses.replace(settings, model=AttentionTranslator(fusion="add")))
 
 
@@ -53,7 +53,7 @@ def test_a_run_leaves_scores_alignments_and_a_report(translation_run):
             "task": Dates(target="iso"),
             "search": SearchConfig(beams=2, coverage=0.2),
         },
-        {"model": RNNTranslator(fusion="concat"), "task": Names(target="ja")},
+        {"model": RNNTranslator(fusion="concat"), "task": Names(target="ja"), "scheduled_sampling": 0.5},
         {"model": TransformerTranslator(encoder="conv", decoder="mingru", attention="additive", tied="all")},
         {"model": AttentionTranslator(encoder="transformer", attention="multi_head", bridge="zero", layers=2)},
     ],
@@ -82,7 +82,7 @@ def test_ones_own_pairs_are_read_and_bad_lines_are_named(tmp_path, capsys):
 )
 def test_the_default_models_are_the_documented_ones(model, parameters):
     """The parameters of docs/translation.md for dates from English to German, whose vocabularies have these sizes."""
-    translator = model.build(49, 44)
+    translator = model.build(43, 44)
     tokens = jnp.zeros((1, 1), jnp.int32)
     shapes = jax.eval_shape(translator.init, jax.random.key(0), tokens, tokens)["params"]
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == parameters
@@ -145,11 +145,11 @@ def test_what_cannot_be_is_refused_by_name(tmp_path):
 def test_a_trained_run_translates_other_texts(translation_run, tmp_path, capsys):
     run, picture, out = translation_run[0].run, tmp_path / "where.png", tmp_path / "out.txt"
     texts = ("abc", "hello")
-    found = translate.main(translate.Config(run=run, text=texts, max_length=9, alignment=picture))
+    (tmp_path / "new.txt").write_text("hello\n", encoding="utf-8")
+    options = {"max_length": 9, "alignment": picture, "output": out}
+    found = translate.main(translate.Config(run=run, text=texts[:1], file=tmp_path / "new.txt", **options))
     assert len(found) == 2 and all(len(line) <= 9 for line in found) and picture.read_bytes().startswith(b"\x89PNG")
-    (tmp_path / "new.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
-    again = translate.main(translate.Config(run=run, file=tmp_path / "new.txt", max_length=9, output=out))
-    assert again == found and out.read_text(encoding="utf-8").splitlines() == found
+    assert out.read_text(encoding="utf-8").splitlines() == found
     for fields, message in (({"text": ("",)}, "text 1 is empty"), ({"max_length": 0}, "max_length must be at least 1")):
         with pytest.raises(ValueError, match=message):
             translate.main(translate.Config(run=run, **fields))
