@@ -132,9 +132,9 @@ def curves(seeds: int) -> None:
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Every case in Markdown: the values of the seeds."""
-    names = ("case", "options of translation.py", "exact match, %", "BLEU", "chrF")
-    names += ("training, s", "parameters", "alignment, %")
-    head = f"| {' | '.join(names)} |"
+    columns = ["case", "options of translation.py", "exact match, %", "BLEU", "chrF"]
+    columns += ["training, s", "parameters", "alignment, %"]
+    head = f"| {' | '.join(columns)} |"
     lines, options = [head, "|---" * 8 + "|"], {case: words for part in CASES.values() for case, words in part.items()}
     for case in dict.fromkeys(row["case"] for row in rows if row["part"] != "fusion"):
         own = [row for row in rows if row["case"] == case]

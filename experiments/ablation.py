@@ -169,7 +169,7 @@ def variants_of(config: Config, kind: type) -> dict[str, dict[str, str]]:
     variants, before = {"base": settings}, training.to_json(configure(kind, settings))
     for word in config.vary:
         field, text = split_setting(word, "vary", "run", "seed", "smoke")
-        for value in next(csv.reader([text]), [""]):
+        for value in next(csv.reader([text])) or [""]:
             variant: Any = configure(kind, settings | {field: value})
             after = training.to_json(variant)
             if after != before:

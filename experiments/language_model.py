@@ -136,7 +136,7 @@ def main(config: Config) -> dict[str, Any]:
         f"(LZMA primed with the training text: {lzma:.3f}; "
         f"{corpus.overlap:.1%} of its 50-character runs also stand in the training text)\n"
         f"--- a sample ---\n{texts[0] if texts else ''}\n---\nreport: {report}\n"
-        f"more text: python {Path(__file__).with_name('generate.py')} --run {config.run}"
+        f"more text: python -m jaxseq generate --run {config.run}"
     )
     return results
 

@@ -6,29 +6,40 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.language_model import Config, main
-from jaxseq.cores import CORES
-from jaxseq.models.configs import LanguageModelConfig
-from jaxseq.training import TrainConfig
+from experiments.language_model import main
+from tests.experiments.small_runs import small_language_model, write_book
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-CELL = next(block for block in BLOCKS if "class UGRNN" in block)
 
 
-@pytest.mark.parametrize("block", [block for block in BLOCKS if block is not CELL], ids=lambda block: block[-40:])
-def test_every_example_runs(block):
-    exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+def block(word: str) -> str:
+    """The only example that holds this word."""
+    (found,) = [text for text in BLOCKS if word in text]
+    return found
 
 
-def test_the_cell_of_ones_own_trains_as_pasted(tmp_path):
+def test_the_cell_of_ones_own_trains_as_pasted(tmp_path, capsys):
     file = tmp_path / "my_cell.py"
-    file.write_text(CELL, encoding="utf-8")
-    train = TrainConfig(steps=30, truncation="carry")
-    model = LanguageModelConfig(core=f"{file}:UGRNN")
-    results = main(Config(run=tmp_path / "run", model=model, smoke=True, train=train))
+    file.write_text(block("class UGRNN"), encoding="utf-8")
+    results = main(small_language_model(tmp_path / "run", write_book(tmp_path), core=f"{file}:UGRNN"))
+    assert "UGRNN: the contract of cores holds" in capsys.readouterr().out
     assert np.isfinite(results["bits_per_character"])
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param(text, marks=[pytest.mark.full] if "beam_search" in text else [], id=f"example {number}")
+        for number, text in enumerate(BLOCKS)
+        if "class UGRNN" not in text
+    ],
+)
+def test_an_example_runs_as_pasted(text):
+    exec(compile(text, "README.md", "exec"), {"__name__": "example"})
+
+
 def test_the_table_of_cores_is_complete():
+    from jaxseq.cores import CORES
+
     assert all(f"| `{name}` |" in README for name in CORES)

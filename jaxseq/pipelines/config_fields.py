@@ -53,7 +53,7 @@ def parse(kind: Any, text: str, name: str) -> Any:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
             return getattr(tyro.cli(holder, args=arguments, config=(tyro.conf.FlagConversionOff,)), field)
     except (SystemExit, ValueError):
-        wanted = " | ".join(getattr(option, "__name__", str(option)) for option in _options(kind))
+        wanted = " | ".join(option.__name__ if isinstance(option, type) else str(option) for option in _options(kind))
         raise ValueError(f"{name}={text!r} is not of type {wanted.replace('typing.', '')}") from None
 
 

@@ -1,5 +1,6 @@
 """A translation model with its vocabularies: text in, text out."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -76,10 +77,7 @@ class Translator(Pipeline):
         num_buckets: int = 2,
         max_length: int,
     ) -> None:
-        if search.coverage and isinstance(config, RNNTranslator):
-            raise ValueError(f"coverage={search.coverage} needs a model that attends, not an RNNTranslator")
-        if max_length < 1:
-            raise ValueError(f"max_length must be at least 1, not {max_length}")
+        check_search(search, config, max_length)
         self.config, self.source, self.target = config, source, target
         self.search, self.num_buckets, self.max_length = search, num_buckets, max_length
         self.model = config.build(source.size, target.size)
@@ -104,9 +102,11 @@ class Translator(Pipeline):
         run.write(TARGET_VOCABULARY, self.target.to_json())
 
     def with_search(self, search: SearchConfig, max_length: int | None = None) -> "Translator":
-        """The same model and vocabularies, decoding in another way."""
-        options: dict[str, Any] = {"num_buckets": self.num_buckets, "max_length": max_length or self.max_length}
-        return Translator(self.config, self.source, self.target, search=search, **options)
+        """The same model and vocabularies, decoding in another way; what is compiled already is shared."""
+        check_search(search, self.config, max_length or self.max_length)
+        other = copy.copy(self)
+        other.search, other.max_length = search, max_length or self.max_length
+        return other
 
     def parameter_shapes(self) -> PyTree:
         """The structure, shapes and dtypes of the model's parameters."""
@@ -167,3 +167,15 @@ class Translator(Pipeline):
             read = row[: len(target_tokens), : len(source_tokens)]
             drawn.append(plotting.Alignment(read, source_tokens, target_tokens))
         return drawn
+
+
+def check_search(search: SearchConfig, config: TranslatorConfig, max_length: int) -> None:
+    """Refuse a coverage penalty for a model without attention, and a ``max_length`` below 1.
+
+    Raises:
+        ValueError: one of these.
+    """
+    if search.coverage and isinstance(config, RNNTranslator):
+        raise ValueError(f"coverage={search.coverage} needs a model that attends, not an RNNTranslator")
+    if max_length < 1:
+        raise ValueError(f"max_length must be at least 1, not {max_length}")

@@ -2,38 +2,12 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from experiments import language_model, translation
-from jaxseq import training
-from jaxseq.models.configs import AttentionTranslator, LanguageModelConfig
+from jaxseq.models.configs import AttentionTranslator
 from jaxseq.pipelines import Reversal
-
-TEXT = "the quick brown fox jumps over the lazy dog, and the café ☃ does not mind at all. ABCDEFGH"
-
-
-def write_book(folder: Path) -> Path:
-    """A text file: words in a random order, so that no part is a copy of another."""
-    random = np.random.default_rng(0)
-    file = folder / "book.txt"
-    file.write_text("\n\n".join(" ".join(random.choice(TEXT.split(), 40)) for _ in range(60)), encoding="utf-8")
-    return file
-
-
-def small_language_model(run: Path, text: Path, **changes) -> language_model.Config:
-    """A tiny model, a few steps, with a moving average; ``changes`` are fields of the config or of its model."""
-    train = training.TrainConfig(steps=6, truncation="carry", log_every=2, checkpoint_every=2, ema_decay=0.5)
-    model = {"core": "elman", "features": 8}
-    model |= {name: changes.pop(name) for name in [*changes] if name in LanguageModelConfig.__dataclass_fields__}
-    options = {"batch_size": 2, "length": 8, "samples": 1, "sample_length": 12, "train": train}
-    options["optimizer"] = training.OptimizerConfig(learning_rate=3e-2)
-    return language_model.Config(run=run, text=text, model=LanguageModelConfig(**model), **(options | changes))
-
-
-def small_translation(run: Path, **changes) -> translation.Config:
-    """A smoke run; ``changes`` are fields of the config."""
-    return translation.Config(**({"run": run, "smoke": True} | changes))
+from tests.experiments.small_runs import small_language_model, small_translation, write_book
 
 
 @pytest.fixture(scope="session")
@@ -53,6 +27,6 @@ def language_model_run(tmp_path_factory, text_file):
 def translation_run(tmp_path_factory):
     """The config and the results of a finished run of a translator that reverses strings."""
     task, model = Reversal(max_string_length=4, length_extrapolation=2), AttentionTranslator()
-    options = {"scheduled_sampling": 0.5, "label_smoothing": 0.1}
+    options = {"label_smoothing": 0.1, "buckets": 1}
     config = small_translation(tmp_path_factory.mktemp("translation") / "run", task=task, model=model, **options)
     return config, translation.main(config)

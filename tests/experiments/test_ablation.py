@@ -17,12 +17,14 @@ import pytest
 import scipy.stats
 import tyro
 
-from experiments import ablation
+from experiments import ablation, language_model
 from experiments.ablation import Config, main
-from jaxseq import training
+from jaxseq import plotting, training
+from jaxseq.models.configs import LanguageModelConfig
+from jaxseq.pipelines.config_fields import configure
 
 ROOT = Path(__file__).resolve().parents[2]
-DRAW = ablation.analysis.draw_comparisons
+DRAW = plotting.draw_comparisons
 
 EXPERIMENT = '''
 """Results without a model: a known effect of each field, and noise that all configs of a seed have in common."""
@@ -32,7 +34,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from jaxseq import training
+from jaxseq import plotting, training
+from jaxseq.models.configs import LanguageModelConfig
+from jaxseq.pipelines.config_fields import configure
 from jaxseq.training import resumable_field
 
 HERE = Path(__file__).parent
@@ -46,6 +50,16 @@ class Train:
     def __post_init__(self):
         if self.steps < 1:
             raise ValueError(f"train steps must be at least 1, not {self.steps}")
+
+
+@dataclass(frozen=True)
+class Small:
+    size: int = 1
+
+@dataclass(frozen=True)
+class Large:
+    size: int = 9
+    depth: int = 2
 
 
 @dataclass(frozen=True)
@@ -63,6 +77,7 @@ class Config:
     batch: int = 1
     samples: int = resumable_field(2)
     train: Train = Train()
+    part: Small | Large = Small()
     smoke: bool = False
 
     def __post_init__(self):
@@ -112,7 +127,7 @@ def fake(tmp_path, monkeypatch) -> Path:
             raise training.TrainingError(f"{error} (exit code 1; {log})") from None
 
     monkeypatch.setattr(ablation, "execute", execute)
-    monkeypatch.setattr(ablation.analysis, "draw_comparisons", lambda *_, **options: options["title"])
+    monkeypatch.setattr(plotting, "draw_comparisons", lambda *_, **options: options["title"])
     return write(tmp_path)
 
 
@@ -147,9 +162,9 @@ def single(fake: Path, folder: str, base: str) -> Path:
 
 
 def test_every_variant_is_the_base_with_one_field_changed(fake):
-    report = ablate(fake, "width=4,6", "train.steps=20", "names=[a,b],[]", base="train.rate=.25", seeds=2)
+    report = ablate(fake, "width=4,6", "train.steps=20", "names=a b,", base="rate=.25", seeds=2)
     configs = {v["label"]: v for v in report["variants"]}
-    assert list(configs) == ["base", "width=6", "train.steps=20", 'names=["a", "b"]']
+    assert list(configs) == ["base", "width=6", "train.steps=20", "names=a b"]
     assert [(v["field"], v["value"]) for v in report["variants"][1:]] == [
         ("width", 6), ("train.steps", 20), ("names", ["a", "b"]),
     ]  # fmt: skip
@@ -182,13 +197,16 @@ def test_two_fields_that_the_config_couples_are_refused_and_named(fake):
         (("width=3,x",), "", ["width", "'x'"]),
         (("flag=1",), "", ["flag", "1", "bool"]),
         (("mode=fancy",), "", ["mode", "fancy", "plain"]),
-        (("sizes=[1,2,3]",), "", ["sizes", "[1,2,3]"]),
+        (("sizes=1 2 3",), "", ["sizes", "1 2 3"]),
+        (("part=huge",), "", ["part", "huge", "Small", "Large"]),
+        (("part.depth=3",), "", ["part.depth", "part.size"]),
+        (("part=large", "width=5"), "coupled=2 part=small part.size=x", ["part.size", "'x'", "int"]),
         (("train=3",), "", ["train", "3"]),
         (("train.steps=0",), "", ["train.steps=0", "at least 1"]),
         (("width",), "", ["field=value", "width"]),
         (("=3",), "", ["field=value", "=3"]),
-        (("width=",), "", ["width=", "empty"]),
-        (("width=3,,4",), "", ["width=3,,4", "empty"]),
+        (("width=",), "", ["width=''", "int"]),
+        (("width=3,,4",), "", ["width=''", "int"]),
         (("width=4",), "", ["width=4", "nothing but the base"]),
         (("samples=3",), "", ["samples=3", "no field that counts"]),
         (("seed=1",), "", ["seed", "--seeds"]),
@@ -212,29 +230,30 @@ def test_settings_of_any_characters_are_read_or_refused(fake):
     random = np.random.default_rng(0)
     experiment, letters = ablation.load(str(fake)), list("[],=.'\"\\ -+0123ex(){}\0\néNonetruwidthainmsz")
     names = ["width", "names", "sizes", "text", "train.rate", "hidden", "flag", "mode"]
-    default, read = experiment.Config(), 0
-    for _ in range(1500):
+    read = 0
+    for _ in range(600):
         field, text = random.choice(names), "".join(random.choice(letters, random.integers(0, 8)))
         field = field if random.random() < 0.9 else "".join(random.choice(letters, 4))
         try:
-            config = ablation.changed(default, {field: text})
+            config = configure(experiment.Config, {field: text})
         except ValueError as error:
             assert field.partition(".")[0] in str(error) or repr(field) in str(error)
         else:
             read += training.from_json(experiment.Config, training.to_json(config)) == config
-    assert read > 150
+    assert read > 60
 
 
 @pytest.mark.parametrize(
     ("field", "text", "value"),
-    [("text", "12", "12"), ("text", "None", "None"), ("text", "'a,b'", "a,b"), ("text", "a b", "a b"),
-     ("hidden", "none", None), ("flag", "true", True), ("train.rate", ".5", 0.5), ("train.rate", "1e-3", 1e-3),
-     ("train.rate", "2", 2.0), ("train.rate", "inf", math.inf), ("names", "[12,a b]", ("12", "a b")),
-     ("names", "a=1", ("a=1",)), ("names", "[]", ()), ("sizes", "[3,4]", (3, 4)), ("mode", "slow", "slow")],
+    [("text", "12", "12"), ("text", "None", "None"), ("text", "a,b", "a,b"), ("text", "a b", "a b"),
+     ("text", "-x", "-x"),
+     ("hidden", "None", None), ("flag", "True", True), ("train.rate", ".5", 0.5), ("train.rate", "1e-3", 1e-3),
+     ("train.rate", "2", 2.0), ("train.rate", "inf", math.inf), ("names", "12 'a b'", ("12", "a b")),
+     ("names", "a=1", ("a=1",)), ("names", "", ()), ("sizes", "3 4", (3, 4)), ("mode", "slow", "slow")],
 )  # fmt: skip
 def test_values_are_read_by_the_type_of_their_field(field, text, value, fake):
     settings = {"hidden": "1"} | {field: text}
-    config = ablation.changed(ablation.load(str(fake)).Config(), settings)
+    config = configure(ablation.load(str(fake)).Config, settings)
     for name in field.split("."):
         config = getattr(config, name)
     assert (config == value and type(config) is type(value)) or (field == "hidden" and config == 4)
@@ -346,12 +365,11 @@ def test_compare_refuses_the_same_run_twice_and_what_is_no_finished_run(fake):
     with pytest.raises(ValueError, match=r"a and .*copy are runs of the same config and seed"):
         main(Config(experiment=str(fake), compare=(run, fake.parent / "copy")))
     (fake.parent / "copy/results.json").unlink()
-    for folder, words in (("copy", "has no results.json"), ("nowhere", "has no config.json"), ("data", "is a file")):
+    for folder, words in (("copy", "has no results.json"), ("nowhere", "does not exist"), ("data", "is a file")):
         with pytest.raises(training.RunFolderError, match=words):
             main(Config(experiment=str(fake), compare=(run, fake.parent / folder)))
-    with pytest.raises(ValueError, match="no run of language_model"):
+    with pytest.raises(training.RunFolderError, match="was made by another experiment"):
         main(Config(compare=(run,)))
-    assert sorted(ablation.IGNORED) == ["run", "seed"]
 
 
 def test_other_data_is_refused_unless_results_or_the_user_explain_it(fake):
@@ -381,7 +399,7 @@ def test_another_environment_is_noted(fake):
 
 def test_folders_of_any_value_are_safe_and_apart(fake):
     report = ablate(
-        fake, "text=../../a,..\\..\\a,'a,b',a/b,a_b,$a$b$,a|b,12," + "x" * 300, seeds=1, allow_other_data=True
+        fake, 'text=../../a,..\\..\\a,"a,b",a/b,a_b,$a$b$,a|b,12,' + "x" * 300, seeds=1, allow_other_data=True
     )
     folders = [Path(folder) for variant in report["variants"] for folder in variant["runs"].values()]
     assert len({*folders}) == len(folders) == 10
@@ -404,7 +422,7 @@ def test_smoke_reaches_the_experiment_and_what_that_sets_itself_cannot_be_varied
 
 @pytest.mark.parametrize("name", ["nowhere", "nowhere.py", "generate"])
 def test_what_is_no_experiment_is_said(name, tmp_path):
-    with pytest.raises(ValueError, match=r"nowhere.*known: language_model|generate is no experiment .*'run'"):
+    with pytest.raises(ValueError, match=r"nowhere.*known: language_model|generate is not an experiment .*'run'"):
         main(Config(experiment=name, vary=("core=gru",), run=tmp_path / "run"))
 
 
@@ -426,7 +444,7 @@ def test_options_that_do_not_go_together_are_refused(options):
 
 def test_a_figure_is_drawn(fake, monkeypatch):
     pytest.importorskip("matplotlib", reason="the plots extra is not installed")
-    monkeypatch.setattr(ablation.analysis, "draw_comparisons", DRAW)
+    monkeypatch.setattr(plotting, "draw_comparisons", DRAW)
     ablate(fake, "width=6", "mode=infinite", "text=" + "long/" * 30, seeds=3, allow_other_data=True)
     assert (fake.parent / "runs/ablation.png").read_bytes().startswith(b"\x89PNG")
 
@@ -439,7 +457,7 @@ def test_without_matplotlib_the_table_is_there_and_the_reason_said(fake, monkeyp
             raise ImportError(name)
         return ordinary(name, *rest, **options)
 
-    monkeypatch.setattr(ablation.analysis, "draw_comparisons", DRAW)
+    monkeypatch.setattr(plotting, "draw_comparisons", DRAW)
     monkeypatch.setattr(builtins, "__import__", refusing)
     ablate(fake, "width=6", seeds=1)
     assert "no figure: figures need matplotlib: pip install" in capsys.readouterr().out
@@ -481,26 +499,37 @@ def test_a_stopped_ablation_stops_its_run_and_says_how_to_go_on(number, tmp_path
     assert "Traceback" not in log
 
 
-def tied(run: Path) -> list[float]:
-    """Differences between a run of the language model and one that says that it is tied and is otherwise the same."""
-    twin = run.with_name("b")
+def test_a_choice_among_dataclasses_is_one_field_and_so_are_its_fields(fake):
+    report = ablate(fake, "part=large", "size=3", seeds=1)
+    assert [(v["label"], v["field"], v["value"]) for v in report["variants"][1:]] == [
+        ("part=Large", "part", "Large"), ("part.size=3", "part.size", 3),
+    ]  # fmt: skip
+    report = ablate(fake, "depth=3", base="part=large", seeds=1, run=fake.parent / "deep")
+    assert report["base"]["part"] == {"kind": "Large", "size": 9, "depth": 2}
+    assert report["variants"][1]["label"] == "part.depth=3"
+    with pytest.raises(ValueError, match=r"2 fields:\n  part: 'Small' -> 'Large'\n  width: 4 -> 5"):
+        runs = single(fake, "small", ""), single(fake, "large", "part=large width=5")
+        main(Config(experiment=str(fake), compare=runs))
+
+
+def test_configs_of_the_experiments_are_set_by_texts():
+    settings = {"core": "elman", "train.steps": "7", "samples": "0", "core_options": "num_heads=2 residuals=chunks"}
+    config = configure(language_model.Config, settings)
+    assert config.train == dataclasses.replace(language_model.Config().train, steps=7)
+    assert config.model == LanguageModelConfig(core="elman", core_options=("num_heads=2", "residuals=chunks"))
+    translation = ablation.load("translation")
+    config = configure(translation.Config, {"model": "transformer", "features": "32", "task": "files --pairs a.tsv"})
+    assert config.model == translation.TransformerTranslator(features=32)
+    assert (config.train.steps, config.optimizer.learning_rate) == (1400, 4e-3)
+    assert config.task == translation.Files(Path("a.tsv"))
+    with pytest.raises(ValueError, match=r"'fusion'"):
+        configure(translation.Config, {"model": "transformer", "fusion": "add"})
+
+
+def test_runs_of_the_language_model_are_compared(language_model_run, tmp_path):
+    run, twin = language_model_run[0].run, tmp_path / "b"
     shutil.copytree(run, twin)
-    file = twin / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"tied": True, "samples": 1, "run": "b"}))
+    config = json.loads((twin / "config.json").read_text())
+    (twin / "config.json").write_text(json.dumps(config | {"model": config["model"] | {"tied": True}, "samples": 9}))
     report = main(Config(compare=(run, twin), metric=("bits_per_character",)))
-    return [*by_label(report, "bits_per_character")["tied=true"]["differences"].values()]
-
-
-def test_configs_of_the_language_model_are_varied_written_and_compared(tmp_path):
-    experiment, run = ablation.load("language_model"), tmp_path / "a"
-    config = ablation.changed(experiment.Config(), {"core": "elman", "train.steps": "7", "samples": "0"}, run=run)
-    assert config.train == dataclasses.replace(experiment.Config().train, steps=7)
-    with training.Run.open(run, config, fingerprint="data") as opened:
-        opened.write_results({"bits_per_character": 2.5})
-    assert tied(run) == [0.0]
-
-
-@pytest.mark.slow
-def test_a_language_model_is_an_experiment(tmp_path):
-    main(Config(base=("core=elman samples=0",), run=tmp_path / "a", smoke=True, single=True))
-    assert tied(tmp_path / "a") == [0.0]
+    assert [*by_label(report, "bits_per_character")["model.tied=True"]["differences"].values()] == [0.0]

@@ -16,7 +16,7 @@ from experiments import generate, language_model
 from experiments.generate import Config, main
 from jaxseq import data, decoding, pipelines, training
 from jaxseq.pipelines import TextGenerator
-from tests.experiments.conftest import small_language_model
+from tests.experiments.small_runs import small_language_model
 
 ROOT = Path(__file__).resolve().parents[2]
 FULL = pytest.mark.full
@@ -240,7 +240,7 @@ def test_a_run_is_read_while_it_is_in_use_and_left_as_it_was(run, tmp_path, caps
         ({"beams": 3, "groups": 2}, "num_beams=3.*num_groups=2"),
         ({"beams": 4, "groups": 2, "tree": Path("t.png")}, "tree=t.png.*groups=2"),
         ({"beams": 0}, "must be at least 1, not 0"),
-        ({"temperature": 0.0}, "temperature 0"),
+        ({"temperature": 0.0}, "temperature must be above 0, not 0"),
         ({"top_k": 0}, "top_k.*not 0"),
         ({"top_p": 1.5}, "top_p.*1.5"),
         ({"samples": 0}, "num_samples.*not 0"),
@@ -276,7 +276,7 @@ def test_wrong_options_are_said(run, options, said):
         (lambda folder: (folder / "text_generator.json").unlink(), "run has no text_generator.json"),
         (lambda folder: (folder / "text_generator.json").write_text('{"depth": 3}'), "no TextGenerator: .*depth"),
         (lambda folder: (folder / "text_generator.json").write_text("[]"), r"no TextGenerator: .* not \[\]"),
-        (lambda folder: (folder / "text_generator.json").write_text("{"), "text_generator.json is not readable JSON"),
+        (lambda folder: (folder / "text_generator.json").write_text("{"), "text_generator.json is not valid JSON"),
         (lambda folder: (folder / "vocabulary.json").write_text('"x"'), "not the JSON of a vocabulary"),
         (lambda folder: shutil.rmtree(folder / "checkpoints"), "run has no checkpoint yet"),
         (lambda folder: edit(folder, features=16), r"step 6 .* belongs to another state"),

@@ -15,7 +15,7 @@ from experiments.language_model import Config, main, make_loss
 from jaxseq import data, training
 from jaxseq.cores import CORES
 from jaxseq.training import Checkpoints, ConfigMismatchError, TrainConfig
-from tests.experiments.conftest import small_language_model as small
+from tests.experiments.small_runs import small_language_model as small
 
 ROOT = Path(__file__).resolve().parents[2]
 FULL = pytest.mark.full
@@ -141,6 +141,30 @@ def test_a_core_file_that_does_not_import_is_named(tmp_path, text_file):
     (tmp_path / "broken.py").write_text("def core(:")
     with pytest.raises(ValueError, match=r"broken\.py.*SyntaxError"):
         main(small(tmp_path / "run", text_file, core=f"{tmp_path}/broken.py:Core"))
+
+
+BROKEN = '''
+import jax.numpy as jnp
+from jaxseq.cores import StateCore
+from jaxseq.ops.recurrence.cells import Hidden
+
+
+class Sums(StateCore):
+    """Running sums of its input, which a split forgets."""
+
+    def initial_state(self, batch_shape):
+        return Hidden(jnp.zeros((*batch_shape, self.features), jnp.float32))
+
+    def mix(self, state, xs, segment_ids):
+        return state, jnp.cumsum(xs, -2)
+'''
+
+
+def test_a_core_that_breaks_a_law_is_refused_before_training_by_the_laws_name(tmp_path, text_file):
+    (tmp_path / "mine.py").write_text(BROKEN)
+    with pytest.raises(ValueError, match=r"mine\.py:Sums' breaks the contract of cores: .*splitting"):
+        main(small(tmp_path / "run", text_file, core=f"{tmp_path}/mine.py:Sums"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_other_held_out_text_is_other_data(language_model_run, tmp_path):

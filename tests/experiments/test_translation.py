@@ -1,35 +1,34 @@
 """The translation experiment as a user runs it: a run folder, a report, alignments; users' own pairs; clear errors."""
 
 import dataclasses
+from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import tyro
 
 pytest.importorskip("sacrebleu", reason="sacrebleu is not installed (extra `translation`)")
 pytest.importorskip("babel", reason="Babel is not installed (extra `translation`)")
 
 from experiments import translate
 from experiments.translation import Config, main
-from jaxseq.training import ConfigMismatchError, RunFolderError, TrainConfig, read_json
+from jaxseq.models.configs import AttentionTranslator, RNNTranslator, TransformerTranslator
+from jaxseq.pipelines import Dates, Files, Names, Reversal, SearchConfig
+from jaxseq.training import ConfigMismatchError, OptimizerConfig, RunFolderError, TrainConfig, read_json
+from tests.experiments.small_runs import small_translation
 
-SHORT = TrainConfig(steps=6, log_every=3, checkpoint_every=3)
-
-
-def config(tmp_path, **fields) -> Config:
-    """A tiny run."""
-    return Config(run=tmp_path / "run", train=SHORT, smoke=True, **fields)
+FULL = pytest.mark.full
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """A finished run, its config and its results."""
-    settings = config(tmp_path_factory.mktemp("translation"), task="reversal", longest=4, stretch=2)
-    settings = dataclasses.replace(settings, scheduled_sampling=0.5, label_smoothing=0.1)
-    return settings, main(settings)
+def parsed(line: str) -> Config:
+    """The config of a command line."""
+    return tyro.cli(tyro.conf.CascadeSubcommandArgs[Config], args=line.split())
 
 
-def test_a_run_leaves_scores_alignments_and_a_report(made):
-    settings, results = made
+def test_a_run_leaves_scores_alignments_and_a_report(translation_run):
+    settings, results = translation_run
     written = read_json(settings.run / "results.json")
     assert written == results and results["steps"] == 10
     assert {"exact_match", "bleu", "chrf", "bleu_signature", "alignment_accuracy", "pairs_sha256"} <= set(results)
@@ -41,79 +40,119 @@ def test_a_run_leaves_scores_alignments_and_a_report(made):
     page = (settings.run / "report.html").read_text(encoding="utf-8")
     assert page.count("data:image/png") >= 3 and "Alignments" in page
     assert (settings.run / "figures" / "exact_match_by_length.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(ConfigMismatchError, match="fusion"):
-        main(dataclasses.replace(settings, fusion="add"))
+    with pytest.raises(ConfigMismatchError, match=r"model\.fusion"):
+        main(dataclasses.replace(settings, model=AttentionTranslator(fusion="add")))
 
 
+@FULL
 @pytest.mark.parametrize(
     "fields",
     [
-        {"model": "transformer", "target": "iso", "beams": 2, "coverage": 0.2, "positions": "concat"},
-        pytest.param({"model": "rnn", "task": "names", "target": "ja", "bridge": "context"}, marks=pytest.mark.slow),
-        pytest.param(
-            {"model": "transformer", "encoder": "conv", "decoder": "mingru", "attention": "additive", "tied": "all"},
-            marks=pytest.mark.slow,
-        ),
+        {
+            "model": TransformerTranslator(positions="concat"),
+            "task": Dates(target="iso"),
+            "search": SearchConfig(beams=2, coverage=0.2),
+        },
+        {"model": RNNTranslator(fusion="concat"), "task": Names(target="ja"), "scheduled_sampling": 0.5},
+        {"model": TransformerTranslator(encoder="conv", decoder="mingru", attention="additive", tied="all")},
+        {"model": AttentionTranslator(encoder="transformer", attention="multi_head", bridge="zero", layers=2)},
     ],
-    ids=["transformer", "rnn", "any encoder and decoder"],
+    ids=["transformer", "rnn", "any encoder and decoder", "attention over a transformer"],
 )
 def test_every_model_translates(tmp_path, fields):
-    results = main(config(tmp_path, **fields))
+    results = main(small_translation(tmp_path / "run", **fields))
     assert 0 <= results["exact_match"] <= 1 and np.isfinite(results["chrf"]) and results["held_out_pairs"] >= 30
 
 
+@FULL
 def test_ones_own_pairs_are_read_and_bad_lines_are_named(tmp_path, capsys):
     words = [f"{a}{b}" for a in "abcdefgh" for b in "xyzuvw"]
     lines = [f"{word}\t{word.upper()}" for word in words]
     lines.insert(3, "no target")
     (tmp_path / "mine.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    results = main(config(tmp_path, pairs=tmp_path / "mine.tsv", tokens="bytes"))
+    results = main(small_translation(tmp_path / "run", task=Files(tmp_path / "mine.tsv"), tokens="bytes"))
     assert results["train_pairs"] + results["held_out_pairs"] == len(words)
     assert "mine.tsv:4: " in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("model", "parameters"),
+    [(AttentionTranslator(), 411_564), (TransformerTranslator(), 242_156)],
+    ids=["attention", "transformer"],
+)
+def test_the_default_models_are_the_documented_ones(model, parameters):
+    """The parameters of docs/translation.md for dates from English to German, whose vocabularies have these sizes."""
+    translator = model.build(43, 44)
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    shapes = jax.eval_shape(translator.init, jax.random.key(0), tokens, tokens)["params"]
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == parameters
+
+
+def test_a_model_brings_its_training_defaults_which_options_replace():
+    for line, steps, rate in (
+        ("", 1000, 3e-3),
+        ("model:transformer", 1400, 4e-3),
+        ("model:rnn --optimizer.learning-rate 1e-3", 600, 1e-3),
+        ("--train.steps 7 model:transformer", 7, 4e-3),
+    ):
+        config = parsed(line)
+        assert (config.train.steps, config.optimizer.learning_rate) == (steps, rate)
+    assert Config(train=TrainConfig(steps=5), optimizer=OptimizerConfig(learning_rate=0.1)).train.steps == 5
+
+
+def test_options_stand_behind_what_they_belong_to_in_any_order():
+    line = "--run r model:transformer --features 32 task:reversal --max-string-length 5 --train.steps 3 --beams 2"
+    config = parsed(line)
+    assert config.model == TransformerTranslator(features=32) and config.task == Reversal(max_string_length=5)
+    assert (config.run, config.train.steps, config.search.beams) == (Path("r"), 3, 2)
+    assert parsed("task:reversal model:transformer --max-string-length 5 --features 32").model == config.model
+    assert parsed("--target iso --fusion add") == Config(
+        task=Dates(target="iso"), model=AttentionTranslator(fusion="add")
+    )
+    for idle in ("model:rnn --attention dot", "model:attention --feed-forward 64", "task:names --num-pairs 3"):
+        with pytest.raises(SystemExit):
+            parsed(idle)
+
+
 def test_what_cannot_be_is_refused_by_name(tmp_path):
-    for fields, message in (
-        ({"dropout": 1.0}, r"dropout must be in \[0, 1\), not 1.0"),
-        ({"coverage": 0.2}, "coverage=0.2 is of beams that attend"),
-        ({"attention": "soft"}, "attention='soft'; known: auto, additive"),
-        ({"stretch": 2, "task": "names"}, "stretch=2 is of dates and of reversal alone"),
-        ({"number": 0}, "number must be at least 1, not 0"),
-        ({"held_out_pairs": tmp_path / "x.tsv"}, "held_out_pairs=.* belongs to pairs"),
-        ({"held_out_pairs_target": tmp_path / "x.tsv"}, "held_out_pairs_target=.* belongs to held_out_pairs"),
-        ({"model": "rnn", "attention": "dot"}, "attention=dot does nothing with model=rnn"),
-        ({"bridge": "context"}, "bridge=context does nothing with model=attention"),
-        ({"feed_forward": 64}, "feed_forward=64 does nothing"),
-        ({"positions": "concat"}, "positions=concat does nothing"),
-        ({"model": "transformer", "positions": "concat", "tied": "head"}, "tied=head needs embeddings"),
-        ({"feed_forward": 0}, "feed_forward must be at least 1, not 0"),
+    for made, message in (
+        (lambda: RNNTranslator(dropout=1.0), r"dropout must be in \[0, 1\), not 1.0"),
+        (lambda: RNNTranslator(bridge="zero"), "bridge=zero needs a fusion"),
+        (lambda: SearchConfig(coverage=0.2), "coverage=0.2 belongs to beam search"),
+        (lambda: AttentionTranslator(attention="soft"), "attention='soft'; known: additive"),
+        (lambda: Dates(num_pairs=0), "num_pairs must be at least 1, not 0"),
+        (lambda: Files(tmp_path / "x.tsv", held_out_target=tmp_path / "y"), "held_out_target=.* belongs to held_out"),
+        (lambda: TransformerTranslator(encoder="conv", positions="concat"), "positions=concat needs self-attention"),
+        (lambda: TransformerTranslator(positions="concat", tied="head"), "tied=head needs embeddings"),
+        (lambda: TransformerTranslator(feed_forward=0), "feed_forward must be at least 1, not 0"),
+        (lambda: Config(label_smoothing=1.0), r"label_smoothing must be in \[0, 1\), not 1.0"),
     ):
         with pytest.raises(ValueError, match=message):
-            config(tmp_path, **fields)
+            made()
     for fields, message in (
-        ({"target": "xx_YY"}, "unknown locale 'xx_YY'"),
-        ({"decoder": "conv"}, "the decoder has no state h"),
-        ({"decoder": "conv", "bridge": "zero"}, "needs a state h to ask with"),
-        ({"encoder": "lsmt"}, "unknown core 'lsmt'"),
+        ({"task": Dates(target="xx_YY")}, "unknown locale 'xx_YY'"),
+        ({"model": AttentionTranslator(decoder="conv", bridge="zero")}, "state.* h"),
+        ({"model": RNNTranslator(encoder="lsmt")}, "unknown core 'lsmt'"),
+        ({"model": RNNTranslator(), "search": SearchConfig(beams=2, coverage=0.2)}, "coverage=0.2 needs a model that"),
         ({"bleu_tokenize": "14a"}, "unknown tokenizer '14a'"),
-        ({"pairs": tmp_path / "none.tsv"}, "none.tsv"),
+        ({"task": Files(tmp_path / "none.tsv")}, "none.tsv"),
     ):
         with pytest.raises((ValueError, OSError), match=message):
-            main(config(tmp_path, **fields))
+            main(small_translation(tmp_path / "run", **({"task": Reversal(max_string_length=4)} | fields)))
     assert not (tmp_path / "run").exists()
 
 
-def test_a_trained_run_translates_other_texts(made, tmp_path, capsys):
-    run, picture, out = made[0].run, tmp_path / "where.png", tmp_path / "out.txt"
+def test_a_trained_run_translates_other_texts(translation_run, tmp_path, capsys):
+    run, picture, out = translation_run[0].run, tmp_path / "where.png", tmp_path / "out.txt"
     texts = ("abc", "hello")
-    found = translate.main(translate.Config(run=run, text=texts, max_length=9, alignment=picture))
+    (tmp_path / "new.txt").write_text("hello\n", encoding="utf-8")
+    options = {"max_length": 9, "alignment": picture, "output": out}
+    found = translate.main(translate.Config(run=run, text=texts[:1], file=tmp_path / "new.txt", **options))
     assert len(found) == 2 and all(len(line) <= 9 for line in found) and picture.read_bytes().startswith(b"\x89PNG")
-    (tmp_path / "new.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
-    again = translate.main(translate.Config(run=run, file=tmp_path / "new.txt", max_length=9, output=out))
-    assert again == found and out.read_text(encoding="utf-8").splitlines() == found
+    assert out.read_text(encoding="utf-8").splitlines() == found
     for fields, message in (({"text": ("",)}, "text 1 is empty"), ({"max_length": 0}, "max_length must be at least 1")):
         with pytest.raises(ValueError, match=message):
             translate.main(translate.Config(run=run, **fields))
-    with pytest.raises(RunFolderError, match="is no run folder"):
+    with pytest.raises(RunFolderError, match="is not a run folder"):
         translate.main(translate.Config(run=tmp_path, text=texts))
     capsys.readouterr()
