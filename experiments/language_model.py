@@ -41,17 +41,20 @@ class Config:
     split_seed: int = 0
     """Draws which documents are held out."""
     tokens: Literal["characters", "bytes", "bpe"] = "characters"
+    """What a text is split into."""
     vocabulary_size: int = 1024
     """Of a bpe vocabulary."""
     model: tyro.conf.OmitArgPrefixes[LanguageModelConfig] = LanguageModelConfig()
     batches: Literal["streams", "packed", "crops"] = "streams"
     """Contiguous streams (for carried states), packed whole documents, or random crops."""
     batch_size: int = 32
+    """Chunks in a batch."""
     length: int = 128
     """Tokens in a chunk; attention's window is length + context."""
     context: int = 0
     """Earlier positions that attention keeps across chunks; needs train.truncation carry or recompute."""
     seed: int = 0
+    """Draws parameters, batches, dropout and samples."""
     samples: int = resumable_field(2)
     """Texts to sample for the report."""
     sample_length: int = resumable_field(400)

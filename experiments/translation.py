@@ -57,9 +57,11 @@ class Config:
     split_seed: int = 0
     """Draws the pairs, and which are held out."""
     tokens: Literal["characters", "bytes", "bpe"] = "characters"
+    """What a text is split into."""
     vocabulary_size: int = 1024
     """Of each bpe vocabulary."""
     batch_size: int = 64
+    """Pairs in a batch."""
     buckets: int = 2
     """Padded shapes of the batches, each of pairs of similar length."""
     label_smoothing: float = 0.0
@@ -67,6 +69,7 @@ class Config:
     """How often the decoder reads its own token instead of the target's at the end of training; rises linearly from 0
     (Bengio et al. 2015)."""
     seed: int = 0
+    """Draws parameters, batches and dropout."""
     search: OmitArgPrefixes[pipelines.SearchConfig] = pipelines.SearchConfig()
     bleu_tokenize: str = "13a"
     """sacrebleu's tokenizer: 13a, char, zh, ja-mecab, ..."""
