@@ -26,28 +26,28 @@ from jaxseq.cores import MinGRU
 
 
 class Wrong(MinGRU):
-    """Breaks the law: a stretch gives something else than its steps."""
+    """Breaks the splitting law: a sequence gives other outputs than its steps."""
 
-    def __call__(self, carry, xs, segment_ids=None):
-        carry, ys = super().__call__(carry, xs, segment_ids)
-        return carry, ys if xs.shape[-2] == 1 else 1.01 * ys
+    def mix(self, state, xs, segment_ids):
+        state, ys = super().mix(state, xs, segment_ids)
+        return state, ys if xs.shape[-2] == 1 else 1.01 * ys
 
 
 class WrongGradient(MinGRU):
-    """Right outputs, and a gradient that stops on its way."""
+    """Right outputs, and a gradient that is stopped in part."""
 
-    def __call__(self, carry, xs, segment_ids=None):
+    def mix(self, state, xs, segment_ids):
         import jax
 
         if xs.shape[-2] > 1:
             xs = 0.5 * xs + 0.5 * jax.lax.stop_gradient(xs)
-        return super().__call__(carry, xs, segment_ids)
+        return super().mix(state, xs, segment_ids)
 
 
 class Failing(MinGRU):
     """Cannot be run."""
 
-    def __call__(self, carry, xs, segment_ids=None):
+    def mix(self, state, xs, segment_ids):
         raise RuntimeError("no such luck")
 '''
 

@@ -144,7 +144,7 @@ def test_refusals_name_the_reason(pretend_cuda: Any) -> None:
             cudnn_lstm(*args, **options)
 
 
-def test_without_a_cuda_device_it_refuses_and_says_so() -> None:
+def test_without_a_cuda_device_it_refuses_and_says_so(unchecked) -> None:
     args = arguments()
     assert lstm_implementation(*args[:2], args[4]) == "fused"
     with pytest.raises(ValueError, match="the default device is no CUDA device but cpu"):
