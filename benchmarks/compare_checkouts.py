@@ -43,6 +43,8 @@ CORE_CASES = {
 
 OTHERS = (
     "lstm-documents",
+    "rglru-documents",
+    "delta-documents",
     "attention-documents",
     "attention-2048",
     "attention-4096",
