@@ -19,8 +19,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / ".venv-next"
-ROOMS = [f"tests/{room}" for room in ("ops", "cores", "layers", "models", "decoding", "training")]
-"""What rests on jax, flax and Orbax, unless paths are given; all of it: ``python tests/next_python.py tests``."""
+ROOMS = ("ops", "cores", "testing", "layers", "encoders", "decoders", "models", "decoding", "training")
+"""The tests of these rooms run unless paths are given; ``python tests/next_python.py tests`` runs all."""
 
 LINES = ((3, 13), (3, 12), (3, 14))
 
@@ -89,9 +89,10 @@ def main(paths: list[str]) -> int:
         return 1
     said = "import platform, jax; print('Python', platform.python_version(), 'with jax', jax.__version__)"
     subprocess.run([python, "-c", said], check=True, cwd=ROOT)
-    # What is asked here is whether the API still holds; LLVM optimises elsewhere, in the main suite.
+    # This run tests the API of another jax; the main suite covers LLVM's optimisation.
     environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
-    test = [python, "-m", "pytest", "-n", "2", "-m", "not slow and not full", *(paths or ROOMS)]
+    chosen = paths or [f"tests/{room}" for room in ROOMS]
+    test = [python, "-m", "pytest", "-n", "2", "-m", "not slow and not full", *chosen]
     return subprocess.run(test, cwd=ROOT, env=environment).returncode
 
 
