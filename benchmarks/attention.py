@@ -121,7 +121,7 @@ def against_peers(length: int, repeats: int) -> list[Row]:
 
 
 def against_own_causal(length: int, repeats: int) -> list[Row]:
-    """What masks that leave pairs out save, against causal attention over the whole.
+    """Compares masks that exclude pairs with causal attention over the whole sequence.
 
     The candidates differ in what they compute, so each is checked by the tests instead of here.
     """

@@ -178,7 +178,7 @@ def print_rows(rows: Sequence[Row]) -> None:
 
 
 def draw(rows: Sequence[Row]) -> None:
-    """How many times as fast jaxseq is as each peer, a bar a case; and the step's cost against the length."""
+    """Draw the speedup of jaxseq over each peer, a bar a case, and the cost of a step against the length."""
     from matplotlib.figure import Figure
 
     timed = [row for row in rows if "tokens_per_s" in row]

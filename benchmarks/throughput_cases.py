@@ -61,7 +61,7 @@ class Case:
 
     @property
     def tolerance(self) -> float:
-        """What a leaf may be off by, of its largest number: TF32 products on a GPU round to 10 bits."""
+        """The allowed difference of a leaf, relative to its largest number: TF32 products on a GPU round to 10 bits."""
         exact = 1e-3 if jax.default_backend() == "cpu" else 1e-2
         return {"float32": exact, "bfloat16": 0.1, "float64": 1e-9}[self.dtype]
 
@@ -117,7 +117,7 @@ def mixer(name: str, case: Case) -> Candidate:
 
 
 def family(core: Core, variables: Any) -> str:
-    """How a core mixes along time, told by its carry and its parameters."""
+    """The kind of mixing along time of a core, derived from its carry and its parameters."""
     ranks = [leaf.ndim for leaf in jax.tree.leaves(jax.eval_shape(lambda: core.initial_carry(())))]
     if grows(core):
         return "attention"

@@ -273,7 +273,7 @@ def _roofline(figure: Any, grid: list[Any], panel: Panel, rows: Sequence[Row], f
 
 
 def _calls(row: Row) -> float:
-    """How often a timed call does what is counted: a decoding call makes several tokens."""
+    """The number of counted calls in a timed call: a decoding call makes several tokens."""
     return row["tokens_per_s"] * row["median_s"] / row["B"] if row["mode"] == "decode" else 1
 
 

@@ -57,7 +57,7 @@ PARTS = (*CASES, "fusion")
 
 @dataclass(frozen=True)
 class Options:
-    """What to run."""
+    """The parts to run, and their seeds."""
 
     parts: tuple[Literal["dates", "hard", "bottleneck", "fusion"], ...] = ("dates", "hard", "bottleneck", "fusion")
     seeds: int = 3
@@ -81,7 +81,7 @@ def main(options: Options) -> None:
 
 
 def folder(case: str, seed: int) -> Path:
-    """Where a run is."""
+    """The run folder of a case and a seed."""
     return RUNS / "".join(letter if letter.isalnum() else "-" for letter in case) / f"seed{seed}"
 
 

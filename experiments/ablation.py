@@ -6,12 +6,12 @@ r"""Change one field of an experiment's config at a time, over several seeds, an
         --vary model=rnn,transformer --vary fusion=add --run runs/models
     python experiments/ablation.py --compare runs/a0 runs/a1 runs/b0 runs/b1 --metric bits_per_character
 
-Every variant is the base with one field set to another value (no grid); of a field that is chosen among dataclasses,
-such as model, all that the choice brings counts as one. Every run is a process of its own, one after another, in
-RUN/FIELD=VALUE/seedK with a log beside it; the same command again makes the runs that are not finished. A comparison in
-which more than one field of the configs differs, as the runs wrote them, is refused, and so is one on other data. For
-each metric the table has the mean over seeds and the mean difference to the base, paired by seed, with 95 % Student-t
-intervals; it is printed and written to RUN as ablation.md, ablation.json and ablation.png.
+Every variant is the base with one field set to another value (no grid). Choosing another dataclass for a field, such as
+model, counts as one change. Every run is a separate process. The runs are executed one after another, each in
+RUN/FIELD=VALUE/seedK with a log next to it; repeating the command executes the runs that are not finished. A comparison
+is refused if the configs of its runs differ in more than one field, or if their data differs. For each metric the table
+shows the mean over seeds and the mean difference from the base, paired by seed, with 95 % Student-t intervals. It is
+printed and written to RUN as ablation.md, ablation.json and ablation.png.
 
 The first command without dropout=0.3 took 93 s on 2 CPU cores (9 runs; Python 3.11's corpus): the base reached 3.190
 [2.915, 3.464] bits per character; 128 features differed from it by -0.334 [-0.450, -0.219], although the intervals of
@@ -58,25 +58,25 @@ class Config:
     """The experiment, the fields to vary, and the seeds."""
 
     experiment: str = "language_model"
-    """A file beside this one, or FILE.py of your own: main(config), and a dataclass Config with defaults for all."""
+    """An experiment's name, or a FILE.py with main(config) and a dataclass Config whose fields have defaults."""
     base: tuple[str, ...] = ()
     """The base's settings: field=value, train.steps=500, core_options='num_heads=2 peepholes=True'."""
     vary: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """field=value,value,...: each value makes a variant; a value with commas stands in double quotes."""
     seeds: int = 3
-    """So many seeds, from the base's seed on."""
+    """Number of seeds, counting up from the base's seed."""
     metric: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """A number of results.json to show; by default the first few that are not the same in all runs."""
+    """Entries of results.json to compare; by default the first few numbers that differ between runs."""
     run: Path | None = None
-    """The folder of everything; if not given runs/ablation, and none with --compare."""
+    """Folder of all outputs; by default runs/ablation, or none with --compare."""
     compare: tuple[Path, ...] = ()
-    """Finished run folders of the experiment, to compare instead of making runs; the first is of the base."""
+    """Compare these finished run folders instead of executing runs; the first one is the base."""
     allow_other_data: bool = False
-    """Also compare runs on other data."""
+    """Also compare runs with different data."""
     smoke: bool = False
-    """Every run as the experiment's own smoke run."""
+    """Run every variant with the experiment's --smoke."""
     single: bool = False
-    """Run only the base, in this process, in the folder --run: what an ablation starts for each of its runs."""
+    """Execute only the base, in this process and in the folder --run; an ablation starts each run this way."""
 
     def __post_init__(self) -> None:
         if self.seeds < 1:
@@ -88,11 +88,11 @@ class Config:
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Make the runs that are missing, compare, write; returns what ablation.json holds.
+    """Execute the missing runs, compare all runs and write the results; returns the contents of ablation.json.
 
     Raises:
-        ValueError: settings that the experiment refuses, a comparison of more than one field or of other data.
-        TrainingError: folders of other runs and, after everything else is written, runs that failed.
+        ValueError: invalid settings, or compared runs that differ in more than one field or in their data.
+        TrainingError: a folder belongs to another run, or runs failed (raised after all results are written).
     """
     experiment, folder, failed = load(config.experiment), config.run or FOLDER, dict[str, str]()
     if config.single:
@@ -123,7 +123,7 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def load(name: str) -> Any:
-    """The module of an experiment."""
+    """Import the module of an experiment."""
     file = Path(name) if name.endswith(".py") else HERE / f"{name.replace('-', '_')}.py"
     if not file.is_file():
         known = sorted(f.stem for f in HERE.glob("*.py") if EXPERIMENT.search(f.read_text(encoding="utf-8")))
@@ -143,7 +143,7 @@ def load(name: str) -> Any:
 
 
 def split_setting(word: str, option: str, *taken: str) -> tuple[str, str]:
-    """Field and value of field=value."""
+    """Split ``field=value`` into field and value."""
     field, equals, value = word.partition("=")
     if not (field and equals) or field in taken:
         raise ValueError(f"{option} takes field=value, not {word!r}; an ablation itself sets --run, --seeds, --smoke")
@@ -182,7 +182,7 @@ def variants_of(config: Config, kind: type) -> dict[str, dict[str, str]]:
 
 
 def make_runs(config: Config, kind: type, folder: Path, failed: dict[str, str]) -> list[FinishedRun]:
-    """The finished runs, the base's first; runs that fail are added to ``failed``."""
+    """Execute the runs; returns the finished ones, the base first, and adds failed ones to ``failed``."""
     variants = variants_of(config, kind)
     if (folder / "config.json").exists():
         raise training.RunFolderError(f"{folder} is a run's own folder; an ablation needs another")
@@ -223,13 +223,13 @@ def make_runs(config: Config, kind: type, folder: Path, failed: dict[str, str]) 
 
 
 def safe_name(label: str) -> str:
-    """A folder name; where characters are replaced, a hash keeps names apart."""
+    """A valid folder name; a hash distinguishes names in which characters were replaced."""
     name = re.sub(r"[^\w.=+-]", "_", label, flags=re.ASCII)[:80]
     return name if name == label else f"{name}-{hashlib.sha256(label.encode()).hexdigest()[:6]}"
 
 
 def execute(arguments: list[str], log: Path) -> None:
-    """Run this program in a process of its own; raises TrainingError with its last message if it fails."""
+    """Run this program in a separate process; raises TrainingError with its last message if it fails."""
     with open(log, "ab") as stream:
         begun = stream.tell()
         child = subprocess.Popen([sys.executable, __file__, *arguments], stdout=stream, stderr=subprocess.STDOUT)
@@ -237,7 +237,7 @@ def execute(arguments: list[str], log: Path) -> None:
             code = child.wait()
         except KeyboardInterrupt:
             child.terminate()
-            child.wait()  # let it save
+            child.wait()  # give the run time to save
             raise
     if code == training.EXIT_INTERRUPTED:
         raise KeyboardInterrupt

@@ -40,22 +40,22 @@ class Config:
     run: Path
     """A run folder of language_model.py."""
     prompt: tuple[str, ...] = ("",)
-    """The beginning of a document, which is continued; several are decoded in one batch."""
+    """Prompts: beginnings of documents to continue; all are decoded in one batch."""
     max_length: int = 200
-    """Tokens at most, the end among them."""
+    """Maximum number of generated tokens, including the end token."""
     min_length: int = 0
-    """Tokens at least, before the end."""
+    """Minimum number of tokens before the end token."""
     beams: int | None = None
-    """Beam search with so many beams."""
+    """Use beam search with this number of beams."""
     normalization: Literal["none", "mean", "gnmt"] = "none"
-    """What the log-probability of a beam is divided by: 1, its length, or (gnmt) ((5 + length) / 6)^alpha."""
+    """Divisor of a beam's log-probability: 1, its length, or (gnmt) ((5 + length) / 6)^alpha."""
     alpha: float = 0.6
     """The exponent of gnmt."""
     results: int = 1
-    """How many beams are shown, best first."""
+    """Number of beams to print, best first."""
     groups: int = 1
-    """Diverse beam search: groups share the beams, a token costs diversity for each beam of an earlier group that took
-    it."""
+    """Diverse beam search: the beams are divided into groups. A token is penalised by diversity for each beam of an
+    earlier group that chose it."""
     diversity: float = 0.0
     temperature: float | None = None
     top_k: int | None = None
@@ -63,21 +63,21 @@ class Config:
     min_p: float | None = None
     typical_p: float | None = None
     samples: int | None = None
-    """Texts to sample for each prompt; 1 unless given."""
+    """Number of texts to sample for each prompt; default 1."""
     seed: int | None = None
-    """Of the samples; 0 unless given."""
+    """Random seed of the samples; default 0."""
     forbid: tuple[str, ...] = ()
-    """None of these occurs in the generated text, however tokens spell it; the text is then whole."""
+    """Strings that must not occur in the text, in any tokenization; the text then ends within max_length."""
     require: tuple[str, ...] = ()
-    """All of these occur in the generated text; the text is then whole."""
+    """Strings that must all occur in the text, in any tokenization; the text then ends within max_length."""
     regex: str | None = None
-    """Matches the whole generated text; of bytes and bpe, tokens that cut a character beyond ASCII are left out."""
+    """Regular expression for the whole text. With bytes and bpe, tokens that split a character are excluded."""
     no_repeat_ngrams: int | None = None
-    """No sequence of so many tokens occurs twice in the generated text."""
+    """Size of the n-grams of tokens that must not occur twice in the text."""
     complete: bool = False
-    """Only whole texts: they end within max_length."""
+    """Generate only complete texts, which end within max_length."""
     stream: bool = False
-    """Print the text as it is generated: of one prompt, greedy or one sample."""
+    """Print the text while it is generated (one prompt, greedy or one sample)."""
     tree: Path | None = None
     """Draw the search tree of the first prompt (PNG, SVG, PDF); for a small max_length."""
     json: Path | None = None
@@ -88,8 +88,9 @@ class Config:
 class Result:
     """A generated text.
 
-    ``log_probability`` (nats) is the model's, without constraints and filters, over all its tokens, the end token among
-    them if it ``ended``; minus infinity where constraints left no token. Beams are compared by ``score``.
+    ``log_probability`` (nats) is the model's own, without constraints and filters. It covers all tokens, including the
+    end token if the text ``ended``; it is minus infinity if constraints ruled out every token. Beams are compared by
+    ``score``.
     """
 
     prompt: str
@@ -137,7 +138,7 @@ def main(config: Config) -> list[Result]:
 
 
 def check(config: Config) -> str:
-    """The method that the options ask for, in words; raises ValueError for options that exclude each other."""
+    """Describe the selected method in words; raises ValueError for options that exclude each other."""
     search, sampling = in_words(given(config, SEARCH)), in_words(given(config, SAMPLING))
     if search and sampling:
         raise ValueError(f"{search} belongs to beam search, {sampling} to sampling: give one or the other")
@@ -158,7 +159,7 @@ def check(config: Config) -> str:
 
 
 def make_constraints(config: Config, generator: pipelines.TextGenerator) -> list[decoding.Constraint]:
-    """The constraints that the options ask for; automata are joined, so that none leads into another's dead end."""
+    """Make the constraints of the options; automata are intersected, so that their combination has no dead end."""
     automata: list[Automaton] = []
     for name, build in (("require", generator.containing), ("forbid", generator.not_containing)):
         for text in getattr(config, name):
@@ -189,7 +190,7 @@ def make_constraints(config: Config, generator: pipelines.TextGenerator) -> list
 
 
 def decode(config: Config, step: Any, prompted: decoding.Prefilled, common: dict[str, Any]) -> Hypotheses:
-    """The beams or samples of each prompt, or its one greedy text."""
+    """Return the beams or samples of each prompt, or its greedy text."""
     if config.beams is not None:
         return decoding.beam_search(step, *prompted, beam_options(config), **common)
     if given(config, SAMPLING):
@@ -203,7 +204,7 @@ def decode(config: Config, step: Any, prompted: decoding.Prefilled, common: dict
 def stream(
     config: Config, step: Any, prompted: decoding.Prefilled, common: dict[str, Any], token_bytes: list[bytes]
 ) -> Hypotheses:
-    """The same text, printed as it is generated: a character when all of its bytes are there."""
+    """Generate the same text and print each character as soon as all of its bytes are generated."""
     options: dict[str, Any] = {}
     if given(config, SAMPLING):  # the key of the first sample of the first prompt
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed or 0), 0), 0)[None]
@@ -219,12 +220,12 @@ def stream(
     scores = decoding.score(step, *prompted, row, lengths)
     early = tokens[-1] == common["end_token"] and len(tokens) <= config.min_length
     if early or any(isinstance(rule, Automaton) and not rule.accepts(tokens) for rule in common["constraints"]):
-        lengths, scores = lengths - 1, jnp.full_like(scores, -jnp.inf)  # not a real end: no token was left
+        lengths, scores = lengths - 1, jnp.full_like(scores, -jnp.inf)  # constraints left no token
     return Hypotheses(row, lengths, scores, scores)
 
 
 def read_results(config: Config, generator: pipelines.TextGenerator, found: Hypotheses) -> list[Result]:
-    """The results of each prompt, best first; a beam search may have fewer than were asked for."""
+    """Return the results of each prompt, best first; beam search may return fewer than requested."""
     results, vocabulary = [], generator.vocabulary
     for prompt, *rows in zip(config.prompt, *found, strict=True):
         for rank, (tokens, length, log_probability, score) in enumerate(zip(*rows, strict=True)):
@@ -249,7 +250,7 @@ def sampling_options(config: Config) -> decoding.SamplingOptions:
 
 
 def given(config: Config, names: Sequence[str]) -> dict[str, Any]:
-    """Those of the options that differ from their defaults."""
+    """Return the options that differ from their defaults."""
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
     return {name: getattr(config, name) for name in names if getattr(config, name) != defaults[name]}
 

@@ -37,13 +37,13 @@ class Config:
     text: Path | None = None
     """A UTF-8 file, a .gz or a folder of files; the embedded corpus if not given."""
     split: Literal["auto", "documents", "blocks", "tail"] = "auto"
-    """How held-out text is chosen from --text: whole files, blocks, or the end."""
+    """Unit of held-out text in --text: whole files, blocks, or the end."""
     split_seed: int = 0
-    """Draws which documents are held out."""
+    """Random seed of the split into training and held-out documents."""
     tokens: Literal["characters", "bytes", "bpe"] = "characters"
     """What a text is split into."""
     vocabulary_size: int = 1024
-    """Of a bpe vocabulary."""
+    """Size of a bpe vocabulary."""
     model: tyro.conf.OmitArgPrefixes[LanguageModelConfig] = LanguageModelConfig()
     batches: Literal["streams", "packed", "crops"] = "streams"
     """Contiguous streams (for carried states), packed whole documents, or random crops."""
@@ -56,17 +56,17 @@ class Config:
     seed: int = 0
     """Draws parameters, batches, dropout and samples."""
     samples: int = resumable_field(2)
-    """Texts to sample for the report."""
+    """Number of texts to sample for the report."""
     sample_length: int = resumable_field(400)
-    """Tokens of a sample at most."""
+    """Maximum number of tokens of a sample."""
     temperature: float = resumable_field(0.8)
-    """Of the samples."""
+    """Sampling temperature."""
     train: training.TrainConfig = training.TrainConfig(steps=800, truncation="carry", eval_every=100)
     optimizer: training.OptimizerConfig = training.OptimizerConfig(
         learning_rate=1.6e-2, warmup_steps=40, weight_decay=1e-4, b2=0.99
     )
     allow_config_change: bool = resumable_field(False)
-    """Resume a run although its config was another."""
+    """Resume a run even if its config differs."""
     smoke: bool = False
     """A run of a few seconds, to test that everything works; sets sizes, steps and samples itself."""
 
@@ -99,7 +99,7 @@ def main(config: Config) -> dict[str, Any]:
     carry = model.initial_carry((config.batch_size,), config.context)
     tokens = jnp.zeros((config.batch_size, config.length), jnp.int32)
     key, init_key, sample_key = jax.random.split(jax.random.key(config.seed), 3)
-    jax.eval_shape(model.init, init_key, carry, tokens)  # options that do not fit raise before a folder is made
+    jax.eval_shape(model.init, init_key, carry, tokens)  # invalid options raise an error before a folder is created
 
     fingerprint = fingerprint_of(config, batches, corpus)
     change = config.allow_config_change
@@ -145,7 +145,7 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def read(config: Config) -> data.Corpus:
-    """The text of --text, or the embedded corpus, in a training and a held-out part."""
+    """Read --text or the embedded corpus, split into training and held-out text."""
     if config.text is None:
         return data.embedded_corpus(seed=config.split_seed)
     return data.text_corpus(config.text, split=config.split, seed=config.split_seed)
@@ -168,7 +168,7 @@ def make_batches(config: Config, documents: list[Any], separator: int) -> Any:
 
 
 def fingerprint_of(config: Config, batches: Any, corpus: data.Corpus) -> str:
-    """A hash of what the results depend on besides the config: batches, held-out text, the file of a user's core."""
+    """Hash the inputs that are not in the config: batches, held-out text, and the file of a user's core."""
     digest = hashlib.sha256((batches.fingerprint + corpus.sha256).encode())
     file = Path(config.model.core.rpartition(":")[0])
     if file.suffix == ".py":
@@ -194,7 +194,7 @@ def make_loss(model: LanguageModel) -> Callable:
 
 
 def make_evaluation(config: Config, generator: pipelines.TextGenerator, corpus: data.Corpus) -> Callable:
-    """Loss and bits per character of all held-out text: every token once, predicted from all before it."""
+    """Loss and bits per character of all held-out text: each token once, predicted from all previous tokens."""
     vocabulary, batch_size = generator.vocabulary, 16
     documents = [vocabulary.encode(text) for text in corpus.held_out]
     batches = data.HeldOutDocuments(documents, batch_size, config.length, separator=vocabulary.separator)

@@ -20,7 +20,7 @@ from jaxseq import data, pipelines, plotting, training
 
 @dataclass(frozen=True)
 class Config:
-    """The model and the texts; decoded as the run's own held-out pairs unless told otherwise."""
+    """The model and the texts; by default, decoding uses the settings saved with the run."""
 
     run: Path
     """A run folder of translation.py."""
@@ -30,15 +30,15 @@ class Config:
     output: Path | None = None
     """Write the translations to this file, one per line, instead of printing them."""
     beams: int | None = None
-    """Hypotheses that beam search keeps; 1 is greedy decoding."""
+    """Number of beams; 1 is greedy decoding."""
     normalization: Literal["none", "mean", "gnmt"] | None = None
-    """What the log-probability of a beam is divided by: 1, its length, or (gnmt) ((5 + length) / 6)^0.6."""
+    """Divisor of a beam's log-probability: 1, its length, or (gnmt) ((5 + length) / 6)^0.6."""
     coverage: float | None = None
     """Strength of beam search's coverage penalty."""
     max_length: int | None = None
-    """Tokens of a translation at most; by default half as many again as the longest training target has."""
+    """Maximum number of tokens of a translation; by default 1.5 times the longest training target."""
     alignment: Path | None = None
-    """Draw the attention over the first text as its translation is written (PNG)."""
+    """Draw the attention of the first translation over its source (PNG)."""
 
 
 def main(config: Config) -> list[str]:
@@ -66,7 +66,7 @@ def main(config: Config) -> list[str]:
 
 
 def read(config: Config) -> list[str]:
-    """The texts: given, of the file, or of standard input.
+    """Read the texts from the command line, the file, or standard input.
 
     Raises:
         ValueError: there is none, or one is empty.

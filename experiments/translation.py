@@ -55,30 +55,30 @@ class Config:
     task: OmitArgPrefixes[Task] = Dates()
     model: OmitArgPrefixes[Model] = AttentionTranslator()
     split_seed: int = 0
-    """Draws the pairs, and which are held out."""
+    """Random seed of the pairs and of the split."""
     tokens: Literal["characters", "bytes", "bpe"] = "characters"
     """What a text is split into."""
     vocabulary_size: int = 1024
-    """Of each bpe vocabulary."""
+    """Size of each bpe vocabulary."""
     batch_size: int = 64
     """Pairs in a batch."""
     buckets: int = 2
-    """Padded shapes of the batches, each of pairs of similar length."""
+    """Number of padded batch shapes; each batch contains pairs of similar length."""
     label_smoothing: float = 0.0
     scheduled_sampling: float = 0.0
-    """How often the decoder reads its own token instead of the target's at the end of training; rises linearly from 0
-    (Bengio et al. 2015)."""
+    """Scheduled sampling: probability at the end of training that the decoder reads its own token instead of the
+    target's; it rises linearly from 0 (Bengio et al. 2015)."""
     seed: int = 0
     """Draws parameters, batches and dropout."""
     search: OmitArgPrefixes[pipelines.SearchConfig] = pipelines.SearchConfig()
     bleu_tokenize: str = "13a"
     """sacrebleu's tokenizer: 13a, char, zh, ja-mecab, ..."""
     samples: int = resumable_field(8)
-    """Translations in the report."""
+    """Number of translations in the report."""
     train: training.TrainConfig = training.TrainConfig(steps=None, eval_every=100, checkpoint_every=200)
     optimizer: training.OptimizerConfig = training.OptimizerConfig(learning_rate=None, warmup_steps=60, b2=0.99)
     allow_config_change: bool = resumable_field(False)
-    """Resume a run although its config was another."""
+    """Resume a run even if its config differs."""
     smoke: bool = False
     """A run of a few seconds, to test that everything works; sets sizes, steps and samples itself."""
 
@@ -99,14 +99,14 @@ class Config:
 
 
 class ScheduledBatch(NamedTuple):
-    """A batch, and how often the decoder reads its own tokens in this step."""
+    """A batch, and the probability of scheduled sampling in this step."""
 
     pairs: data.PairBatch
     rate: np.float32
 
     @property
     def segment_ids(self) -> np.ndarray:
-        """The real positions of the targets: the tokens that count."""
+        """Segment ids of the targets, for counting tokens."""
         return self.pairs.segment_ids
 
 
@@ -127,7 +127,7 @@ def main(config: Config) -> dict[str, Any]:
     print(f"batches of {config.batch_size}: shapes {batches.shapes}, {batches.fill_ratio:.0%} filled", flush=True)
     key, init_key = jax.random.split(jax.random.key(config.seed))
     arrays = inputs(batches(0))
-    jax.eval_shape(model.init, init_key, *arrays)  # options that do not fit raise before a folder is made
+    jax.eval_shape(model.init, init_key, *arrays)  # invalid options raise an error before a folder is created
     analysis.translation_scores(["a"], ["a"], tokenize=config.bleu_tokenize)
 
     change = config.allow_config_change
@@ -182,7 +182,7 @@ def smoke(config: Config) -> Config:
 
 
 def make_translator(config: Config, corpus: data.ParallelCorpus) -> pipelines.Translator:
-    """The model with vocabularies of the training pairs; its answers are half as long again as the longest target."""
+    """Make the model and its vocabularies; a translation has at most 1.5 times the tokens of the longest target."""
     sides = [[pair[side] for pair in corpus.train] for side in (0, 1)]
     if config.model.tied == "all":
         sides = [sides[0] + sides[1]] * 2
@@ -195,7 +195,7 @@ def make_translator(config: Config, corpus: data.ParallelCorpus) -> pipelines.Tr
 
 
 def inputs(batch: data.PairBatch) -> tuple[Any, ...]:
-    """The model's arguments in training: teacher forcing."""
+    """Return the model's arguments for teacher forcing."""
     return batch.source_tokens, batch.tokens, batch.source_segment_ids, batch.segment_ids
 
 
@@ -260,7 +260,7 @@ def score(
 def alignment_accuracy(
     config: Config, translator: pipelines.Translator, params: Any, corpus: data.ParallelCorpus
 ) -> dict[str, float]:
-    """For reversed strings, how often the position with the most attention is the one that is written."""
+    """Return how often the largest attention weight is at the correct source position, for reversed strings."""
     if not isinstance(config.task, Reversal):
         return {}
     alignments = translator.alignments(params, corpus.held_out[:100])

@@ -19,10 +19,10 @@ from jax import Array
 from jaxtyping import Bool, Float, Inexact, Int, Integer, Key, PyTree, Shaped
 
 DType: TypeAlias = Any
-"""What ``jnp.dtype`` accepts."""
+"""Any argument that ``jnp.dtype`` accepts."""
 
 Carry: TypeAlias = Any
-"""What a core remembers: a pytree whose leaves all lead with ``*B``."""
+"""The state of a core between calls: a pytree whose leaves all lead with ``*B``."""
 
 Sequence: TypeAlias = Float[Array, "*B T D"]
 Features: TypeAlias = Float[Array, "*B T F"]

@@ -72,7 +72,7 @@ def paired_differences(values: Mapping[int, float], base: Mapping[int, float]) -
 def compare_to_base(values_by_name: Mapping[str, Mapping[int, float]]) -> dict[str, Comparison]:
     """Compare variants' values of one metric, by seed, with those of the first variant, the base.
 
-    Differences are paired by seed: what a seed changes in all variants alike cancels, so that intervals of differences
+    Differences are paired by seed: effects that a seed has on all variants cancel, so that intervals of differences
     are often narrower than intervals of means.
 
     Raises:

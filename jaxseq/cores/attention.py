@@ -33,20 +33,20 @@ class Cache(NamedTuple):
 
 
 class BoundedCache(Cache):
-    """A cache that loses the oldest positions when it is full."""
+    """A cache that overwrites the oldest positions when it is full."""
 
     @property
     def context(self) -> int:
-        """The number of earlier positions that it has room for."""
+        """The number of earlier positions that the cache can hold."""
         return max(self.keys.shape[-3] - 1, 0)
 
 
 class SlidingCache(Cache):
-    """A cache with room for all that its core's window reaches."""
+    """A cache that holds every position in the core's attention window."""
 
     @property
     def context(self) -> None:
-        """None: it has room for every position that is ever read."""
+        """None: the cache holds every position that the window needs."""
         return
 
 
@@ -104,7 +104,7 @@ class Attention(Core):
         return heads, groups, self.features // heads
 
     def make_carry(self, batch_shape: tuple[int, ...], context: int) -> Cache:
-        """An empty cache that can look ``context`` positions back."""
+        """An empty cache for ``context`` earlier positions."""
         _, groups, size = self._sizes()
         kind: type[Cache] = BoundedCache
         if self.window is not None and context >= self.window - 1:
@@ -120,7 +120,7 @@ class Attention(Core):
         return carry
 
     def run(self, carry: Cache, xs: Sequence, segment_ids: SegmentIds | None) -> tuple[Cache, Features]:
-        """Attends within the input and, where the cache has room, to earlier positions."""
+        """Attends to the input's positions and, if the cache has slots, to earlier positions."""
         heads, groups, size = self._sizes()
         xs = xs.astype(self.dtype)
         query, key, value = (
@@ -206,7 +206,7 @@ def _places(carry: Cache, shape: tuple[int, ...], segment_ids: SegmentIds | None
 
 
 def _written(carry: Cache, key: Float[Array, "*B T M H"], value: Float[Array, "*B T M H"], here: _Steps) -> Cache:
-    """The cache with the last real positions of the input in their slots."""
+    """Stores the last real positions of the input in the cache."""
     slots = carry.positions.shape[-1]
     if not slots:
         return carry

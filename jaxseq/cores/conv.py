@@ -21,7 +21,7 @@ class Conv(StateCore):
     """Causal convolution ``y_t = Σ_j x_{t - j·dilation} K_j + b`` over ``j < kernel_size``.
 
     (van den Oord et al. 2016, "WaveNet", arXiv:1609.03499; Bai et al. 2018, arXiv:1803.01271.) Inputs of another
-    width than ``features`` are first brought to it by a matrix, as WaveNet's are.
+    width than ``features`` are first projected to ``features``, as in WaveNet.
 
     Raises:
       ValueError: ``kernel_size`` or ``dilation`` is not positive.
@@ -31,7 +31,7 @@ class Conv(StateCore):
     dilation: int = 1
 
     def initial_state(self, batch_shape: tuple[int, ...]) -> LastInputs:
-        """Zeros: the inputs before the first."""
+        """Zeros for the inputs before the first."""
         if self.kernel_size < 1 or self.dilation < 1:
             raise ValueError(f"kernel_size={self.kernel_size} and dilation={self.dilation} must be at least 1")
         shape = (*batch_shape, (self.kernel_size - 1) * self.dilation, self.features)

@@ -2,9 +2,8 @@
 
     core.apply(variables, carry, xs, segment_ids) -> (carry, ys)
 
-**The splitting law.** Split a sequence anywhere, pass the carry along, and outputs, final carry and gradients
-are those of the whole. A step is a split of length one; streaming, truncated back-propagation and decoding
-follow.
+**The splitting law.** Split a sequence anywhere and pass the carry along: outputs, final carry and gradients equal
+those of the whole sequence. A step is a piece of length one; streaming, truncated back-propagation and decoding follow.
 
 Padding (id 0) changes neither the carry nor any output or gradient at a real position, even where it holds NaN;
 outputs at padded positions are zero. A change of id starts another document, also at a split: the carry stores the
@@ -31,7 +30,7 @@ State = Any
 
 
 class StateCarry(NamedTuple):
-    """The carry of a ``StateCore``: its state, and the id of the last real position (0: nothing was read yet)."""
+    """The carry of a ``StateCore``: its state, and the id of the last real position (0 before any input)."""
 
     state: State
     segment_id: Int[Array, "*B"]
@@ -67,7 +66,7 @@ class Core(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def make_carry(self, batch_shape: tuple[int, ...], context: int) -> Carry:
-        """The carry before anything was read, with room to look ``context`` positions back; works unbound."""
+        """The initial carry; a cache in it holds ``context`` earlier positions. Works unbound."""
 
     @abc.abstractmethod
     def run(self, carry: Carry, xs: Sequence, segment_ids: SegmentIds | None) -> tuple[Carry, Features]:
@@ -82,7 +81,7 @@ class Core(nn.Module, abc.ABC):
 
     @final
     def initial_carry(self, batch_shape: tuple[int, ...], context: int = 0) -> Carry:
-        """The carry before anything was read, with room to look ``context`` positions back; works unbound."""
+        """The initial carry; a cache in it holds ``context`` earlier positions. Works unbound."""
         return self.make_carry(batch_shape, context)
 
     @final
@@ -119,9 +118,9 @@ class Core(nn.Module, abc.ABC):
 
     @final
     def reset_states(self, carry: Carry, segment_ids: SegmentIds | None) -> Carry:
-        """The carry with each recurrent state reset to zeros where ``segment_ids`` start another document than its own.
+        """The carry with each recurrent state reset to zeros where ``segment_ids`` start another document.
 
-        ``core(carry, xs, segment_ids)`` does this itself; call it only to read the states between a split and the core.
+        ``core(carry, xs, segment_ids)`` does this itself; call it only to read states before the core.
         """
         return self.map_states(lambda part: _entering(part, segment_ids), carry)
 
@@ -158,9 +157,9 @@ class StateCore(Core):
 
     @abc.abstractmethod
     def initial_state(self, batch_shape: tuple[int, ...]) -> State:
-        """The state before anything was read: zeros, of at least float32; works unbound.
+        """The initial state: zeros, of at least float32; works unbound.
 
-        The state is a pytree, by convention a NamedTuple; a field ``h`` is what ``hidden`` gives.
+        The state is a pytree, by convention a NamedTuple; ``hidden`` returns its field ``h``.
         """
 
     @abc.abstractmethod
@@ -168,18 +167,18 @@ class StateCore(Core):
         """The state after ``xs`` and the outputs ``[*B, T, features]``; parameters are made here, as in ``nn.compact``.
 
         ``segment_ids`` must reset the state to zeros where the id of a real position differs from that of the real
-        position before it, and hold the state at padded positions: hand them to an op (``plain_recurrence`` for a
+        position before it, and hold the state at padded positions: pass them to an op (``plain_recurrence`` for a
         hand-written step, ``linear_recurrence``, ...).
         """
 
     @final
     def make_carry(self, batch_shape: tuple[int, ...], context: int) -> StateCarry:
-        """The initial state and no id; a state needs no room to look back."""
+        """The initial state and id 0; ``context`` is ignored."""
         return StateCarry(self.initial_state(batch_shape), jnp.zeros(batch_shape, jnp.int32))
 
     @final
     def map_states(self, function: Callable[[StateCarry], StateCarry], carry: StateCarry) -> StateCarry:
-        """``function`` of the carry."""
+        """Applies ``function`` to the carry, which is a single recurrent state."""
         return function(carry)
 
     @final
@@ -244,7 +243,7 @@ def _name(path: tuple) -> str:
 
 
 def _entering(carry: StateCarry, segment_ids: SegmentIds | None) -> StateCarry:
-    """The state to begin a call with, and the id of the last real position after the call.
+    """The state at the start of a call, and the id of the last real position after it.
 
     The state is reset to zeros where the first real position belongs to another document than the carry's.
     """

@@ -48,7 +48,7 @@ class Delta(StateCore):
         def dense(name: str, features: int, bias: bool = False, dtype: DType = self.dtype) -> nn.Dense:
             return nn.Dense(features, bias, dtype, self.param_dtype, bias_init=small_steps, name=name)
 
-        # In the state's precision from here on: normalised, a vector that nearly cancels shows every rounding.
+        # The state's precision from here on: normalising a vector near zero amplifies its rounding errors.
         projected = dense("query_key_value", 3 * self.features)(xs).astype(matrix.dtype)
         kernel = self.param("convolution", short_kernel, (TAPS, 3 * self.features), self.param_dtype)
         window, mixed = causal_convolution(window, projected, kernel.astype(matrix.dtype), segment_ids=segment_ids)
@@ -69,5 +69,5 @@ class Delta(StateCore):
 
 
 def _normalised(vectors: Float[Array, "*B T N H"]) -> Float[Array, "*B T N H"]:
-    """Of length one, if not near zero."""
+    """Scales vectors to length one; vectors near zero stay near zero."""
     return vectors * jax.lax.rsqrt((vectors**2).sum(-1, keepdims=True) + EPSILON)

@@ -14,7 +14,7 @@ class Elman(Recurrent):
     activation: str = "tanh"
 
     def cell(self) -> Cell:
-        """One gate, no squashing but φ."""
+        """The plain cell with the activation φ."""
         if self.activation not in cells.ELMAN:
             raise ValueError(f"activation={self.activation!r}; known: {', '.join(cells.ELMAN)}")
         return cells.ELMAN[self.activation]

@@ -47,7 +47,7 @@ class GLA(StateCore):
         return GLAState(jnp.zeros((*batch_shape, *self._sizes()), at_least_float32(self.param_dtype)))
 
     def mix(self, state: GLAState, xs: Sequence, segment_ids: SegmentIds | None) -> tuple[GLAState, Features]:
-        """Projects the whole input, runs the state along it, and gates what the queries read."""
+        """Projects the whole input, runs linear attention along it, and gates its output."""
         heads, key_size, size = self._sizes()
 
         def dense(name: str, features: int, x: Array, bias: bool = False) -> Array:

@@ -20,6 +20,6 @@ class GRU(Recurrent):
     gates: ClassVar[int] = 3
 
     def cell(self) -> Cell:
-        """The cell with its own bias b' bound to it."""
+        """The cell with its bias b' bound by ``Partial``."""
         bias = self.param("recurrent_bias", nn.initializers.zeros, (self.features,), self.param_dtype)
         return Partial(cells.gru, bias.astype(at_least_float32(self.param_dtype)))

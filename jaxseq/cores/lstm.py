@@ -48,7 +48,7 @@ class LSTM(StateCore):
     def mix(
         self, state: cells.LSTMState, xs: Sequence, segment_ids: SegmentIds | None
     ) -> tuple[cells.LSTMState, Features]:
-        """Runs the cell along the input, by the implementation asked for."""
+        """Runs the cell along the input with the selected implementation."""
         bias_init = forget_bias_init(self.forget_bias)
         weights = recurrent_weights(self, xs.shape[-1], 4, self.num_heads, bias_init)
         fits: dict[str, Any] = {"segment_ids": segment_ids, "peepholes": self.peepholes}
@@ -62,7 +62,7 @@ class LSTM(StateCore):
         return recurrence_with_projection(self._cell(), state, xs, *weights, segment_ids=segment_ids, **options)
 
     def _cell(self) -> Cell:
-        """The plain cell, or the one with peepholes bound to it."""
+        """The plain cell, or the peephole cell with its weights bound."""
         if not self.peepholes:
             return cells.lstm
         names = cells.Peepholes._fields

@@ -40,7 +40,7 @@ class MLSTM(StateCore):
         return MLSTMState(*(jnp.zeros((*batch_shape, *shape), at_least_float32(self.param_dtype)) for shape in shapes))
 
     def mix(self, state: MLSTMState, xs: Sequence, segment_ids: SegmentIds | None) -> tuple[MLSTMState, Features]:
-        """Projects the whole input, runs the memory along it, and gates what the queries read."""
+        """Projects the whole input, runs the mLSTM recurrence along it, and gates its output."""
         heads, size = self._sizes()
 
         def dense(name: str, features: int, **options: Any) -> Array:
@@ -69,5 +69,5 @@ class MLSTM(StateCore):
 
 
 def _three_to_six(key: Array, shape: tuple[int, ...], dtype: DType) -> Array:
-    """Equal steps over the heads."""
+    """Evenly spaced values from 3 to 6 over the heads."""
     return jnp.linspace(3, 6, shape[0], dtype=dtype)

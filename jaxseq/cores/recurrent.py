@@ -35,7 +35,7 @@ class Recurrent(StateCore):
 
     @abc.abstractmethod
     def cell(self) -> Cell:
-        """The pointwise equation, ``(state, x, r) -> state``; bind own parameters (``self.param``) by Partial."""
+        """The pointwise equation, ``(state, x, r) -> state``; bind its parameters (``self.param``) by ``Partial``."""
 
     @final
     def initial_state(self, batch_shape: tuple[int, ...]) -> Any:

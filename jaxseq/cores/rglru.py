@@ -23,7 +23,7 @@ class RGLRU(StateCore):
     is initialised such that ``exp(-8 softplus(Λ))`` is uniform between 0.9 and 0.999.
 
     This is the layer alone. Griffin's recurrent block also has linear maps before and after it, a causal convolution
-    over 4 steps ahead of it and a GeLU branch that multiplies its output; none of these is in here. Inputs of
+    over 4 steps ahead of it and a GeLU branch that multiplies its output; none of these is included. Inputs of
     another width than ``features`` go through a linear map to ``features`` first.
 
     Raises:

@@ -72,7 +72,7 @@ def find_core(name: str) -> type[Core]:
 
 
 def make_core(name: str, features: int, options: Sequence[str] = (), **fields: Any) -> Core:
-    """The core of that name (``find_core``), with further fields as a command line gives them: ``["num_heads=8"]``.
+    """The core of that name (``find_core``), with further fields as texts from a command line: ``["num_heads=8"]``.
 
     Values are Python literals, or else text; they override ``fields``.
 

@@ -24,15 +24,15 @@ class Stacked(Core):
 
     @property
     def features(self) -> int:
-        """The last core's."""
+        """The width of the last core's output."""
         return self.cores[-1].features
 
     def make_carry(self, batch_shape: tuple[int, ...], context: int) -> tuple[Carry, ...]:
-        """One carry a core."""
+        """The tuple of the cores' carries."""
         return tuple(core.initial_carry(batch_shape, context) for core in self.cores)
 
     def map_states(self, function: Callable[[StateCarry], StateCarry], carry: tuple[Carry, ...]) -> tuple[Carry, ...]:
-        """Core by core."""
+        """Applies ``function`` to the states of each core, in order."""
         return tuple(core.map_states(function, part) for core, part in zip(self.cores, carry, strict=True))
 
     def run(
@@ -61,15 +61,15 @@ class Residual(Core):
 
     @property
     def features(self) -> int:
-        """The core's."""
+        """The width of the core's output."""
         return self.core.features
 
     def make_carry(self, batch_shape: tuple[int, ...], context: int) -> Carry:
-        """The core's."""
+        """The core's initial carry."""
         return self.core.initial_carry(batch_shape, context)
 
     def map_states(self, function: Callable[[StateCarry], StateCarry], carry: Carry) -> Carry:
-        """The core's."""
+        """Applies ``function`` to the core's states."""
         return self.core.map_states(function, carry)
 
     def run(self, carry: Carry, xs: Sequence, segment_ids: SegmentIds | None) -> tuple[Carry, Features]:
@@ -130,8 +130,8 @@ class PositionCount(NamedTuple):
 class Positions(StateCore):
     """Adds a vector of each position, counted from its document's start: ``"sinusoid"`` or ``"learned"``.
 
-    With ``join="concat"`` the vector is concatenated to the input; ``features`` is the width of the output. A step must
-    know its position, so positions are a core whose state is a count. Learned positions from ``max_length`` on take the
+    With ``join="concat"`` the vector is concatenated to the input; ``features`` is the width of the output. A decoding
+    step needs its position, so this is a core whose state is a count. Learned positions from ``max_length`` on take the
     last one's vector.
 
     Raises:

@@ -29,7 +29,7 @@ class DecoderBlock(MemoryDecoder):
     def __call__(
         self, carry: AttentionCarry, xs: Sequence, segment_ids: SegmentIds | None, memory: Memory
     ) -> tuple[AttentionCarry, Features]:
-        """Applies the sublayers; a single step keeps the weights that it attends with, others compute the last ones."""
+        """Applies the sublayers; a single step stores its attention weights, a longer call recomputes the last ones."""
         options: dict[str, Any] = {"norm": self.norm, "dropout": self.dropout}
         options |= {"dtype": self.dtype, "param_dtype": self.param_dtype}
         core, weights = carry
@@ -61,7 +61,7 @@ def _last_weights(
     segment_ids: SegmentIds | None,
     before: Float[Array, "*B S"],
 ) -> Float[Array, "*B S"]:
-    """The weights (mean over heads) of the last real position; those before where there is none."""
+    """The weights (mean over heads) of the last real position, or the previous weights if there is none."""
     if xs.shape[-2] == 0:
         return before
     if segment_ids is None:
@@ -76,6 +76,6 @@ def _last_weights(
 def _where_real(
     after: Float[Array, "*B S"], segment_ids: SegmentIds | None, before: Float[Array, "*B S"]
 ) -> Float[Array, "*B S"]:
-    """The weights after a single position where it is real, else those before it."""
+    """The new weights where a single position is real, else the previous weights."""
     after = after.astype(before.dtype)
     return after if segment_ids is None else jnp.where(segments.is_real(segment_ids), after, before)

@@ -1,4 +1,4 @@
-"""The initial state of a decoder, made of a summary of the encoded source."""
+"""The initial state of a decoder, computed from a summary of the encoded source."""
 
 from typing import Literal, TypeAlias, get_args
 
@@ -15,7 +15,7 @@ SUMMARIES: tuple[str, ...] = get_args(Summary)
 
 
 class Bridge(nn.Module):
-    """Summarizes an encoded sequence as one vector s, and makes the decoder's initial states of it.
+    """Summarizes an encoded sequence as one vector s, and computes the decoder's initial states from it.
 
     ``summary``: ``"last"`` is the output at the last real position (Cho et al. 2014; Sutskever et al. 2014),
     ``"first_and_last"`` concatenates those at the first and the last (both final states of a bidirectional encoder),
@@ -47,7 +47,7 @@ class Bridge(nn.Module):
 
     @nn.compact
     def initialize(self, decoder: Decoder, carry: Carry, summary: Float[Array, "*B E"]) -> Carry:
-        """The decoder's carry with its states made of the summary; unchanged without ``initial``."""
+        """The decoder's carry with its states computed from the summary; unchanged without ``initial``."""
         if not self.initial:
             return carry
         count = 0

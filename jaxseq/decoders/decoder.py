@@ -1,6 +1,6 @@
 """The base classes of decoders: cores that also read a memory. The splitting law holds with the memory as a constant.
 
-memory = decoder.prepare_memory(encoded, segment_ids, summary)  # all projections of it, once a sequence
+memory = decoder.prepare_memory(encoded, segment_ids, summary)  # computes all projections once
 carry = decoder.initial_carry(memory, batch_shape, context)
 carry, ys = decoder(carry, xs, segment_ids, memory)
 """
@@ -29,11 +29,11 @@ class Decoder(nn.Module, abc.ABC):
     def prepare_memory(
         self, encoded: Float[Array, "*B S D"], segment_ids: SegmentIds | None, summary: Float[Array, "*B E"] | None
     ) -> Any:
-        """The memory made of an encoded sequence and of its summary (None without a bridge)."""
+        """Computes the memory from an encoded sequence and its summary (None without a bridge)."""
 
     @abc.abstractmethod
     def initial_carry(self, memory: Any, batch_shape: tuple[int, ...], context: int = 0) -> Carry:
-        """The carry before anything was read, with room to look ``context`` positions back; works unbound."""
+        """The initial carry; a cache in it holds ``context`` earlier positions. Works unbound."""
 
     @abc.abstractmethod
     def __call__(
@@ -52,7 +52,7 @@ class Decoder(nn.Module, abc.ABC):
     def last_attention_weights(self, carry: Carry) -> Float[Array, "*B S"]:
         """The weights, averaged over heads, with which the last real position attended to the memory; works unbound.
 
-        ``decoding.Coverage`` takes this method.
+        Pass this method to ``decoding.Coverage``.
 
         Raises:
           ValueError: the decoder has no attention.
@@ -74,14 +74,14 @@ class MemoryDecoder(Decoder):
 
     @property
     def features(self) -> int:
-        """The core's."""
+        """The width of the core's output."""
         return self.core.features
 
     @final
     def prepare_memory(
         self, encoded: Float[Array, "*B S D"], segment_ids: SegmentIds | None, summary: Float[Array, "*B E"] | None
     ) -> Memory:
-        """The attention's keys and values."""
+        """Projects the encoded sequence to the attention's keys and values."""
         return self.attention.project(encoded, segment_ids)
 
     @final
@@ -92,10 +92,10 @@ class MemoryDecoder(Decoder):
 
     @final
     def map_states(self, function: Callable[[StateCarry], StateCarry], carry: AttentionCarry) -> AttentionCarry:
-        """The core's."""
+        """The carry with ``function`` applied to each recurrent state of the core."""
         return carry._replace(core=self.core.map_states(function, carry.core))
 
     @final
     def last_attention_weights(self, carry: AttentionCarry) -> Float[Array, "*B S"]:
-        """The weights in the carry."""
+        """The attention weights stored in the carry."""
         return carry.weights

@@ -21,13 +21,13 @@ class RecurrentDecoder(Decoder):
 
     @property
     def features(self) -> int:
-        """The core's."""
+        """The width of the core's output."""
         return self.core.features
 
     def prepare_memory(
         self, encoded: Float[Array, "*B S D"], segment_ids: SegmentIds | None, summary: Float[Array, "*B E"] | None
     ) -> Float[Array, "*B E"] | None:
-        """The summary with ``fusion``, else nothing.
+        """The summary if there is a ``fusion``, else None.
 
         Raises:
           ValueError: there is no summary, because the model has no bridge.
@@ -37,7 +37,7 @@ class RecurrentDecoder(Decoder):
         return None if self.fusion is None else summary
 
     def initial_carry(self, memory: Any, batch_shape: tuple[int, ...], context: int = 0) -> Carry:
-        """The core's."""
+        """The core's initial carry."""
         return self.core.initial_carry(batch_shape, context)
 
     def __call__(
@@ -50,7 +50,7 @@ class RecurrentDecoder(Decoder):
         return self.core(carry, xs, segment_ids)
 
     def map_states(self, function: Callable[[StateCarry], StateCarry], carry: Carry) -> Carry:
-        """The core's."""
+        """The carry with ``function`` applied to each recurrent state of the core."""
         return self.core.map_states(function, carry)
 
     def last_attention_weights(self, carry: Carry) -> Float[Array, "*B S"]:

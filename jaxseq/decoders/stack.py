@@ -27,17 +27,17 @@ class DecoderStack(Decoder):
 
     @property
     def features(self) -> int:
-        """The last decoder's."""
+        """The width of the last decoder's output."""
         return self.decoders[-1].features
 
     def prepare_memory(
         self, encoded: Float[Array, "*B S D"], segment_ids: SegmentIds | None, summary: Float[Array, "*B E"] | None
     ) -> tuple[Any, ...]:
-        """One memory a decoder."""
+        """A tuple with the memory of each decoder."""
         return tuple(decoder.prepare_memory(encoded, segment_ids, summary) for decoder in self.decoders)
 
     def initial_carry(self, memory: tuple[Any, ...], batch_shape: tuple[int, ...], context: int = 0) -> Carry:
-        """The carry of the positions (empty without them), then one a decoder."""
+        """The carry of the positions (empty without them), then that of each decoder."""
         first = () if self.positions is None else self.positions.initial_carry(batch_shape, context)
         pairs = zip(self.decoders, memory, strict=True)
         return (first, *(decoder.initial_carry(own, batch_shape, context) for decoder, own in pairs))
@@ -59,12 +59,12 @@ class DecoderStack(Decoder):
         return tuple(after), xs
 
     def map_states(self, function: Callable[[StateCarry], StateCarry], carry: tuple[Carry, ...]) -> tuple[Carry, ...]:
-        """Of the positions, then decoder by decoder."""
+        """Applies ``function`` to the states of the positions, then of each decoder."""
         first, *rest = carry
         if self.positions is not None:
             first = self.positions.map_states(function, first)
         return (first, *(d.map_states(function, part) for d, part in zip(self.decoders, rest, strict=True)))
 
     def last_attention_weights(self, carry: tuple[Carry, ...]) -> Float[Array, "*B S"]:
-        """The last decoder's."""
+        """The attention weights of the last decoder."""
         return self.decoders[-1].last_attention_weights(carry[-1])

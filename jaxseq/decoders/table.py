@@ -46,17 +46,17 @@ def make_decoder(
       features: the width of the output.
       layers: the number of cores.
       attention: a name of ``jaxseq.layers.ATTENTIONS``; not read by ``"rnn"``.
-      fusion: how the summary or the context joins each input (``layers.Fusion``); None for an ``"rnn"`` that reads the
+      fusion: joins the summary or context to each input (``layers.Fusion``); None for an ``"rnn"`` that reads the
         summary only through its initial state. Not read by ``"transformer"``.
       feed_forward: the width of each block's feed-forward layer, None for none; read by ``"transformer"`` alone.
-      num_heads: of multi-head attention and causal self-attention; by default one for every 64 features where that
-        divides, else one.
-      positions: how sinusoids join the input of blocks with self-attention; ``"concat"`` needs an input narrower than
+      num_heads: the number of heads of multi-head attention and causal self-attention; by default one for every 64
+        features where that divides, else one.
+      positions: joins sinusoids to the input of blocks with self-attention; ``"concat"`` needs an input narrower than
         ``features``.
-      norm: where the norm of each residual stands (``layers.Sublayer``).
+      norm: the position of the norm in each residual (``layers.Sublayer``).
       dropout: the rate at the output of each sublayer.
-      dtype: of computation.
-      param_dtype: of parameters.
+      dtype: the dtype of the computation.
+      param_dtype: the dtype of the parameters.
 
     Raises:
       ValueError: an unknown kind, core or attention, or no fusion for ``"attention"``.

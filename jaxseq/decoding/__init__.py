@@ -1,4 +1,4 @@
-"""From a step, ``(carry, tokens) -> (carry, logits)``, to tokens: greedy, sampled, searched, streamed, scored."""
+"""Decoding over a step ``(carry, tokens) -> (carry, logits)``: greedy, sampling, beam search, streaming, scoring."""
 
 from jaxseq.decoding.automaton import Automaton
 from jaxseq.decoding.beam import beam_search

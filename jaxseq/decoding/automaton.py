@@ -1,6 +1,6 @@
 r"""Constraints that are finite automata over tokens: a regular expression, words that must or must not occur.
 
-    date = Automaton.from_regex(r"\d{4}-\d\d-\d\d", texts, end_token=0)         # texts[i] is what token i spells
+    date = Automaton.from_regex(r"\d{4}-\d\d-\d\d", texts, end_token=0)         # texts[i]: the text of token i
     both = Automaton.requiring([[7, 8], [9]], vocab_size=100, end_token=0)
     clean = Automaton.avoiding([[5, 5]], vocab_size=100, end_token=0)
     greedy(step, carry, first_tokens, max_length=20, end_token=0, constraints=[both & clean])
@@ -182,7 +182,7 @@ class Automaton(Constraint):
     def from_regex(cls, pattern: str, texts: Sequence[str | None], *, end_token: int) -> "Automaton":
         """The token sequences that spell a text which the whole pattern matches (``compile_regex`` has the syntax).
 
-        ``texts[i]`` is what token i spells, of any length; a token that spells nothing (None or "") is forbidden. The
+        ``texts[i]`` is the text of token i, of any length; a token without text (None or "") is forbidden. The
         text of the end token is ignored. Every tokenization of a text is allowed, not only that of one tokenizer. Each
         token is run through the automaton of the characters from all states at once (Willard & Louf 2023,
         arXiv:2307.09702); tokens that map all states alike share their successors.

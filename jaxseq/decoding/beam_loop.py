@@ -72,7 +72,7 @@ class SearchInputs(NamedTuple):
 
 
 class RowState(NamedTuple):
-    """What belongs to a live hypothesis; its leaves are rows of the step. ``coverage`` sums the attention weights."""
+    """The state of a live hypothesis; its leaves are rows of the step. ``coverage`` sums the attention weights."""
 
     carry: Carry
     constraint_states: tuple[Carry, ...]

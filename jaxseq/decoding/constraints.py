@@ -61,11 +61,11 @@ class StatelessConstraint(Constraint):
     """Abstract: a constraint that depends only on how many tokens have been generated."""
 
     def initial_state(self, batch_shape: tuple[int, ...], max_length: int) -> tuple[()]:
-        """Nothing."""
+        """An empty state."""
         return ()
 
     def next_state(self, state: Carry, tokens: Int[Array, "*B"]) -> Carry:
-        """Nothing."""
+        """An empty state."""
         return state
 
 

@@ -69,12 +69,12 @@ def greedy(
     Args:
         step: ``(carry, tokens) -> (carry, logits)``, or with a third argument if ``memory`` is given.
         carry: the state before the first tokens; its leaves lead with ``*B``.
-        first_tokens: what the step reads first: the last token of a prompt whose other tokens are in the carry
+        first_tokens: the first input of the step: the last token of a prompt whose other tokens are in the carry
             (``prefill``), or a start token.
         max_length: the largest number of tokens to generate.
         end_token: a row ends at this token; ``None`` generates ``max_length`` tokens.
         constraints: which tokens are allowed, see ``Constraint``.
-        memory: what the step reads and never changes; its leaves lead with ``*B``.
+        memory: a constant input of the step, such as an encoded source; its leaves lead with ``*B``.
         donate_carry: let the loop overwrite the carry's arrays, which cannot be used afterwards, not a copy of them.
 
     Raises:
@@ -102,8 +102,8 @@ def sample(
 ) -> Generation:
     """Draw each token from the step's distribution, after constraints, temperature and filters in this order.
 
-    A row's tokens depend on its own key alone: they are the same in any batch, and a larger ``max_length`` continues
-    what a smaller one gives. New values of the options and of constraints of the same shapes need no new compilation,
+    A row's tokens depend on its own key alone: they are the same in any batch, and a larger ``max_length`` extends
+    what a smaller one returns. New values of the options and of constraints of the same shapes need no new compilation,
     except for ``top_k`` and for filters that were left out before (also by a temperature, top_p or typical_p of 1).
 
     Args:
@@ -111,7 +111,7 @@ def sample(
         options: temperature and filters.
         key: one typed key per row (shape ``*B``), or a single key, of which row i (in row-major order) gets
             ``jax.random.fold_in(key, i)``. Token t of a row is drawn with ``fold_in(row_key, t)``.
-        num_samples: draw n sequences per row; what is returned is then ``[*B n ...]``, and sample j of a row has the
+        num_samples: draw n sequences per row, ``[*B n ...]`` in the results, and sample j of a row has the
             key ``fold_in(row_key, j)``.
 
     Raises:
@@ -163,7 +163,7 @@ def stream(
     Args:
         step, carry, first_tokens, key, max_length, end_token, constraints, memory, donate_carry: as for ``sample``.
         options: temperature and filters; ``None`` is ``SamplingOptions()``.
-        block_length: how many tokens are generated before the first of them is yielded.
+        block_length: the number of tokens that are generated before the first of them is yielded.
 
     Raises:
         ValueError: at the call, not at the first token: as ``sample``; a block length below 1, or options without a

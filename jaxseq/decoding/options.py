@@ -26,7 +26,7 @@ SMALLEST_POSITIVE = float(np.finfo(np.float32).tiny)
 @partial(register_dataclass, data_fields=["temperature", "top_p", "min_p", "typical_p"], meta_fields=["top_k"])
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How a token is drawn from the logits of a step.
+    """The temperature and the logits filters of sampling.
 
     The temperature comes first, then top-k, top-p, min-p and typical-p, in this order. Each filter sets the logits of
     the tokens that it removes to minus infinity, and sees the distribution that the filters before it left,
@@ -79,7 +79,7 @@ class Coverage:
 
     Attributes:
         weights: a function of the carry that a step returns; gives the attention weights ``a_t`` ``[*B S]`` of that
-            step. It is compared by identity: a lambda made anew for every search is compiled anew.
+            step. It is compared by identity: a new lambda for every search is compiled again.
         strength: β, at least 0.
         mask: the source positions that count (True), ``[*B S]``; all where it is ``None``.
 
@@ -100,22 +100,22 @@ class Coverage:
 
 @dataclass(frozen=True)
 class BeamOptions:
-    """How beam search explores and compares hypotheses.
+    """The size, the scores and the diversity of a beam search.
 
     The score of a hypothesis y is ``log P(y | x) / divisor(|y|)``, plus the coverage penalty.
 
     Attributes:
-        num_beams: how many hypotheses the beam keeps. At least 1 and at most the number of sequences, ``V^max_length``.
-        num_results: how many hypotheses are returned, best first. In [1, num_beams]; ``None`` returns all.
+        num_beams: the size of the beam. At least 1 and at most the number of sequences, ``V^max_length``.
+        num_results: the number of returned hypotheses, best first. In [1, num_beams]; ``None`` returns all.
         normalization: the divisor: ``"none"`` (1), ``"mean"`` (``|y|``), ``"gnmt"`` (``GNMT(0.6)``), ``GNMT(alpha)``
             (``((5 + |y|) / 6)^alpha``), or any positive function of a length.
         early_stopping: ends the search of a row as soon as no unfinished hypothesis can reach the results any more. A
             log-probability only falls, so an unfinished hypothesis scores at most its log-probability over the largest
             divisor of a longer length. The results are the same without it.
-        num_groups: diverse beam search: so many groups share the beams and search side by side. Divides num_beams; two
+        num_groups: diverse beam search: the number of groups that the beams are divided into. Divides num_beams; two
             groups may return the same hypothesis. Vijayakumar et al., "Diverse beam search", 2018.
-        diversity: what a token costs a group for each hypothesis of the groups before it that has taken the same token
-            at the same step. At least 0; scores do not contain it.
+        diversity: the penalty of a token for each hypothesis of an earlier group that has taken the same token at the
+            same step. At least 0; scores do not contain it.
         coverage: the coverage penalty; ``None`` leaves it out.
 
     Raises:

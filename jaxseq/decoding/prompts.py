@@ -55,8 +55,8 @@ def prefill(
         carry: a fresh carry; its leaves lead with ``*B``.
         prompts: token ids.
         lengths: the number of tokens of each prompt; ``None``: all have length T.
-        max_length: how many tokens will be generated, so that a carry without the room for them is an error here.
-        memory: what the forward function reads and never changes; its leaves lead with ``*B``.
+        max_length: the number of tokens that will be generated; a carry with too little context raises an error.
+        memory: a constant input of the forward function; its leaves lead with ``*B``.
 
     Raises:
         ValueError: a length outside [1, T], or prompt and generation together longer than the carry's context.

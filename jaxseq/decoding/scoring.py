@@ -39,7 +39,7 @@ def score(
     Args:
         step, carry, first_tokens, memory: those that decoding started with, as for ``greedy``.
         tokens: one sequence per row ``[*B L]``, or several ``[*B K L]``, such as the results of a beam search.
-        lengths: how many tokens of each sequence count; ``None``: all.
+        lengths: the number of tokens of each sequence that are scored; ``None``: all.
 
     Raises:
         ValueError: shapes that do not fit together, or as ``greedy``.
@@ -56,7 +56,7 @@ def score_tokens(
     *,
     memory: Memory = None,
 ) -> Float[Array, "*R L"]:
-    """``log p(y_t | y_<t, x)`` of each token, 0 behind each sequence's length; arguments and errors as ``score``."""
+    """``log p(y_t | y_<t, x)`` of each token, 0 after each sequence's length; arguments and errors as ``score``."""
     first_tokens, tokens, carry = as_token_ids(first_tokens), as_token_ids(tokens), as_arrays(carry)
     batch, rows = first_tokens.shape, tokens.shape[:-1]
     several = len(rows) == len(batch) + 1

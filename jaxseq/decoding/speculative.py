@@ -32,8 +32,8 @@ class Speculation(NamedTuple):
 
     Attributes:
         tokens, lengths, log_probabilities: as in ``Generation``.
-        num_drafted: how many tokens were drafted for each row.
-        num_accepted: how many of them were accepted.
+        num_drafted: the number of tokens drafted for each row.
+        num_accepted: the number of drafted tokens that were accepted.
         num_rounds: the number of verifications by the large model, each for all rows together.
     """
 
@@ -194,7 +194,7 @@ def _draft(forward: Partial, sampler: Sampler | None, state: _State, draft_lengt
 def _verify(
     sampler: Sampler | None, drafted: _Draft, logits: Float[Array, "*B m V"], position: Int[Array, "*B"]
 ) -> tuple[Int[Array, "*B"], Int[Array, "*B"]]:
-    """How many drafted tokens of each row are accepted, and the token that follows them."""
+    """Count the accepted tokens of each row, and choose the token that follows them."""
     if sampler is None or drafted.scores is None:
         best = jnp.argmax(logits, axis=-1).astype(drafted.tokens.dtype)
         accepted = _count_leading(drafted.tokens == best[..., :-1])
@@ -250,7 +250,7 @@ def _record(
 
 
 def _count_leading(true: Bool[Array, "*B n"]) -> Int[Array, "*B"]:
-    """How many values are True before the first False."""
+    """Count the True values before the first False."""
     return jnp.sum(jnp.cumprod(true.astype(jnp.int32), axis=-1), axis=-1, dtype=jnp.int32)
 
 

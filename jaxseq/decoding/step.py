@@ -29,7 +29,7 @@ LARGE_ROW_BYTES = 2**14
 """Rows of at least this size are moved one by one on a CPU; smaller ones are gathered."""
 
 Memory: TypeAlias = Any
-"""What a step reads and never changes: a pytree whose leaves all lead with ``*B``, or None."""
+"""A constant input of a step: a pytree whose leaves all lead with ``*B``, or None."""
 
 Tree = TypeVar("Tree")
 
@@ -39,7 +39,7 @@ class Step(Protocol):
     """Reads one token per row and returns the logits of the next one."""
 
     def __call__(self, carry: Carry, tokens: Int[Array, "*B"], /) -> tuple[Carry, Logits]:
-        """The carry after the tokens (same structure, shapes and dtypes), and the logits of what follows them."""
+        """The carry after the tokens (same structure, shapes and dtypes), and the logits of the next tokens."""
 
 
 @runtime_checkable
@@ -52,7 +52,7 @@ class StepWithMemory(Protocol):
 
 @runtime_checkable
 class Forward(Protocol):
-    """Reads several tokens per row and returns the logits behind each of them."""
+    """Reads several tokens per row and returns the logits after each of them."""
 
     def __call__(
         self, carry: Carry, tokens: Tokens, segment_ids: SegmentIds | None, /
@@ -138,7 +138,7 @@ def gather_rows(tree: Tree, batch_shape: tuple[int, ...], parents: Int[Array, "N
 
 
 def _move_rows(rows: list[Array], sources: Int[Array, " R"]) -> list[Array]:
-    """The rows, those whose source is another row overwritten by it, one after another."""
+    """Overwrite each row whose source is another row, one after another."""
     if not rows:
         return []
     moves = sources != jnp.arange(len(sources), dtype=sources.dtype)
@@ -188,7 +188,7 @@ def check_step(step: Step, carry: Carry, tokens: Int[Array, "*B"], end_token: in
 
 
 def check_context(carry: Carry, needed: int, request: str) -> None:
-    """Check that the carry can look back far enough.
+    """Check that the carry keeps enough earlier positions.
 
     A part of a carry that keeps a limited number of positions says so by a property ``context``: that number (``None``
     means that it never needs more than it has). How many positions the carry has read already is not known here;
@@ -206,7 +206,7 @@ def check_context(carry: Carry, needed: int, request: str) -> None:
 
 
 def min_context(carry: Carry) -> int | None:
-    """How many earlier positions every part of a carry can look back on; None where there is no bound."""
+    """The smallest number of earlier positions that a part of the carry keeps; None if no part has a bound."""
 
     def has_context(node: Any) -> bool:
         return isinstance(getattr(type(node), "context", None), property)

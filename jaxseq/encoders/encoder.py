@@ -9,7 +9,7 @@ from jaxseq.typing import Features, SegmentIds
 class Encoder(Protocol):
     """``encoder(xs, segment_ids) -> ys``: any Linen module with this call is an encoder.
 
-    ``xs`` are features ``[*B T D]``, or whatever a first encoder reads: tokens (``TextEncoder``), images. ``ys`` are
+    ``xs`` are features ``[*B T D]``, or the input of a first encoder: tokens (``TextEncoder``), images. ``ys`` are
     features ``[*B S F]``; those at padded positions (id 0) are zero. An encoder may look ahead, so it has no carry and
     cannot generate.
     """

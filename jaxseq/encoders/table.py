@@ -38,12 +38,14 @@ def make_encoder(
       bidirectional: run a core in both directions, half the features each. Without it, forwards only.
       feed_forward: the width of the feed-forward layer; every layer is then a Transformer block. Without it, the first
         layer of cores has no residual, those above it have one.
-      num_heads: of self-attention; by default one for every 64 features where that divides, else one.
-      positions: how sinusoids join the input of self-attention; ``"concat"`` needs an input narrower than ``features``.
-      norm: where the norm of each residual stands (``layers.Sublayer``).
+      num_heads: the number of heads of self-attention; by default one for every 64 features where that divides, else
+        one.
+      positions: combines sinusoids with the input of self-attention; ``"concat"`` needs an input narrower than
+        ``features``.
+      norm: the position of the norm in each residual (``layers.Sublayer``).
       dropout: the rate at the output of each sublayer.
-      dtype: of computation.
-      param_dtype: of parameters.
+      dtype: the dtype of the computation.
+      param_dtype: the dtype of the parameters.
 
     Raises:
       ValueError: an unknown core, or odd ``features`` for two directions.

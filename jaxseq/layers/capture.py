@@ -1,4 +1,4 @@
-"""Captures attention weights, by recomputation where a fast path never holds them.
+"""Captures attention weights, by recomputation where an implementation does not store them.
 
 A layer with attention *records* its weights in Flax's collection ``intermediates``. They are computed only where a
 caller makes that collection mutable, so that recording costs nothing otherwise.

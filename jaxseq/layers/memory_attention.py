@@ -123,7 +123,7 @@ class MemoryAttention(nn.Module, abc.ABC):
 
     @final
     def value_projection(self) -> nn.Dense | None:
-        """The layer that ``value_features`` asks for."""
+        """The projection of the values to ``value_features``; None if that is None."""
         return None if self.value_features is None else self.dense(self.value_features)
 
     def _split(self, layer: nn.Module | None, x: Float[Array, "*B T D"]) -> Float[Array, "*B T N H"]:
@@ -174,7 +174,7 @@ class AdditiveAttention(MemoryAttention):
     def head_contexts(
         self, query: Float[Array, "*B T N H"], memory: Memory, mask: Mask | None
     ) -> Float[Array, "*B T N E"]:
-        """From the weights."""
+        """The mean of the values under the weights."""
         return weighted_mean(self.head_weights(query, memory.keys, mask), memory)
 
 
@@ -206,7 +206,7 @@ class ProductAttention(MemoryAttention):
     def head_contexts(
         self, query: Float[Array, "*B T N H"], memory: Memory, mask: Mask | None
     ) -> Float[Array, "*B T N E"]:
-        """By the fast path, which never holds all weights at once."""
+        """Computes the contexts by ``jaxseq.ops.attention``, which need not store all weights."""
         scale = self._scale(query.shape[-1], memory.keys.shape[-1])
         return attention(query, memory.keys, memory.values, mask=mask, scale=scale)
 
@@ -220,7 +220,7 @@ class DotAttention(ProductAttention):
     """``e = q · k``, or ``q · k / √H`` if ``scaled``, nothing learned (Luong et al. 2015; Vaswani et al. 2017)."""
 
     def projections(self) -> Projections:
-        """Of the values, if asked for."""
+        """The value projection, if ``value_features`` is given."""
         return Projections(value=self.value_projection())
 
 
@@ -228,16 +228,16 @@ class GeneralAttention(ProductAttention):
     """``e = q · W k``: W brings the memory to the query's width ``features`` (Luong et al. 2015, arXiv:1508.04025)."""
 
     def projections(self) -> Projections:
-        """W."""
+        """The projection W of the keys, and the value projection."""
         return Projections(key=self.dense(self.features), value=self.value_projection())
 
 
 class MultiHeadAttention(ProductAttention):
     """``[head_1; ...; head_N] W_o``, ``head_n = softmax(q W_q (k W_k)ᵀ / √H) v W_v`` (Vaswani et al. 2017).
 
-    ``features`` is the width of what is put out. All heads' keys together are ``key_features`` wide and their values
+    ``features`` is the width of the output. All heads' keys together are ``key_features`` wide and their values
     ``value_features``, both ``features`` unless given. One head for every 64 features where that divides, else one,
-    unless ``num_heads`` says.
+    unless ``num_heads`` is given.
 
     Raises:
       ValueError: heads do not divide the keys' or the values' width.
@@ -249,7 +249,7 @@ class MultiHeadAttention(ProductAttention):
     use_bias: bool = True
 
     def projections(self) -> Projections:
-        """W_q, W_k, W_v and W_o."""
+        """The projections W_q, W_k, W_v and W_o."""
         keys, values = (self.features if n is None else n for n in (self.key_features, self.value_features))
         heads = self.num_heads
         if heads is None:

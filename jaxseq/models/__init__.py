@@ -1,4 +1,4 @@
-"""Models, which are given their parts."""
+"""Models, composed of the parts that they are given."""
 
 from jaxseq.models.encoder_decoder import Encoded, EncoderDecoder, alignment
 from jaxseq.models.language_model import LanguageModel

@@ -1,7 +1,7 @@
 """Model configs: frozen dataclasses that build their model, for command lines and run folders.
 
 Each class has only the fields that its model reads. The class variables ``default_steps`` and
-``default_learning_rate`` of the translators are what an experiment trains with unless told otherwise.
+``default_learning_rate`` of the translators are the defaults of an experiment.
 """
 
 import math
@@ -78,7 +78,7 @@ class LanguageModelConfig:
 
 
 class TranslatorConfig(Protocol):
-    """What the configs of translation models have in common."""
+    """The common interface of the configs of translation models."""
 
     default_steps: ClassVar[int]
     default_learning_rate: ClassVar[float]
@@ -93,7 +93,7 @@ class TranslatorConfig(Protocol):
 
     @property
     def tied(self) -> Tied:
-        """Which of the embeddings and the head share parameters."""
+        """The parameters that the embeddings and the head share."""
 
     @property
     def precision(self) -> Precision:
@@ -121,18 +121,18 @@ class RNNTranslator:
     bidirectional: bool = True
     """An encoder made of a core reads the source in both directions."""
     fusion: Literal["none", "add", "multiply", "concat"] = "none"
-    """How the summary joins the decoder's input at every step; none: it does not."""
+    """Combination of the summary with the decoder's input at every step; none: not used."""
     bridge: Literal["initial", "zero"] = "initial"
     """The decoder's initial state: a projection of the summary, or zeros (which needs a fusion)."""
     features: int = 128
     layers: int = 1
     """Layers of the encoder and of the decoder."""
     norm: Literal["pre", "post"] = "pre"
-    """Where a norm stands in the residual layers above the first."""
+    """Position of the norm in the residual layers above the first."""
     tied: Tied = "none"
     """head: use the transposed target embedding as the head; all: one vocabulary and one embedding throughout."""
     dropout: float = 0.0
-    """Of embeddings, sublayers and the decoder's output; a few thousand pairs want 0.1 to 0.3."""
+    """Dropout rate of embeddings, sublayers and the decoder's output; a few thousand pairs need 0.1 to 0.3."""
     precision: Precision = "float32"
 
     def __post_init__(self) -> None:
@@ -173,18 +173,18 @@ class AttentionTranslator:
     num_heads: int = 4
     """Heads of multi_head attention and of a transformer encoder."""
     fusion: Literal["add", "multiply", "concat"] = "concat"
-    """How the context joins the decoder's input."""
+    """Combination of the context with the decoder's input."""
     bridge: Literal["initial", "zero"] = "initial"
     """The decoder's initial state: a projection of the source's summary, or zeros."""
     features: int = 128
     layers: int = 1
     """Layers of the encoder and of the decoder."""
     norm: Literal["pre", "post"] = "pre"
-    """Where a norm stands in the residual layers above the first."""
+    """Position of the norm in the residual layers above the first."""
     tied: Tied = "none"
     """head: use the transposed target embedding as the head; all: one vocabulary and one embedding throughout."""
     dropout: float = 0.0
-    """Of embeddings, sublayers and the decoder's output; a few thousand pairs want 0.1 to 0.3."""
+    """Dropout rate of embeddings, sublayers and the decoder's output; a few thousand pairs need 0.1 to 0.3."""
     precision: Precision = "float32"
 
     def __post_init__(self) -> None:
@@ -229,13 +229,13 @@ class TransformerTranslator:
     """Width of the feed-forward layers; 4 x features if not given."""
     norm: Literal["pre", "post"] = "pre"
     positions: Literal["add", "concat", "none"] = "add"
-    """How sinusoids join the input of self-attention."""
+    """Combination of sinusoids with the input of self-attention."""
     scale_embeddings: bool = True
     """Multiply the embeddings that self-attention reads by the square root of their width."""
     tied: Tied = "none"
     """head: use the transposed target embedding as the head; all: one vocabulary and one embedding throughout."""
     dropout: float = 0.0
-    """Of embeddings, sublayers and the decoder's output; a few thousand pairs want 0.1 to 0.3."""
+    """Dropout rate of embeddings, sublayers and the decoder's output; a few thousand pairs need 0.1 to 0.3."""
     precision: Precision = "float32"
 
     def __post_init__(self) -> None:

@@ -26,7 +26,7 @@ class Encoded(NamedTuple):
 class EncoderDecoder(nn.Module):
     """``P(y | x) = Π_t P(y_t | y_<t, encoder(x))``.
 
-    The source x is whatever the encoder reads: tokens (``TextEncoder``), features, images. Training calls the model,
+    The source x is the encoder's input: tokens (``TextEncoder``), features, images. Training calls the model,
     ``model.apply(variables, source, tokens, ...)``; decoding encodes once, then runs the decoder step by step:
 
         encoded = model.apply(variables, source, source_segment_ids, method="encode")
@@ -67,7 +67,7 @@ class EncoderDecoder(nn.Module):
         return Encoded(self.decoder.prepare_memory(ys, source_segment_ids, summary), summary)
 
     def initial_carry(self, encoded: Encoded, batch_shape: tuple[int, ...], context: int = 0) -> Carry:
-        """The decoder's carry, its states set by the bridge, with room to look ``context`` positions back."""
+        """The decoder's initial carry, set by the bridge; a cache in it holds ``context`` earlier positions."""
         carry = self.decoder.initial_carry(encoded.memory, batch_shape, context)
         if self.bridge is None or encoded.summary is None:
             return carry
@@ -104,7 +104,7 @@ class EncoderDecoder(nn.Module):
         return self.decode(carry, tokens, segment_ids, encoded)[1]
 
     def last_attention_weights(self, carry: Carry) -> Float[Array, "*B S"]:
-        """The decoder's: how the last real token attended to the source; works unbound.
+        """The decoder's attention weights of the last real token over the source; works unbound.
 
         ``decoding.Coverage(model.last_attention_weights, ...)`` compiles once for one model.
 

@@ -26,7 +26,7 @@ class LanguageModel(nn.Module):
     logits_dtype: DType = jnp.float32
 
     def initial_carry(self, batch_shape: tuple[int, ...], context: int = 0) -> Carry:
-        """The core's; works unbound."""
+        """The core's initial carry; works unbound."""
         return self.core.initial_carry(batch_shape, context)
 
     @nn.compact

@@ -20,8 +20,8 @@ def configure(kind: type[C], settings: Mapping[str, str], **changes: Any) -> C:
     A name is a field's path (``train.steps``) or an end of it that only one field has (``steps``). A field of several
     dataclasses is set to one of them by its name, with its options behind it (``model=transformer``, ``task="files
     --pairs mine.tsv"``); this comes before the settings of its fields. The items of a tuple are separated by spaces.
-    ``changes`` are top-level fields that are given by value. What a field's default does not say, a later
-    ``__post_init__`` may derive.
+    ``changes`` are top-level fields that are given by value. A ``__post_init__``
+    of the dataclass may derive further values.
 
     Raises:
         ValueError: an unknown or ambiguous name, a text that does not fit the field's type, or what the dataclasses
@@ -85,7 +85,7 @@ def _paths(values: Mapping[str, Any], prefix: str = "") -> list[str]:
 
 
 def _find(name: str, paths: list[str]) -> str:
-    """The path that the name is, or ends."""
+    """Find the path that equals the name or ends with it."""
     if name in paths:
         return name
     found = [path for path in paths if path.endswith(f".{name}")]

@@ -10,14 +10,14 @@ from jaxseq import analysis, training
 from jaxseq.training.settings import config_differences, flatten, resumable_fields
 
 IGNORED_FIELDS = {"run", "seed"}
-"""Fields that runs of one variant differ in, besides resumable fields."""
+"""Fields in which runs of one variant may differ, besides resumable fields."""
 
 MACHINE_FIELDS = ("git", "python", "versions", "backend", "devices", "device_count", "x64", "xla_flags")
-"""Fields of environment.json in which a difference is worth a note."""
+"""Fields of environment.json whose differences are noted."""
 
 
 class FinishedRun(NamedTuple):
-    """What a finished run wrote; ``ignored`` are the fields of its config that are not compared."""
+    """The files of a finished run; ``ignored`` are the fields of its config that are not compared."""
 
     folder: Path
     ignored: set[str]
@@ -101,7 +101,7 @@ def group_by_variant(runs: Sequence[FinishedRun], allow_other_data: bool = False
 
 
 def _data_note(base: FinishedRun, other: FinishedRun, allowed: bool) -> str:
-    """Empty for the same data; raises ValueError for other data that neither the results nor the user explain."""
+    """A note on different data, empty if it is the same; raises ValueError unless the results or the user allow it."""
     one, two = (str(run.environment.get("data_fingerprint")) for run in (base, other))
     named = [key for key in base.results if key.endswith("sha256")]
     # The fingerprint also covers how the data is cut into batches.
@@ -135,5 +135,5 @@ def compare_runs(
 
 
 def _numbers(results: dict[str, Any]) -> dict[str, float]:
-    """The numbers of results.json, where a number that is not finite is a word."""
+    """The numbers of results.json, including values that are not finite, which are stored as strings."""
     return {k: float(v) for k, v in results.items() if type(v) in (int, float) or v in ("nan", "inf", "-inf")}

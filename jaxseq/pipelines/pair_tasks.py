@@ -1,4 +1,4 @@
-"""Tasks for translation models: where pairs of texts come from. Each has only the fields that it reads."""
+"""Tasks for translation models: sources of text pairs. Each class has only the fields that it reads."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +18,11 @@ class Dates:
     target: str = "de"
     """The target's locale, or iso for YYYY-MM-DD."""
     num_pairs: int = 20_000
-    """Training pairs at most."""
+    """Maximum number of training pairs."""
     dates_per_line: int = 1
-    """A line has 1 to so many dates."""
+    """Maximum number of dates per line."""
     length_extrapolation: int = 1
-    """Evaluate also on lines of up to so many times as many dates as in training."""
+    """Also evaluate on lines with up to this multiple of dates_per_line."""
 
     def __post_init__(self) -> None:
         check_minimum(self, num_pairs=1, dates_per_line=1, length_extrapolation=1)
@@ -33,7 +33,7 @@ class Dates:
         return data.date_pairs(self.source, self.target, dates_per_line=self.dates_per_line, seed=seed, **counts)
 
     def longer_pairs(self, seed: int, num_pairs: int) -> Pairs:
-        """So many pairs of each number of dates beyond the training pairs'."""
+        """``num_pairs`` pairs for each number of dates above ``dates_per_line``."""
         counts = range(self.dates_per_line + 1, self.length_extrapolation * self.dates_per_line + 1)
         common: dict[str, Any] = {"years": data.held_out_years(seed=seed), "num_pairs": num_pairs, "seed": seed + 1}
         lists = [data.date_lists(self.source, self.target, dates_per_line=count, **common) for count in counts]
@@ -57,7 +57,7 @@ class Names:
         return data.name_pairs(self.source, self.target, seed=seed)
 
     def longer_pairs(self, seed: int, num_pairs: int) -> Pairs:
-        """None."""
+        """No pairs: the task has no longer ones."""
         return []
 
 
@@ -70,7 +70,7 @@ class Words:
     language: str = "de"
     """The words' language, as num2words names it."""
     num_pairs: int = 20_000
-    """Training pairs at most."""
+    """Maximum number of training pairs."""
 
     def __post_init__(self) -> None:
         check_minimum(self, num_pairs=1)
@@ -81,7 +81,7 @@ class Words:
         return data.number_pairs(self.language, direction="words", seed=seed, **counts)
 
     def longer_pairs(self, seed: int, num_pairs: int) -> Pairs:
-        """None."""
+        """No pairs: the task has no longer ones."""
         return []
 
 
@@ -94,7 +94,7 @@ class Digits:
     language: str = "en"
     """The words' language, as num2words names it."""
     num_pairs: int = 20_000
-    """Training pairs at most."""
+    """Maximum number of training pairs."""
 
     def __post_init__(self) -> None:
         check_minimum(self, num_pairs=1)
@@ -105,7 +105,7 @@ class Digits:
         return data.number_pairs(self.language, direction="digits", seed=seed, **counts)
 
     def longer_pairs(self, seed: int, num_pairs: int) -> Pairs:
-        """None."""
+        """No pairs: the task has no longer ones."""
         return []
 
 
@@ -114,11 +114,11 @@ class Reversal:
     """Random strings, to be written backwards: the alignment is known."""
 
     max_string_length: int = 20
-    """A string has 1 to so many characters."""
+    """Maximum number of characters of a string."""
     num_pairs: int = 20_000
-    """Strings that are drawn; a tenth of the distinct ones is held out."""
+    """Number of strings drawn; a tenth of the distinct ones is held out."""
     length_extrapolation: int = 1
-    """Evaluate also on strings of up to so many times the trained length."""
+    """Also evaluate on strings of up to this multiple of the maximum training length."""
 
     def __post_init__(self) -> None:
         check_minimum(self, num_pairs=1, max_string_length=1, length_extrapolation=1)
@@ -129,7 +129,7 @@ class Reversal:
         return data.reversal_pairs(max_string_length=self.max_string_length, num_pairs=self.num_pairs, seed=seed)
 
     def longer_pairs(self, seed: int, num_pairs: int) -> Pairs:
-        """So many pairs of each length beyond the training pairs'."""
+        """``num_pairs`` pairs for each length above the training pairs'."""
         lengths = range(self.max_string_length + 1, self.length_extrapolation * self.max_string_length + 1)
         made = [data.random_strings(length=length, num_strings=num_pairs, seed=seed + 1) for length in lengths]
         return [(text, text[::-1]) for texts in made for text in texts]
@@ -164,7 +164,7 @@ class Files:
         return data.text_pairs(self.pairs, self.pairs_target, held_out_path=held_out, seed=seed)
 
     def longer_pairs(self, seed: int, num_pairs: int) -> Pairs:
-        """None."""
+        """No pairs: the task has no longer ones."""
         return []
 
 

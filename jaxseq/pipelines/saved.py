@@ -10,7 +10,7 @@ from jaxseq.typing import PyTree
 
 
 class Pipeline(abc.ABC):
-    """A model with its vocabularies, which can write to a run folder all that it is made of but its parameters."""
+    """A model with its vocabularies, which can be saved to a run folder (except its parameters)."""
 
     @classmethod
     @abc.abstractmethod

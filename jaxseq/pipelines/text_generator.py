@@ -21,7 +21,7 @@ FILE, VOCABULARY = "text_generator.json", "vocabulary.json"
 
 @dataclass(frozen=True)
 class _Description:
-    """What ``text_generator.json`` holds."""
+    """The contents of ``text_generator.json``."""
 
     model: LanguageModelConfig
     attention_lookback: int
@@ -30,7 +30,7 @@ class _Description:
 class TextGenerator(Pipeline):
     """A language model that reads and writes text; the parameters are an argument of its methods.
 
-    ``attention_lookback`` is how many earlier positions attention sees in training, evaluation and generation.
+    ``attention_lookback`` is the number of earlier positions seen by attention in training, evaluation and generation.
     ``model`` is the module that the config builds for the vocabulary.
     """
 
@@ -55,7 +55,7 @@ class TextGenerator(Pipeline):
         return jax.eval_shape(self.model.init, jax.random.key(0), *inputs)["params"]
 
     def initial_carry(self, batch_shape: tuple[int, ...]) -> Carry:
-        """A carry that can look back as far as attention does."""
+        """The initial carry, with room for ``attention_lookback`` earlier positions."""
         return self.model.initial_carry(batch_shape, self.attention_lookback)
 
     def forward(self, params: PyTree) -> Partial:
@@ -112,14 +112,14 @@ class TextGenerator(Pipeline):
         return decoding.Automaton.from_regex(pattern, whole, end_token=self.vocabulary.separator)
 
     def containing(self, text: str) -> decoding.Automaton:
-        """The texts in which this one occurs, however tokens spell it: the automaton reads bytes."""
+        """The texts in which this one occurs, in any tokenization: the automaton reads bytes."""
         pattern = "".join(f"\\x{byte:02x}" for byte in text.encode())
         letters = [token.decode("latin-1") for token in self.token_bytes]
         end = self.vocabulary.separator
         return decoding.Automaton.from_regex(rf"[\x00-\xff]*{pattern}[\x00-\xff]*", letters, end_token=end)
 
     def not_containing(self, text: str) -> decoding.Automaton:
-        """The texts in which this one does not occur, however tokens spell it."""
+        """The texts in which this one does not occur, in any tokenization."""
         found, end = self.containing(text), self.vocabulary.separator
         table, rejected = np.asarray(found.table)[:, found.classes], ~np.asarray(found.accepting)
         return decoding.Automaton.from_transitions(table, rejected, vocab_size=self.vocabulary.size, end_token=end)

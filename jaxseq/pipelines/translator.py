@@ -25,12 +25,12 @@ TranslatorConfig: TypeAlias = RNNTranslator | AttentionTranslator | TransformerT
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """How a translation is searched for."""
+    """The search for a translation: greedy decoding or beam search."""
 
     beams: int = 1
-    """Hypotheses that beam search keeps; 1 is greedy decoding."""
+    """Number of beams; 1 is greedy decoding."""
     normalization: Literal["none", "mean", "gnmt"] = "gnmt"
-    """What the log-probability of a beam is divided by: 1, its length, or (gnmt) ((5 + length) / 6)^0.6."""
+    """Divisor of a beam's log-probability: 1, its length, or (gnmt) ((5 + length) / 6)^0.6."""
     coverage: float = 0.0
     """Strength of beam search's coverage penalty, for models that attend."""
 
@@ -45,7 +45,7 @@ class SearchConfig:
 
 @dataclass(frozen=True)
 class _Description:
-    """What ``translator.json`` holds."""
+    """The contents of ``translator.json``."""
 
     model: RNNTranslator | AttentionTranslator | TransformerTranslator
     search: SearchConfig
@@ -151,7 +151,7 @@ class Translator(Pipeline):
         return np.asarray(found.tokens[:, 0]), np.asarray(found.lengths[:, 0])
 
     def alignments(self, params: PyTree, pairs: Sequence[tuple[str, str]]) -> list[plotting.Alignment]:
-        """The decoder's attention over the source as it writes each target; nothing for a model without attention."""
+        """The decoder's attention over the source for each target; empty for a model without attention."""
         encoded = self.encode_pairs(pairs)
         sources = [np.append(source, np.int32(self.source.separator)) for source, _ in encoded]
         targets = [np.append(np.int32(self.target.separator), target) for _, target in encoded]

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 INK, SOFT, GRID = "#20242a", "#667080", "#e8eaed"
-"""Titles and text; labels and ticks; grid lines."""
+"""Colours of titles and text, of labels and ticks, and of grid lines."""
 
 BLUE, RED, PALE = "#2b5c8f", "#b5483a", "#a9c0d8"
-"""The first curve; what is to be noticed; what stays in the background."""
+"""Colours of the first curve, of highlights, and of the background."""
 
 EDGE, MUTED = "#d5d9de", "#aab2bb"
-"""Frames and background curves in grey; elements without importance."""
+"""Greys of frames and background curves, and of less important elements."""
 
 CYCLE = (BLUE, RED, "#2f8f6b", "#8a5fa8", "#c58a1b", "#4aa3c7", "#6b7a1e", "#d0668f", "#7a5a3c")
 """Colours for categories, in order."""

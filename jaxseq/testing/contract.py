@@ -74,7 +74,7 @@ def check_decoder(
 ) -> None:
     """Checks a decoder against the contract of cores, with its memory as a constant.
 
-    Arguments and errors are those of ``check_core``. The memory is made anew in every call, by ``prepare_memory`` from
+    Arguments and errors are those of ``check_core``. The memory is computed in every call, by ``prepare_memory`` from
     an encoded source ``[*B, 5, 6]`` with one padded position and its mean as the summary; the gradient by the source is
     checked too.
     """
@@ -82,7 +82,7 @@ def check_decoder(
 
 
 def decoder_as_core(make_decoder: Callable[..., Decoder]) -> Callable[..., Core]:
-    """A ``make_core`` for a decoder: the encoded source travels in the carry, so that its gradient is compared too."""
+    """A ``make_core`` for a decoder: the encoded source is part of the carry, so that its gradient is compared too."""
 
     def make(dtype: DType, param_dtype: DType) -> Core:
         return _WithSource(made(make_decoder, dtype, param_dtype), dtype)
@@ -99,11 +99,11 @@ class _WithSource(Core):
 
     @property
     def features(self) -> int:
-        """The decoder's."""
+        """The width of the decoder's output."""
         return self.decoder.features
 
     def make_carry(self, batch_shape: tuple[int, ...], context: int) -> tuple[Carry, Any]:
-        """The decoder's, and the encoded source."""
+        """The decoder's carry and the encoded source."""
         numbers = np.random.default_rng(11).normal(size=(SOURCE_LENGTH, SOURCE_WIDTH))
         encoded = jnp.broadcast_to(jnp.asarray(numbers, self.dtype), (*batch_shape, *numbers.shape))
         arguments = jax.random.key(0), encoded, _source_ids(encoded), encoded.mean(-2)

@@ -19,7 +19,7 @@ class ContractError(AssertionError):
 
 
 def _law(name: str, advice: str) -> Callable[[Callable], Callable]:
-    """Marks the function as the check of a law: what it asserts is raised as a ContractError that names the law."""
+    """Decorates the check of a law: its assertion errors are raised as a ContractError that names the law."""
 
     def decorate(check: Callable) -> Callable:
         @functools.wraps(check)
@@ -115,7 +115,7 @@ def check_padding_is_ignored(subject: Subject, tolerance: float = 0.0, steps: bo
 
 @_law("padding", _PADDING)
 def check_padding_in_between(subject: Subject, tolerance: float) -> None:
-    """A sequence with padding put in between has the values and gradients of the sequence without."""
+    """A sequence with padding inserted has the values and gradients of the sequence without."""
     carry, xs = subject.carry(), subject.xs(1)
     d_carry, d_ys = subject.cotangents(carry)
     short, ids = xs[:, :PIECE], np.array([[1, 1, 1, 1], [1, 2, 2, 2], [1, 1, 2, 1], [1, 2, 3, 3]], np.int32)
@@ -134,7 +134,7 @@ def check_padding_in_between(subject: Subject, tolerance: float) -> None:
     "A change of id must reset the state to that of initial_carry, also within a call: hand segment_ids to the ops.",
 )
 def check_documents(subject: Subject, tolerance: float) -> None:
-    """Documents packed in one row are each what they are alone, gradients too."""
+    """Documents packed in one row have the values and gradients that each of them has alone."""
     fresh, xs = subject.fresh(), subject.xs(2)
     _, d_ys = subject.cotangents(fresh)
     bounds = np.array([[0, 4, 8, 12], [0, 1, 2, 12], [0, 5, 11, 12], [0, 3, 4, 12]])
@@ -157,14 +157,14 @@ def check_documents(subject: Subject, tolerance: float) -> None:
 
 @_law("batch", "Batch dimensions must not mix: write for any leading ones ([*B, T, D]), and use no axis from the left.")
 def check_vmap(subject: Subject, tolerance: float) -> None:
-    """``jax.vmap`` over single sequences gives what the batch gives."""
+    """``jax.vmap`` over single sequences gives the same results as the batch."""
     inputs, batch = _batch_inputs(subject)
     _close(subject(*inputs, run="vmapped")._asdict(), batch._asdict(), tolerance, "jax.vmap over single sequences")
 
 
 @_law("batch", "Batch dimensions must not mix: write for any leading ones ([*B, T, D]), and use no axis from the left.")
 def check_two_batch_dims(subject: Subject, tolerance: float) -> None:
-    """Two batch dims give what one gives."""
+    """Two batch dims give the same results as one."""
 
     def in_rows(tree: Any) -> Any:
         return jax.tree.map(lambda a: a.reshape(2, 2, *a.shape[1:]), tree)
@@ -183,7 +183,7 @@ def _batch_inputs(subject: Subject) -> tuple[tuple, Result]:
 
 @_law("causality", "An output may depend on its own and earlier positions of its own document alone.")
 def check_causality(subject: Subject, least_reach: float = 0.3) -> None:
-    """The Jacobian of outputs by inputs is zero ahead of time and across documents, and mostly not behind.
+    """The Jacobian of outputs by inputs is zero for later inputs and other documents, and mostly nonzero otherwise.
 
     Row t of the Jacobian is seen through one random cotangent: it vanishes only where the whole block does.
     """
@@ -247,7 +247,7 @@ def check_low_precision(low: Subject, exact: Subject, tolerance: float, gradient
 
 @_law("empty input", "A call with T = 0 must return its carry and outputs of shape [*B, 0, features].")
 def check_empty_input(subject: Subject) -> None:
-    """An input of no length changes nothing."""
+    """An input of length 0 changes nothing."""
     core: Core = subject.core
     carry, xs = subject.fresh(), subject.xs(0, time=0)
     run = jitted(core.apply)
@@ -283,7 +283,7 @@ def _gradients(result: Result) -> dict[str, Any]:
 def _in_pieces(
     subject: Subject, lengths: Sequence[int], carry: Any, xs: Any, ids: Any, d_carry: list, d_ys: Any
 ) -> Result:
-    """The pieces one after another; then their gradients from the last to the first, over the splits."""
+    """Runs the pieces in order, then back-propagates through them from the last to the first."""
     ends = np.cumsum(lengths)
     parts = [slice(end - length, end) for end, length in zip(ends, lengths, strict=True)]
     cut = [None if ids is None else ids[:, part] for part in parts]

@@ -88,7 +88,7 @@ class Subject:
             return jax.tree.map(np.asarray, self.core.initial_carry((BATCH,), PIECE + TIME))
 
     def carry(self, seed: int = 3, steps: bool = False) -> Any:
-        """A carry after a piece of document 1, read step by step or at once: no zeros, and a reachable one."""
+        """A carry after a piece of document 1, read step by step or at once: reachable, without zeros."""
         carry, xs = self.fresh(), self.xs(seed, PIECE)
         length = 1 if steps else PIECE
         for at in range(0, PIECE, length):

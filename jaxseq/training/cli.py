@@ -14,7 +14,7 @@ C = TypeVar("C")
 
 
 def run_cli(main: Callable[[C], object], config: type[C], description: str | None, *, resumable: bool = True) -> None:
-    """Parse a config dataclass from the command line and call ``main`` with it; ``--help`` is made from the dataclass.
+    """Parse a config dataclass from the command line and call ``main`` with it; ``--help`` is generated from it.
 
     ValueError, OSError, ImportError and TrainingError, which a user can fix, are printed as one line on stderr, with
     exit code 1; the environment variable JAXSEQ_TRACEBACK shows the traceback. An interrupt exits with

@@ -22,7 +22,7 @@ def format_devices() -> str:
 
 
 def format_parameters(table: list[ParameterInfo]) -> list[str]:
-    """The total and the parameter table, of which a long one shows its largest rows."""
+    """The total and the parameter table; a long table is cut to its largest rows."""
     shown = table
     if len(table) > MAX_TABLE_ROWS:
         largest = sorted(table, key=lambda row: -row.size)[:MAX_TABLE_ROWS]

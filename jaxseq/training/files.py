@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 JSON: TypeAlias = Any
-"""What the ``json`` module reads and writes: None, booleans, numbers, strings, and lists and dicts of these."""
+"""The values of the ``json`` module: None, booleans, numbers, strings, and lists and dicts of these."""
 
 
 def write_atomic(file: Path, content: str | bytes) -> None:

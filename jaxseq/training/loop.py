@@ -34,7 +34,7 @@ class TrainConfig:
     """The length of training, truncation, averaging, and the intervals of logging, evaluation and checkpoints."""
 
     steps: int | None = 1000
-    """Training steps; None where the experiment's model decides."""
+    """Training steps; None for the default of the experiment's model."""
     truncation: TruncationMode = "zero"
     """The carry at the start of a chunk: initial (zero), the previous chunk's (carry), or recomputed (recompute)."""
     ema_decay: float | None = None
@@ -112,7 +112,7 @@ def count_tokens(batch: PyTree) -> int:
 
 
 class _Loop(Generic[B]):
-    """The host's side of training. Speed, metrics and skipped steps are kept by objects of their own."""
+    """The host's side of training. Speed, metrics and skipped steps are kept by separate objects."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""The manifest of a checkpoint: shape, dtype and SHA-256 of every leaf and file, with a checksum of its own.
+"""The manifest of a checkpoint: shape, dtype and SHA-256 of every leaf and file, and the manifest's own checksum.
 
 Files are verified before they are read, so that a corrupted one never reaches a parser. Leaves, whose SHA-256 was
 computed in memory before anything was written, are verified after reading.

@@ -25,7 +25,7 @@ class OptimizerConfig:
 
     name: OptimizerName = "adamw"
     learning_rate: float | None = 1e-3
-    """The peak, reached after the warm-up; None where the experiment's model decides."""
+    """The peak, reached after the warm-up; None for the default of the experiment's model."""
     schedule: ScheduleName = "cosine"
     """The decay after the warm-up: to `end_fraction` at the last step; inverse_sqrt is the peak times
     sqrt((warmup_steps + 1) / (n + 1)) after n updates, for any number of steps (Vaswani et al. 2017)."""

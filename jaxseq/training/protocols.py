@@ -52,7 +52,7 @@ class Evaluate(Protocol):
 
 @runtime_checkable
 class Writer(Protocol):
-    """A destination of metrics. Each step is written once, in order, unless the run is taken back by `rewind`."""
+    """A destination of metrics. Each step is written once, in order, unless `rewind` returns to an earlier step."""
 
     def write(self, step: int, metrics: Mapping[str, object]) -> None:
         """Record the metrics of a step."""

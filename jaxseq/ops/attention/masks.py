@@ -1,8 +1,8 @@
 """Attention masks as an algebra of small objects instead of arrays of queries by keys.
 
 ``causal() & segments(q_ids, kv_ids)``, ``causal() | prefix(100)``: a mask is a frozen pytree (it passes through
-``jit``, ``vmap`` and ``scan``) that evaluates itself on a tile, materialises itself, and tells for every tile of a grid
-whether it is certainly empty (and skipped), certainly full, or mixed. True = visible.
+``jit``, ``vmap`` and ``scan``) that evaluates itself on a tile, materialises itself, and determines whether
+a tile of a grid is certainly empty (and skipped), certainly full, or mixed. True = visible.
 
 Query i is at position i and key j at position j, unless a mask is given positions.
 """

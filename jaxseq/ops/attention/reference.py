@@ -1,4 +1,4 @@
-"""Attention as it is written on paper: all weights in memory, every derivative."""
+"""The reference implementation of attention: stores all weights and supports every derivative."""
 
 import math
 from typing import Any

@@ -2,7 +2,7 @@
 
 The forward pass visits the live tiles of a row of tiles with the online softmax (running maximum and sum) and stores
 the log-sum-exp of each query; the backward pass recomputes the scores from it, tile by tile. Tiles that the mask leaves
-empty are not visited; those that it leaves whole come first and do not evaluate it. One *program* is a batch element
+empty are not visited; tiles that are fully visible come first and do not evaluate it. One *program* is a batch element
 and a key-value head with all query heads that share it, their rows stacked: grouped heads repeat no key.
 
 The backward pass works on transposed scores (keys by queries): no product then contracts over the rows of a tile (XLA's
@@ -291,7 +291,7 @@ def _dot(left: Array, right: Array) -> Array:
 
 
 def _dot_rows(left: Array, right: Array) -> Array:
-    """``left rightᵀ`` with both as they lie."""
+    """``left rightᵀ`` without transposing either operand."""
     dims = (((2,), (2,)), ((0,), (0,)))
     return lax.dot_general(left, right, dims, preferred_element_type=at_least_float32(left.dtype))
 

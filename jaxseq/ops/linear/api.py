@@ -24,7 +24,7 @@ from jaxseq.typing import Array, Float, Inexact, SegmentIds
 
 LinearRecurrenceImplementation = Literal["auto", "loop", "associative", "reference"]
 ChunkwiseImplementation = Literal["auto", "chunkwise", "reference"]
-"""Of ``linear_attention``, ``delta_rule`` and ``mlstm``."""
+"""The implementations of ``linear_attention``, ``delta_rule`` and ``mlstm``."""
 
 SOLVERS: dict[str, Solver] = {"loop": loop, "associative": associative}
 

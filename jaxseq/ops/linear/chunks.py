@@ -1,4 +1,4 @@
-"""What the chunkwise implementations share: a scan over chunks of time, and the size of a chunk."""
+"""Shared parts of the chunkwise implementations: a scan over chunks of time, and the size of a chunk."""
 
 from collections.abc import Callable
 

@@ -19,7 +19,7 @@ from jaxseq.typing import Array, Inexact
 
 
 class Solution(NamedTuple):
-    """All states, and the state that leaves at the end."""
+    """All states, and the final state."""
 
     states: Inexact[Array, "*B T F"]
     last: Inexact[Array, "*B F"]
@@ -27,10 +27,10 @@ class Solution(NamedTuple):
 
 @runtime_checkable
 class Solver(Protocol):
-    """Forwards, ``h_t = a_t h_{t-1} + b_t`` from ``h_{-1} = h``, with ``h_{T-1}`` leaving at the end.
+    """Forwards, ``h_t = a_t h_{t-1} + b_t`` from ``h_{-1} = h``; the final state is ``h_{T-1}``.
 
-    In reverse (its transpose), ``g_t = b_t + v_t`` and ``v_{t-1} = a_t g_t`` from ``v_{T-1} = h``, with ``v_{-1}``
-    leaving.
+    In reverse (its transpose), ``g_t = b_t + v_t`` and ``v_{t-1} = a_t g_t`` from ``v_{T-1} = h``; the final
+    state is ``v_{-1}``.
     """
 
     def __call__(self, a: Array, b: Array, h: Array, *, reverse: bool) -> Solution: ...

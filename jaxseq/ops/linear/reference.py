@@ -1,4 +1,4 @@
-"""The linear recurrences as they are written on paper: one step after another, with the gradient of ``lax.scan``."""
+"""Reference implementations of the linear recurrences: one step after another, with the gradient of ``lax.scan``."""
 
 from typing import Any, NamedTuple
 

@@ -72,7 +72,7 @@ def elman_tanh(state: Hidden, x: Gates, r: Gates) -> Hidden:
 
 
 def elman_relu(state: Hidden, x: Gates, r: Gates) -> Hidden:
-    """``h = max(0, x + h R)`` (Le, Jaitly, Hinton 2015, with R begun at the identity)."""
+    """``h = max(0, x + h R)`` (Le, Jaitly, Hinton 2015, with R initialised as the identity)."""
     return _elman(lambda z: jnp.maximum(z, jnp.zeros_like(z)), state, x, r)
 
 
@@ -127,8 +127,8 @@ def slstm(state: SLSTMState, x: Gates, r: Gates) -> SLSTMState:
     """sLSTM: an LSTM with an exponential input gate and a normaliser (Beck et al. 2024, arXiv:2405.04517, eq. 8-17).
 
     ``i = exp(x_i + r_i)``, ``f, o = σ(x + r)``, ``g = tanh(x_g + r_g)``, ``c = f ⊙ c + i ⊙ g``, ``n = f ⊙ n + i``,
-    ``h = o ⊙ c / n``. Kept are ``c exp(-m)`` and ``n exp(-m)`` with ``m = max(log f + m, log i)``, so that n is at
-    least 1 once something was seen. Where nothing was (n = 0), ``m = log i``.
+    ``h = o ⊙ c / n``. The state holds ``c exp(-m)`` and ``n exp(-m)`` with ``m = max(log f + m, log i)``, so that n is
+    at least 1 after the first input. Before it n is 0 and ``m = log i``.
     """
     i, f, g, o = map(jnp.add, x, r)
     log_forget = jnp.minimum(f, jnp.zeros_like(f)) - jnp.log1p(jnp.exp(-jnp.abs(f)))

@@ -133,7 +133,7 @@ def _trial_failed() -> str | None:
             found, wanted = (_trial(run) for run in (_run, functools.partial(recurrence_with_projection, lstm)))
         worst = np.max([np.max(np.abs(a - b)) for a, b in zip(found, wanted, strict=True)])
         failure = None if worst < 1e-3 else f"its trial run differs from recurrence by {worst:.2g}"
-    except Exception as error:  # whatever a driver, a library or another jax version may raise
+    except Exception as error:  # a driver, a library or another jax version may raise any exception
         failure = f"its trial run failed with {type(error).__name__}: {error}"
     if failure is not None:
         warnings.warn(f"cuDNN's LSTM is not used: {failure}", RuntimeWarning, stacklevel=3)

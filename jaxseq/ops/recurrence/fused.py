@@ -108,7 +108,7 @@ def _fused_jvp(static: _Static, primals: tuple, tangents: tuple) -> tuple[tuple,
 
 
 class _Chunk(NamedTuple):
-    """What the forward pass stores of a chunk, time first; only ``first`` if the chunk is recomputed."""
+    """The values of a chunk stored by the forward pass, time first; only ``first`` if the chunk is recomputed."""
 
     first: tuple
     activations: tuple | None
