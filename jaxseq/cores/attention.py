@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxseq.cores.core import Core, StateCarry
+from jaxseq.cores.core import Core, StateCarry, check_leaves
 from jaxseq.cores.heads import resolve_num_heads
 from jaxseq.layers.capture import SELF_ATTENTION, record
 from jaxseq.ops import AttentionImplementation, attention, attention_weights, masks, positions, segments
@@ -122,6 +122,7 @@ class Attention(Core):
     def run(self, carry: Cache, xs: Sequence, segment_ids: SegmentIds | None) -> tuple[Cache, Features]:
         """Attends to the input's positions and, if the cache has slots, to earlier positions."""
         heads, groups, size = self._sizes()
+        self._check_cache(carry, xs.shape[:-2])
         xs = xs.astype(self.dtype)
         query, key, value = (
             self._project(name, xs, count, size)
@@ -144,6 +145,14 @@ class Attention(Core):
             out = self._attend(query, keys, values, here, there, cached=True)
         out = out.reshape(*xs.shape[:-1], heads * size)
         return after, self._dense("out", self.features)(out)
+
+    def _check_cache(self, carry: Any, batch: tuple[int, ...]) -> None:
+        """Raises ValueError unless the carry is a cache as ``make_carry`` returns it."""
+        if not isinstance(carry, Cache):
+            raise ValueError(f"Attention needs a Cache, as initial_carry makes it, not {type(carry).__name__}")
+        slots = jnp.shape(carry.keys)[len(batch) : len(batch) + 1]
+        needed = jax.eval_shape(lambda: self.make_carry(batch, max(*slots, 1) - 1))
+        check_leaves("Attention is given a carry", carry, needed, "initial_carry")
 
     def _dense(self, name: str, features: int) -> nn.Dense:
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}

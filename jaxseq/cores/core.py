@@ -47,15 +47,18 @@ class Core(nn.Module, abc.ABC):
     """
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Refuses a subclass that overrides a final method; a Linen transformation (``nn.remat``) may wrap one.
+        """Refuses a class that overrides a final method, by itself, a field or a mixin; ``nn.remat`` may wrap one.
 
         Raises:
           TypeError: the subclass overrides a final method.
         """
-        for name, own in vars(cls).items():
-            for base in cls.__mro__[1:]:
-                inherited: Any = vars(base).get(name)
-                if getattr(inherited, "__final__", False) and inspect.unwrap(own) is not inspect.unwrap(inherited):
+        for base in cls.__mro__[1:]:
+            for name, inherited in vars(base).items():
+                if not getattr(inherited, "__final__", False):
+                    continue
+                found: Any = next(vars(other)[name] for other in cls.__mro__ if name in vars(other))
+                field = name in inspect.get_annotations(cls)
+                if field or inspect.unwrap(found) is not inspect.unwrap(inherited):
                     raise TypeError(
                         f"{cls.__name__} overrides {base.__name__}.{name}, which is final because it enforces the "
                         f"contract of cores (checks, padding, documents). Subclass StateCore and define "
@@ -189,11 +192,11 @@ class StateCore(Core):
             raise ValueError(
                 f"{type(self).__name__} needs a StateCarry, as initial_carry makes it, not {type(carry).__name__}"
             )
-        needed = jax.eval_shape(lambda: self.initial_state(batch))
-        self._check_state("is given a state", carry.state, needed)
+        needed = jax.eval_shape(lambda: self.make_carry(batch, 0))
+        check_leaves(f"{type(self).__name__} is given a carry", carry, needed, "initial_carry")
         state, segment_id = _entering(carry, segment_ids)
         state, ys = self.mix(state, xs.astype(self.dtype), segment_ids)
-        self._check_state("returns from mix a state", state, needed)
+        check_leaves(f"{type(self).__name__} returns from mix a state", state, needed.state, "initial_state")
         if ys.shape != (*xs.shape[:-1], self.features):
             raise ValueError(
                 f"{type(self).__name__} returns from mix outputs of shape {ys.shape}, not [*B, T, features] = "
@@ -201,19 +204,19 @@ class StateCore(Core):
             )
         return StateCarry(state, segment_id), ys.astype(self.dtype)
 
-    def _check_state(self, given: str, state: State, needed: State) -> None:
-        """Raises ValueError where the state differs from ``initial_state`` in structure, shape or dtype."""
-        what = f"{type(self).__name__} {given}"
-        found: Any = jax.tree.structure(state)
-        wanted: Any = jax.tree.structure(needed)
-        if found != wanted:
-            raise ValueError(f"{what} of structure {found}, not {wanted} as in initial_state")
-        for (path, leaf), like in zip(jax.tree.leaves_with_path(state), jax.tree.leaves(needed), strict=True):
-            if (jnp.shape(leaf), jnp.result_type(leaf)) != (like.shape, like.dtype):
-                raise ValueError(
-                    f"{what} whose leaf {_name(path)} is {jnp.result_type(leaf)}{jnp.shape(leaf)}, not "
-                    f"{like.dtype}{like.shape} as in initial_state"
-                )
+
+def check_leaves(what: str, tree: Any, needed: Any, source: str) -> None:
+    """Raises ValueError where structure, shapes or dtypes are not those of ``needed``, made by ``source``."""
+    found: Any = jax.tree.structure(tree)
+    wanted: Any = jax.tree.structure(needed)
+    if found != wanted:
+        raise ValueError(f"{what} of structure {found}, not {wanted} as in {source}")
+    for (path, leaf), like in zip(jax.tree.leaves_with_path(tree), jax.tree.leaves(needed), strict=True):
+        if (jnp.shape(leaf), jnp.result_type(leaf)) != (like.shape, like.dtype):
+            raise ValueError(
+                f"{what} whose leaf {_name(path)} is {jnp.result_type(leaf)}{jnp.shape(leaf)}, not "
+                f"{like.dtype}{like.shape} as in {source}"
+            )
 
 
 def _check_inputs(core: str, carry: Carry, xs: Any, segment_ids: Any) -> None:

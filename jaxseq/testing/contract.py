@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,24 +31,31 @@ def check_core(
         parameter ``features``, and with ``dtype`` and ``param_dtype`` if it has both (or takes any keyword): by name.
         Inputs are as wide as the core's ``features``. For a core with options, bind them:
         ``functools.partial(jaxseq.cores.make_core, name, features, options)``.
-      quick: check the initial carry, splitting into single steps, padding and documents alone, in float32: a few
-        seconds.
+      quick: check the initial carry, splitting into single steps and of a longer input without ids, padding and
+        documents alone, in float32: a few seconds.
       bfloat16_tolerance: of values and of gradients in bfloat16, relative to the largest number of an array.
 
     Raises:
+      TypeError: ``make_core`` is an instance of a core, or not callable.
       ContractError: the core breaks a law; the message names the law and the first array that is wrong.
     """
+    if not callable(make_core) or isinstance(make_core, nn.Module):
+        what = f"an instance of {type(make_core).__name__}" if isinstance(make_core, nn.Module) else repr(make_core)
+        raise TypeError(f"check_core needs a core's class or a function that makes one, not {what}")
     if quick:
         single = Subject(make_core, "float32", "float32")
         laws.check_initial_carry(single)
         laws.check_splitting(single, IDS, 1e-4, 1e-3, splits=[[1] * TIME])
         laws.check_padding_is_ignored(single, steps=True)
         laws.check_documents(single, 1e-4)
+        laws.check_long_input(single, 1e-4)
         return
     wide = "float64" if takes_dtypes(make_core) else "float32"
     exact = Subject(make_core, wide, wide)
     tolerance, gradient_tolerance = (1e-12, 1e-10) if wide == "float64" else (1e-5, 1e-4)
     laws.check_initial_carry(exact)
+    laws.check_dtypes(exact)
+    laws.check_long_input(exact, max(tolerance, 1e-11))
     for seed in range(3):
         ids = IDS if seed == 0 else np.random.default_rng(seed).integers(0, 3, IDS.shape).astype(np.int32)
         laws.check_splitting(exact, ids, tolerance, gradient_tolerance, seed)

@@ -10,8 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxseq.cores import Core, StateCarry
+from jaxseq.precision import at_least_float32
 from jaxseq.testing.compilation import jitted
 from jaxseq.testing.subject import BATCH, IDS, PIECE, TIME, Result, Subject
+
+LONG = 35
+"""Half the length of the long input: beyond the chunks of 16 and 32 positions of the ops, and no multiple of them."""
 
 
 class ContractError(AssertionError):
@@ -230,6 +234,43 @@ def check_compiles_once(subject: Subject) -> None:
             run(subject.params, subject.fresh(), subject.xs(seed), ids)
 
 
+@_law(
+    "splitting",
+    "The carry must hold all that later outputs depend on, also without segment_ids and beyond the length of a chunk.",
+)
+def check_long_input(subject: Subject, tolerance: float) -> None:
+    """Without ids, outputs and final carry of two halves of a long input are those of the whole."""
+    xs, halves = subject.xs(4, 2 * LONG), (slice(0, LONG), slice(LONG, None))
+    run = jitted(subject.core.apply)
+    with subject.precision():
+        start = subject.core.initial_carry((BATCH,), 2 * LONG)
+        carry, whole = run(subject.params, start, xs)
+        after, outputs = start, []
+        for half in halves:
+            after, ys = run(subject.params, after, xs[:, half])
+            outputs.append(ys)
+    parts = {"carry": after, "ys": np.concatenate([np.asarray(ys) for ys in outputs], 1)}
+    _close(parts, {"carry": carry, "ys": np.asarray(whole)}, tolerance, f"split into [{LONG}, {LONG}] without ids")
+
+
+@_law("precision", "Make parameters in param_dtype and states in at_least_float32(param_dtype).")
+def check_dtypes(subject: Subject) -> None:
+    """Parameters have the dtype ``param_dtype``, and states at least float32 and at least its precision."""
+    for path, leaf in jax.tree.leaves_with_path(subject.params):
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
+            wanted = subject.param_dtype
+            assert leaf.dtype == wanted, f"parameter {_name(path)} is {leaf.dtype} with param_dtype={wanted}"
+
+    def check(part: StateCarry) -> StateCarry:
+        for path, leaf in jax.tree.leaves_with_path(part.state):
+            if jnp.issubdtype(leaf.dtype, jnp.inexact):
+                bits, least = jnp.finfo(leaf.dtype).bits, jnp.finfo(at_least_float32(subject.param_dtype)).bits
+                assert bits >= least, f"state {_name(path)} is {leaf.dtype} with param_dtype={subject.param_dtype}"
+        return part
+
+    subject.core.map_states(check, subject.fresh())
+
+
 @_law("precision", "Compute in dtype, and keep parameters in param_dtype and states in at_least_float32(param_dtype).")
 def check_low_precision(low: Subject, exact: Subject, tolerance: float, gradient_tolerance: float) -> None:
     """bfloat16 computation stays near; parameters, their gradients and recurrent states stay float32."""
@@ -266,7 +307,8 @@ def _close(actual: Any, expected: Any, tolerance: float, what: str) -> None:
     for (path, a), e in zip(jax.tree.leaves_with_path(actual), jax.tree.leaves(expected), strict=True):
         where = f"{what}: {_name(path)}"
         assert a.shape == e.shape, f"{where}: shapes {a.shape} and {e.shape}"
-        a, e = np.asarray(a, np.float64), np.asarray(e, np.float64)
+        wide = np.complex128 if np.iscomplexobj(a) or np.iscomplexobj(e) else np.float64
+        a, e = np.asarray(a, wide), np.asarray(e, wide)
         assert np.isfinite(e).all(), f"{where}: not finite"
         error = np.abs(a - e).max(initial=0.0) / max(1.0, np.abs(e).max(initial=0.0))
         assert error <= tolerance, f"{where}: off by {error:.3g}, {tolerance:.3g} allowed"

@@ -112,7 +112,12 @@ class Subject:
 
     def cast(self, tree: Any) -> Any:
         """The same numbers in the subject's own precision (for float64, where all is alike)."""
-        return _with_inexact(tree, [np.asarray(leaf).astype(self.dtype) for leaf in _inexact(tree)])
+        kind = jnp.dtype(self.dtype)
+
+        def cast(leaf: Any) -> np.ndarray:
+            return np.asarray(leaf).astype(np.result_type(kind, np.complex64) if np.iscomplexobj(leaf) else kind)
+
+        return _with_inexact(tree, list(map(cast, _inexact(tree))))
 
     def _vmapped(self, params: Any, carry: Any, xs: Any, ids: Any) -> Any:
         return jax.vmap(self.core.apply, (None, 0, 0, None if ids is None else 0))(params, carry, xs, ids)
@@ -140,4 +145,11 @@ def _with_inexact(tree: Any, leaves: list) -> Any:
 def _filled(tree: Any, seed: int, scale: float = 1.0) -> Any:
     """Random numbers in every inexact leaf: zeros hide mistakes."""
     rng = np.random.default_rng(seed)
-    return _with_inexact(tree, [(scale * rng.normal(size=leaf.shape)).astype(leaf.dtype) for leaf in _inexact(tree)])
+
+    def draw(leaf: Any) -> np.ndarray:
+        numbers = scale * rng.normal(size=leaf.shape)
+        if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+            numbers = numbers + 1j * scale * rng.normal(size=leaf.shape)
+        return numbers.astype(leaf.dtype)
+
+    return _with_inexact(tree, [draw(leaf) for leaf in _inexact(tree)])

@@ -199,7 +199,7 @@ class _Loop(Generic[B]):
         print(format_devices())
         print("\n".join(format_parameters(table)))
         print(
-            f"data: {tokens:,} tokens per step ({', '.join('x'.join(map(str, s)) for s in sorted(shapes))}), "
+            f"data: {tokens:,} tokens per step ({', '.join('x'.join(map(str, s)) for s in sorted(shapes) if s)}), "
             f"about {tokens * self.num_steps:,} in {self.num_steps:,} steps"
         )
         if self.step:

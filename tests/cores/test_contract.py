@@ -158,3 +158,13 @@ def test_parameters_may_be_bfloat16(name: str) -> None:
     after, ys = jax.eval_shape(lambda key: core.init_with_output(key, carry, xs)[0], jax.random.key(0))
     assert ys.dtype == jnp.float32
     assert jax.tree.map(lambda a: (a.shape, a.dtype), after) == jax.tree.map(lambda a: (a.shape, a.dtype), carry)
+
+
+@pytest.mark.parametrize("name", CORES)
+def test_a_batch_without_rows_gives_one_without_rows(name: str) -> None:
+    core = CASES[name]()
+    xs, carry = jnp.zeros((0, 20, F)), core.initial_carry((0,))
+    ids = jnp.ones((0, 20), jnp.int32)
+    after, ys = jax.eval_shape(lambda key: core.init_with_output(key, carry, xs, ids)[0], jax.random.key(0))
+    assert ys.shape == (0, 20, F)
+    assert jax.tree.map(lambda a: a.shape, after) == jax.tree.map(lambda a: a.shape, carry)

@@ -93,14 +93,26 @@ def test_a_wrong_argument_or_result_is_named(core: Core, arguments: tuple, messa
 
 
 def test_a_carry_of_another_core_is_refused(untyped: None) -> None:
+    own = LSTM(F).initial_carry((B,))
     others: dict[str, Any] = {
         r"LSTM needs a StateCarry, as initial_carry makes it, not tuple": (),
-        r"LSTM is given a state of structure .*Hidden.*, not .*LSTMState": GRU(F).initial_carry((B,)),
-        r"LSTM is given a state whose leaf \.h is float32\(2, 5\), not float32\(2, 4\)": LSTM(5).initial_carry((B,)),
+        r"LSTM is given a carry of structure .*Hidden.*, not .*LSTMState": GRU(F).initial_carry((B,)),
+        r"LSTM is given a carry whose leaf \.state\.h is float32\(2, 5\), not": LSTM(5).initial_carry((B,)),
+        r"whose leaf \.segment_id is int32\(2, 1\), not int32\(2,\)": own._replace(segment_id=own.segment_id[:, None]),
+        r"whose leaf \.segment_id is float32\(2,\), not int32": own._replace(segment_id=jnp.zeros(B, jnp.float32)),
     }
     for message, carry in others.items():
         with pytest.raises(ValueError, match=message):
             call(LSTM(F), carry, XS)
+    cache = Attention(F, num_heads=1).initial_carry((B,), 3)
+    caches: dict[str, Any] = {
+        r"Attention needs a Cache, as initial_carry makes it, not StateCarry": own,
+        r"whose leaf \.keys is int32.*, not float32": cache._replace(keys=cache.keys.astype(jnp.int32)),
+        r"whose leaf \.values is float32\(2, 4, 1, 3\), not": cache._replace(values=cache.values[..., :3]),
+    }
+    for message, carry in caches.items():
+        with pytest.raises(ValueError, match=message):
+            call(Attention(F, num_heads=1), carry, XS)
 
 
 @pytest.mark.parametrize("name", ["__call__", "initial_carry", "hidden", "reset_states"])
@@ -109,6 +121,14 @@ def test_final_methods_are_refused_when_the_class_is_defined(name: str) -> None:
         TypeError, match=rf"Mine overrides Core\.{name}, which is final .* Subclass StateCore and define"
     ):
         type("Mine", (Core,), {name: lambda self, *arguments: None})
+
+
+def test_a_field_or_a_mixin_cannot_replace_a_final_method() -> None:
+    mixin = type("Mixin", (), {"initial_carry": lambda self, *arguments: None})
+    with pytest.raises(TypeError, match=r"Mine overrides Core\.initial_carry, which is final"):
+        type("Mine", (mixin, StateCore), {})
+    with pytest.raises(TypeError, match=r"Mine overrides Core\.hidden, which is final"):
+        type("Mine", (StateCore,), {"__annotations__": {"hidden": int}})
 
 
 @pytest.mark.parametrize("name", ["make_carry", "run", "map_states"])

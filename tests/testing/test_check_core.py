@@ -6,12 +6,14 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jaxseq.cores import CORES, StateCore, find_core
 from jaxseq.decoders import Decoder, RecurrentDecoder, make_decoder
 from jaxseq.ops import linear_recurrence
 from jaxseq.ops.recurrence.cells import Hidden
+from jaxseq.precision import at_least_float32
 from jaxseq.testing import ContractError, check_core, check_decoder
 
 IMPORTS = """
@@ -130,6 +132,10 @@ class Broken(StateCore):
             ids = None if ids is None else (ids != 0).astype(ids.dtype)
         if self.law == "one document" and ids is None:
             driven = 2 * driven
+        if self.law == "no ids" and ids is None:
+            state = Hidden(jnp.zeros_like(state.h))
+        if self.law == "chunks" and xs.shape[-2] > 16:
+            driven = driven - driven.mean(-2, keepdims=True)
         h, ys = linear_recurrence(state.h, jnp.full_like(driven, 0.5), driven, segment_ids=ids)
         if self.law == "precision":
             ys = jnp.round(8 * ys) / 8 if self.dtype == jnp.bfloat16 else ys
@@ -150,11 +156,57 @@ def test_the_core_that_breaks_nothing_passes() -> None:
         ("documents", "(splitting|documents) law"),
         ("causality", "(splitting|causality) law"),
         ("batch", "(padding|documents|batch) law"),
+        ("no ids", r"splitting law: split into \[35, 35\] without ids"),
+        ("chunks", r"splitting law: split into \[35, 35\] without ids"),
     ],
 )
 def test_a_broken_law_is_named(law: str, named: str) -> None:
     with pytest.raises(ContractError, match=f"^Broken: {named}"):
         check_core(partial(Broken, law=law), quick=law != "batch")
+
+
+class ComplexState(StateCore):
+    """A linear recurrence whose state is one complex array; ``split`` makes the state depend on the splits."""
+
+    split: bool = False
+
+    def initial_state(self, batch_shape: tuple[int, ...]) -> Hidden:
+        """Zeros."""
+        dtype = np.result_type(at_least_float32(self.param_dtype), np.complex64)
+        return Hidden(jnp.zeros((*batch_shape, self.features), dtype))
+
+    def mix(self, state: Hidden, xs: Any, segment_ids: Any) -> Any:
+        """The recurrence; the output is its real part."""
+        driven = xs.astype(state.h.dtype)
+        h, ys = linear_recurrence(state.h, jnp.full_like(driven, 0.5 + 0.5j), driven, segment_ids=segment_ids)
+        return Hidden(h + 1j * driven.mean(-2) if self.split else h), ys.real
+
+
+def test_imaginary_parts_are_compared() -> None:
+    check_core(ComplexState, quick=True)
+    with pytest.raises(ContractError, match=r"^ComplexState: splitting law"):
+        check_core(partial(ComplexState, split=True), quick=True)
+
+
+@pytest.mark.full
+def test_a_complex_state_holds_the_contract() -> None:
+    check_core(ComplexState)
+
+
+def test_parameters_of_another_dtype_are_named_and_instances_refused() -> None:
+    class Fixed(StateCore):
+        def initial_state(self, batch_shape: tuple[int, ...]) -> Hidden:
+            return Hidden(jnp.zeros((*batch_shape, self.features), at_least_float32(self.param_dtype)))
+
+        def mix(self, state: Hidden, xs: Any, segment_ids: Any) -> Any:
+            driven = nn.Dense(self.features, dtype=self.dtype)(xs).astype(state.h.dtype)
+            h, ys = linear_recurrence(state.h, jnp.full_like(driven, 0.5), driven, segment_ids=segment_ids)
+            return Hidden(h), ys
+
+    with pytest.raises(ContractError, match=r"precision law: parameter params\.Dense_0\.bias is float32"):
+        check_core(Fixed)
+    with pytest.raises(TypeError, match=r"needs a core's class .* not an instance of Fixed"):
+        check_core(Fixed(8), quick=True)
 
 
 @pytest.mark.full

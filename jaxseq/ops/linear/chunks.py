@@ -29,14 +29,14 @@ def scan_chunks(
     def by_chunk(array: Array, mode: str = "constant") -> Array:
         filled = [(0, -time % size if axis == batch else 0) for axis in range(array.ndim)]
         array = jnp.pad(array, filled, mode=mode)
-        array = array.reshape(*array.shape[:batch], -1, size, *array.shape[batch + 1 :])
+        array = array.reshape(*array.shape[:batch], -(-time // size), size, *array.shape[batch + 1 :])
         return jnp.transpose(array, (batch, *range(batch), batch + 2, batch + 1, *range(batch + 3, array.ndim)))
 
     document = by_chunk(document[..., None], "edge")
     before = jnp.concatenate([jnp.zeros_like(document[:1, ..., -1:]), document[:-1, ..., -1:]])
     state, out = lax.scan(jax.checkpoint(body, prevent_cse=False), state, (*map(by_chunk, arrays), document, before))
     out = jnp.transpose(out, (*range(1, batch + 1), 0, batch + 2, batch + 1, batch + 3))
-    out = out.reshape(*out.shape[:batch], -1, *out.shape[batch + 2 :])
+    out = out.reshape(*out.shape[:batch], out.shape[batch] * size, *out.shape[batch + 2 :])
     return state, lax.slice_in_dim(out, 0, time, axis=batch)
 
 

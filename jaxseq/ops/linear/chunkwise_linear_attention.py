@@ -125,8 +125,8 @@ def _by_channel(q: Array, k: Array, v: Array, sums: Sums, document: Array) -> Ar
     half = 1
     for block in (min(BLOCK, size), size):
         scores = jnp.zeros((), q.dtype)
-        q_, k_, v_ = (z.reshape(*z.shape[:-2], -1, block, z.shape[-1]) for z in (q, k, v))
-        visible = _visible(document.reshape(*document.shape[:-1], -1, block))
+        q_, k_, v_ = (z.reshape(*z.shape[:-2], z.shape[-2] // block, block, z.shape[-1]) for z in (q, k, v))
+        visible = _visible(document.reshape(*document.shape[:-1], document.shape[-1] // block, block))
         while half < block:
             factor = _decay_to_middle(sums, half).reshape(q_.shape)
             taken = visible & jnp.broadcast_to(_half_pairs(block, half), visible.shape)
@@ -139,7 +139,9 @@ def _by_channel(q: Array, k: Array, v: Array, sums: Sums, document: Array) -> Ar
 
 def _decay_to_middle(sums: Sums, half: int) -> Array:
     """The decay between every position and the last of the earlier half of its interval."""
-    intervals = Sums(*(part.reshape(*part.shape[:-2], -1, 2 * half, part.shape[-1]) for part in sums))
+    intervals = Sums(
+        *(part.reshape(*part.shape[:-2], part.shape[-2] // (2 * half), 2 * half, part.shape[-1]) for part in sums)
+    )
     middle = Sums(*(part[..., half - 1 : half, :] for part in intervals))
     return jnp.exp(-jnp.abs(intervals.minus(middle)))
 
