@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import enum
 import math
+import re
 import types
 import typing
 from collections.abc import Iterable
@@ -173,7 +174,8 @@ def _describe(kind: Any) -> str:
         return f"one of {', '.join(map(repr, typing.get_args(kind)))}"
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         return f"one of {', '.join(repr(to_json(member)) for member in kind)}"
-    return f"of type {kind.__name__ if type(kind) is type else str(kind).replace('typing.', '')}"
+    name = kind.__name__ if type(kind) is type else re.sub(r"\b(typing|pathlib(\._local)?)\.", "", str(kind))
+    return f"of type {name}"
 
 
 def _type_hints(kind: type) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def test_a_whole_number_in_a_field_of_floats_is_a_float():
         ({"name": 3}, "config.name must be of type str, not 3"),
         ({"way": "back"}, "config.way must be one of 'zero', 'carry', not 'back'"),
         ({"sizes": [1, "2"]}, "config.sizes.1 must be of type int, not '2'"),
-        ({"pair": ["x"]}, r"config.pair must be of type tuple\[str, pathlib.Path\], not \['x'\]"),
+        ({"pair": ["x"]}, r"config.pair must be of type tuple\[str, Path\], not \['x'\]"),
         ({"colour": "GREEN"}, "config.colour must be one of 'RED', 'BLUE', not 'GREEN'"),
         ({"near": None}, "config.near must be of type Near, not None"),
         ({"maybe": {"size": 1, "place": 2}}, "config.maybe.place must be of type Path, not 2"),
