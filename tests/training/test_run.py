@@ -100,6 +100,19 @@ def test_a_changed_field_is_refused_by_name_unless_it_is_free(tmp_path, field):
     assert contents(tmp_path) == before
 
 
+@pytest.mark.parametrize("field", ["number", "near", "either"])
+def test_a_run_without_a_newer_field_resumes_with_its_default(tmp_path, field):
+    start(tmp_path)
+    file = tmp_path / "config.json"
+    rows = json.loads(file.read_text())
+    rows.pop(field)
+    file.write_text(json.dumps(rows))
+    with pytest.raises(ConfigMismatchError, match=field):
+        start(tmp_path, dataclasses.replace(Config(), **{field: CHANGES[field][0]}))
+    start(tmp_path)
+    assert json.loads(file.read_text())[field] == to_json(Config())[field]
+
+
 def test_other_data_is_refused(tmp_path):
     start(tmp_path)
     with pytest.raises(ConfigMismatchError, match="data fingerprint: abc -> def"):
