@@ -37,7 +37,7 @@ def line_of(interpreter: str | Path) -> tuple[int, int] | None:
 
 
 def candidates(line: tuple[int, int]) -> list[str]:
-    """Where an interpreter of this line may be."""
+    """Paths at which an interpreter of this line may be installed."""
     name = f"python{line[0]}.{line[1]}"
     folders = [Path(folder) for folder in os.environ.get("PATH", "").split(os.pathsep) if folder]
     pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
@@ -47,7 +47,7 @@ def candidates(line: tuple[int, int]) -> list[str]:
 
 
 def find() -> tuple[str, tuple[int, int]] | None:
-    """An interpreter of the first of LINES that is another line than .venv's (or this one's)."""
+    """The first interpreter found whose line is in LINES and differs from that of .venv."""
     ordinary = line_of(ROOT / ".venv" / "bin" / "python") or sys.version_info[:2]
     for line in LINES:
         if line == ordinary:

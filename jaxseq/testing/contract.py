@@ -39,9 +39,7 @@ def check_core(
       TypeError: ``make_core`` is an instance of a core, or not callable.
       ContractError: the core breaks a law; the message names the law and the first array that is wrong.
     """
-    if not callable(make_core) or isinstance(make_core, nn.Module):
-        what = f"an instance of {type(make_core).__name__}" if isinstance(make_core, nn.Module) else repr(make_core)
-        raise TypeError(f"check_core needs a core's class or a function that makes one, not {what}")
+    _require_factory("check_core", make_core)
     if quick:
         single = Subject(make_core, "float32", "float32")
         laws.check_initial_carry(single)
@@ -86,7 +84,16 @@ def check_decoder(
     an encoded source ``[*B, 5, 6]`` with one padded position and its mean as the summary; the gradient by the source is
     checked too.
     """
+    _require_factory("check_decoder", make_decoder)
     check_core(decoder_as_core(make_decoder), quick=quick, bfloat16_tolerance=bfloat16_tolerance)
+
+
+def _require_factory(name: str, make: Any) -> None:
+    """Raises TypeError for an instance, or for what cannot be called."""
+    if isinstance(make, nn.Module):
+        raise TypeError(f"{name} needs a class or a function that makes one, not an instance of {type(make).__name__}")
+    if not callable(make):
+        raise TypeError(f"{name} needs a class or a function that makes one, not {make!r}")
 
 
 def decoder_as_core(make_decoder: Callable[..., Decoder]) -> Callable[..., Core]:

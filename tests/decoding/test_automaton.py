@@ -35,7 +35,7 @@ laws = settings(deadline=None, max_examples=60)
 
 @jax.jit
 def masks(automaton, rows, lengths):
-    """What is allowed behind each sequence, the end token being the last of L; end tokens move nothing."""
+    """The allowed next tokens after each sequence; the end token is the last of L and leaves the state unchanged."""
 
     def of_one(row, length):
         state = automaton.initial_state((), L)

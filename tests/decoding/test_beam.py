@@ -35,7 +35,7 @@ FIRST = jnp.array([0, 2], jnp.int32)
 
 
 def sequences(found: Hypotheses, row: int) -> list[tuple[int, ...]]:
-    """What was found for a row, without what stands behind."""
+    """The hypotheses of a row, cut to their lengths."""
     return [tuple(t[:n]) for t, n in zip(found.tokens[row].tolist(), found.lengths[row].tolist(), strict=True)]
 
 
@@ -348,7 +348,7 @@ def test_a_row_has_its_own_prefix_and_sampling_and_greedy_follow_it(key: jax.Arr
 
 
 def test_a_memory_is_read_by_every_beam_of_its_row() -> None:
-    """What a step only reads is repeated for the beams, as if it had been a part of the carry."""
+    """A memory is repeated for the beams and gives what the same arrays in the carry give."""
     tables = jax.random.normal(jax.random.key(9), (3, 5, 5))
 
     def reads(carry, tokens, memory):

@@ -35,7 +35,7 @@ def load(run: Path) -> pipelines.LoadedRun[TextGenerator]:
 
 
 def untrained(config: language_model.Config) -> Path:
-    """What a run leaves at its first step, without the time that training takes to compile."""
+    """A run folder as training leaves it at step 0, made without compiling a training step."""
     options = {"vocab_size": config.vocabulary_size} if config.tokens == "bpe" else {}
     vocabulary = data.fit_vocabulary(config.tokens, language_model.read(config).train, **options)
     generator = TextGenerator(config.model, vocabulary, attention_lookback=config.length - 1)

@@ -103,7 +103,7 @@ def test_forward_mode_second_derivatives_and_vmap_are_open(x64: None) -> None:
 
 
 def test_the_stabiliser_changes_no_gradient(x64: None) -> None:
-    """What is made of outputs has the gradient that it has without m."""
+    """A function of the outputs has the same gradient as without the stabiliser m."""
     state, *arrays = inputs(9)
     fresh = jax.tree.map(jnp.zeros_like, state)
 

@@ -286,7 +286,7 @@ def test_the_shortest_sequences_work(time: int, residuals: str, x64: None) -> No
 
 
 def test_the_projection_and_its_gradient_never_exist_whole() -> None:
-    """What is held is about one array a gate and one for each part of the state; in chunks, a fraction of one."""
+    """Memory is about one array per gate and per part of the state; with residuals="chunks", a fraction of one."""
     batch, time, size = 4, 512, 16
     rng = np.random.default_rng(0)
     shapes = (batch, time, size), (size, 4 * size), (4 * size,), (1, size, 4, size)

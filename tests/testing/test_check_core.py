@@ -205,8 +205,10 @@ def test_parameters_of_another_dtype_are_named_and_instances_refused() -> None:
 
     with pytest.raises(ContractError, match=r"precision law: parameter params\.Dense_0\.bias is float32"):
         check_core(Fixed)
-    with pytest.raises(TypeError, match=r"needs a core's class .* not an instance of Fixed"):
+    with pytest.raises(TypeError, match=r"check_core needs a class .* not an instance of Fixed"):
         check_core(Fixed(8), quick=True)
+    with pytest.raises(TypeError, match=r"check_decoder needs a class .* not an instance of RecurrentDecoder"):
+        check_decoder(make_decoder("rnn", "elman", 8), quick=True)
 
 
 @pytest.mark.full
