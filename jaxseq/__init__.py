@@ -1,10 +1,15 @@
 """jaxseq: recurrence and attention under one functional contract, in JAX.
 
-The subpackages are imported when they are first used: ``import jaxseq; jaxseq.cores.LSTM``.
+The subpackages are imported when they are first used: ``import jaxseq; jaxseq.cores.LSTM``. The import appends a
+flag to ``XLA_FLAGS``, without which XLA computes wrong numbers on CPUs: see ``jaxseq.xla_flags``.
 """
 
 import importlib
 import types
+
+from jaxseq.xla_flags import set_xla_flags
+
+set_xla_flags()
 
 __version__ = "0.1.0"
 
@@ -24,6 +29,7 @@ __all__ = [
     "testing",
     "training",
     "typing",
+    "xla_flags",
 ]
 
 

@@ -12,6 +12,8 @@ install_import_hook("jaxseq", "beartype.beartype")
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+import jaxseq  # noqa: E402, F401  (sets XLA flags, before the first array)
+
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
