@@ -1,14 +1,16 @@
-"""Compare the speed of two checkouts of jaxseq, in one interleaved run.
+"""Compare two checkouts of jaxseq, or two values of ``XLA_FLAGS``, in one interleaved run.
 
-    git worktree add ../before v1                        # any folder that holds another commit
-    python benchmarks/compare_checkouts.py ../before     # about 6 minutes on 2 CPU cores
-    python benchmarks/compare_checkouts.py ../before --case lstm attention-2048 --repeats 15
+    git worktree add ../before v1                         # any folder that holds another commit
+    python benchmarks/compare.py --before ../before       # about 8 minutes on 2 CPU cores
+    python benchmarks/compare.py --before ../before --case lstm attention-2048 --repeats 15
+    python benchmarks/compare.py --before-flags="" --after-flags="--xla_flag=value" --name flag
 
-Each checkout runs in a process of its own, which compiles every case first. Then the two processes take turns, one run
-at a time, and the order alternates. A row holds the median time of the other checkout over the median time of this
-one: above 1 means that this checkout is faster. Cases use calls that both checkouts share: cores by name, forward and
-backward, with documents and padding or without; ``attention``; a decoding step with a cache. Checksums of the first
-results are compared as well. The rows go to ``benchmarks/results/checkouts-DEVICE.json``.
+Each side runs in a process of its own, which compiles every case first. Then the two processes take turns, one run
+at a time, and the order alternates. A row holds the median time of the side before over the median time of the side
+after: above 1 means that the side after is faster. Cases use calls that both checkouts share: cores by name, forward
+and backward or forward alone (``-forward``), of a batch or of a single row (``-row``), with documents and padding
+(``-documents``) or without; ``attention``; a decoding step with a cache; greedy decoding of a single row. Checksums
+of the first results are compared as well. The rows go to ``benchmarks/results/compare-NAME-DEVICE.json``.
 """
 
 import argparse
@@ -41,7 +43,12 @@ CORE_CASES = {
 }
 """Batch, time, features of each core."""
 
+ROW_CASES = ("elman", "gru", "lstm", "slstm", "mingru", "lru", "rglru", "gla")
+"""Cores that are also timed on a single row of 256 steps, 64 features."""
+
 OTHERS = (
+    *(f"{name}-row{part}" for name in ROW_CASES for part in ("", "-forward")),
+    *(f"{name}-forward" for name in ("lstm", "mingru", "lru", "rglru")),
     "lstm-documents",
     "rglru-documents",
     "delta-documents",
@@ -50,21 +57,25 @@ OTHERS = (
     "attention-4096",
     "decode-lstm",
     "decode-attention",
+    "greedy-lstm",
+    "greedy-rglru",
+    "greedy-attention",
 )
 
 
-def core_case(name: str, batch: int, length: int, features: int, documents: bool) -> Callable[[], Any]:
-    """Forward and backward of a core, gradients of parameters and inputs."""
+def core_case(name: str, options: list[str]) -> Callable[[], Any]:
+    """A core, forward and backward with the gradients of parameters and inputs, or forward alone."""
     import jax
     import jax.numpy as jnp
 
     from jaxseq.cores import CORES
 
+    batch, length, features = (1, 256, 64) if "row" in options else CORE_CASES[name]
     make: Any = CORES[name]
     core = make(features=features)
     xs = jax.random.normal(jax.random.key(0), (batch, length, features))
     ids = None
-    if documents:  # three documents, then padding
+    if "documents" in options:  # three documents, then padding
         row = jnp.minimum(jnp.arange(length) // (length // 4) + 1, 4) % 4
         ids = jnp.broadcast_to(row.astype(jnp.int32), (batch, length))
     carry = core.initial_carry((batch,))
@@ -73,7 +84,7 @@ def core_case(name: str, batch: int, length: int, features: int, documents: bool
     def loss(variables: Any, xs: Any) -> Any:
         return jnp.sin(core.apply(variables, carry, xs, ids)[1]).sum()
 
-    run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
+    run = jax.jit(loss if "forward" in options else jax.value_and_grad(loss, argnums=(0, 1)))
     return lambda: run(variables, xs)
 
 
@@ -105,14 +116,37 @@ def decode_case(name: str) -> Callable[[], Any]:
     return lambda: run(variables, carry, xs[:, -1:])
 
 
+def greedy_case(name: str) -> Callable[[], Any]:
+    """Greedy decoding of 64 tokens for one row, by two layers of 128 features over 256 tokens."""
+    import jax
+    import jax.numpy as jnp
+    from jax.tree_util import Partial
+
+    from jaxseq.cores import CORES, Stacked, block
+    from jaxseq.decoding import greedy, step_of
+    from jaxseq.layers import Embedding
+    from jaxseq.models import LanguageModel
+
+    make: Any = CORES[name]
+    core = Stacked(tuple(block(make(features=128), feed_forward=256) for _ in range(2)))
+    model = LanguageModel(Embedding(256, 128), core)
+    tokens = jnp.zeros((1,), jnp.int32)
+    carry = model.initial_carry((1,), 64)
+    params = model.init(jax.random.key(1), model.initial_carry((1,)), tokens[:, None])
+    step = step_of(Partial(model.apply, params))
+    return lambda: greedy(step, carry, tokens, max_length=64, end_token=None).tokens
+
+
 def make_case(name: str) -> Callable[[], Any]:
     """The function that runs a case once."""
-    kind, _, rest = name.partition("-")
+    kind, *options = name.split("-")
     if kind == "decode":
-        return decode_case(rest)
-    if rest.isdigit():
-        return attention_case(int(rest))
-    return core_case(kind, *CORE_CASES[kind], documents=rest == "documents")
+        return decode_case(*options)
+    if kind == "greedy":
+        return greedy_case(*options)
+    if options and options[0].isdigit():
+        return attention_case(int(options[0]))
+    return core_case(kind, options)
 
 
 def worker() -> None:
@@ -134,12 +168,14 @@ def worker() -> None:
         print(json.dumps([time.perf_counter() - start, checksum]), flush=True)
 
 
-class Checkout:
-    """A worker process that imports jaxseq from a folder."""
+class Side:
+    """A worker process that imports jaxseq from a folder, with its own ``XLA_FLAGS`` if they are given."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, flags: str | None) -> None:
         environment = os.environ | {"PYTHONPATH": str(folder)}
-        command = [sys.executable, __file__, "--worker", "."]
+        if flags is not None:
+            environment |= {"XLA_FLAGS": flags, "JAXSEQ_XLA_FLAGS": "off"}
+        command = [sys.executable, __file__, "--worker"]
         self.process = subprocess.Popen(
             command, env=environment, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -151,14 +187,14 @@ class Checkout:
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         if not line:
-            raise SystemExit(f"{name}: the process of a checkout ended; its error is above")
+            raise SystemExit(f"{name}: the process of a side ended; its error is above")
         seconds, checksum = json.loads(line)
         return seconds, checksum
 
 
-def compare(before: Checkout, after: Checkout, name: str, repeats: int) -> dict[str, Any]:
+def compare(before: Side, after: Side, name: str, repeats: int) -> dict[str, Any]:
     """One case in turns."""
-    checks = [checkout.run(name)[1] for checkout in (before, after)]
+    checks = [side.run(name)[1] for side in (before, after)]
     times: tuple[list[float], list[float]] = ([], [])
     for repeat in range(repeats):
         for index in (0, 1) if repeat % 2 else (1, 0):
@@ -179,7 +215,10 @@ def compare(before: Checkout, after: Checkout, name: str, repeats: int) -> dict[
 def main() -> None:
     """Compare, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("before", type=Path, help="a folder with the other checkout")
+    parser.add_argument("--before", type=Path, default=HERE, help="a folder with another checkout")
+    parser.add_argument("--before-flags", help="XLA_FLAGS of the side before; default: those that jaxseq sets")
+    parser.add_argument("--after-flags", help="XLA_FLAGS of the side after; default: those that jaxseq sets")
+    parser.add_argument("--name", default="checkouts", help="the name of the results")
     parser.add_argument("--case", nargs="+", choices=[*CORE_CASES, *OTHERS], default=[*CORE_CASES, *OTHERS])
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
@@ -189,7 +228,7 @@ def main() -> None:
         return
     if not (options.before / "jaxseq" / "__init__.py").is_file():
         raise SystemExit(f"{options.before} holds no checkout of jaxseq")
-    before, after = Checkout(options.before.resolve()), Checkout(HERE)
+    before, after = Side(options.before.resolve(), options.before_flags), Side(HERE, options.after_flags)
     rows = []
     for name in options.case:
         rows.append(compare(before, after, name, options.repeats))
@@ -200,8 +239,9 @@ def main() -> None:
     sys.path.append(str(Path(__file__).parent))
     from harness import RESULTS, device_name, environment
 
-    path = RESULTS / f"checkouts-{device_name()}.json"
-    path.write_text(json.dumps({**environment(), "rows": rows}, indent=1) + "\n")
+    path = RESULTS / f"compare-{options.name}-{device_name()}.json"
+    flags = {"before_flags": options.before_flags, "after_flags": options.after_flags}
+    path.write_text(json.dumps({**environment(), **flags, "rows": rows}, indent=1) + "\n")
     print(f"written: {path.relative_to(HERE)}")
 
 
