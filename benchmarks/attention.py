@@ -34,6 +34,7 @@ from harness import (
     device_name,
     matmul_ceiling,
     measure,
+    parse_arguments,
     plain,
     report,
     unavailable,
@@ -252,7 +253,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", choices=list(CASES), action="append", help="only this case; may be given again")
     parser.add_argument("--quick", action="store_true", help="small sizes, few repeats, nothing written")
-    options = parser.parse_args()
+    options = parse_arguments(parser)
     if options.quick:
         rows = [row for case in QUICK for row in case()]
     else:

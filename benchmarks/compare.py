@@ -214,6 +214,12 @@ def compare(before: Side, after: Side, name: str, repeats: int) -> dict[str, Any
 
 def main() -> None:
     """Compare, print, write."""
+    if "--worker" in sys.argv:
+        worker()
+        return
+    sys.path.append(str(Path(__file__).parent))
+    from harness import RESULTS, device_name, environment, parse_arguments
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--before", type=Path, default=HERE, help="a folder with another checkout")
     parser.add_argument("--before-flags", help="XLA_FLAGS of the side before; default: those that jaxseq sets")
@@ -221,11 +227,7 @@ def main() -> None:
     parser.add_argument("--name", default="checkouts", help="the name of the results")
     parser.add_argument("--case", nargs="+", choices=[*CORE_CASES, *OTHERS], default=[*CORE_CASES, *OTHERS])
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.worker:
-        worker()
-        return
+    options = parse_arguments(parser)
     if not (options.before / "jaxseq" / "__init__.py").is_file():
         raise SystemExit(f"{options.before} holds no checkout of jaxseq")
     before, after = Side(options.before.resolve(), options.before_flags), Side(HERE, options.after_flags)
@@ -236,9 +238,6 @@ def main() -> None:
         times = f"{row['before_ms']:10.2f} ms {row['after_ms']:10.2f} ms"
         checks = f"results differ by {row['relative_difference_of_results']:.1e}"
         print(f"{name:22}{times}   before/after {row['before_over_after']:.3f}   {checks}", flush=True)
-    sys.path.append(str(Path(__file__).parent))
-    from harness import RESULTS, device_name, environment
-
     path = RESULTS / f"compare-{options.name}-{device_name()}.json"
     flags = {"before_flags": options.before_flags, "after_flags": options.after_flags}
     path.write_text(json.dumps({**environment(), **flags, "rows": rows}, indent=1) + "\n")

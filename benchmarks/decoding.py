@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from decoding_peers import METHODS, Decoder
-from harness import RESULTS, Candidate, Prepared, Row, device_name, judged, measure
+from harness import RESULTS, Candidate, Prepared, Row, device_name, judged, measure, parse_arguments
 from jax.tree_util import Partial
 
 from jaxseq import decoding
@@ -227,7 +227,7 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=["float32"], help="of parameters and computation")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 32])
     parser.add_argument("--budget", type=float, default=60, help="seconds a case, compilation and warm-up aside")
-    options = parser.parse_args()
+    options = parse_arguments(parser)
     if options.quick:
         case("transformer", Shape("attention", 2, 64, 256), "beam 4", 2, "float32", 16, 3)
         step_costs("lstm", 1, 3, (16, 64))

@@ -17,10 +17,12 @@ What fails (is not installed, does not compile, runs out of memory, misses the r
 error. Times are seconds of wall clock, memory is bytes. Rows of one case compare; absolute figures drift.
 """
 
+import argparse
 import functools
 import json
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,6 +33,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from jaxseq.training import check_repeated_flags
 
 Row = dict[str, Any]
 RESULTS = Path(__file__).parent / "results"
@@ -54,6 +58,17 @@ class Candidate:
 
     name: str
     prepare: Callable[[Sequence[tuple]], Prepared]
+
+
+def parse_arguments(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The parsed command line; exits where a flag is abbreviated or given twice (argparse would take the last)."""
+    words = sys.argv[1:] if arguments is None else arguments
+    parser.allow_abbrev = False
+    try:
+        check_repeated_flags(words)
+    except ValueError as error:
+        parser.error(str(error))
+    return parser.parse_args(words)
 
 
 def compiled(name: str, function: Callable[..., Any]) -> Candidate:

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from harness import Row, compiled, matmul_ceiling, measure, report
+from harness import Row, compiled, matmul_ceiling, measure, parse_arguments, report
 
 from jaxseq.ops import MLSTMState, delta_rule, linear_attention, mlstm
 
@@ -106,7 +106,7 @@ def main() -> None:
     """Run the cases; the JSON lines go to benchmarks/results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one small case each, few repeats, nothing written")
-    quick = parser.parse_args().quick
+    quick = parse_arguments(parser).quick
     cases = tuple((name, 1, 256) for name in MIXERS) if quick else CASES
     ceiling = matmul_ceiling()
     rows = [row for sizes in cases for row in case(*sizes, 3 if quick else 7, ceiling)]

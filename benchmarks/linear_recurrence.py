@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from harness import Candidate, Prepared, Row, compiled, copy_ceiling, measure, report
+from harness import Candidate, Prepared, Row, compiled, copy_ceiling, measure, parse_arguments, report
 from jax import lax
 
 from jaxseq.ops import LinearRecurrenceImplementation, linear_recurrence, linear_recurrence_reference
@@ -122,7 +122,7 @@ def main() -> None:
     """Run the cases; the JSON lines go to benchmarks/results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the first case alone, few repeats, nothing written")
-    quick = parser.parse_args().quick
+    quick = parse_arguments(parser).quick
     print(f"copy bandwidth {copy_ceiling() / 1e9:.1f} GB/s")
     rows = []
     for B, T, F, dtype in CASES[: 1 if quick else None]:

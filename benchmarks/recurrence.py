@@ -23,7 +23,7 @@ import harness
 import jax
 import jax.numpy as jnp
 import numpy as np
-from harness import Candidate, Row, compiled, measure, plain, report, unavailable
+from harness import Candidate, Row, compiled, measure, parse_arguments, plain, report, unavailable
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 
@@ -215,7 +215,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one small case, few repeats, nothing written")
     parser.add_argument("--case", choices=["-".join(map(str, c)) for c in CASES], help="one case alone")
-    arguments = parser.parse_args()
+    arguments = parse_arguments(parser)
     jax.config.update("jax_num_cpu_devices", DEVICES)
     if arguments.quick:
         chosen: list[tuple[str, int, int, int]] = [("lstm", 16, 64, 128)]

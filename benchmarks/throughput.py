@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from harness import RESULTS, Row, copy_ceiling, device_name, matmul_ceiling, measure
+from harness import RESULTS, Row, copy_ceiling, device_name, matmul_ceiling, measure, parse_arguments
 from throughput_cases import DTYPES, MODES, Case, check_name, make_inputs, mixer
 from throughput_costs import Cost
 from throughput_report import AXES, print_case, print_crossovers
@@ -212,7 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--append", action="store_true", help="keep the rows that are there")
     parser.add_argument("--figures", type=Path, help="folder for the figures")
     parser.add_argument("--redraw", type=Path, metavar="FILE", help="draw the figures of these rows, run nothing")
-    given: dict[str, Any] = vars(parser.parse_args(arguments))
+    given: dict[str, Any] = vars(parse_arguments(parser, arguments))
     preset, out, redraw = given.pop("preset"), given.pop("out"), given.pop("redraw")
     append, figures = given.pop("append"), given.pop("figures")
     try:

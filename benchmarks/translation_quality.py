@@ -20,10 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import tyro
 from harness import RESULTS, device_name, environment
 
-from jaxseq import analysis, plotting
+from jaxseq import analysis, plotting, training
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS, FIGURES = ROOT / "runs" / "translation", ROOT / "docs" / "figures"
@@ -164,4 +163,4 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    training.run_cli(main, Options, __doc__, resumable=False)

@@ -262,4 +262,4 @@ def variant_rows(groups: RunsByVariant, comparisons: dict[str, dict[str, analysi
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a run in progress is interrupted, too
-    training.run_cli(main, Config, __doc__)
+    training.run_cli(main, Config, __doc__, repeatable=("vary", "metric"))

@@ -5,12 +5,16 @@
     python experiments/translate.py --run runs/dates --text "May 2, 1930" --alignment where.png
     cat new.txt | python experiments/translate.py --run runs/mine
 
-One text per line. The run folder is one that translation.py wrote. It is only read, and can be used while its run
-trains.
+One text per line, one translation per line; a blank line gives a blank line. Texts that hold line feeds are read from
+and written to JSON lines: --file new.jsonl (the field "source"), --output new.out.jsonl. The run folder is one that
+translation.py wrote. It is only read, and can be used while its run trains.
 """
 
 import dataclasses
+import json
+import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -26,9 +30,11 @@ class Config:
     """A run folder of translation.py."""
     text: tuple[str, ...] = ()
     file: Path | None = None
-    """Texts, one per line, UTF-8 (.gz too); without text and file, standard input."""
+    """Texts, one per line, UTF-8 (.gz too), or of a .jsonl file the field "source" of each object; without text and
+    file, standard input."""
     output: Path | None = None
-    """Write the translations to this file, one per line, instead of printing them."""
+    """Write the translations to this file instead of printing them: one per line, or to a .jsonl file one object
+    {"source": ..., "target": ...} per line."""
     beams: int | None = None
     """Number of beams; 1 is greedy decoding."""
     normalization: Literal["none", "mean", "gnmt"] | None = None
@@ -53,12 +59,10 @@ def main(config: Config) -> list[str]:
     translator = loaded.pipeline.with_search(search, config.max_length)
     texts = read(config)
     found = translator(loaded.params, texts)
-    if config.output is not None:
-        config.output.write_text("".join(f"{line}\n" for line in found), encoding="utf-8")
-    else:
-        print("\n".join(found))
+    write(config, texts, found)
     if config.alignment is not None:
-        alignments = translator.alignments(loaded.params, [(texts[0], found[0])])
+        first = next((pair for pair in zip(texts, found, strict=True) if pair[0].strip()), None)
+        alignments = translator.alignments(loaded.params, [first] if first else [])
         if not alignments:
             raise ValueError(f"{config.run}: a model of kind {type(translator.config).__name__} attends to nothing")
         plotting.draw_alignments(alignments, config.alignment)
@@ -69,19 +73,34 @@ def read(config: Config) -> list[str]:
     """Read the texts from the command line, the file, or standard input.
 
     Raises:
-        ValueError: there is none, or one is empty.
+        ValueError: there is none.
     """
     texts = list(config.text)
     if config.file is not None:
-        texts += data.read_text(config.file).splitlines()
+        texts += data.read_texts(config.file)
     if config.file is None and not texts:
-        texts = sys.stdin.read().splitlines()
-    for number, text in enumerate(texts, 1):
-        if not text:
-            raise ValueError(f"text {number} is empty")
+        texts += data.decode_lines(sys.stdin.buffer.read(), "standard input")
     if not texts:
         raise ValueError("there is no text to translate")
     return texts
+
+
+def write(config: Config, texts: Sequence[str], found: Sequence[str]) -> None:
+    """Write one line per text to the file or to standard output; a line end in a translation becomes a space."""
+    if config.output is not None and config.output.suffix == ".jsonl":
+        rows = ({"source": text, "target": line} for text, line in zip(texts, found, strict=True))
+        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    else:
+        lines = [re.sub(r"\r?\n|\r$", " ", line) for line in found]
+        changed = sum(line != text for line, text in zip(lines, found, strict=True))
+        if changed:
+            told = f"translations with a line end, written as a space: {changed} (--output FILE.jsonl keeps it)"
+            print(told, file=sys.stderr)
+    if config.output is not None:
+        config.output.write_bytes("".join(f"{line}\n" for line in lines).encode())
+        print(f"written: {config.output}", file=sys.stderr)
+    else:
+        print("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -77,15 +77,19 @@ def make_core(name: str, features: int, options: Sequence[str] = (), **fields: A
     Values are Python literals, or else text; they override ``fields``.
 
     Raises:
-      ValueError: an unknown core, an option without ``=``, or one that the core does not have.
+      ValueError: an unknown core, an option without ``=``, one that the core does not have, or one given twice.
     """
     core = find_core(name)
     hidden = ("features", "dtype", "param_dtype", "parent", "name")
     known = {field.name: field for field in dataclasses.fields(core) if field.name not in hidden}
+    given: dict[str, str] = {}
     for option in options:
         field, equals, value = option.partition("=")
         if not equals or field not in known:
             raise ValueError(f"core {name!r} takes options field=value for {', '.join(known)}; not {option!r}")
+        if field in given:
+            raise ValueError(f"core {name!r} is given {field} twice: {given[field]} and {value}")
+        given[field] = value
         fields[field] = _parsed(option, value, known[field])
     make: Callable[..., Core] = core
     return make(features=features, **fields)

@@ -5,10 +5,10 @@ from jaxseq.data.cldr import date_lists, date_pairs, held_out_years, name_pairs
 from jaxseq.data.compression import lzma_bits_per_character
 from jaxseq.data.corpus import Corpus, embedded_corpus, text_corpus
 from jaxseq.data.packing import HeldOutDocuments, PackedDocuments
-from jaxseq.data.pair_readers import PairReading, read_pairs, text_pairs
+from jaxseq.data.pair_readers import PairReading, read_pairs, read_texts, text_pairs
 from jaxseq.data.pairs import BucketedPairs, BucketedSources, PairBatch, SourceBatch
 from jaxseq.data.parallel import ParallelCorpus, parallel_corpus, split_pairs
-from jaxseq.data.readers import read_folder, read_text
+from jaxseq.data.readers import decode_lines, read_folder, read_lines, read_text
 from jaxseq.data.streams import ContiguousStreams, RandomCrops
 from jaxseq.data.synthetic_pairs import number_pairs, random_strings, reversal_pairs
 from jaxseq.data.vocabulary import (
@@ -42,6 +42,7 @@ __all__ = [
     "Vocabulary",
     "date_lists",
     "date_pairs",
+    "decode_lines",
     "embedded_corpus",
     "fit_vocabulary",
     "held_out_years",
@@ -52,8 +53,10 @@ __all__ = [
     "parallel_corpus",
     "random_strings",
     "read_folder",
+    "read_lines",
     "read_pairs",
     "read_text",
+    "read_texts",
     "reversal_pairs",
     "split_pairs",
     "text_corpus",

@@ -1,7 +1,6 @@
 """Readers of users' pairs: a table of two columns, JSON lines, or two files aligned line by line.
 
-Lines end at a line feed, or carriage return and line feed, only; a byte order mark is dropped; nothing else is
-changed. Invalid lines are skipped and reported: ``file:line: reason``.
+Lines are those of ``readers``. Invalid lines are skipped and reported: ``file:line: reason``.
 """
 
 import json
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jaxseq.data.parallel import HELD_OUT_FRACTION, ParallelCorpus, parallel_corpus, split_pairs
-from jaxseq.data.readers import read_bytes
+from jaxseq.data.readers import decode_line, read_bytes, read_lines, split_lines
 
 TABLES = (".tsv", ".txt")
 JSON_LINES = (".jsonl",)
@@ -53,7 +52,7 @@ def read_pairs(
     if target_path is not None:
         found = _aligned((path, Path(target_path)))
     else:
-        lines = _lines(path)
+        lines = split_lines(read_bytes(path))
         suffix = (path.with_suffix("") if path.suffix == ".gz" else path).suffix
         if suffix in TABLES:
             found = _table(path, lines)
@@ -76,6 +75,28 @@ def read_pairs(
     if not pairs:
         raise ValueError(f"{path}: no pair in {len(skipped)} lines" + "".join(f"; {line}" for line in skipped[:1]))
     return PairReading(tuple(pairs), tuple(skipped))
+
+
+def read_texts(path: str | Path, *, field: str = "source") -> tuple[str, ...]:
+    """The texts of a user's UTF-8 file, one per line, ``.gz`` too: lines, or of ``.jsonl`` a field of each object.
+
+    Blank lines are blank texts, so that text i is that of line i.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: not UTF-8, broken JSON, or a missing field (names file and line), or a broken gzip.
+    """
+    path = Path(path)
+    lines = read_lines(path)
+    if (path.with_suffix("") if path.suffix == ".gz" else path).suffix not in JSON_LINES:
+        return lines
+    texts = []
+    for number, line in enumerate(lines, 1):
+        try:
+            texts.append(_string_field(_json_object(line), field) if line.strip() else "")
+        except ValueError as error:
+            raise ValueError(f"{path}:{number}: {error}") from None
+    return tuple(texts)
 
 
 def text_pairs(
@@ -118,15 +139,8 @@ def text_pairs(
     )
 
 
-def _lines(path: Path) -> list[bytes]:
-    lines = read_bytes(path).removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    if not lines[-1]:
-        lines.pop()
-    return [line.removesuffix(b"\r") for line in lines]
-
-
 def _aligned(paths: tuple[Path, Path]) -> Iterator[Pair | str]:
-    sides = [_lines(path) for path in paths]
+    sides = [split_lines(read_bytes(path)) for path in paths]
     if len(sides[0]) != len(sides[1]):
         raise ValueError(
             f"aligned files must have as many lines: {paths[0]} has {len(sides[0])}, {paths[1]} has {len(sides[1])}"
@@ -135,7 +149,7 @@ def _aligned(paths: tuple[Path, Path]) -> Iterator[Pair | str]:
         texts = []
         for path, line in zip(paths, lines, strict=True):
             try:
-                texts.append(_filled(_text(line), "line"))
+                texts.append(_filled(decode_line(line), "line"))
             except ValueError as error:
                 yield f"{path}:{number}: {error}"
                 break
@@ -146,7 +160,7 @@ def _aligned(paths: tuple[Path, Path]) -> Iterator[Pair | str]:
 def _table(path: Path, lines: Sequence[bytes]) -> Iterator[Pair | str]:
     for number, line in enumerate(lines, 1):
         try:
-            columns = _text(line).split("\t")
+            columns = decode_line(line).split("\t")
             if len(columns) != 2:
                 raise ValueError(f"{len(columns)} column{'s' * (len(columns) > 1)} for 2")
             yield _filled(columns[0], "source"), _filled(columns[1], "target")
@@ -157,7 +171,7 @@ def _table(path: Path, lines: Sequence[bytes]) -> Iterator[Pair | str]:
 def _json_lines(path: Path, lines: Sequence[bytes], fields: tuple[str, str]) -> Iterator[Pair | str]:
     for number, line in enumerate(lines, 1):
         try:
-            item = _json_object(_text(line))
+            item = _json_object(decode_line(line))
             yield _field(item, fields[0]), _field(item, fields[1])
         except ValueError as error:
             yield f"{path}:{number}: {error}"
@@ -176,6 +190,10 @@ def _json_object(line: str) -> dict[str, object]:
 
 
 def _field(item: dict[str, object], name: str) -> str:
+    return _filled(_string_field(item, name), name)
+
+
+def _string_field(item: dict[str, object], name: str) -> str:
     if name not in item:
         raise ValueError(f"no field {name!r}")
     value = item[name]
@@ -187,17 +205,10 @@ def _field(item: dict[str, object], name: str) -> str:
         raise ValueError(
             f"field {name!r} is not encodable as UTF-8: {error.reason} at character {error.start}"
         ) from None
-    return _filled(value, name)
+    return value
 
 
 def _filled(text: str, name: str) -> str:
     if not text.strip():
         raise ValueError(f"empty {name}")
     return text
-
-
-def _text(line: bytes) -> str:
-    try:
-        return line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 at byte {error.start} (0x{line[error.start]:02x}): {error.reason}") from None

@@ -1,7 +1,9 @@
 """Readers of users' text: a UTF-8 file, also with ``.gz``, or a folder of such files.
 
-Line ends become line feeds and a byte order mark is dropped; nothing else is changed. Errors name the file and the
-offset of the first byte that is not UTF-8.
+A line ends at a line feed, or at a carriage return and a line feed, in every reader of the package. Other characters
+that some programs break lines at (a lone carriage return, form feed, U+0085, U+2028) are part of the line. Such a pair
+becomes a line feed and a byte order mark is dropped; nothing else is changed. Errors name the file and the offset of
+the first byte that is not UTF-8, or the line.
 """
 
 import gzip
@@ -36,10 +38,56 @@ def read_text(path: str | Path) -> str:
         raise ValueError(
             f"{path}: not UTF-8 at byte offset {error.start} (0x{raw[error.start]:02x}): {error.reason}"
         ) from None
-    text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+    text = text.removeprefix("\ufeff").replace("\r\n", "\n")
     if not text.strip():
         raise ValueError(f"{path}: contains no text")
     return text
+
+
+def read_lines(path: str | Path) -> tuple[str, ...]:
+    """The lines of a UTF-8 file, without line ends; a ``.gz`` file is decompressed. Blank lines are kept.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: a line that is not UTF-8 (names it), or a broken gzip.
+    """
+    path = Path(path)
+    return decode_lines(read_bytes(path), str(path))
+
+
+def decode_lines(raw: bytes, name: str) -> tuple[str, ...]:
+    """The lines of UTF-8 bytes, without line ends and byte order mark; ``name`` stands for the file in messages.
+
+    Raises:
+        ValueError: a line that is not UTF-8 (names it).
+    """
+    found = []
+    for number, line in enumerate(split_lines(raw), 1):
+        try:
+            found.append(decode_line(line))
+        except ValueError as error:
+            raise ValueError(f"{name}:{number}: {error}") from None
+    return tuple(found)
+
+
+def split_lines(raw: bytes) -> list[bytes]:
+    """The lines of a file's bytes, without line ends and byte order mark."""
+    lines = raw.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    if not lines[-1]:
+        lines.pop()
+    return [line.removesuffix(b"\r") for line in lines]
+
+
+def decode_line(line: bytes) -> str:
+    """The text of a line.
+
+    Raises:
+        ValueError: not UTF-8 (names the byte).
+    """
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 at byte {error.start} (0x{line[error.start]:02x}): {error.reason}") from None
 
 
 def read_bytes(path: Path) -> bytes:

@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 import tyro
 
+from jaxseq.training import check_repeated_flags
+
 C = TypeVar("C")
 
 
@@ -24,8 +26,8 @@ def configure(kind: type[C], settings: Mapping[str, str], **changes: Any) -> C:
     of the dataclass may derive further values.
 
     Raises:
-        ValueError: an unknown or ambiguous name, a text that does not fit the field's type, or what the dataclasses
-            themselves refuse; the message names the field.
+        ValueError: an unknown or ambiguous name, a field set twice to different texts, a text that does not fit the
+            field's type, or what the dataclasses themselves refuse; the message names the field.
     """
     values = {field.name: _default(field) for field in dataclasses.fields(kind) if field.init}  # type: ignore[arg-type]
     hints = typing.get_type_hints(kind, include_extras=True)
@@ -33,7 +35,10 @@ def configure(kind: type[C], settings: Mapping[str, str], **changes: Any) -> C:
     for name in parts:
         values[name] = parse(hints[name], settings[name], name)
     paths = _paths(values)
-    others = {_find(name, paths): text for name, text in settings.items() if name not in parts}
+    others: dict[str, str] = {}
+    for name, text in settings.items():
+        if name not in parts and others.setdefault(path := _find(name, paths), text) != text:
+            raise ValueError(f"{path} is set twice: {others[path]} and {text}")
     return _build(kind, values, others, changes)
 
 
@@ -42,6 +47,7 @@ def parse(kind: Any, text: str, name: str) -> Any:
     field = name.rpartition(".")[2]
     holder = dataclasses.make_dataclass("Setting", [(field, kind)])
     said = io.StringIO()
+    check_repeated_flags(text.split())
     try:
         if any(dataclasses.is_dataclass(option) for option in _options(kind)):
             choice, *options = shlex.split(text) or [""]

@@ -118,16 +118,19 @@ class Translator(Pipeline):
         return [(self.source.encode(source), self.target.encode(target)) for source, target in pairs]
 
     def __call__(self, params: PyTree, texts: Sequence[str]) -> list[str]:
-        """The translation of each text."""
-        sources = [self.source.encode(text) for text in texts]
+        """The translation of each text; of a blank text, the empty string."""
+        filled = [index for index, text in enumerate(texts) if text.strip()]
+        sources = [self.source.encode(texts[index]) for index in filled]
         found = [""] * len(texts)
+        if not filled:
+            return found
         batches = data.BucketedSources(
             sources, BATCH_SIZE, source_end=self.source.separator, num_buckets=self.num_buckets
         )
         for batch in batches:
             tokens, lengths = self._search_batch({"params": params}, batch)
             for index, row, length in zip(batch.indices, tokens, lengths, strict=False):
-                found[index] = self.target.decode(row[:length])
+                found[filled[index]] = self.target.decode(row[:length])
         return found
 
     def _search_batch(self, variables: PyTree, batch: data.SourceBatch) -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,7 @@
 """Training: train step, loop, run folder, checkpoints, report."""
 
 from jaxseq.training.checkpoints import Checkpoints, Restored
-from jaxseq.training.cli import run_cli
+from jaxseq.training.cli import check_repeated_flags, run_cli
 from jaxseq.training.environment import enable_compilation_cache
 from jaxseq.training.errors import (
     CheckpointError,
@@ -58,6 +58,7 @@ __all__ = [
     "Truncation",
     "TruncationMode",
     "Writer",
+    "check_repeated_flags",
     "create_state",
     "cross_entropy",
     "enable_compilation_cache",

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,7 +36,7 @@ class JsonLinesWriter:
         """Delete the lines after ``step``, and incomplete lines."""
         if not self.file.exists():
             return
-        lines = self.file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        lines = _lines(self.file)
         kept = "".join(line for line in lines if (row := _parse(line)) is not None and row["step"] <= step)
         if kept != "".join(lines):
             write_atomic(self.file, kept)
@@ -47,10 +48,15 @@ class JsonLinesWriter:
 def read_json_lines(file: str | os.PathLike) -> list[dict[str, JSON]]:
     """The rows of a file; none if it does not exist. Incomplete lines are ignored."""
     try:
-        lines = Path(file).read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        lines = _lines(Path(file))
     except FileNotFoundError:
         return []
     return [row for line in lines if (row := _parse(line)) is not None]
+
+
+def _lines(file: Path) -> list[str]:
+    """The lines of a file with their line feeds; other characters do not end a line."""
+    return re.findall(r"[^\n]*\n|[^\n]+", file.read_text(encoding="utf-8", errors="replace"))
 
 
 def _parse(line: str) -> dict[str, JSON] | None:

@@ -23,3 +23,8 @@ def test_a_value_of_another_kind_is_refused_by_name() -> None:
         make_core("attention", 8, ["window=0"]).initial_carry((1,))
     with pytest.raises(ValueError, match=r"gate_rank=16 and temperature=-1\.0 must be positive"):
         make_core("gla", 8, ["temperature=-1.0"]).initial_carry((1,))
+
+
+def test_an_option_given_twice_is_refused():
+    with pytest.raises(ValueError, match="core 'attention' is given num_heads twice: 2 and 4"):
+        make_core("attention", 8, ["num_heads=2", "num_heads=4"])

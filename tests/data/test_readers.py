@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxseq.data import read_folder, read_text
+from jaxseq.data import decode_lines, read_folder, read_lines, read_pairs, read_text, read_texts
 
 
 def write(folder, name: str, raw: bytes):
@@ -24,10 +24,34 @@ def one_line(error) -> str:
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_text_is_read_as_it_stands_but_for_line_ends_and_byte_order_mark(tmp_path, packed):
-    raw = "\ufeffstraße\r\n日本\rend\n".encode()
+    raw = "\ufeffstraße\r\n日本\rend\u2028\x85\x0c\n".encode()
     path = write(tmp_path, "a.gz" if packed else "a", gzip.compress(raw) if packed else raw)
-    assert read_text(path) == "straße\n日本\nend\n"
+    assert read_text(path) == "straße\n日本\rend\u2028\x85\x0c\n"
     assert read_text(str(path)) == read_text(path)
+
+
+@given(lines=st.lists(st.text(st.sampled_from("ab\r\u2028\x85\x0c\x1c\v é"), max_size=5), max_size=5))
+@settings(deadline=None, max_examples=100)
+def test_all_readers_take_the_same_lines(tmp_path_factory, lines):
+    lines = [line.rstrip("\r") for line in lines]  # a carriage return before a line feed belongs to the line end
+    folder = tmp_path_factory.getbasetemp()
+    path = write(folder, "lines.txt", "".join(f"{line}\n" for line in lines).encode())
+    assert read_lines(path) == read_texts(path) == tuple(lines)
+    assert decode_lines("\r\n".join(lines).encode(), "x") == tuple(lines if not lines or lines[-1] else lines[:-1])
+    if any(line.strip() for line in lines):
+        assert read_text(path).split("\n") == [*lines, ""]
+        pairs = read_pairs(path, path).pairs
+        assert pairs == tuple((line, line) for line in lines if line.strip())
+
+
+def test_a_line_that_is_not_utf8_or_json_is_named(tmp_path):
+    path = write(tmp_path, "a.txt", b"a\n\xff\n")
+    with pytest.raises(ValueError, match=r"a\.txt:2: not UTF-8 at byte 0"):
+        read_lines(path)
+    path = write(tmp_path, "a.jsonl", b'{"source": "a\\nb"}\n\n{"text": "c"}\n')
+    with pytest.raises(ValueError, match=r"a\.jsonl:3: no field 'source'"):
+        read_texts(path)
+    assert read_texts(write(tmp_path, "b.jsonl", b'{"source": "a\\nb"}\n\n')) == ("a\nb", "")
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -14,6 +14,7 @@ pytest.importorskip("babel", reason="Babel is not installed (extra `translation`
 
 from experiments import translate
 from experiments.translation import Config, main
+from jaxseq import data
 from jaxseq.models.configs import AttentionTranslator, RNNTranslator, TransformerTranslator
 from jaxseq.pipelines import Dates, Files, Names, Reversal, SearchConfig
 from jaxseq.training import ConfigMismatchError, OptimizerConfig, RunFolderError, TrainConfig, read_json
@@ -150,9 +151,22 @@ def test_a_trained_run_translates_other_texts(translation_run, tmp_path, capsys)
     found = translate.main(translate.Config(run=run, text=texts[:1], file=tmp_path / "new.txt", **options))
     assert len(found) == 2 and all(len(line) <= 9 for line in found) and picture.read_bytes().startswith(b"\x89PNG")
     assert out.read_text(encoding="utf-8").splitlines() == found
-    for fields, message in (({"text": ("",)}, "text 1 is empty"), ({"max_length": 0}, "max_length must be at least 1")):
-        with pytest.raises(ValueError, match=message):
-            translate.main(translate.Config(run=run, **fields))
+    with pytest.raises(ValueError, match="max_length must be at least 1"):
+        translate.main(translate.Config(run=run, max_length=0))
     with pytest.raises(RunFolderError, match="is not a run folder"):
         translate.main(translate.Config(run=tmp_path, text=texts))
     capsys.readouterr()
+    (tmp_path / "lines.txt").write_bytes("hello\n\nabc\r\n ab\u2028c\x85\x0c\rd\n".encode())
+    found = translate.main(translate.Config(run=run, file=tmp_path / "lines.txt", output=out, max_length=9))
+    assert (
+        len(found) == 4
+        and found[1] == ""
+        and found[0]
+        and out.read_bytes().split(b"\n")[:-1] == [line.encode() for line in found]
+    )
+    config = translate.Config(run=run, output=tmp_path / "out.jsonl")
+    translate.write(config, ["a\nb", ""], ["x\ny\u2028", ""])
+    assert data.read_texts(tmp_path / "out.jsonl", field="target") == ("x\ny\u2028", "")
+    assert data.read_texts(tmp_path / "out.jsonl") == ("a\nb", "")
+    translate.write(translate.Config(run=run, output=out), ["a", "b"], ["x\r\ny\u2028\r", "z"])
+    assert out.read_bytes() == "x y\u2028 \nz\n".encode() and "written as a space: 1" in capsys.readouterr().err

@@ -1,0 +1,55 @@
+"""The command line of experiments: a flag given twice is refused."""
+
+import sys
+from dataclasses import dataclass
+
+import pytest
+import tyro
+
+from jaxseq.pipelines.config_fields import configure
+from jaxseq.training import check_repeated_flags, run_cli
+
+
+@dataclass(frozen=True)
+class Part:
+    steps: int = 1
+
+
+@dataclass(frozen=True)
+class Config:
+    core: str = "gru"
+    some_names: tuple[str, ...] = ()
+    flag: bool = False
+    vary: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    train: Part = Part()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--core lstm --core attention", "--core is given twice: --core lstm and --core attention"),
+        ("--core=lstm --flag --core attention", "--core is given twice: --core=lstm and --core attention"),
+        ("--some-names a b --some_names c", "--some_names is given twice"),
+        ("--flag --no-flag", "--no-flag is given twice: --flag and --no-flag"),
+        ("--train.steps 3 --vary a --train.steps 4", "--train.steps is given twice: --train.steps 3 and"),
+    ],
+)
+def test_a_flag_given_twice_is_refused(words, said, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["program", *words.split()])
+    with pytest.raises(SystemExit, match=said):
+        run_cli(pytest.fail, Config, None, repeatable=("vary",))
+
+
+def test_flags_given_once_and_flags_that_append_are_read(monkeypatch):
+    words = "--core lstm --some-names a b --no-flag --vary a --vary b --train.steps 4"
+    monkeypatch.setattr(sys, "argv", ["program", *words.split()])
+    found: list[Config] = []
+    run_cli(found.append, Config, None, repeatable=("vary",))
+    assert found == [Config("lstm", ("a", "b"), False, ("a", "b"), Part(4))]
+    check_repeated_flags(["--a", "--", "--a"])
+
+
+def test_a_field_set_twice_by_texts_is_refused():
+    with pytest.raises(ValueError, match=r"train.steps is set twice: 3 and 4"):
+        configure(Config, {"steps": "3", "train.steps": "4"})
+    assert configure(Config, {"steps": "3", "train.steps": "3"}).train.steps == 3
