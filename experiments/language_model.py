@@ -188,7 +188,7 @@ def make_loss(model: LanguageModel) -> Callable:
 
     def loss(params: Any, carry: Any, batch: data.Batch, key: jax.Array) -> tuple[jax.Array, training.Aux]:
         carry, entropy = forward(model, params, carry, batch, key if model.dropout else None)
-        return entropy.mean, training.Aux(carry, {})
+        return entropy.mean, training.Aux(carry, {}, entropy.count)
 
     return loss
 

@@ -212,7 +212,7 @@ def make_loss(config: Config, model: EncoderDecoder) -> Callable:
         logits: Any = run(source, tokens, source_segment_ids, ids)
         smoothing = config.label_smoothing
         entropy = training.cross_entropy(logits, batch.pairs.targets, ids != 0, label_smoothing=smoothing)
-        return entropy.mean, training.Aux(carry, {})
+        return entropy.mean, training.Aux(carry, {}, entropy.count)
 
     return loss
 

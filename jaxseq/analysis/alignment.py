@@ -14,8 +14,8 @@ Positions: TypeAlias = Integer[np.ndarray | Array, "..."]
 def alignment_accuracy(weights: Weights | Sequence[Weights], expected: Positions | Sequence[Positions]) -> float:
     """The fraction of target positions with ``argmax_s weights[t, s] == expected[t]``.
 
-    Positions with ``expected[t] == -1`` are ignored. All other target positions count equally, across alignments too;
-    of equal weights the first is the argmax.
+    Positions with ``expected[t] == -1`` are ignored, whatever their weights (NaN included). All other target positions
+    count equally, across alignments too; of equal weights the first is the argmax.
 
     Args:
         weights: ``[T S]``, a batch ``[B T S]``, or a sequence of arrays ``[T S]`` of any lengths.
@@ -23,7 +23,8 @@ def alignment_accuracy(weights: Weights | Sequence[Weights], expected: Positions
 
     Raises:
         ValueError: shapes that do not fit, an expected position outside the source, no expected position, or weights
-            that are not finite.
+            that are not finite at a position that counts.
+        TypeError: expected positions that are no integers.
     """
     one = not isinstance(weights, list | tuple) and np.ndim(weights) == 2
     tables, positions = ([weights], [expected]) if one else (list(weights), list(expected))
@@ -31,13 +32,17 @@ def alignment_accuracy(weights: Weights | Sequence[Weights], expected: Positions
         raise ValueError(f"{len(tables)} alignments, but expected positions of {len(positions)}")
     right = known = 0
     for table, wanted in zip(map(_matrix, tables), map(np.asarray, positions), strict=True):
+        if wanted.size and not np.issubdtype(wanted.dtype, np.integer):
+            raise TypeError(f"expected positions must be integers, not {wanted.dtype}")
         if wanted.shape != table.shape[:1]:
             raise ValueError(f"expected positions are {wanted.shape}, weights {table.shape}: not [T] and [T S]")
         if wanted.size and not -1 <= wanted.min() <= wanted.max() < table.shape[1]:
             bad = wanted[(wanted < -1) | (wanted >= table.shape[1])][0]
             raise ValueError(f"expected position {bad} is not in a source of {table.shape[1]}")
-        right += int(np.sum((table.argmax(-1) == wanted) & (wanted >= 0)))
-        known += int(np.sum(wanted >= 0))
+        real = wanted >= 0
+        if real.any():
+            right += int(np.sum(_finite(table[real]).argmax(-1) == wanted[real]))
+        known += int(np.sum(real))
     if not known:
         raise ValueError("no target position has an expected alignment")
     return right / known
@@ -45,8 +50,12 @@ def alignment_accuracy(weights: Weights | Sequence[Weights], expected: Positions
 
 def _matrix(weights: Weights) -> np.ndarray:
     table = np.asarray(weights, np.float64)
-    if table.ndim != 2 or not table.size:
-        raise ValueError(f"weights are {table.shape}, not [T S] with at least one of each")
+    if table.ndim != 2:
+        raise ValueError(f"weights are {table.shape}, not [T S]")
+    return table
+
+
+def _finite(table: np.ndarray) -> np.ndarray:
     if not np.isfinite(table).all():
         raise ValueError(f"a weight is {table[~np.isfinite(table)][0]}")
     return table

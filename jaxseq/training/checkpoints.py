@@ -37,7 +37,7 @@ from jaxseq.training.manifest import (
     verify_files,
     verify_leaf,
 )
-from jaxseq.training.state import eval_params, init_ema
+from jaxseq.training.state import Ema, eval_params, init_ema
 from jaxseq.typing import Array, PyTree
 
 MANIFEST = "manifest.json"
@@ -64,7 +64,7 @@ class _Parameters(NamedTuple):
     """The fields of a train state from which the parameters for evaluation are computed."""
 
     params: PyTree
-    ema: PyTree
+    ema: Ema | None
 
 
 class Checkpoints:
@@ -230,6 +230,9 @@ class Checkpoints:
         """Load the leaves that the body has rows of; they and all files are verified."""
         folder = self.folder / entry.name
         different = differences(body, template)
+        names = [name for name in body["leaves"] if name.startswith(".ema")]
+        if names and not any(name.startswith(".ema.") for name in names):
+            different.insert(0, ".ema: the average of an older version, which contains the initial parameters")
         if different:
             raise CheckpointMismatchError(
                 f"the checkpoint of step {entry.step} in {self.folder} belongs to another state:\n  "

@@ -38,14 +38,15 @@ class TrainConfig:
     truncation: TruncationMode = "zero"
     """The carry at the start of a chunk: initial (zero), the previous chunk's (carry), or recomputed (recompute)."""
     ema_decay: float | None = None
-    """Decay per step of a moving average of the parameters, which is then used for evaluation."""
+    """Decay per update of a moving average of the parameters, which is then used for evaluation. The average does not
+    contain the initial parameters: it is divided by 1 - ema_decay**updates, as Adam's moments are."""
     log_every: int = resumable_field(10)
     checkpoint_every: int = resumable_field(100)
     max_to_keep: int = resumable_field(3)
     """Number of checkpoints kept."""
     eval_every: int | None = resumable_field(None)
     max_consecutive_nonfinite: int = resumable_field(10)
-    """Training stops with an error after so many consecutive steps whose loss or gradient is not finite."""
+    """Training stops with an error after so many consecutive steps whose loss, gradient or update is not finite."""
     tensorboard: bool = resumable_field(False)
 
     def __post_init__(self) -> None:
@@ -248,9 +249,9 @@ class _Loop(Generic[B]):
         self.drain_metrics(0)
         saved = "saved" if self.save_with_retry() else "could NOT be saved"
         raise NonfiniteError(
-            f"{longest} steps in a row had a loss or gradient that is not finite, up to step {self.step}. The "
+            f"{longest} steps in a row had a loss, gradient or update that is not finite, up to step {self.step}. The "
             f"parameters from before are kept, and {saved}; {self.nonfinite.file} names the batches. "
-            "A lower learning rate or a tighter clip_norm may help."
+            "A lower learning rate or a tighter clip_norm may help; ids outside the vocabulary make a loss of NaN, too."
         )
 
     def log(self) -> None:

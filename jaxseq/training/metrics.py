@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
+from jaxseq.training.errors import CheckpointMismatchError
 from jaxseq.training.files import JSON, write_atomic
 
 
@@ -109,8 +110,8 @@ class TensorBoardWriter:
 class _Content(TypedDict):
     """The JSON state of a :class:`MetricAccumulator`, stored in checkpoints."""
 
-    sums: dict[str, float]
-    numbers: dict[str, int]
+    sums: dict[str, float]  # of weight * value
+    weights: dict[str, float]
     latest: dict[str, int | float]
     counts: dict[str, int | float]
     tokens: int
@@ -119,28 +120,40 @@ class _Content(TypedDict):
 class MetricAccumulator:
     """Averages the metrics of the steps since the last log line.
 
+    The loss and its metrics are means over ``weight`` items of a step, and the row has ``sum(weight * value) /
+    sum(weight)``: the mean over the items of all steps. The gradient norm is averaged over updates.
+
     Its state is plain JSON (:attr:`content`), saved with each checkpoint, so that a resumed run logs the same numbers.
+
+    Raises:
+        CheckpointMismatchError: the content was saved by an older version.
     """
 
     LATEST = ("learning_rate", "nonfinite")
     COUNTS = ("updates", "clipped")
-    IGNORED = ("skipped", "nonfinite_in_row")
+    IGNORED = ("skipped", "nonfinite_in_row", "weight", "updated")
 
     def __init__(self, content: _Content | None = None):
         self.content = content or _empty({})
+        if self.content.keys() != _Content.__annotations__.keys():
+            raise CheckpointMismatchError(
+                f"the metrics since the last log line were saved as {', '.join(self.content)} by an older version, "
+                f"not as {', '.join(_Content.__annotations__)}"
+            )
 
     def add(self, metrics: Mapping[str, object], tokens: int) -> None:
         """Add one step. Values that are not finite do not enter the means."""
         self.content["tokens"] += tokens
+        weight, updated = (_to_plain(metrics.get(name, 1)) for name in ("weight", "updated"))
         for name, value in metrics.items():
             number = _to_plain(value)
             if number is None or name in self.IGNORED:
                 continue
             if name in self.LATEST or name in self.COUNTS:
                 self.content["latest"][name] = number
-            else:
-                self.content["sums"][name] = self.content["sums"].get(name, 0.0) + number
-                self.content["numbers"][name] = self.content["numbers"].get(name, 0) + 1
+            elif share := float(updated if name == "gradient_norm" else weight or 0):
+                self.content["sums"][name] = self.content["sums"].get(name, 0.0) + share * number
+                self.content["weights"][name] = self.content["weights"].get(name, 0.0) + share
 
     @property
     def tokens(self) -> int:
@@ -150,9 +163,9 @@ class MetricAccumulator:
     def flush(self) -> dict[str, int | float | None]:
         """Return the means, the latest learning rate and the fraction of clipped updates, and reset."""
         latest, before = self.content["latest"], self.content["counts"]
-        numbers = self.content["numbers"]
+        weights = self.content["weights"]
         row: dict[str, int | float | None] = {
-            name: total / numbers[name] for name, total in self.content["sums"].items()
+            name: total / weights[name] for name, total in self.content["sums"].items()
         }
         loss = row.setdefault("loss", None)
         row["bits_per_token"] = None if loss is None else loss / math.log(2)
@@ -166,4 +179,4 @@ class MetricAccumulator:
 
 
 def _empty(counts: dict[str, int | float]) -> _Content:
-    return {"sums": {}, "numbers": {}, "latest": {}, "counts": counts, "tokens": 0}
+    return {"sums": {}, "weights": {}, "latest": {}, "counts": counts, "tokens": 0}

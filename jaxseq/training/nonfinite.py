@@ -1,4 +1,4 @@
-"""Records of the steps that were skipped because their loss or gradient was not finite."""
+"""Records of the steps that were skipped because their loss, gradient or update was not finite."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,8 @@
 """An optax chain from a config: warm-up and decay, clipping, weight decay, accumulation.
 
-The first transformation of the chain keeps :class:`UpdateStats` in the optimizer state: the norm of the gradient
-before clipping, the number of clipped updates, and the learning rate, so that they can be logged from any optax state.
+The first transformation of the chain clips and keeps :class:`UpdateStats` in the optimizer state: the norm of the
+gradient before clipping, the number of clipped updates, and the learning rate, so that they can be logged from any
+optax state.
 """
 
 from collections.abc import Callable
@@ -12,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxseq.precision import at_least_float32
-from jaxseq.typing import Array, DType, Float, Int, PyTree, Scalar
+from jaxseq.training.accumulation import accumulate
+from jaxseq.training.widening import global_norm, norm_dtype, with_widening
+from jaxseq.typing import Array, Float, Int, PyTree
 
 OptimizerName = Literal["adamw", "adam", "lion", "sgd"]
 ScheduleName = Literal["cosine", "linear", "constant", "inverse_sqrt"]
@@ -45,7 +47,8 @@ class OptimizerConfig:
     clip_value: float | None = None
     """Maximum magnitude of each gradient entry; applied after clip_norm."""
     accumulate_steps: int = 1
-    """Number of steps whose gradients are averaged into one update."""
+    """Number of steps for one update, by the mean of their gradients over all items (`Aux.weight`); what remains after
+    the last full group of steps changes nothing."""
 
     def __post_init__(self) -> None:
         positive = {
@@ -69,7 +72,7 @@ class OptimizerConfig:
 
 
 class UpdateStats(NamedTuple):
-    """Statistics of the latest update; with accumulation, of the averaged gradient."""
+    """Statistics of the latest update; with accumulation, of the mean gradient."""
 
     gradient_norm: Float[Array, ""]  # before clipping
     learning_rate: Float[Array, ""]
@@ -92,27 +95,27 @@ def make_schedule(config: OptimizerConfig, updates: int) -> optax.Schedule:
     return optax.join_schedules([warmup, decay], [config.warmup_steps])
 
 
-def make_optimizer(config: OptimizerConfig, steps: int | None) -> optax.GradientTransformation:
-    """An optax optimizer for ``steps`` training steps (``steps // accumulate_steps`` updates)."""
+def make_optimizer(config: OptimizerConfig, steps: int | None) -> optax.GradientTransformationExtraArgs:
+    """An optax optimizer for ``steps`` training steps (``steps // accumulate_steps`` updates).
+
+    Its ``update(gradients, state, params, weight=...)`` takes the weight of the gradient, which counts if gradients
+    are accumulated. It computes in at least float32 (``with_widening``): updates of 16-bit parameters are float32.
+    """
     if steps is None:
         raise ValueError("train steps must be given, not None")
     schedule = make_schedule(config, max(steps // config.accumulate_steps, 1))
-    stages = [track_updates(schedule, config.clip_norm, config.clip_value)]
-    if config.clip_norm is not None:
-        stages.append(optax.clip_by_global_norm(config.clip_norm))
-    if config.clip_value is not None:
-        stages.append(optax.clip(config.clip_value))
-    stages.append(OPTIMIZERS[config.name](config, schedule))
-    chain = optax.chain(*stages)
-    if config.accumulate_steps == 1:
-        return with_standard_promotion(chain)
-    return with_standard_promotion(optax.MultiSteps(chain, config.accumulate_steps).gradient_transformation())
+    clip = clip_and_track(schedule, config.clip_norm, config.clip_value)
+    chain = optax.chain(clip, OPTIMIZERS[config.name](config, schedule))
+    return with_widening(chain if config.accumulate_steps == 1 else accumulate(chain, config.accumulate_steps))
 
 
-def track_updates(
+def clip_and_track(
     schedule: optax.Schedule, clip_norm: float | None, clip_value: float | None
 ) -> optax.GradientTransformation:
-    """Leaves gradients unchanged and keeps :class:`UpdateStats` of them."""
+    """Clip by the global norm, then each entry, and keep :class:`UpdateStats`: the norm that is reported is applied.
+
+    g <- g min(1, clip_norm / |g|);    g <- min(max(g, -clip_value), clip_value)
+    """
 
     def init(params: PyTree) -> UpdateStats:
         dtype = norm_dtype(params)
@@ -122,30 +125,17 @@ def track_updates(
     def update(gradients: PyTree, state: UpdateStats, params: PyTree = None) -> tuple[PyTree, UpdateStats]:
         del params
         norm = global_norm(gradients)
-        scale = jnp.ones((), norm.dtype)
         clipped = jnp.zeros((), bool)
         if clip_norm is not None:
             clipped = norm > clip_norm
-            scale = jnp.where(clipped, clip_norm / norm, scale)
+            scale = jnp.where(clipped, clip_norm / norm, jnp.ones_like(norm))
+            gradients = jax.tree.map(lambda g: g * scale.astype(g.dtype), gradients)
         if clip_value is not None:
-            largest = [jnp.max(jnp.abs(g), initial=0).astype(norm.dtype) for g in jax.tree.leaves(gradients)]
-            clipped = clipped | (scale * jnp.max(jnp.stack(largest)) > clip_value)
+            larger = [jnp.any(jnp.abs(g) > clip_value) for g in jax.tree.leaves(gradients)]
+            clipped = jnp.any(jnp.stack([clipped, *larger]))
+            gradients = jax.tree.map(lambda g: jnp.clip(g, -clip_value, clip_value), gradients)
         rate = jnp.asarray(schedule(state.updates), norm.dtype)
         return gradients, UpdateStats(norm, rate, state.updates + 1, state.clipped + clipped.astype(jnp.int32))
-
-    return optax.GradientTransformation(init, update)
-
-
-def with_standard_promotion(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Run an optimizer under JAX's standard dtype promotion: optax combines counts and rates without casts."""
-
-    def init(params: PyTree) -> PyTree:
-        with jax.numpy_dtype_promotion("standard"):
-            return optimizer.init(params)
-
-    def update(gradients: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
-        with jax.numpy_dtype_promotion("standard"):
-            return optimizer.update(gradients, state, params)
 
     return optax.GradientTransformation(init, update)
 
@@ -158,19 +148,6 @@ def find_update_stats(opt_state: PyTree) -> UpdateStats | None:
 
     found = [node for node in jax.tree.leaves(opt_state, is_leaf=is_stats) if is_stats(node)]
     return found[0] if found else None
-
-
-def norm_dtype(tree: PyTree) -> DType:
-    """The dtype of sums over the tree: at least float32, float64 if any leaf is."""
-    dtypes = [at_least_float32(x.dtype) for x in jax.tree.leaves(tree)]
-    return max(dtypes, key=lambda dtype: dtype.itemsize, default=jnp.dtype(jnp.float32))
-
-
-def global_norm(tree: PyTree) -> Scalar:
-    """``sqrt(sum of squares)`` over all leaves, in at least float32."""
-    dtype = norm_dtype(tree)
-    squares = [jnp.sum(jnp.square(jnp.abs(x.astype(dtype)))) for x in jax.tree.leaves(tree)]
-    return jnp.sqrt(sum(squares, jnp.zeros((), dtype)))
 
 
 def weight_decay_mask(params: PyTree) -> PyTree:

@@ -12,10 +12,17 @@ B_out = TypeVar("B_out", covariant=True)
 
 
 class Aux(NamedTuple):
-    """The second output of a loss: the carry at the end of the batch, and scalars to log."""
+    """The second output of a loss.
 
-    carry: Carry
-    metrics: Mapping[str, Array]
+    The scalar and the metrics of a loss are means over ``weight`` items of the batch, such as its real positions
+    (``CrossEntropy.count``). Means over several batches, for accumulated gradients and in the log, divide the sum of
+    ``weight * mean`` by the sum of the weights. The default counts all batches alike. The weight must not depend on
+    the parameters, and not be negative.
+    """
+
+    carry: Carry  # the carry at the end of the batch
+    metrics: Mapping[str, Array]  # scalars to log
+    weight: Scalar | float = 1.0
 
 
 @runtime_checkable
@@ -23,7 +30,10 @@ class Loss(Protocol[B_in]):
     """``loss(params, carry, batch, key) -> (scalar, Aux)``: a differentiable, jittable function."""
 
     def __call__(self, params: PyTree, carry: Carry, batch: B_in, key: Key[Array, ""], /) -> tuple[Scalar, Aux]:
-        """The scalar to minimise. ``carry`` is the state at the start of the batch, ``()`` for a loss without one."""
+        """The scalar to minimise, a mean over ``Aux.weight`` items.
+
+        ``carry`` is the state at the start of the batch, ``()`` for a loss without one.
+        """
 
 
 @runtime_checkable

@@ -5,6 +5,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from jaxseq.ops.ids import valid_ids
+from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array, Float, Int, Key, Scalar
 
 
@@ -21,7 +23,10 @@ def scheduled_sampling(
     The token at position t is drawn from the logits at t - 1. All positions are drawn in parallel, from the logits for
     the input of the previous pass, which is at first ``tokens`` (Duckworth et al. 2019, arXiv:1906.04331). After k
     passes the first k + 1 tokens equal those of sequential sampling (Bengio et al. 2015, arXiv:1506.03099), so that
-    T - 1 passes are that algorithm exactly. No gradient flows through the result.
+    T - 1 passes are that algorithm exactly. No gradient flows through the result. The noise has at least float32.
+
+    Faults stay visible: a token outside [0, V) is never replaced, and nothing is drawn from logits that hold a NaN or
+    are all -inf.
 
     Args:
         logits_of: the model: logits for an input.
@@ -38,12 +43,15 @@ def scheduled_sampling(
     if isinstance(rate, int | float) and not 0 <= rate <= 1:
         raise ValueError(f"rate must lie in [0, 1], not {rate}")
     choose, draw = jax.random.split(key)
-    replaced = jax.random.bernoulli(choose, rate, tokens.shape).at[..., 0].set(False)
+    replaced = jax.random.bernoulli(choose, rate, tokens.shape).at[..., :1].set(False)
     fed, noise = tokens, None
     for _ in range(passes):
         logits = jax.lax.stop_gradient(logits_of(fed))
+        logits = logits.astype(at_least_float32(logits.dtype))
         if noise is None:
             noise = jax.random.gumbel(draw, logits.shape, logits.dtype)
+            replaced = replaced & valid_ids(tokens, logits.shape[-1])
         drawn = jnp.argmax(logits + noise, axis=-1).astype(tokens.dtype)
-        fed = jnp.where(replaced, jnp.roll(drawn, 1, axis=-1), tokens)
+        possible = jnp.max(logits, axis=-1) > -jnp.inf  # False for NaN
+        fed = jnp.where(replaced & jnp.roll(possible, 1, axis=-1), jnp.roll(drawn, 1, axis=-1), tokens)
     return fed

@@ -1,14 +1,27 @@
 """The train state: all arrays that a run needs to resume exactly."""
 
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxseq.precision import at_least_float32
-from jaxseq.training.optimizer import with_standard_promotion
+from jaxseq.training.widening import norm_dtype, widen, with_widening
 from jaxseq.typing import Array, Carry, Int, Key, PyTree
+
+
+class Ema(NamedTuple):
+    """An exponential moving average of the parameters that does not contain its start.
+
+        mean_n = sum_{i=1..n} (1 - d) d^(n-i) p_i / (1 - d^n)
+
+    over the parameters p_i after update i, with the decay d. Adam corrects its moments in the same way (Kingma and Ba
+    2014, section 3). Before the first update the mean is the initial parameters.
+    """
+
+    mean: PyTree  # in at least float32, so that small changes are not rounded away
+    updates: Int[Array, ""]  # n; steps that were skipped or only accumulated a gradient do not count
 
 
 class TrainState(NamedTuple):
@@ -19,7 +32,7 @@ class TrainState(NamedTuple):
     opt_state: PyTree
     carry: Carry  # the carry at the start of the next step (truncated back-propagation)
     key: Key[Array, ""]  # constant; the key of a step is fold_in(key, step)
-    ema: PyTree  # exponential moving average of params
+    ema: Ema | None
     nonfinite: Int[Array, ""]  # steps skipped so far
     nonfinite_in_row: Int[Array, ""]  # steps skipped since the last good one
 
@@ -58,7 +71,7 @@ def create_state(
     state = TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        opt_state=with_standard_promotion(optimizer).init(params),
+        opt_state=with_widening(optimizer).init(params),
         carry=carry,
         key=key,
         ema=init_ema(params) if ema else None,
@@ -68,14 +81,29 @@ def create_state(
     return copy_buffers(state)
 
 
-def init_ema(params: PyTree) -> PyTree:
-    """The initial moving average: the parameters in at least float32, so that small changes are not rounded away."""
-    return jax.tree.map(lambda x: x.astype(at_least_float32(x.dtype)), params)
+def init_ema(params: PyTree) -> Ema:
+    """The moving average before the first update."""
+    return Ema(widen(params), jnp.zeros((), jnp.int32))
 
 
-def eval_params(params: PyTree, ema: PyTree) -> PyTree:
+def update_ema(ema: Ema, params: PyTree, decay: float) -> Ema:
+    """The moving average after one more update: ``mean_n = mean_{n-1} + (1 - d) / (1 - d^n) (p_n - mean_{n-1})``."""
+    n = ema.updates + 1
+    rate = jnp.ones((), norm_dtype(params))
+    if decay > 0:  # 1 - d^n without cancellation
+        rate = -(1 - decay) / jnp.expm1(n.astype(rate.dtype) * math.log(decay))
+
+    def mix(mean: Array, p: Array) -> Array:
+        p = p.astype(mean.dtype)
+        return jnp.where(n == 1, p, mean + rate.astype(mean.dtype) * (p - mean))
+
+    mean = jax.tree.map(mix, ema.mean, params)
+    return Ema(mean, n)
+
+
+def eval_params(params: PyTree, ema: Ema | None) -> PyTree:
     """The moving average in the dtypes of the parameters, or the parameters if it is None."""
-    return params if ema is None else jax.tree.map(lambda mean, p: mean.astype(p.dtype), ema, params)
+    return params if ema is None else jax.tree.map(lambda mean, p: mean.astype(p.dtype), ema.mean, params)
 
 
 def copy_buffers(tree: PyTree) -> PyTree:

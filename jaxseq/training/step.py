@@ -1,4 +1,9 @@
-"""One training step: loss, gradient, update, moving average; a step that is not finite changes nothing."""
+"""One training step: loss, gradient, update, moving average; a step that is not finite changes nothing.
+
+The optimizer computes in at least float32, and a parameter keeps its dtype. An update of a 16-bit parameter that is
+smaller than half of its last digit is lost: below 2**-9 of the parameter in bfloat16, below 2**-12 in float16. Keep
+parameters in float32 and compute in 16 bits (``jaxseq.precision.POLICIES``).
+"""
 
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
@@ -7,16 +12,19 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxseq.training.optimizer import find_update_stats, global_norm, with_standard_promotion
-from jaxseq.training.protocols import B, Loss
-from jaxseq.training.state import TrainState
-from jaxseq.typing import Array, Carry, Int, Key, PyTree, Scalar
+from jaxseq.training.accumulation import has_updated
+from jaxseq.training.optimizer import find_update_stats
+from jaxseq.training.protocols import Aux, B, Loss
+from jaxseq.training.state import Ema, TrainState, update_ema
+from jaxseq.training.widening import all_finite, apply_updates, global_norm, norm_dtype, with_widening
+from jaxseq.typing import Array, Bool, Carry, DType, Int, Key, PyTree, Scalar
 
 Metrics: TypeAlias = dict[str, Array]
 
 OWN_METRICS = frozenset(
     [
         "loss",
+        "weight",
         "gradient_norm",
         "learning_rate",
         "updates",
@@ -24,6 +32,7 @@ OWN_METRICS = frozenset(
         "nonfinite",
         "nonfinite_in_row",
         "skipped",
+        "updated",
     ]
 )
 
@@ -42,9 +51,10 @@ def make_train_step(
 ) -> Callable[[TrainState, B], tuple[TrainState, Metrics]]:
     """A jitted ``(state, batch) -> (state, metrics)`` that donates the old state's buffers.
 
-    A step whose loss or gradient norm is not finite leaves params, opt_state, carry and ema unchanged; the step number
-    advances and the skip is counted. The moving average is ``ema <- decay ema + (1 - decay) params`` after each step
-    that is not skipped.
+    A step leaves params, opt_state, carry and ema unchanged if its loss, its weight, its gradient norm or a new
+    parameter is not finite; the step number advances and the skip is counted. Accumulated gradients are weighted by
+    ``Aux.weight``; a skipped step is in neither sum. The moving average (:class:`~jaxseq.training.state.Ema`) advances
+    with each update of the parameters.
 
     Args:
         loss: ``loss(params, carry, batch, key) -> (scalar, Aux)``.
@@ -52,16 +62,21 @@ def make_train_step(
         keep_carry: whether the carry of the loss enters the next step; if False, each batch starts from the state's
             carry, which stays constant.
         ema_decay: the decay of the moving average; required if the state keeps one.
+
+    Raises (when the step is traced):
+        ValueError: a carry that the loss changes in structure, shape or dtype; a weight or a metric that is no scalar;
+            a metric with a name of the step's own; a state with a moving average, without ``ema_decay``.
     """
 
     def train_step(state: TrainState, batch: PyTree) -> tuple[TrainState, Metrics]:
         gradient = jax.value_and_grad(loss, has_aux=True)
         (value, aux), gradients = gradient(state.params, state.carry, batch, step_key(state.key, state.step))
-        norm = global_norm(gradients)
-        finite = jnp.isfinite(value) & jnp.isfinite(norm)
-        updates, opt_state = with_standard_promotion(optimizer).update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        ema = None if state.ema is None else _update_ema(state.ema, params, ema_decay)
+        weight, norm = _weight(aux, norm_dtype(gradients)), global_norm(gradients)
+        updates, opt_state = with_widening(optimizer).update(gradients, state.opt_state, state.params, weight=weight)
+        params = apply_updates(state.params, updates)
+        updated = has_updated(opt_state)
+        finite = jnp.isfinite(value) & jnp.isfinite(norm) & (weight >= 0) & jnp.isfinite(weight) & all_finite(params)
+        ema = None if state.ema is None else _next_ema(state.ema, params, ema_decay, updated)
         carry = jax.lax.stop_gradient(aux.carry) if keep_carry else state.carry
         check_carry(state.carry, carry)
         old = (state.params, state.opt_state, state.carry, state.ema)
@@ -79,30 +94,39 @@ def make_train_step(
             nonfinite=state.nonfinite + skipped,
             nonfinite_in_row=(state.nonfinite_in_row + 1) * skipped,
         )
-        return new, _metrics(new, value, norm, skipped, aux.metrics)
+        own = {"loss": value, "weight": weight, "gradient_norm": norm, "skipped": skipped, "updated": updated & finite}
+        return new, _metrics(new, own, aux.metrics)
 
     return jax.jit(train_step, donate_argnums=0)
 
 
-def _update_ema(ema: PyTree, params: PyTree, decay: float | None) -> PyTree:
+def _weight(aux: Aux, dtype: DType) -> Scalar:
+    weight = jnp.asarray(aux.weight)
+    if weight.shape:
+        raise ValueError(f"Aux.weight must be a scalar, not an array of shape {weight.shape}")
+    return weight.astype(dtype)
+
+
+def _next_ema(ema: Ema, params: PyTree, decay: float | None, updated: Bool[Array, ""]) -> Ema:
     if decay is None:
         raise ValueError("the state keeps a moving average, so make_train_step needs ema_decay")
-    return jax.tree.map(lambda mean, p: decay * mean + (1 - decay) * p.astype(mean.dtype), ema, params)
+    return jax.tree.map(lambda new, old: jnp.where(updated, new, old), update_ema(ema, params, decay), ema)
 
 
-def _metrics(
-    state: TrainState, value: Scalar, norm: Scalar, skipped: Int[Array, ""], extra: Mapping[str, Array]
-) -> Metrics:
+def _metrics(state: TrainState, own: Metrics, extra: Mapping[str, Array]) -> Metrics:
     clash = OWN_METRICS.intersection(extra)
     if clash:
         raise ValueError(f"the loss reports {', '.join(sorted(clash))}: names of the step's own metrics")
-    own: Metrics = {"loss": value, "gradient_norm": norm, "skipped": skipped}
+    for name, value in extra.items():
+        if jnp.shape(value):
+            raise ValueError(f"the metric {name!r} must be a scalar, not an array of shape {jnp.shape(value)}")
     own |= {"nonfinite": state.nonfinite, "nonfinite_in_row": state.nonfinite_in_row}
     stats = find_update_stats(state.opt_state)
     if stats is not None:
-        # The statistics are of the last applied update; a skipped step reports its own norm.
+        # The statistics are of the last update; a skipped step reports its own norm.
+        norm = own["gradient_norm"]
         own |= stats._asdict()
-        own["gradient_norm"] = jnp.where(skipped > 0, norm, stats.gradient_norm.astype(norm.dtype))
+        own["gradient_norm"] = jnp.where(own["skipped"] > 0, norm, stats.gradient_norm.astype(norm.dtype))
     # Copies: metrics must not share buffers with the state, which the next step donates.
     return jax.tree.map(lambda x: jnp.asarray(x) + jnp.zeros((), jnp.asarray(x).dtype), {**extra, **own})
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from jaxseq.training.protocols import B, Batches, Loss, StreamBatches
 from jaxseq.training.state import TrainState, copy_buffers
-from jaxseq.training.step import step_key
+from jaxseq.training.step import check_carry, step_key
 from jaxseq.typing import Array, Carry, Int, Key, PyTree
 
 TruncationMode = Literal["zero", "carry", "recompute"]
@@ -71,6 +71,7 @@ def make_carry_update(loss: Loss[B]) -> Callable[[PyTree, Carry, B, Key[Array, "
 
     def update(params: PyTree, carry: Carry, batch: B, key: Key[Array, ""], step: int | Int[Array, ""]) -> Carry:
         _, aux = loss(params, carry, batch, step_key(key, step))
+        check_carry(carry, aux.carry)
         floats = [x for x in jax.tree.leaves(aux.carry) if jnp.issubdtype(x.dtype, jnp.inexact)]
         valid = ~jnp.any(jnp.stack([jnp.any(jnp.isnan(x)) for x in floats])) if floats else jnp.ones((), bool)
         return jax.tree.map(lambda new, old: jnp.where(valid, new, old), aux.carry, carry)

@@ -31,6 +31,16 @@ def test_one_alignment_a_stacked_batch_and_a_list_are_scored_alike():
     assert alignment_accuracy(jnp.eye(4, dtype=jnp.bfloat16), jnp.arange(4)) == 1
 
 
+def test_ignored_positions_may_hold_anything_or_be_all_there_is():
+    tables, wanted = [attention(4, 5), attention(3, 2)], [np.array([1, -1, 4, -1]), np.array([-1, 0, 1])]
+    clean = alignment_accuracy(tables, wanted)
+    dirty = [np.where(positions[:, None] < 0, np.nan, table) for table, positions in zip(tables, wanted, strict=True)]
+    assert alignment_accuracy(dirty, wanted) == clean
+    empty = [(np.zeros((0, 3)), np.zeros(0, np.int32)), (np.zeros((2, 0)), np.array([-1, -1]))]
+    more = [*tables, *(table for table, _ in empty)], [*wanted, *(positions for _, positions in empty)]
+    assert alignment_accuracy(*more) == clean
+
+
 def test_alignments_that_cannot_be_scored_are_named():
     table = attention(2, 3)
     with pytest.raises(ValueError, match="position 3 is not in a source of 3"):

@@ -273,7 +273,7 @@ def train_state(number, *, ema):
     params = {"kernel": jnp.full((3, 2), number + 0.1), "low": jnp.full((4,), number, jnp.bfloat16)}
     carry, key = (jnp.full((2, 5), number, jnp.int32),), jax.random.key(number)
     state = create_state(params, optax.adam(1e-3), carry=carry, key=key, ema=ema)
-    return state._replace(ema=jax.tree.map(lambda mean: mean + 1.001, state.ema))
+    return state._replace(ema=jax.tree.map(lambda leaf: leaf + jnp.asarray(1.001).astype(leaf.dtype), state.ema))
 
 
 def trained(folder, *steps, ema=True):
@@ -294,6 +294,15 @@ def test_parameters_alone_are_those_of_the_whole_state(tmp_path, ema):
         assert (part.step, part.meta) == (2, {"tokens": 14})
         assert same(part.state, whole.state.eval_params)
         assert same(part.state, whole.state.params) is not ema
+
+
+def test_an_average_of_an_older_version_is_refused(tmp_path):
+    store, state = Checkpoints(tmp_path), train_state(1, ema=True)
+    store.save(1, state._replace(ema=state.ema.mean))
+    for load, like in ((store.restore_latest, state), (store.restore_parameters, state.params)):
+        with pytest.raises(CheckpointMismatchError, match=r"\.ema: the average of an older version"):
+            load(like)
+    store.close()
 
 
 @pytest.mark.parametrize("how", ["deleted", "cut", "flipped inside"])
@@ -328,7 +337,7 @@ def test_parameters_of_another_model_are_refused_by_leaf(tmp_path):
     like = train_state(0, ema=False).params
     with pytest.raises(CheckpointMismatchError, match=r"params\['kernel'\].*\[3, 2\].*\[3, 3\]"):
         store.restore_parameters(like | {"kernel": jnp.zeros((3, 3))})
-    with pytest.raises(CheckpointMismatchError, match=r"ema\['low'\].*nothing in the state"):
+    with pytest.raises(CheckpointMismatchError, match=r"ema.mean\['low'\].*nothing in the state"):
         store.restore_parameters({"kernel": like["kernel"]})
     assert Checkpoints(tmp_path / "none").restore_parameters(like) is None
     assert not (tmp_path / "none").exists()

@@ -1,3 +1,5 @@
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -80,3 +82,68 @@ def test_label_smoothing_is_the_cross_entropy_against_a_mixture(problem, x64):
     for wrong in (-0.1, 1.0):
         with pytest.raises(ValueError, match=f"label_smoothing must be in .0, 1., not {wrong}"):
             cross_entropy(jnp.asarray(logits), targets, mask, label_smoothing=wrong)
+
+
+@pytest.mark.parametrize("bad", [-100, -1, 11])
+def test_a_target_out_of_range_is_an_error_and_nan_under_jit(problem, bad):
+    logits, targets, mask = problem
+    targets = targets.copy()
+    targets[1, 3] = bad
+    with pytest.raises(ValueError, match=rf"targets: id {bad} at index \(1, 3\) is outside \[0, 11\)"):
+        cross_entropy(logits, targets, mask)
+    value, gradient = value_and_gradient(logits, targets, mask)
+    assert np.isnan(value) and np.isnan(gradient[1, 3]).all()
+    mask = mask.copy()
+    mask[1, 3] = False
+    value, gradient = value_and_gradient(logits, targets, mask)
+    assert np.isfinite(value) and np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_ruled_out_tokens_are_as_if_they_were_not_in_the_vocabulary(problem, smoothing, x64):
+    logits, targets, mask = problem
+    allowed = np.array([0, 2, 3, 7, 10])
+    targets = targets % len(allowed)
+    logits = np.asarray(logits, np.float64)
+    barred = np.full_like(logits, -np.inf)
+    barred[..., allowed] = logits[..., allowed]
+
+    def smoothed(logits, targets):
+        return cross_entropy(logits, targets, mask, label_smoothing=smoothing).total
+
+    function = jax.jit(jax.value_and_grad(smoothed))
+    value, gradient = function(logits[..., allowed], targets)
+    found, found_gradient = function(barred, allowed.astype(np.int32)[targets])
+    np.testing.assert_allclose(found, value, rtol=1e-13)
+    np.testing.assert_allclose(found_gradient[..., allowed], gradient, rtol=0, atol=1e-14)
+    assert not np.delete(found_gradient, allowed, axis=-1).any()
+    assert function(barred, np.ones_like(targets))[0] == np.inf
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (3, 0), (0,)])
+def test_without_rows_or_steps_it_is_zero(shape):
+    value, gradient = value_and_gradient(jnp.zeros((*shape, 5)), np.zeros(shape, np.int32), np.ones(shape, bool))
+    assert value == 0 and gradient.shape == (*shape, 5)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", pytest.param("int8", marks=pytest.mark.full)])
+def test_narrow_targets_are_counted_in_a_wide_vocabulary(dtype):
+    targets = np.array([5, 100], dtype)
+    logits = jnp.arange(600, dtype=jnp.float32).reshape(2, 300) % 7
+    wide, narrow = (cross_entropy(logits, t, np.ones(2, bool)).total for t in (targets.astype(np.int32), targets))
+    assert wide == narrow
+
+
+def test_arguments_that_do_not_fit_are_named(problem):
+    logits, targets, mask = problem
+    unchecked = inspect.unwrap(cross_entropy)  # without the annotations' own checks
+    with pytest.raises(TypeError, match="targets must be integers, not float32"):
+        unchecked(logits, targets.astype(np.float32), mask)
+    with pytest.raises(TypeError, match="mask must be bool, not float32"):
+        unchecked(logits, targets, mask.astype(np.float32))
+    with pytest.raises(ValueError, match=r"targets must be \[3, 5\] for logits of \[3, 5, 11\], not \[3, 4\]"):
+        unchecked(logits, targets[:, 1:], mask)
+    with pytest.raises(ValueError, match=r"mask must be \[3, 5\] for logits of \[3, 5, 11\], not \[5\]"):
+        unchecked(logits, targets, mask[0])
+    with pytest.raises(ValueError, match=r"V of at least 1, not \[3, 5, 0\]"):
+        unchecked(logits[..., :0], targets, mask)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxseq.training import JsonLinesWriter, TensorBoardWriter, Writer, read_json_lines
+from jaxseq.training import CheckpointMismatchError, JsonLinesWriter, TensorBoardWriter, Writer, read_json_lines
 from jaxseq.training.metrics import MetricAccumulator
 
 
@@ -50,6 +50,31 @@ def test_a_window_has_means_the_latest_rate_and_the_clipped_fraction():
     accumulator.add(step_metrics(1.0, 5, 3), tokens=5)
     accumulator.add(step_metrics(1.0, 6, 3), tokens=5)
     assert accumulator.flush()["clipped_fraction"] == 0.5
+
+
+def test_a_window_is_the_mean_over_the_items_of_all_its_steps():
+    accumulator, losses, weights = MetricAccumulator(), [1.0, 4.0, 7.0, math.nan], [2.0, 8.0, 0.0, 5.0]
+    for loss, weight in zip(losses, weights, strict=True):
+        accumulator.add({"loss": loss, "accuracy": 2 * loss, "weight": weight}, tokens=1)
+    row = accumulator.flush()
+    assert row["loss"] == (2 * 1 + 8 * 4) / 10 and row["accuracy"] == 2 * row["loss"]
+    assert "weight" not in row
+    accumulator.add({"loss": 1.0, "weight": 0.0}, tokens=0)
+    assert accumulator.flush()["loss"] is None
+
+
+def test_the_gradient_norm_is_averaged_over_updates():
+    accumulator = MetricAccumulator()
+    for norm, updated in [(0.0, False), (3.0, True), (3.0, False), (5.0, True)]:
+        accumulator.add({"gradient_norm": norm, "updated": np.bool_(updated), "weight": 10.0}, tokens=1)
+    row = accumulator.flush()
+    assert row["gradient_norm"] == 4 and "updated" not in row
+
+
+def test_a_window_of_an_older_version_is_refused():
+    content = {"sums": {"loss": 3.0}, "numbers": {"loss": 2}, "latest": {}, "counts": {}, "tokens": 1}
+    with pytest.raises(CheckpointMismatchError, match=r"sums, numbers, .*older version, not as sums, weights"):
+        MetricAccumulator(content)
 
 
 def test_a_window_that_was_saved_goes_on_with_the_same_numbers():

@@ -7,8 +7,9 @@ import numpy as np
 import optax
 import pytest
 
-from jaxseq.training import OptimizerConfig, make_optimizer
+from jaxseq.training import Aux, OptimizerConfig, create_state, make_optimizer, make_train_step
 from jaxseq.training.optimizer import OPTIMIZERS, find_update_stats, make_schedule
+from jaxseq.training.widening import apply_updates, global_norm, widen
 
 PARAMS = {"kernel": jnp.ones((2, 3)), "bias": jnp.ones((3,))}
 
@@ -119,3 +120,46 @@ def test_the_inverse_root_rises_in_a_line_peaks_and_falls_for_ever():
     np.testing.assert_allclose([float(schedule(n)) for n in (15, 63)], [0.2, 0.1], rtol=1e-6)
     _, reports = updates_of(config, [1.0, 1.0])
     np.testing.assert_allclose([r.learning_rate for r in reports], [0.1, 0.2], rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float16", pytest.param("bfloat16", marks=pytest.mark.full)])
+def test_the_norm_that_is_reported_is_the_one_that_clips_16_bit_gradients(dtype):
+    def steep(params, carry, batch, key):
+        return 300 * jnp.sum(params), Aux(carry, {})  # 300 squared overflows float16
+
+    for name, expected in {"sgd": 1 - 0.5**1.5, "adamw": 0.5}.items():
+        config = OptimizerConfig(name=name, b1=0.0, learning_rate=0.5, schedule="constant", clip_norm=1.0)
+        optimizer = make_optimizer(config, 10)
+        state = create_state(jnp.ones(2, dtype), optimizer, key=jax.random.key(0))
+        floats = [x for x in jax.tree.leaves(state.opt_state) if jnp.issubdtype(x.dtype, jnp.floating)]
+        assert {x.dtype.name for x in floats} == {"float32"}
+        step = make_train_step(steep, optimizer)
+        for index in range(3):
+            state, metrics = step(state, ())
+            if not index:
+                np.testing.assert_allclose(state.params.astype("float32"), expected, rtol=float(jnp.finfo(dtype).eps))
+        np.testing.assert_allclose(metrics["gradient_norm"], 300 * 2**0.5, rtol=1e-2)
+        assert np.isfinite(state.params).all() and metrics["clipped"] == 3 and state.nonfinite == 0
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_step_in_16_bits_is_the_step_of_the_widened_arrays_rounded_once(name, dtype):
+    config = OptimizerConfig(name=name, learning_rate=0.1, clip_norm=0.5, clip_value=0.3, accumulate_steps=2)
+    optimizer, narrow = make_optimizer(config, 10), jax.tree.map(lambda x: x.astype(dtype), PARAMS)
+    update, states = jax.jit(optimizer.update), [optimizer.init(narrow), optimizer.init(widen(narrow))]
+    for index in range(4):
+        part = jax.tree.map(lambda x, i=index: (x * (0.1 + 0.3 * i)).astype(dtype), PARAMS)
+        wide = widen(narrow)
+        change, states[0] = update(part, states[0], narrow)
+        expected, states[1] = update(widen(part), states[1], wide)
+        narrow = apply_updates(narrow, change)
+        rounded = jax.tree.map(lambda p, u: (p + u).astype(dtype), wide, expected)
+        chex.assert_trees_all_equal(narrow, rounded)
+        chex.assert_trees_all_equal(*states)
+
+
+def test_the_norm_of_complex_leaves_is_real():
+    norm = global_norm({"a": jnp.asarray([3 + 4j]), "b": jnp.asarray([12.0], jnp.bfloat16)})
+    assert norm == 13 and norm.dtype == jnp.float32

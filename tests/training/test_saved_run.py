@@ -39,7 +39,7 @@ def run(tmp_path):
 def save(run, step):
     state = create_state(params(float(step)), optax.sgd(0.1), key=jax.random.key(0), ema=True)
     store = Checkpoints(run.checkpoints)
-    store.save(step, state._replace(ema=params(step + 0.5)))
+    store.save(step, state._replace(ema=state.ema._replace(mean=params(step + 0.5))))
     store.close()
 
 

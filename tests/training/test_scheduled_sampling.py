@@ -65,3 +65,25 @@ def test_what_cannot_be_is_named():
         scheduled_sampling(logits_of, TOKENS, rate=0.5, key=key, passes=0)
     with pytest.raises(ValueError, match=r"rate must lie in \[0, 1\], not 1.5"):
         scheduled_sampling(logits_of, TOKENS, rate=1.5, key=key)
+
+
+@pytest.mark.parametrize("bad", [-1, V])
+def test_faults_stay_visible(bad):
+    tokens = TOKENS.at[0, 3].set(bad)
+
+    def faulty(tokens):
+        logits = jnp.zeros((*tokens.shape, V), jnp.bfloat16).at[..., 0].set(-jnp.inf)
+        return logits.at[1, 2, 4].set(jnp.nan).at[2, 2].set(-jnp.inf)
+
+    fed = scheduled_sampling(faulty, tokens, rate=1.0, key=jax.random.key(0))
+    kept = [(0, 3), (1, 3), (2, 3)]
+    assert [fed[place] for place in kept] == [tokens[place] for place in kept]
+    drawn = np.array(fed)[:, 1:]
+    assert (drawn[3] > 0).all()
+
+
+def test_without_rows_or_steps_nothing_is_drawn():
+    for shape in ((0, 4), (3, 0)):
+        tokens = jnp.zeros(shape, jnp.int32)
+        fed = scheduled_sampling(lambda x: jnp.zeros((*x.shape, V)), tokens, rate=0.5, key=jax.random.key(0))
+        assert fed.shape == shape

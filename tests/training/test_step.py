@@ -6,9 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny_training import Stream, initial_carry, initial_params, loss, plain_loss
+from tiny_training import Stream, initial_carry, initial_params, loss
 
 from jaxseq.training import Aux, OptimizerConfig, create_state, make_optimizer, make_train_step
+from jaxseq.training.state import init_ema, update_ema
 
 
 @functools.cache
@@ -56,15 +57,28 @@ def test_each_step_has_its_own_key_and_the_same_one_again():
     assert first != other
 
 
-def test_the_moving_average_follows_its_formula():
+def test_the_moving_average_is_over_updates_and_without_the_start():
     optimizer, step = optimizer_and_step()
-    state = state_of(optimizer)
-    expected = jax.device_get(state.params)
+    state, seen = state_of(optimizer), []
+    chex.assert_trees_all_equal(state.eval_params, state.params)
     for index in range(4):
-        state, _ = step(state, Stream()(index))
-        expected = jax.tree.map(lambda mean, p: 0.9 * mean + 0.1 * np.asarray(p), expected, state.params)
-    chex.assert_trees_all_close(expected, state.ema, rtol=1e-7, atol=1e-6)
-    chex.assert_trees_all_equal(state.eval_params, state.ema)
+        state, metrics = step(state, Stream(poison=(2,))(index))
+        if metrics["updated"]:
+            seen.append(jax.device_get(state.params))
+        shares = np.float32([0.1 * 0.9 ** (len(seen) - i) for i in range(1, len(seen) + 1)]) / (1 - 0.9 ** len(seen))
+        expected = jax.tree.map(lambda *x, w=shares: np.tensordot(w.astype(np.float32), np.stack(x), 1), *seen)
+        chex.assert_trees_all_close(expected, state.eval_params, rtol=1e-5, atol=1e-6)
+    assert len(seen) == state.ema.updates == 3
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5, 0.999])
+def test_the_weights_of_the_moving_average_are_those_of_its_formula(decay, x64):
+    values = np.random.default_rng(0).normal(size=(800, 3))
+    ema = init_ema(jnp.full((3,), 1e6))
+    _, means = jax.lax.scan(lambda ema, p: (new := update_ema(ema, p, decay), new.mean), ema, jnp.asarray(values))
+    for n in (1, 2, 40, 800):
+        shares = (1 - decay) * decay ** np.arange(n - 1, -1, -1, dtype=np.float64) / (1 - decay**n)
+        np.testing.assert_allclose(means[n - 1], shares @ values[:n], rtol=1e-12, atol=1e-14)
 
 
 def test_metrics_outlive_the_step_that_reuses_the_state():
@@ -80,27 +94,6 @@ def test_the_callers_parameters_survive_the_step():
     params = initial_params()
     step(create_state(params, optimizer, carry=initial_carry(), key=jax.random.key(3), ema=True), Stream()(0))
     assert np.isfinite(params["head"]).all()
-
-
-def test_half_a_batch_twice_is_a_whole_batch_once():
-    def halves(size):
-        def part(batch, index):
-            return jax.tree.map(lambda x: x[index * size : (index + 1) * size], batch)
-
-        return part
-
-    batch, results = Stream()(0), []
-    for every in (1, 2):
-        config = OptimizerConfig(learning_rate=1e-2, accumulate_steps=every, clip_norm=0.2)
-        optimizer = make_optimizer(config, 4 * every)
-        size = 4 // every
-        carry = jax.tree.map(lambda x, size=size: x[:size], initial_carry())
-        state = create_state(initial_params(), optimizer, carry=carry, key=jax.random.key(0))
-        step = make_train_step(plain_loss, optimizer, keep_carry=False)
-        for index in range(every):
-            state, metrics = step(state, halves(size)(batch, index))
-        results.append((state.params, metrics["gradient_norm"], metrics["clipped"]))
-    chex.assert_trees_all_close(*results, rtol=1e-7, atol=2e-6)
 
 
 def test_a_loss_that_changes_its_carry_is_named():
@@ -121,6 +114,40 @@ def test_a_metric_cannot_hide_one_of_the_steps_own():
         make_train_step(clashes, optax.sgd(0.1))(state, ())
 
 
+@pytest.mark.parametrize("dtype", ["float16", pytest.param("float32", marks=pytest.mark.full)])
+def test_an_update_that_is_not_finite_is_skipped_though_the_gradient_is(dtype):
+    optimizer = optax.sgd(3e38)
+    state = create_state(jnp.ones(2, dtype), optimizer, key=jax.random.key(0), ema=True)
+    step = make_train_step(lambda params, *_: (jnp.sum(3 * params), Aux((), {})), optimizer, ema_decay=0.5)
+    state, metrics = step(state, ())
+    assert metrics["skipped"] and np.isfinite(metrics["loss"]) and np.isfinite(metrics["gradient_norm"])
+    assert np.all(state.params == 1) and state.ema.updates == 0 and state.nonfinite == 1
+
+
+def test_a_weight_that_cannot_be_one_is_skipped_and_one_that_is_no_scalar_is_named():
+    def weighted(params, carry, weight, key):
+        return jnp.sum(params), Aux(carry, {}, weight)
+
+    state = create_state(jnp.ones(2), optax.sgd(0.1), key=jax.random.key(0))
+    step = make_train_step(weighted, optax.sgd(0.1))
+    for weight in (-1.0, np.nan, np.inf):
+        state, metrics = step(state, np.float32(weight))
+        assert metrics["skipped"]
+    assert not step(state, np.float32(0))[1]["skipped"]
+    state = create_state(jnp.ones(2), optax.sgd(0.1), key=jax.random.key(0))
+    with pytest.raises(ValueError, match=r"Aux.weight must be a scalar, not an array of shape \(3,\)"):
+        step(state, np.ones(3, np.float32))
+
+
+def test_a_metric_that_is_no_scalar_is_named():
+    def loss(params, carry, batch, key):
+        return jnp.sum(params), Aux(carry, {"accuracy": jnp.ones(2)})
+
+    state = create_state(jnp.ones(2), optax.sgd(0.1), key=jax.random.key(0))
+    with pytest.raises(ValueError, match=r"'accuracy' must be a scalar, not an array of shape \(2,\)"):
+        make_train_step(loss, optax.sgd(0.1))(state, ())
+
+
 def test_a_step_is_traced_once():
     optimizer = optax.sgd(0.1)
     traced_once = chex.assert_max_traces(lambda params, *_: (jnp.sum(params), Aux((), {})), n=1)
@@ -136,7 +163,7 @@ def test_double_precision_stays_double(x64):
     params, carry = initial_params(dtype=jnp.float64), initial_carry(jnp.float64)
     state = create_state(params, optimizer, carry=carry, key=jax.random.key(0), ema=True)
     state, metrics = make_train_step(loss, optimizer, ema_decay=0.9)(state, Stream()(0))
-    assert {leaf.dtype.name for leaf in jax.tree.leaves((state.params, state.ema, state.carry))} == {"float64"}
+    assert {leaf.dtype.name for leaf in jax.tree.leaves((state.params, state.ema.mean, state.carry))} == {"float64"}
     assert metrics["loss"].dtype == metrics["gradient_norm"].dtype == jnp.float64
 
 

@@ -16,7 +16,7 @@ from tiny_training import (
     plain_loss,
 )
 
-from jaxseq.training import Truncation, create_state, make_train_step
+from jaxseq.training import Aux, Truncation, create_state, make_train_step
 
 CHUNKS = 4
 STILL, MOVING = optax.sgd(0.0), optax.sgd(0.5)
@@ -123,6 +123,16 @@ def test_a_poisoned_prefix_does_not_reach_the_recomputed_state():
     for past in (0, 2):
         carry, _ = compiled_forward(initial_params(), carry, Stream(CHUNKS)(past).tokens)
     np.testing.assert_allclose(truncation.prepare(state, 3).carry["h"], carry["h"], atol=1e-6)
+
+
+def test_a_carry_of_another_batch_size_is_named_where_it_would_be_broadcast():
+    def broadcasting(params, carry, batch, key):
+        return jnp.sum(params), Aux(carry + jnp.asarray(batch.tokens[:, :1], jnp.float32), {})
+
+    one = jnp.zeros((1, 1))
+    state = create_state(jnp.ones(2), STILL, carry=one, key=jax.random.key(1))
+    with pytest.raises(ValueError, match=r"goes in as float32\[1, 1\], comes out as float32\[4, 1\]"):
+        Truncation("recompute", broadcasting, Stream(CHUNKS), one).prepare(state, 1)
 
 
 def test_an_unknown_mode_and_data_without_a_stream_are_refused():
