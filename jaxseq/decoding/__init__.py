@@ -9,7 +9,6 @@ from jaxseq.decoding.constraints import (
     LogitsProcessor,
     MaxLength,
     MinLength,
-    NoRepeatedNgrams,
     Prefix,
     Rule,
     StatelessConstraint,
@@ -24,12 +23,15 @@ from jaxseq.decoding.filters import (
     keep_typical_p,
 )
 from jaxseq.decoding.generation import Generation, greedy, sample, stream
+from jaxseq.decoding.ngrams import NoRepeatedNgrams
 from jaxseq.decoding.normalization import GNMT, NORMALIZATIONS
 from jaxseq.decoding.options import BeamOptions, Coverage, SamplingOptions
+from jaxseq.decoding.penalties import FrequencyPenalty, RepetitionPenalty, SequenceBias
 from jaxseq.decoding.prompts import Prefilled, pad_prompts, prefill
 from jaxseq.decoding.scoring import score, score_tokens
 from jaxseq.decoding.speculative import Speculation, speculative_sample
 from jaxseq.decoding.step import Forward, ForwardWithMemory, Step, StepWithMemory, step_of
+from jaxseq.decoding.stops import Stop
 from jaxseq.decoding.tree import SearchNode, SearchTree, search_tree
 
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "Forbid",
     "Forward",
     "ForwardWithMemory",
+    "FrequencyPenalty",
     "Generation",
     "Hypotheses",
     "LogitsProcessor",
@@ -50,14 +53,17 @@ __all__ = [
     "NoRepeatedNgrams",
     "Prefilled",
     "Prefix",
+    "RepetitionPenalty",
     "Rule",
     "SamplingOptions",
     "SearchNode",
     "SearchTree",
+    "SequenceBias",
     "Speculation",
     "StatelessConstraint",
     "Step",
     "StepWithMemory",
+    "Stop",
     "StoppingCriterion",
     "apply_temperature",
     "beam_search",
