@@ -2,7 +2,7 @@
 
 from jaxseq.decoding.automaton import Automaton
 from jaxseq.decoding.beam import beam_search
-from jaxseq.decoding.beam_loop import Hypotheses
+from jaxseq.decoding.beam_results import Hypotheses
 from jaxseq.decoding.constraints import (
     Constraint,
     Forbid,

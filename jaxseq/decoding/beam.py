@@ -7,12 +7,11 @@ A beam of size K holds up to K unfinished hypotheses of one length. A pool besid
 each step the extensions of the beam by one token are taken in the order of their log-probabilities:
 
 - the first K that do not end are the next beam;
-- those that end, with fewer than K unfinished ones before them, join the pool, which keeps the K best by score;
-- if the K best extensions all end, the search is over.
+- those that end, with fewer than K unfinished ones before them, join the pool, which keeps the K best by score.
 
-The search is also over when no unfinished hypothesis can reach the results any more, and at ``max_length``, where
-unfinished hypotheses join the pool as they are. It follows that K = 1 is greedy decoding under any normalisation, and
-that K = V^L enumerates all sequences.
+The search is over when no unfinished hypothesis can reach the results any more, and at ``max_length``, where unfinished
+hypotheses join the pool as they are. K = V^L enumerates all sequences. K = 1 is greedy decoding under any
+normalisation: its search is over when the best extension ends.
 
 Hypotheses are stored as tables of tokens and parents, which are traced back once at the end; nothing that grows with
 the length is copied at each step.
@@ -24,19 +23,17 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.tree_util import Partial
 
 from jaxseq.decoding.beam_loop import (
     FinishedHypotheses,
-    Hypotheses,
     RowState,
     SearchConfig,
     SearchInputs,
     SearchState,
     run_search,
-    trace_back,
 )
+from jaxseq.decoding.beam_results import Hypotheses, trace_back, with_carry
 from jaxseq.decoding.constraints import Constraint, LogitsProcessor, Rule, as_constraints, check_constraints
 from jaxseq.decoding.end_tokens import EndToken, as_end_tokens
 from jaxseq.decoding.generation import check_max_length
@@ -191,35 +188,3 @@ def _init_search(
         parent_table=table,
     )
     return row_step, state, coverage
-
-
-def with_carry(
-    step: AnyStep, carry: Carry, first_tokens: Integer[np.ndarray | Array, "*B"], memory: Memory, found: Hypotheses
-) -> Hypotheses:
-    """The hypotheses with the carry after each of them, made by reading them once more."""
-    return _read_again(as_partial(step), as_arrays(carry), as_token_ids(first_tokens), memory, found)
-
-
-@jax.jit
-def _read_again(
-    step: Partial, carry: Carry, first_tokens: Int[Array, "*B"], memory: Memory, found: Hypotheses
-) -> Hypotheses:
-    batch_shape, (num_results, _) = first_tokens.shape, found.tokens.shape[-2:]
-    row_step, carry, first = repeat_rows(step, carry, first_tokens, memory, num_results)
-    tokens = jnp.concatenate([first[..., None], found.tokens.reshape(*first.shape, -1)], axis=-1)
-    lengths = found.lengths.reshape(first.shape)
-
-    def body(i: Array, carry: Carry) -> Carry:
-        read, _ = row_step(carry, lax.dynamic_index_in_dim(tokens, i, axis=-1, keepdims=False))
-        inside = i < lengths
-
-        def chosen(new: Array, old: Array) -> Array:
-            return jnp.where(inside.reshape(*inside.shape, *(1,) * (new.ndim - inside.ndim)), new, old)
-
-        return jax.tree.map(chosen, read, carry)
-
-    carry = lax.fori_loop(0, jnp.max(lengths, initial=0), body, carry)
-    last = jnp.take_along_axis(tokens, lengths[..., None], axis=-1)[..., 0]
-    rows = (*batch_shape, num_results)
-    carry, last = jax.tree.map(lambda leaf: leaf.reshape(*rows, *leaf.shape[first.ndim :]), (carry, last))
-    return found._replace(carry=carry, last_tokens=last)

@@ -1,4 +1,4 @@
-"""The loop of beam search: one step of it, and how hypotheses are traced back (``beam.py`` describes the search).
+"""The loop of beam search (``beam.py`` describes the search).
 
 Shapes: N rows of the batch, G groups, W beams per group, C candidates; R rows of the step, N·G·W of them.
 """
@@ -14,35 +14,10 @@ from jax import lax
 from jax.tree_util import Partial
 
 from jaxseq.decoding.constraints import Constraint, Rule, next_states, stopped
-from jaxseq.decoding.end_tokens import fill_token, is_end
+from jaxseq.decoding.end_tokens import is_end
 from jaxseq.decoding.options import Coverage
 from jaxseq.decoding.step import gather_rows
 from jaxseq.typing import Array, Bool, Carry, Float, Int, Scalar
-
-
-class Hypotheses(NamedTuple):
-    """The results of a beam search, best first.
-
-    Attributes:
-        tokens: each hypothesis' tokens, padded with the first end token (0 without one).
-        lengths: the number of tokens, the end token included; 0 where no hypothesis was found.
-        log_probabilities: the model's own; minus infinity where no hypothesis was found. NaN in all results of a row
-            if a step gave NaN or plus infinity among the logits of a hypothesis in its beam, or if ids outside the
-            vocabulary were given under ``jit``.
-        scores: the normalised log-probability, after the logits processors, plus the coverage penalty: hypotheses are
-            compared by it.
-        carry: with ``BeamOptions(keep_carry=True)`` the carry after the first token and all tokens of each
-            hypothesis but its last one; its leaves lead with ``*B K``. Else None.
-        last_tokens: with ``keep_carry`` the last token of each hypothesis (the first token where none was found), from
-            which decoding goes on with ``carry``. Else None.
-    """
-
-    tokens: Int[Array, "*B K L"]
-    lengths: Int[Array, "*B K"]
-    log_probabilities: Float[Array, "*B K"]
-    scores: Float[Array, "*B K"]
-    carry: Carry = None
-    last_tokens: Int[Array, "*B K"] | None = None
 
 
 @dataclass(frozen=True)
@@ -229,7 +204,7 @@ def _choose_candidates(
     """The best extensions of each group, group by group, and what becomes of them.
 
     In their order, the first W that do not end live on. Those that end are finished if fewer than W that live stand
-    before them. If the W best all end, the group's search is over and none lives on.
+    before them. Of a single beam none lives on if the best ends, as in greedy decoding.
     """
     (count, _, width, vocab_size), size = totals.shape, config.num_candidates
     taken = jnp.zeros((count, vocab_size), totals.dtype)
@@ -245,8 +220,7 @@ def _choose_candidates(
         goes_on = valid & ~ends
         before = jnp.cumsum(goes_on, axis=-1, dtype=jnp.int32) - goes_on.astype(jnp.int32)
         inside = valid & (before < width)
-        over = ~jnp.any(goes_on[:, :width], axis=-1, keepdims=True)
-        lives = inside & goes_on & ~over
+        lives = inside & goes_on & ~ends[:, :1] if width == 1 else inside & goes_on
         if config.num_groups > 1:
             votes = jax.nn.one_hot(tokens, vocab_size, dtype=taken.dtype)
             taken += jnp.sum(jnp.where((lives | (inside & ends))[..., None], votes, jnp.zeros_like(votes)), axis=-2)
@@ -368,36 +342,3 @@ def _is_done(
         last_result = finished.scores[..., min(config.num_results, config.group_size) - 1]
         over |= last_result >= best / inputs.best_divisors[later]
     return jnp.all(over, axis=-1)
-
-
-@partial(jax.jit, static_argnames="config")
-def trace_back(state: SearchState, config: SearchConfig) -> Hypotheses:
-    """The finished hypotheses of all groups, best first; their tokens follow the parents back from the last token."""
-    finished, (num_rows, num_groups, group_size) = state.finished, config.beam_shape
-    fill = fill_token(config.end_tokens)
-    found = finished.scores > -jnp.inf
-    lengths = jnp.where(found, finished.lengths, 0)
-
-    def body(slots: Array, table: tuple[Array, Array, Array]) -> tuple[Array, Array]:
-        position, token_row, parent_row = table
-        last, inside = position == lengths - 1, position < lengths - 1
-        tokens = jnp.where(inside, jnp.take_along_axis(token_row, slots, axis=-1), fill)
-        tokens = jnp.where(last, finished.last_tokens, tokens)
-        return jnp.where(inside, jnp.take_along_axis(parent_row, slots, axis=-1), slots), tokens
-
-    tables = (jnp.arange(config.max_length), state.token_table, state.parent_table)
-    _, tokens = lax.scan(body, finished.slots, tables, reverse=True)
-    num_beams = num_groups * group_size
-    scores, order = lax.top_k(finished.scores.reshape(num_rows, num_beams), config.num_results)
-
-    def best(x: Array) -> Array:
-        rows = x.reshape(num_rows, num_beams, *x.shape[3:])
-        places = order.reshape(*order.shape, *(1,) * (rows.ndim - 2))
-        kept = jnp.take_along_axis(rows, jnp.broadcast_to(places, (*order.shape, *rows.shape[2:])), axis=1)
-        return kept.reshape(*config.batch_shape, config.num_results, *x.shape[3:])
-
-    log_probabilities = jnp.where(found, finished.log_probabilities, -jnp.inf)
-    log_probabilities = jnp.where(state.invalid[:, None, None], jnp.nan, log_probabilities)
-    scores = jnp.where(state.invalid[:, None], jnp.nan, scores).reshape(*config.batch_shape, config.num_results)
-    sequences = jnp.moveaxis(tokens, 0, -1).astype(state.tokens.dtype)
-    return Hypotheses(best(sequences), best(lengths), best(log_probabilities), scores)

@@ -15,16 +15,15 @@ from typing import Literal, NamedTuple
 import jax
 import numpy as np
 
-from jaxseq.decoding.beam import start_search, with_carry
+from jaxseq.decoding.beam import start_search
 from jaxseq.decoding.beam_loop import (
     Candidates,
-    Hypotheses,
     SearchConfig,
     SearchInputs,
     SearchState,
     expand,
-    trace_back,
 )
+from jaxseq.decoding.beam_results import Hypotheses, trace_back, with_carry
 from jaxseq.decoding.constraints import Rule
 from jaxseq.decoding.end_tokens import EndToken
 from jaxseq.decoding.options import BeamOptions

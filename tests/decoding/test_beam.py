@@ -105,7 +105,7 @@ def by_definition(table, first, num_beams, length, divisor, groups=1, diversity=
                 for token, gain in enumerate(scores[position, tokens[-1] if tokens else first]):
                     extensions.append((total + gain - diversity * taken[token], (*tokens, token), total + gain))
             extensions.sort(key=lambda extension: -extension[0])
-            over = all(s[-1] in ends for _, s, _ in extensions[:width])
+            over = width == 1 and extensions and extensions[0][1][-1] in ends
             live[g] = []
             for _, s, total in extensions:
                 if s[-1] in ends and len(live[g]) < width:
