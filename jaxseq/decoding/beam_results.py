@@ -84,9 +84,9 @@ def with_carry(
 def _read_again(
     step: Partial, carry: Carry, first_tokens: Int[Array, "*B"], memory: Memory, found: Hypotheses
 ) -> Hypotheses:
-    batch_shape, (num_results, _) = first_tokens.shape, found.tokens.shape[-2:]
+    batch_shape, (num_results, max_length) = first_tokens.shape, found.tokens.shape[-2:]
     row_step, carry, first = repeat_rows(step, carry, first_tokens, memory, num_results)
-    tokens = jnp.concatenate([first[..., None], found.tokens.reshape(*first.shape, -1)], axis=-1)
+    tokens = jnp.concatenate([first[..., None], found.tokens.reshape(*first.shape, max_length)], axis=-1)
     lengths = found.lengths.reshape(first.shape)
 
     def body(i: Array, carry: Carry) -> Carry:

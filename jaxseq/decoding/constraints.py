@@ -348,7 +348,7 @@ def _check_length(
 ) -> None:
     name, known = type(rule).__name__, known_number(length)
     if not as_end_tokens(end_token, vocab_size):
-        raise ValueError(f"{name} needs an end token, not {end_token!r}")
+        raise ValueError(f"{name} needs an end token")
     if known is not None and known < 0:
         raise ValueError(f"{name}({length}): a length is not below 0")
 

@@ -5,7 +5,7 @@ the prompt that is no token stays in it as a number outside the vocabulary, so t
 """
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +14,18 @@ import numpy as np
 from jaxseq.ops.ids import check_ids, valid_ids
 from jaxseq.typing import Array, Bool, Int, Integer
 
-Prompt: TypeAlias = Sequence[int] | Integer[np.ndarray | Array, "*B P"] | None
+Prompt: TypeAlias = Sequence[int] | Integer[np.ndarray | Array, "..."] | None
 """A prompt for all rows ``[P]``, or one for each row ``[*B P]``."""
 
-PromptLengths: TypeAlias = Integer[np.ndarray | Array, "*B"] | int | None
+PromptLengths: TypeAlias = int | Sequence[int] | Integer[np.ndarray | Array, "..."] | None
 """The number of tokens of each prompt, the others are padding; None: all."""
 
 NO_TOKEN = np.iinfo(np.int32).max
+
+
+def as_array(value: Any) -> Any:
+    """A sequence as an array, so that other values need no new compilation; what else stands in a pytree unchanged."""
+    return np.asarray(value, np.int32) if isinstance(value, Sequence) else value
 
 
 def check_prompt(name: str, prompt: Prompt, lengths: PromptLengths, vocab_size: int) -> None:
@@ -33,12 +38,12 @@ def check_prompt(name: str, prompt: Prompt, lengths: PromptLengths, vocab_size: 
         if lengths is not None:
             raise ValueError(f"{name}: prompt_lengths={lengths} without a prompt")
         return
-    tokens = prompt if isinstance(prompt, jax.Array) else np.asarray(prompt, np.int32)
-    if lengths is not None:
-        if jnp.shape(lengths) != tokens.shape[:-1]:
-            raise ValueError(f"{name}: prompt_lengths of shape {jnp.shape(lengths)} for prompts {tokens.shape}")
+    tokens, counts = as_array(prompt), as_array(lengths)
+    if counts is not None:
+        if np.shape(counts) != tokens.shape[:-1]:
+            raise ValueError(f"{name}: prompt_lengths of shape {np.shape(counts)} for prompts {tokens.shape}")
         if not isinstance(lengths, jax.core.Tracer):
-            check_ids(f"{name}: prompt_lengths", jnp.asarray(lengths), tokens.shape[-1] + 1)
+            check_ids(f"{name}: prompt_lengths", np.asarray(lengths), tokens.shape[-1] + 1)
     if not isinstance(lengths, jax.core.Tracer):
         real = None if lengths is None else np.arange(tokens.shape[-1]) < np.asarray(lengths)[..., None]
         check_ids(f"{name}: prompt", tokens, vocab_size, real)

@@ -11,6 +11,7 @@ from jaxseq.decoding.history import (
     Prompt,
     PromptLengths,
     appended,
+    as_array,
     check_prompt,
     has_valid_ids,
     initial_history,
@@ -31,6 +32,11 @@ class NoRepeatedNgrams(Constraint):
     size: int
     prompt: Prompt = None
     prompt_lengths: PromptLengths = None
+
+    def __post_init__(self) -> None:
+        """Make the prompt an array, so that other prompts of its shape need no new compilation."""
+        for name in ("prompt", "prompt_lengths"):
+            object.__setattr__(self, name, as_array(getattr(self, name)))
 
     def check(self, vocab_size: int, max_length: int) -> None:
         """Check the size and the prompt."""

@@ -22,6 +22,7 @@ from jaxseq.decoding.history import (
     Prompt,
     PromptLengths,
     appended,
+    as_array,
     check_prompt,
     has_valid_ids,
     initial_history,
@@ -51,7 +52,8 @@ class RepetitionPenalty(LogitsProcessor):
     prompt_lengths: PromptLengths = None
 
     def __post_init__(self) -> None:
-        """Check the penalty."""
+        """Check the penalty, and make the prompt an array."""
+        _set_prompt(self)
         penalty = known_number(self.penalty)
         if penalty is not None and not 0 < penalty < float("inf"):
             raise ValueError(f"RepetitionPenalty: penalty must be above 0 and finite, not {penalty}")
@@ -96,7 +98,8 @@ class FrequencyPenalty(LogitsProcessor):
     prompt_lengths: PromptLengths = None
 
     def __post_init__(self) -> None:
-        """Check the values."""
+        """Check the values, and make the prompt an array."""
+        _set_prompt(self)
         for name in ("frequency", "presence"):
             value = known_number(getattr(self, name))
             if value is not None and not np.isfinite(value):
@@ -143,7 +146,8 @@ class SequenceBias(LogitsProcessor):
     prompt_lengths: PromptLengths = None
 
     def __post_init__(self) -> None:
-        """Check sequences and biases."""
+        """Check sequences and biases, and make the prompt an array."""
+        _set_prompt(self)
         if not isinstance(self.biases, Mapping):  # a placeholder of a pytree
             return
         object.__setattr__(self, "biases", {tuple(map(int, words)): bias for words, bias in self.biases.items()})
@@ -190,3 +194,8 @@ class SequenceBias(LogitsProcessor):
 def _nan_where_invalid(logits: Logits, history: Int[Array, "*B H"]) -> Logits:
     valid = has_valid_ids(history, logits.shape[-1])[..., None]
     return jnp.where(valid, logits, jnp.asarray(jnp.nan, logits.dtype))
+
+
+def _set_prompt(rule: RepetitionPenalty | FrequencyPenalty | SequenceBias) -> None:
+    for name in _PROMPT:
+        object.__setattr__(rule, name, as_array(getattr(rule, name)))
