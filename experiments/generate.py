@@ -229,7 +229,7 @@ def stream(
         tokens.append(int(token[0]))
         text += characters.decode(token_bytes[tokens[-1]])
         held = max([n for string in config.stop for n in range(len(string)) if text.endswith(string[:n])], default=0)
-        ready = max(shown, len(pipelines.cut_at(text[: len(text) - held], config.stop)))
+        ready = max(shown, min(len(pipelines.cut_at(text, config.stop)), len(text) - held))
         print(text[shown:ready], end="", flush=True)
         shown = ready
     text += characters.decode(b"", final=True)

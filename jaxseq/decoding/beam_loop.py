@@ -139,9 +139,8 @@ def expand(inputs: SearchInputs, state: SearchState, config: SearchConfig) -> tu
     slots = _assign_slots(candidates, config)
     tokens = slots.tokens.astype(state.tokens.dtype)
     groups = jnp.arange(config.num_groups, dtype=slots.parents.dtype)[:, None] * config.group_size
-    parents = (slots.parents + jnp.broadcast_to(groups, tokens.shape)).reshape(
-        tokens.shape[0], config.num_groups * config.group_size
-    )
+    parents = slots.parents + jnp.broadcast_to(groups, tokens.shape)
+    parents = parents.reshape(tokens.shape[0], config.num_groups * config.group_size)
     rows = RowState(carry, state.rows.constraint_states, covered)
     rows = gather_rows(rows, config.batch_shape, parents)
     constraint_states = next_states(inputs.constraints, rows.constraint_states, tokens.reshape(config.row_shape))

@@ -225,6 +225,7 @@ def test_the_carry_of_a_result_is_the_one_after_reading_it() -> None:
     np.testing.assert_allclose(after.log_probabilities.reshape(-1), again.log_probabilities, atol=1e-4)
 
 
+@pytest.mark.full
 def test_the_carry_of_a_single_row_and_of_an_empty_result() -> None:
     table = jnp.full((3, 3), -jnp.inf).at[:, END].set(0.0)
     options = BeamOptions(3, keep_carry=True)
@@ -245,6 +246,7 @@ def test_a_batch_without_rows_has_empty_results() -> None:
     assert [x.shape for x in found[:4]] == [(2, 0, 2, 4), (2, 0, 2), (2, 0, 2), (2, 0, 2)]
 
 
+@pytest.mark.full
 def test_a_row_that_meets_nan_has_nan_results_and_no_other_row_does() -> None:
     table = jax.random.normal(jax.random.key(0), (5, 5)).at[3].set(jnp.nan).at[4, 2].set(jnp.inf)
     table = table.at[:3, 3:].set(-jnp.inf)

@@ -94,6 +94,7 @@ def test_each_rule_changes_logits_as_its_definition_does() -> None:
                 np.testing.assert_allclose(found[i, row], want, rtol=1e-5, err_msg=name)
 
 
+@pytest.mark.full
 def test_a_prompt_for_all_rows_is_that_prompt_for_each() -> None:
     rows, logits = jnp.zeros((2, L), jnp.int32), jnp.ones((L, 2, V))
     for make in (lambda p: RepetitionPenalty(2.0, prompt=p), lambda p: NoRepeatedNgrams(2, prompt=p)):
