@@ -315,7 +315,7 @@ def test_what_is_too_large_is_refused_by_its_size(monkeypatch):
     monkeypatch.setattr(jaxseq.decoding.transitions, "MAX_ENTRIES", 30)
     with pytest.raises(ValueError, match="avoiding: 13 states by 5 classes"):
         avoiding(words)
-    with pytest.raises(ValueError, match="regular expression over these tokens: 5 states"):
+    with pytest.raises(ValueError, match="the automaton over these tokens: 5 states"):
         Automaton.from_regex("abcd", ["a", "b", "", "c", "d", "ab", "cd"], end_token=END)
 
 
