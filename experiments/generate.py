@@ -5,6 +5,7 @@ r"""Generate text with a trained language model: greedy, sampled or by beam sear
     python experiments/generate.py --run runs/mine --prompt "The " --temperature 0.8 --stream
     python experiments/generate.py --run runs/mine --prompt "The " --beams 4 --normalization gnmt --results 4
     python experiments/generate.py --run runs/mine --prompt "The " --beams 3 --max-length 8 --tree tree.png
+    python experiments/generate.py --run runs/mine --prompt "The " --seed 1 --stop $'\n\n' "." --repetition-penalty 1.2
     python experiments/generate.py --run runs/mine --beams 8 --regex "[A-Z][a-z ]{10,60}\."
     python experiments/generate.py --run runs/mine --beams 8 --require name --forbid "the " --json found.json
 
@@ -74,6 +75,10 @@ class Config:
     """Regular expression for the whole text. With bytes and bpe, tokens that split a character are excluded."""
     no_repeat_ngrams: int | None = None
     """Size of the n-grams of tokens that must not occur twice in the text."""
+    repetition_penalty: float = 1.0
+    """Divides the positive logits of tokens that the prompt or the text has, and multiplies negative ones."""
+    stop: tuple[str, ...] = ()
+    """Strings that end the text, in any tokenization; the text is cut before the first of them."""
     complete: bool = False
     """Generate only complete texts, which end within max_length."""
     stream: bool = False
@@ -88,9 +93,9 @@ class Config:
 class Result:
     """A generated text.
 
-    ``log_probability`` (nats) is the model's own, without constraints and filters. It covers all tokens, including the
-    end token if the text ``ended``; it is minus infinity if constraints ruled out every token. Beams are compared by
-    ``score``.
+    ``log_probability`` (nats) is the model's own, without constraints and filters. It covers all tokens,
+    also an end token if the text ``ended`` and those behind which it was cut; it is minus infinity if constraints
+    ruled out every token. Beams are compared by ``score``.
     """
 
     prompt: str
@@ -120,7 +125,9 @@ def main(config: Config) -> list[Result]:
     make = partial(stream, token_bytes=generator.token_bytes) if config.stream else decode
     results = read_results(config, generator, jax.device_get(make(config, step, prompted, common)))
     for result in results:
-        fate = "ended" if result.ended else "not ended" if result.log_probability > -math.inf else "no token was left"
+        stopped = result.text != generator.vocabulary.decode(result.tokens)
+        fate = "ended" if result.ended else "stopped" if stopped else "not ended"
+        fate = fate if result.log_probability > -math.inf else "no token was left"
         score = f", score {result.score:.3f}" if config.beams is not None else ""
         print(f"--- {result.num_tokens} tokens, {fate}, log-probability {result.log_probability:.3f}{score}")
         if not config.stream:
@@ -153,12 +160,12 @@ def check(config: Config) -> str:
         raise ValueError(f"stream prints one text of one prompt, made without beams; not {asked}")
     if not 0 <= config.min_length <= config.max_length - config.complete:
         raise ValueError(f"min_length={config.min_length} does not fit in max_length={config.max_length}")
-    if "" in config.forbid + config.require:
-        raise ValueError("forbid and require take texts of at least a character, not ''")
+    if "" in config.forbid + config.require + config.stop:
+        raise ValueError("forbid, require and stop take texts of at least a character, not ''")
     return f"beam search, {search}" if search else f"sampling, {sampling}" if sampling else "greedy"
 
 
-def make_constraints(config: Config, generator: pipelines.TextGenerator) -> list[decoding.Constraint]:
+def make_constraints(config: Config, generator: pipelines.TextGenerator) -> list[decoding.Rule]:
     """Make the constraints of the options; automata are intersected, so that their combination has no dead end."""
     automata: list[Automaton] = []
     for name, build in (("require", generator.containing), ("forbid", generator.not_containing)):
@@ -170,7 +177,7 @@ def make_constraints(config: Config, generator: pipelines.TextGenerator) -> list
             automata.append(build(text))
     if config.regex is not None:
         automata.append(generator.matching(config.regex))
-    constraints: list[decoding.Constraint] = []
+    constraints: list[decoding.Rule] = []
     if config.min_length and automata:
         automata.append(generator.at_least(config.min_length))
     elif config.min_length:
@@ -186,6 +193,11 @@ def make_constraints(config: Config, generator: pipelines.TextGenerator) -> list
         constraints.append(decoding.MaxLength(None, generator.vocabulary.separator))
     if config.no_repeat_ngrams is not None:
         constraints.append(decoding.NoRepeatedNgrams(config.no_repeat_ngrams))
+    if config.repetition_penalty != 1:
+        prompts, lengths = decoding.pad_prompts([[0, *generator.encode(text)] for text in config.prompt])
+        constraints.append(decoding.RepetitionPenalty(config.repetition_penalty, prompts[:, 1:], lengths - 1))
+    if config.stop:
+        constraints.append(generator.stopping_at(config.stop))
     return constraints
 
 
@@ -211,15 +223,23 @@ def stream(
         options = {"options": sampling_options(config), "key": key}
     characters = codecs.getincrementaldecoder("utf-8")(errors="replace")
     tokens: list[int] = []
+    text, shown = "", 0
     print(config.prompt[0], end="", flush=True)
     for token in decoding.stream(step, *prompted, **options, **common):
         tokens.append(int(token[0]))
-        print(characters.decode(token_bytes[tokens[-1]]), end="", flush=True)
-    print(characters.decode(b"", final=True), flush=True)
+        text += characters.decode(token_bytes[tokens[-1]])
+        held = max([n for string in config.stop for n in range(len(string)) if text.endswith(string[:n])], default=0)
+        ready = max(shown, min(len(pipelines.cut_at(text, config.stop)), len(text) - held))
+        print(text[shown:ready], end="", flush=True)
+        shown = ready
+    text += characters.decode(b"", final=True)
+    whole = pipelines.cut_at(text, config.stop)
+    print(whole[shown:], flush=True)
     row, lengths = jnp.array([[tokens]], jnp.int32), jnp.array([[len(tokens)]], jnp.int32)
     scores = decoding.score(step, *prompted, row, lengths)
     early = tokens[-1] == common["end_token"] and len(tokens) <= config.min_length
-    if early or any(isinstance(rule, Automaton) and not rule.accepts(tokens) for rule in common["constraints"]):
+    stuck = any(isinstance(rule, Automaton) and not rule.accepts(tokens) for rule in common["constraints"])
+    if early or (stuck and whole == text):
         lengths, scores = lengths - 1, jnp.full_like(scores, -jnp.inf)  # constraints left no token
     return Hypotheses(row, lengths, scores, scores)
 
@@ -227,12 +247,12 @@ def stream(
 def read_results(config: Config, generator: pipelines.TextGenerator, found: Hypotheses) -> list[Result]:
     """Return the results of each prompt, best first; beam search may return fewer than requested."""
     results, vocabulary = [], generator.vocabulary
-    for prompt, *rows in zip(config.prompt, *found, strict=True):
+    for prompt, *rows in zip(config.prompt, *found[:4], strict=True):
         for rank, (tokens, length, log_probability, score) in enumerate(zip(*rows, strict=True)):
             if length or not rank or config.beams is None:
                 made = tuple(tokens[:length].tolist())
                 numbers = (float(log_probability), float(score), len(made), vocabulary.separator in made)
-                results.append(Result(prompt, vocabulary.decode(made), *numbers, made))
+                results.append(Result(prompt, pipelines.cut_at(vocabulary.decode(made), config.stop), *numbers, made))
     return results
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from jaxseq.decoding.constraints import Constraint, as_constraints, check_constraints
+from jaxseq.decoding.constraints import Rule, as_constraints, check_constraints
 from jaxseq.decoding.filters import check_top_k
 from jaxseq.decoding.generation_loop import (
     GenerationState,
@@ -58,7 +58,7 @@ def greedy(
     *,
     max_length: int,
     end_token: int | None = None,
-    constraints: Sequence[Constraint] = (),
+    constraints: Sequence[Rule] = (),
     memory: Memory = None,
     donate_carry: bool = False,
 ) -> Generation:
@@ -96,7 +96,7 @@ def sample(
     max_length: int,
     end_token: int | None = None,
     num_samples: int | None = None,
-    constraints: Sequence[Constraint] = (),
+    constraints: Sequence[Rule] = (),
     memory: Memory = None,
     donate_carry: bool = False,
 ) -> Generation:
@@ -150,7 +150,7 @@ def stream(
     key: Key[Array, "..."] | None = None,
     max_length: int,
     end_token: int | None = None,
-    constraints: Sequence[Constraint] = (),
+    constraints: Sequence[Rule] = (),
     memory: Memory = None,
     donate_carry: bool = False,
     block_length: int = 8,
@@ -212,7 +212,7 @@ class _Generator:
         state: GenerationState,
         step: Partial,
         sampler: Sampler | None,
-        constraints: tuple[Constraint, ...],
+        constraints: tuple[Rule, ...],
         limit: int,
         end_token: int | None,
     ) -> None:
@@ -232,7 +232,7 @@ def _start(
     carry: Carry,
     first_tokens: Int[Array, "*B"],
     sampler: Sampler | None,
-    constraints: Sequence[Constraint],
+    constraints: Sequence[Rule],
     max_length: int,
     end_token: int | None,
     donate_carry: bool,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.tree_util import Partial
 
-from jaxseq.decoding.constraints import Constraint, apply_constraints
+from jaxseq.decoding.constraints import Rule, apply_constraints, next_states, stopped
 from jaxseq.decoding.filters import draw_tokens, filter_candidates
 from jaxseq.decoding.options import SamplingOptions
 from jaxseq.decoding.step import repeat_leaves
@@ -39,7 +39,7 @@ class GenerationState(NamedTuple):
 def init_state(
     carry: Carry,
     first_tokens: Int[Array, "*R"],
-    constraints: tuple[Constraint, ...],
+    constraints: tuple[Rule, ...],
     dtype: DType,
     max_length: int,
     batch_shape: tuple[int, ...],
@@ -76,7 +76,7 @@ init_state_donating = jax.jit(init_state, static_argnames=_STATIC, donate_argnam
 def generate_tokens(
     step: Partial,
     sampler: Sampler | None,
-    constraints: tuple[Constraint, ...],
+    constraints: tuple[Rule, ...],
     state: GenerationState,
     limit: Int[Array, ""],
     *,
@@ -107,7 +107,7 @@ def generate_tokens(
 def _generate_token(
     step: Partial,
     sampler: Sampler | None,
-    constraints: tuple[Constraint, ...],
+    constraints: tuple[Rule, ...],
     state: GenerationState,
     limit: Int[Array, ""],
     end_token: int | None,
@@ -124,8 +124,9 @@ def _generate_token(
     gained = jnp.take_along_axis(scores, chosen[..., None], axis=-1)[..., 0]
     stuck = jnp.zeros_like(state.done)
     if constraints:
-        stuck = jnp.all(allowed == -jnp.inf, axis=-1) & ~state.done
-        gained = jnp.where(stuck, -jnp.inf, gained)
+        best = jnp.max(allowed, axis=-1)
+        stuck = (best == -jnp.inf) & ~state.done
+        gained = jnp.where(stuck | jnp.isnan(best), best, gained)  # NaN: a rule has ids outside the vocabulary
         drawn = jnp.where(stuck, -jnp.inf, drawn)
     generated = ~(state.done | stuck)
     fill = jnp.asarray(0 if end_token is None else end_token, state.tokens.dtype)
@@ -133,15 +134,16 @@ def _generate_token(
     done = state.done | stuck
     if end_token is not None:
         done |= tokens == fill
+    constraint_states = next_states(constraints, state.constraint_states, tokens)
+    done |= stopped(constraints, constraint_states, done.shape)
 
     def unless_done(x: Array) -> Array:
         return jnp.where(state.done, jnp.zeros_like(x), x)
 
-    pairs = zip(constraints, state.constraint_states, strict=True)
     return GenerationState(
         position=state.position + 1,
         carry=carry,
-        constraint_states=tuple(constraint.next_state(before, tokens) for constraint, before in pairs),
+        constraint_states=constraint_states,
         tokens=tokens,
         done=done,
         lengths=state.lengths + generated.astype(jnp.int32),

@@ -2,7 +2,7 @@
 
 from jaxseq.pipelines.pair_tasks import Dates, Digits, Files, Names, Reversal, Words
 from jaxseq.pipelines.saved import LoadedRun, Pipeline, load_run
-from jaxseq.pipelines.text_generator import TextGenerator, token_bytes
+from jaxseq.pipelines.text_generator import TextGenerator, cut_at, token_bytes
 from jaxseq.pipelines.translator import SearchConfig, Translator
 from jaxseq.pipelines.user_cores import check_user_cores
 
@@ -19,6 +19,7 @@ __all__ = [
     "Translator",
     "Words",
     "check_user_cores",
+    "cut_at",
     "load_run",
     "token_bytes",
 ]

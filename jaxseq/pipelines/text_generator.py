@@ -88,17 +88,20 @@ class TextGenerator(Pipeline):
         *,
         key: Key[Array, ""],
         max_length: int,
+        stop: Sequence[str] = (),
     ) -> list[str]:
-        """Draw texts that start as a document does, after a separator."""
+        """Draw texts that start as a document does, after a separator; one ends before the first ``stop`` string."""
         if not num_samples:
             return []
         separator = self.vocabulary.separator
         first_tokens = jnp.full((num_samples,), separator, jnp.int32)
         step, carry = decoding.step_of(self.forward(params)), self.initial_carry((num_samples,))
         limits: dict[str, Any] = {"max_length": max_length, "end_token": separator}
+        if stop:
+            limits["constraints"] = [self.stopping_at(stop)]
         drawn = decoding.sample(step, carry, first_tokens, options, key=key, **limits)
         rows = zip(drawn.tokens.tolist(), drawn.lengths.tolist(), strict=True)
-        return [self.vocabulary.decode(row[:length]) for row, length in rows]
+        return [cut_at(self.vocabulary.decode(row[:length]), stop) for row, length in rows]
 
     @cached_property
     def token_bytes(self) -> list[bytes]:
@@ -124,10 +127,19 @@ class TextGenerator(Pipeline):
         table, rejected = np.asarray(found.table)[:, found.classes], ~np.asarray(found.accepting)
         return decoding.Automaton.from_transitions(table, rejected, vocab_size=self.vocabulary.size, end_token=end)
 
+    def stopping_at(self, strings: Sequence[str]) -> decoding.Stop:
+        """A text ends with the token that completes one of these strings, in any tokenization (``cut_at`` cuts it)."""
+        return decoding.Stop.at_strings(strings, self.token_bytes)
+
     def at_least(self, length: int) -> decoding.Automaton:
         """The texts of at least so many tokens before the end: MinLength, to be joined with other automata."""
         letters, end = ["x"] * self.vocabulary.size, self.vocabulary.separator
         return decoding.Automaton.from_regex(f"x{{{length},}}", letters, end_token=end)
+
+
+def cut_at(text: str, stop: Sequence[str]) -> str:
+    """The text before the first of the stop strings in it, or the whole text."""
+    return text[: min([text.find(string) for string in stop if string in text], default=len(text))]
 
 
 def token_bytes(vocabulary: data.Vocabulary) -> list[bytes]:

@@ -58,6 +58,19 @@ def test_a_tree_of_a_row_of_a_model_reads_and_draws(tmp_path) -> None:
     assert file.read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_batch_without_rows_has_an_empty_tree() -> None:
+    tree = search_tree(STEP, jnp.zeros(0, jnp.int32), jnp.zeros(0, jnp.int32), BeamOptions(2), **SIZES)
+    assert tree.nodes == () and tree.text() == "" and tree.hypotheses.tokens.shape == (0, 2, 5)
+
+
+@pytest.mark.full
+def test_a_tree_of_a_search_with_several_end_tokens_and_the_carry_of_its_results() -> None:
+    options = BeamOptions(3, keep_carry=True)
+    tree = search_tree(STEP, CARRY, FIRST, options, max_length=5, end_token=(4, 2))
+    assert {node.token for node in tree.nodes if node.status == "finished"} <= {2, 4}
+    assert np.array_equal(tree.hypotheses.carry, tree.hypotheses.lengths)
+
+
 def test_more_than_a_row_or_a_group_is_refused() -> None:
     with pytest.raises(ValueError, match=r"takes one row, not first_tokens of shape \(2,\)"):
         search_tree(STEP, jnp.zeros(2, jnp.int32), jnp.zeros(2, jnp.int32), **SIZES)

@@ -168,6 +168,38 @@ def test_with_byte_pairs_no_spelling_of_a_forbidden_text_gets_through(bpe_run):
     assert re.fullmatch(r"(the|fox|dog|\W){3,6}!", result.text)
 
 
+@FULL
+@pytest.mark.parametrize("options", [{"seed": 2}, {"beams": 3, "results": 3}], ids=str)
+def test_a_text_stops_at_a_string_and_is_cut_before_it(any_run, options, capsys):
+    decode = load(any_run).pipeline.vocabulary.decode
+    (free, *_) = made(any_run, prompt=("the",), **options)
+    pairs = [free.text[i : i + 2] for i in range(1, len(free.text) - 1)]
+    stop = (next((pair for pair in pairs if "\ufffd" not in pair), "e"), "☃")
+    for result in made(any_run, prompt=("the",), stop=stop, **options):
+        whole = decode(result.tokens)
+        assert not any(string in result.text or string in decode(result.tokens[:-1]) for string in stop)
+        assert whole.startswith(result.text)
+        assert (len(whole) > len(result.text)) == any(string in whole for string in stop)
+    if "seed" in options:
+        capsys.readouterr()
+        (streamed,) = made(any_run, prompt=("the",), stop=stop, stream=True, **options)
+        shown = capsys.readouterr().out.partition("\n")[2]
+        assert shown.startswith(f"the{streamed.text}\n--- ")
+        assert streamed.text == made(any_run, prompt=("the",), stop=stop, **options)[0].text
+        generator, params = load(any_run).pipeline, load(any_run).params
+        key, drawn = jax.random.key(0), decoding.SamplingOptions()
+        texts = [generator.sample(params, 3, drawn, key=key, max_length=16, stop=s) for s in ((), ("e", " "))]
+        assert texts[1] == [pipelines.cut_at(text, ("e", " ")) for text in texts[0]]
+
+
+@FULL
+def test_a_penalty_of_repetitions_counts_the_prompt(run):
+    (plain,) = made(run, prompt=("the fox",))
+    (penalised,) = made(run, prompt=("the fox",), repetition_penalty=1e9)
+    assert len(set(penalised.tokens)) >= len(set(plain.tokens)) and penalised.tokens != plain.tokens
+    assert not set(penalised.text[:3]) & set("the fox")
+
+
 def test_texts_are_whole_and_not_too_short(run):
     assert all(r.ended and r.num_tokens > 9 for r in made(run, samples=3, complete=True, min_length=9))
 
