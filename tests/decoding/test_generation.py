@@ -167,7 +167,7 @@ def test_any_leading_dimensions_are_rows(key):
     first = jnp.arange(6, dtype=jnp.int32)
     flat = sample(STEP, start((6,)), first, key=key, max_length=L, end_token=END)
     grid = sample(STEP, start((2, 3)), first.reshape(2, 3), key=key, max_length=L, end_token=END)
-    for a, b in zip(flat, grid, strict=True):
+    for a, b in zip(jax.tree.leaves(flat), jax.tree.leaves(grid), strict=True):
         np.testing.assert_allclose(a, b.reshape(a.shape), rtol=1e-5)
     best = greedy(STEP, start((2, 3)), first.reshape(2, 3), max_length=4)
     assert best.tokens.shape == (2, 3, 4)
