@@ -31,7 +31,7 @@ from jaxseq.decoding.beam_loop import (
     run_search,
     trace_back,
 )
-from jaxseq.decoding.constraints import Constraint, as_constraints, check_constraints
+from jaxseq.decoding.constraints import Rule, as_constraints, check_constraints
 from jaxseq.decoding.generation import check_max_length
 from jaxseq.decoding.normalization import divisor_table
 from jaxseq.decoding.options import BeamOptions, Coverage
@@ -58,7 +58,7 @@ def beam_search(
     *,
     max_length: int,
     end_token: int | None,
-    constraints: Sequence[Constraint] = (),
+    constraints: Sequence[Rule] = (),
     memory: Memory = None,
 ) -> Hypotheses:
     """The best hypotheses that a beam finds, best first.
@@ -87,7 +87,7 @@ def start_search(
     options: BeamOptions,
     max_length: int,
     end_token: int | None,
-    constraints: Sequence[Constraint],
+    constraints: Sequence[Rule],
     memory: Memory,
     with_pruned: bool = False,
 ) -> tuple[SearchInputs, SearchConfig, SearchState]:
@@ -136,7 +136,7 @@ def _init_search(
     carry: Carry,
     first_tokens: Int[Array, "*B"],
     memory: Memory,
-    constraints: tuple[Constraint, ...],
+    constraints: tuple[Rule, ...],
     coverage: Coverage | None,
     config: SearchConfig,
     *,

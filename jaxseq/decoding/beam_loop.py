@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 from jax.tree_util import Partial
 
-from jaxseq.decoding.constraints import Constraint, apply_constraints
+from jaxseq.decoding.constraints import Rule, apply_constraints
 from jaxseq.decoding.options import Coverage
 from jaxseq.decoding.step import gather_rows
 from jaxseq.typing import Array, Bool, Carry, Float, Int, Scalar
@@ -64,7 +64,7 @@ class SearchInputs(NamedTuple):
     """The constant inputs of a search, a pytree. ``best_divisors[t]`` is the largest divisor of a length above t."""
 
     step: Partial
-    constraints: tuple[Constraint, ...]
+    constraints: tuple[Rule, ...]
     coverage: Coverage | None
     divisors: Float[Array, " L"]
     best_divisors: Float[Array, " L"]

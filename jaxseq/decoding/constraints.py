@@ -1,14 +1,18 @@
-"""Constraints: which tokens may come next, in greedy decoding, sampling, streaming and beam search.
+"""Rules of decoding: which tokens may come next, in greedy decoding, sampling, streaming and beam search.
 
-A constraint is a pytree of arrays with pure functions. It may have a state, which is passed along like a carry:
+A rule is a pytree of arrays with pure functions. It may have a state, which is passed along like a carry:
 
-    state = constraint.initial_state(batch_shape, max_length)
-    logits = constraint(state, logits, num_generated, num_remaining)    # minus infinity for tokens ruled out
-    state = constraint.next_state(state, tokens)
+    state = rule.initial_state(batch_shape, max_length)
+    logits = rule(state, logits, num_generated, num_remaining)
+    state = rule.next_state(state, tokens)
+    ended = rule.stops(state)                               # None: the rule ends no row
 
-Constraints rule tokens out and do not renormalise: log-probabilities stay the model's own. Of several constraints a
-token must satisfy all. A single constraint leads to no dead end (an automaton counts how many tokens it still needs),
-but two of them may do so together; ``Automaton`` has ``&`` for that.
+There are three kinds. A ``Constraint`` rules tokens out (a logit of minus infinity). A ``LogitsProcessor`` changes the
+logits otherwise (``penalties.py``). A ``StoppingCriterion`` ends rows (``stops.py``).
+
+Log-probabilities stay the model's own under every rule. Of several constraints a token must satisfy all. A single
+constraint leads to no dead end (an automaton counts how many tokens it still needs), but two of them may do so
+together; ``Automaton`` has ``&`` for that.
 """
 
 import abc
@@ -21,15 +25,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import register_dataclass
 
-from jaxseq.typing import Array, Bool, Carry, Int, Logits
+from jaxseq.decoding.end_tokens import EndToken, as_end_tokens, is_end
+from jaxseq.decoding.options import known_number
+from jaxseq.ops.ids import check_ids, valid_ids
+from jaxseq.typing import Array, Bool, Carry, Int, Integer, Logits
 
 
-class Constraint(abc.ABC):
-    """Abstract: which tokens may come next, given those generated so far."""
+class Rule(abc.ABC):
+    """Abstract: how the tokens generated so far change the logits of the next one, and whether a row ends.
+
+    The functions work on any leading batch dimensions ``*B``, also on those of repeated rows (samples, beams).
+    """
 
     @abc.abstractmethod
     def check(self, vocab_size: int, max_length: int) -> None:
-        """Check that the constraint can be satisfied, before anything is compiled.
+        """Check that the rule fits the vocabulary and can be satisfied, before anything is compiled.
 
         Raises:
             ValueError: a token outside the vocabulary, or nothing of at most ``max_length`` tokens satisfies it.
@@ -40,14 +50,28 @@ class Constraint(abc.ABC):
         """The state before the first token; leaves lead with the batch dimensions."""
 
     @abc.abstractmethod
-    def allowed(
-        self, state: Carry, vocab_size: int, num_generated: Int[Array, ""], num_remaining: Int[Array, ""]
-    ) -> Bool[Array, "*#B V"]:
-        """Which tokens may come next, after ``num_generated`` tokens, when ``num_remaining`` more may be generated."""
+    def __call__(
+        self, state: Carry, logits: Logits, num_generated: Int[Array, ""], num_remaining: Int[Array, ""]
+    ) -> Logits:
+        """The changed logits, after ``num_generated`` tokens, when ``num_remaining`` more may be generated."""
 
     @abc.abstractmethod
     def next_state(self, state: Carry, tokens: Int[Array, "*B"]) -> Carry:
         """The state after these tokens."""
+
+    @abc.abstractmethod
+    def stops(self, state: Carry) -> Bool[Array, "*B"] | None:
+        """Whether a row ends after the tokens that led to this state; None for a rule that ends no row."""
+
+
+class Constraint(Rule):
+    """Abstract: a rule that excludes tokens; those that remain keep their logits."""
+
+    @abc.abstractmethod
+    def allowed(
+        self, state: Carry, vocab_size: int, num_generated: Int[Array, ""], num_remaining: Int[Array, ""]
+    ) -> Bool[Array, "*#B V"]:
+        """Which tokens may come next, after ``num_generated`` tokens, when ``num_remaining`` more may be generated."""
 
     def __call__(
         self, state: Carry, logits: Logits, num_generated: Int[Array, ""], num_remaining: Int[Array, ""]
@@ -55,6 +79,10 @@ class Constraint(abc.ABC):
         """The logits, minus infinity where a token is ruled out."""
         allowed = self.allowed(state, logits.shape[-1], num_generated, num_remaining)
         return jnp.where(jnp.broadcast_to(allowed, logits.shape), logits, jnp.asarray(-jnp.inf, logits.dtype))
+
+    def stops(self, state: Carry) -> None:
+        """None: rows end with an end token only."""
+        return
 
 
 class StatelessConstraint(Constraint):
@@ -69,100 +97,140 @@ class StatelessConstraint(Constraint):
         return state
 
 
-def as_constraints(constraints: Iterable[Constraint]) -> tuple[Constraint, ...]:
-    """The constraints as a tuple.
+class LogitsProcessor(Rule):
+    """Abstract: a rule that changes logits, such as a penalty of repetitions.
+
+    Tokens are chosen and drawn by the changed logits, of which beam search takes the log softmax.
+    """
+
+    def stops(self, state: Carry) -> None:
+        """None: rows end with an end token only."""
+        return
+
+
+class StoppingCriterion(Rule):
+    """Abstract: a rule that ends rows after a token that it recognises; it changes no logits."""
+
+    def __call__(
+        self, state: Carry, logits: Logits, num_generated: Int[Array, ""], num_remaining: Int[Array, ""]
+    ) -> Logits:
+        """The logits, unchanged."""
+        return logits
+
+
+def as_constraints(constraints: Iterable[Rule]) -> tuple[Rule, ...]:
+    """The rules as a tuple.
 
     Raises:
-        TypeError: a single constraint, an element that is no ``Constraint``, or a constraint that is no pytree.
+        TypeError: a single rule, an element that is no ``Rule``, or a rule that is no pytree.
     """
-    if isinstance(constraints, Constraint):
+    if isinstance(constraints, Rule):
         raise TypeError(f"constraints must be a sequence: pass [{type(constraints).__name__}(...)]")
     found = tuple(constraints)
     for constraint in found:
-        if not isinstance(constraint, Constraint):
-            raise TypeError(f"constraints must be of class Constraint, not {type(constraint).__name__}: {constraint!r}")
+        if not isinstance(constraint, Rule):
+            kinds = "Constraint, LogitsProcessor or StoppingCriterion"
+            raise TypeError(f"constraints must be of class {kinds}, not {type(constraint).__name__}: {constraint!r}")
         if jax.tree_util.all_leaves([constraint]):
             name = type(constraint).__name__
             raise TypeError(f"{name} must be a pytree: decorate its class with jax.tree_util.register_dataclass")
     return found
 
 
-def check_constraints(
-    constraints: Sequence[Constraint], vocab_size: int, max_length: int, end_token: int | None
-) -> None:
-    """Check that the constraints can be satisfied.
+def check_constraints(constraints: Sequence[Rule], vocab_size: int, max_length: int, end_token: EndToken) -> None:
+    """Check that the rules can be satisfied.
 
     Raises:
-        ValueError: a constraint with another end token, or as the ``check`` of each constraint.
+        ValueError: a rule with other end tokens (their order does not matter), or as the ``check`` of each rule.
     """
+    ends = as_end_tokens(end_token)
     for constraint in constraints:
         constraint.check(vocab_size, max_length)
-        own_end = getattr(constraint, "end_token", end_token)
-        if own_end != end_token:
-            raise ValueError(f"{type(constraint).__name__} has the end token {own_end}, decoding has {end_token}")
+        own = as_end_tokens(getattr(constraint, "end_token", ends))
+        if set(own) != set(ends):
+            name, (its, others) = type(constraint).__name__, map(_in_words, (own, ends))
+            raise ValueError(f"{name} has the end token {its}, decoding has {others}")
 
 
 def apply_constraints(
-    constraints: Sequence[Constraint],
+    constraints: Sequence[Rule],
     states: Sequence[Carry],
     logits: Logits,
     num_generated: Int[Array, ""],
     num_remaining: Int[Array, ""],
 ) -> Logits:
-    """The logits, minus infinity where any of the constraints rules a token out."""
+    """The logits after the rules, in the order given: minus infinity where a constraint rules a token out."""
     for constraint, state in zip(constraints, states, strict=True):
         logits = constraint(state, logits, num_generated, num_remaining)
     return logits
 
 
+def next_states(constraints: Sequence[Rule], states: Sequence[Carry], tokens: Int[Array, "*B"]) -> tuple[Carry, ...]:
+    """The states of all rules after these tokens."""
+    return tuple(rule.next_state(state, tokens) for rule, state in zip(constraints, states, strict=True))
+
+
+def stopped(constraints: Sequence[Rule], states: Sequence[Carry], rows: tuple[int, ...]) -> Bool[Array, "*B"]:
+    """Whether any rule ends each of the rows, after the tokens that led to these states."""
+    found = jnp.zeros(rows, bool)
+    for rule, state in zip(constraints, states, strict=True):
+        ended = rule.stops(state)
+        found = found if ended is None else found | ended
+    return found
+
+
 @partial(register_dataclass, data_fields=["length"], meta_fields=["end_token"])
 @dataclass(frozen=True)
 class MinLength(StatelessConstraint):
-    """At least ``length`` tokens before the end token."""
+    """At least ``length`` tokens before an end token. ``end_token`` is one token or several."""
 
-    length: int | Int[Array, ""]
-    end_token: int
+    length: int | Integer[np.ndarray | Array, ""]
+    end_token: EndToken
+
+    def __post_init__(self) -> None:
+        """Make the end tokens Python numbers, which the compiled program depends on."""
+        object.__setattr__(self, "end_token", static_end_token(self.end_token))
 
     def check(self, vocab_size: int, max_length: int) -> None:
-        """Check end token and length; with a length of max_length or more no row ends."""
-        _check_tokens("MinLength", [self.end_token], vocab_size)
-        if self.length < 0:
-            raise ValueError(f"MinLength({self.length}): a length is not below 0")
+        """Check end tokens and length; with a length of max_length or more no row ends."""
+        _check_length(self, self.length, self.end_token, vocab_size)
 
     def allowed(
         self, state: Carry, vocab_size: int, num_generated: Int[Array, ""], num_remaining: Int[Array, ""]
     ) -> Bool[Array, "*#B V"]:
-        """All tokens but the end token, until ``length`` tokens are generated."""
-        return (jnp.arange(vocab_size) != self.end_token) | (
-            num_generated >= jnp.asarray(self.length, num_generated.dtype)
-        )
+        """All tokens but the end tokens, until ``length`` tokens are generated."""
+        long_enough = num_generated >= jnp.asarray(self.length, num_generated.dtype)
+        return ~is_end(jnp.arange(vocab_size), as_end_tokens(self.end_token)) | long_enough
 
 
 @partial(register_dataclass, data_fields=["length"], meta_fields=["end_token"])
 @dataclass(frozen=True)
 class MaxLength(StatelessConstraint):
-    """At most ``length`` tokens before the end token, and the end token within ``max_length`` in any case.
+    """At most ``length`` tokens before an end token, and an end token within ``max_length`` in any case.
 
-    With ``length=None`` only the second holds: every row ends with the end token and is never truncated.
+    With ``length=None`` only the second holds: every row ends with an end token and is never truncated. ``end_token``
+    is one token or several.
     """
 
-    length: int | Int[Array, ""] | None
-    end_token: int
+    length: int | Integer[np.ndarray | Array, ""] | None
+    end_token: EndToken
+
+    def __post_init__(self) -> None:
+        """Make the end tokens Python numbers, which the compiled program depends on."""
+        object.__setattr__(self, "end_token", static_end_token(self.end_token))
 
     def check(self, vocab_size: int, max_length: int) -> None:
-        """Check end token and length."""
-        _check_tokens("MaxLength", [self.end_token], vocab_size)
-        if self.length is not None and self.length < 0:
-            raise ValueError(f"MaxLength({self.length}): a length is not below 0")
+        """Check end tokens and length."""
+        _check_length(self, self.length, self.end_token, vocab_size)
 
     def allowed(
         self, state: Carry, vocab_size: int, num_generated: Int[Array, ""], num_remaining: Int[Array, ""]
     ) -> Bool[Array, "*#B V"]:
-        """All tokens, until the end token is the only one allowed."""
+        """All tokens, until the end tokens are the only ones allowed."""
         open_end = num_remaining > 1
         if self.length is not None:
             open_end &= num_generated < jnp.asarray(self.length, num_generated.dtype)
-        return (jnp.arange(vocab_size) == self.end_token) | open_end
+        return is_end(jnp.arange(vocab_size), as_end_tokens(self.end_token)) | open_end
 
 
 @partial(register_dataclass, data_fields=["tokens"], meta_fields=[])
@@ -178,15 +246,17 @@ class Forbid(StatelessConstraint):
 
     def check(self, vocab_size: int, max_length: int) -> None:
         """Check that the tokens are in the vocabulary, and are not all of it."""
-        _check_tokens("Forbid", self.tokens, vocab_size)
-        if len(set(np.asarray(self.tokens).tolist())) == vocab_size:
+        check_ids("Forbid: tokens", self.tokens, vocab_size)
+        if is_known(self.tokens) and len(np.unique(self.tokens)) == vocab_size:
             raise ValueError(f"Forbid rules out all {vocab_size} tokens of the vocabulary")
 
     def allowed(
         self, state: Carry, vocab_size: int, num_generated: Int[Array, ""], num_remaining: Int[Array, ""]
     ) -> Bool[Array, "*#B V"]:
         """All other tokens."""
-        return jnp.ones(vocab_size, bool).at[jnp.asarray(self.tokens)].set(False)
+        tokens = jnp.asarray(self.tokens)
+        places = jnp.where(valid_ids(tokens, vocab_size), tokens, vocab_size)
+        return jnp.ones(vocab_size, bool).at[places].set(False, mode="drop")
 
 
 @partial(register_dataclass, data_fields=["tokens"], meta_fields=[])
@@ -202,7 +272,7 @@ class Prefix(Constraint):
 
     def check(self, vocab_size: int, max_length: int) -> None:
         """Check that the tokens are in the vocabulary, and are at most max_length."""
-        _check_tokens("Prefix", self.tokens, vocab_size)
+        check_ids("Prefix: tokens", self.tokens, vocab_size)
         length = np.shape(self.tokens)[-1]
         if length > max_length:
             raise ValueError(f"Prefix of {length} tokens is longer than max_length={max_length}")
@@ -274,7 +344,26 @@ def _as_tokens(constraint: Constraint, name: str) -> None:
         object.__setattr__(constraint, name, np.asarray(value, np.int32))
 
 
-def _check_tokens(name: str, tokens: Sequence[int] | np.ndarray | Array, vocab_size: int) -> None:
-    for token in np.asarray(tokens).ravel().tolist():
-        if not 0 <= token < vocab_size:
-            raise ValueError(f"{name}: token {token} outside the vocabulary of {vocab_size}")
+def static_end_token(end_token: EndToken) -> int | tuple[int, ...]:
+    """The end tokens as a Python number, or several of them; part of the compiled program."""
+    ends = as_end_tokens(end_token)
+    return ends[0] if len(ends) == 1 else ends
+
+
+def is_known(values: Integer[np.ndarray | Array, "..."]) -> bool:
+    """Whether the values can be read: they are not traced."""
+    return not isinstance(values, jax.core.Tracer)
+
+
+def _check_length(
+    rule: Rule, length: int | Integer[np.ndarray | Array, ""] | None, end_token: EndToken, vocab_size: int
+) -> None:
+    name, known = type(rule).__name__, known_number(length)
+    if not as_end_tokens(end_token, vocab_size):
+        raise ValueError(f"{name} needs an end token, not {end_token!r}")
+    if known is not None and known < 0:
+        raise ValueError(f"{name}({length}): a length is not below 0")
+
+
+def _in_words(ends: tuple[int, ...]) -> str:
+    return str(ends[0] if len(ends) == 1 else ends or None)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from jaxseq.decoding.constraints import Constraint, as_constraints, check_constraints
+from jaxseq.decoding.constraints import Rule, as_constraints, check_constraints
 from jaxseq.decoding.end_tokens import EndToken, as_end_tokens
 from jaxseq.decoding.filters import check_top_k
 from jaxseq.decoding.generation_loop import (
@@ -74,7 +74,7 @@ def greedy(
     *,
     max_length: int,
     end_token: EndToken = None,
-    constraints: Sequence[Constraint] = (),
+    constraints: Sequence[Rule] = (),
     memory: Memory = None,
     donate_carry: bool = False,
 ) -> Generation:
@@ -89,7 +89,7 @@ def greedy(
             (``prefill``), or a start token. They are ids of the vocabulary that the logits are over.
         max_length: the largest number of tokens to generate.
         end_token: a row ends at this token, or at the first of several; ``None`` generates ``max_length`` tokens.
-        constraints: which tokens are allowed, see ``Constraint``.
+        constraints: which tokens are allowed, see ``Rule``.
         memory: a constant input of the step, such as an encoded source; its leaves lead with ``*B``.
         donate_carry: let the loop overwrite the carry's arrays, which cannot be used afterwards, not a copy of them.
 
@@ -115,7 +115,7 @@ def sample(
     max_length: int,
     end_token: EndToken = None,
     num_samples: int | None = None,
-    constraints: Sequence[Constraint] = (),
+    constraints: Sequence[Rule] = (),
     memory: Memory = None,
     donate_carry: bool = False,
 ) -> Generation:
@@ -166,7 +166,7 @@ def stream(
     key: Key[Array, "..."] | None = None,
     max_length: int,
     end_token: EndToken = None,
-    constraints: Sequence[Constraint] = (),
+    constraints: Sequence[Rule] = (),
     memory: Memory = None,
     donate_carry: bool = False,
     block_length: int = 8,
@@ -232,7 +232,7 @@ class _Generator:
         state: GenerationState,
         step: Partial,
         sampler: Sampler | None,
-        constraints: tuple[Constraint, ...],
+        constraints: tuple[Rule, ...],
         max_length: int,
         end_tokens: tuple[int, ...],
     ) -> None:
@@ -252,7 +252,7 @@ def _start(
     carry: Carry,
     first_tokens: Int[Array, "*B"],
     sampler: Sampler | None,
-    constraints: Sequence[Constraint],
+    constraints: Sequence[Rule],
     max_length: int,
     end_token: EndToken,
     donate_carry: bool,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.tree_util import Partial
 
-from jaxseq.decoding.constraints import Constraint, apply_constraints
+from jaxseq.decoding.constraints import Rule, apply_constraints, next_states, stopped
 from jaxseq.decoding.end_tokens import fill_token, is_end
 from jaxseq.decoding.filters import draw_tokens, filter_candidates
 from jaxseq.decoding.options import SamplingOptions
@@ -44,7 +44,7 @@ class GenerationState(NamedTuple):
 def init_state(
     carry: Carry,
     first_tokens: Int[Array, "*R"],
-    constraints: tuple[Constraint, ...],
+    constraints: tuple[Rule, ...],
     dtype: DType,
     vocab_size: int,
     max_length: int,
@@ -82,7 +82,7 @@ init_state_donating = jax.jit(init_state, static_argnames=_STATIC, donate_argnam
 def generate_tokens(
     step: Partial,
     sampler: Sampler | None,
-    constraints: tuple[Constraint, ...],
+    constraints: tuple[Rule, ...],
     state: GenerationState,
     limit: Int[Array, ""],
     *,
@@ -114,7 +114,7 @@ def generate_tokens(
 def _generate_token(
     step: Partial,
     sampler: Sampler | None,
-    constraints: tuple[Constraint, ...],
+    constraints: tuple[Rule, ...],
     state: GenerationState,
     limit: Int[Array, ""],
     end_tokens: tuple[int, ...],
@@ -143,15 +143,16 @@ def _generate_token(
     done = state.done | stuck
     if end_tokens:
         done |= generated & is_end(tokens, end_tokens)
+    constraint_states = next_states(constraints, state.constraint_states, tokens)
+    done |= stopped(constraints, constraint_states, done.shape)
 
     def unless_done(x: Array) -> Array:
         return jnp.where(state.done, jnp.zeros_like(x), x)
 
-    pairs = zip(constraints, state.constraint_states, strict=True)
     return GenerationState(
         position=state.position + 1,
         carry=carry,
-        constraint_states=tuple(constraint.next_state(before, tokens) for constraint, before in pairs),
+        constraint_states=constraint_states,
         tokens=tokens,
         done=done,
         lengths=state.lengths + generated.astype(jnp.int32),

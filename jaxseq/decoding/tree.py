@@ -25,7 +25,7 @@ from jaxseq.decoding.beam_loop import (
     expand,
     trace_back,
 )
-from jaxseq.decoding.constraints import Constraint
+from jaxseq.decoding.constraints import Rule
 from jaxseq.decoding.options import BeamOptions
 from jaxseq.decoding.step import AnyStep, Memory
 from jaxseq.typing import Array, Carry, Integer
@@ -87,7 +87,7 @@ def search_tree(
     *,
     max_length: int,
     end_token: int | None,
-    constraints: Sequence[Constraint] = (),
+    constraints: Sequence[Rule] = (),
     memory: Memory = None,
 ) -> SearchTree:
     """Run ``beam_search`` on one row and record its candidates: each step, twice as many extensions as there are beams.

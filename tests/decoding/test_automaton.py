@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import jaxseq.decoding.automaton
+import jaxseq.decoding.transitions
 from jaxseq.decoding.automaton import Automaton
 
 V, END, L, Q = 5, 2, 5, 128
@@ -305,14 +305,14 @@ def test_bad_input_is_refused_by_name(make, what):
 
 
 def test_what_is_too_large_is_refused_by_its_size(monkeypatch):
-    monkeypatch.setattr(jaxseq.decoding.automaton, "MAX_STATES", 100)
+    monkeypatch.setattr(jaxseq.decoding.transitions, "MAX_STATES", 100)
     words = [[0, 1, 3], [1, 1, 4], [3, 0], [4, 1], [0, 0, 4]]
     with pytest.raises(ValueError, match=r"requiring: \d+ states by 5 classes; at most 100,"):
         requiring(words)
     some, others = requiring(words[:3])[0], requiring(words[3:])[0]
     with pytest.raises(ValueError, match="product of two automata"):
         some & others
-    monkeypatch.setattr(jaxseq.decoding.automaton, "MAX_ENTRIES", 30)
+    monkeypatch.setattr(jaxseq.decoding.transitions, "MAX_ENTRIES", 30)
     with pytest.raises(ValueError, match="avoiding: 13 states by 5 classes"):
         avoiding(words)
     with pytest.raises(ValueError, match="regular expression over these tokens: 5 states"):

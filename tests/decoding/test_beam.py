@@ -384,7 +384,7 @@ def test_a_memory_is_read_by_every_beam_of_its_row() -> None:
         ({"max_length": 0}, "max_length must be at least 1, not 0"),
         ({"carry": jnp.zeros(3, jnp.int32)}, r"has shape \(3,\): it must lead with the batch dimensions \(2,\)"),
         ({"memory": {"source": jnp.zeros((3, 2))}}, r"\['source'\] has shape \(3, 2\)"),
-        ({"constraints": [Forbid([7])]}, "Forbid: token 7 outside the vocabulary of 3"),
+        ({"constraints": [Forbid([7])]}, r"Forbid: tokens: id 7 at index \(0,\) is outside \[0, 3\)"),
         ({"constraints": [Forbid([0, 1, 2])]}, "rules out all 3 tokens"),
         ({"constraints": [Prefix([0] * 5)]}, "Prefix of 5 tokens is longer than max_length=4"),
         ({"constraints": [MinLength(-1, END)]}, r"MinLength\(-1\)"),
