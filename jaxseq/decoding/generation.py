@@ -23,6 +23,7 @@ from jaxseq.decoding.generation_loop import (
 from jaxseq.decoding.options import SamplingOptions, active_filters
 from jaxseq.decoding.step import (
     AnyStep,
+    Count,
     Memory,
     as_arrays,
     as_count,
@@ -72,7 +73,7 @@ def greedy(
     carry: Carry,
     first_tokens: Integer[np.ndarray | Array, "*B"],
     *,
-    max_length: int,
+    max_length: Count,
     end_token: EndToken = None,
     constraints: Sequence[Rule] = (),
     memory: Memory = None,
@@ -102,7 +103,7 @@ def greedy(
     check_inputs(carry, memory, first_tokens.shape)
     bound = bind_memory(step, memory)
     generator = _start(bound, carry, first_tokens, None, constraints, max_length, end_token, donate_carry)
-    return _generation(*generator.generate(max_length))
+    return _generation(*generator.generate(generator.max_length))
 
 
 def sample(
@@ -112,9 +113,9 @@ def sample(
     options: SamplingOptions = SamplingOptions(),
     *,
     key: Key[Array, "..."],
-    max_length: int,
+    max_length: Count,
     end_token: EndToken = None,
-    num_samples: int | None = None,
+    num_samples: Count | None = None,
     constraints: Sequence[Rule] = (),
     memory: Memory = None,
     donate_carry: bool = False,
@@ -153,7 +154,7 @@ def sample(
     generator = _start(
         bound, carry, first_tokens, sampler, constraints, max_length, end_token, donate_carry, batch_shape, num_samples
     )
-    generation = _generation(*generator.generate(max_length))
+    generation = _generation(*generator.generate(generator.max_length))
     return generation if num_samples is None else _unflatten_rows(generation, (*batch_shape, num_samples))
 
 
@@ -164,12 +165,12 @@ def stream(
     options: SamplingOptions | None = None,
     *,
     key: Key[Array, "..."] | None = None,
-    max_length: int,
+    max_length: Count,
     end_token: EndToken = None,
     constraints: Sequence[Rule] = (),
     memory: Memory = None,
     donate_carry: bool = False,
-    block_length: int = 8,
+    block_length: Count = 8,
 ) -> Iterator[Int[np.ndarray, "*B"]]:
     """Yield the tokens of ``sample``, or without a key of ``greedy``, one ``[*B]`` array at a time.
 
@@ -253,7 +254,7 @@ def _start(
     first_tokens: Int[Array, "*B"],
     sampler: Sampler | None,
     constraints: Sequence[Rule],
-    max_length: int,
+    max_length: Count,
     end_token: EndToken,
     donate_carry: bool,
     batch_shape: tuple[int, ...] | None = None,
@@ -261,7 +262,7 @@ def _start(
 ) -> _Generator:
     """Check the arguments and make the state before the first token."""
     rules, max_length = as_constraints(constraints), check_max_length(carry, max_length)
-    logits = check_step(step, carry, first_tokens, end_token)
+    logits = check_step(step, carry, first_tokens, end_token, copies)
     if sampler is not None and sampler.options.top_k is not None:
         check_top_k(sampler.options.top_k, logits.shape[-1])
     check_constraints(rules, logits.shape[-1], max_length, end_token)
@@ -301,7 +302,7 @@ def _unflatten_rows(generation: Generation, rows: tuple[int, ...]) -> Generation
     return jax.tree.map(lambda x: x.reshape(*rows, *x.shape[num_dims:]), generation)
 
 
-def check_max_length(carry: Carry, max_length: int | np.integer | Array) -> int:
+def check_max_length(carry: Carry, max_length: Count) -> int:
     """Check the number of tokens to generate, and give it as a Python number.
 
     Raises:

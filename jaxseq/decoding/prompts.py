@@ -11,6 +11,7 @@ from jax.tree_util import Partial
 
 from jaxseq.decoding.step import (
     AnyForward,
+    Count,
     Memory,
     as_arrays,
     as_count,
@@ -56,7 +57,7 @@ def prefill(
     prompts: Int[np.ndarray | Array, "*B T"],
     lengths: Int[np.ndarray | Array, "..."] | None = None,
     *,
-    max_length: int,
+    max_length: Count,
     memory: Memory = None,
 ) -> Prefilled:
     """Read prompts into a carry, all tokens at once: ``greedy(step, *prefill(...), max_length=...)``.

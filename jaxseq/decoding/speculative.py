@@ -22,6 +22,7 @@ from jaxseq.decoding.options import SamplingOptions
 from jaxseq.decoding.speculative_loop import Config, Inputs, Speculation, decode
 from jaxseq.decoding.step import (
     AnyForward,
+    Count,
     Memory,
     as_arrays,
     as_count,
@@ -44,9 +45,9 @@ def speculative_sample(
     options: SamplingOptions | None = None,
     *,
     key: Key[Array, "..."] | None,
-    max_length: int,
+    max_length: Count,
     end_token: EndToken = None,
-    draft_length: int = 4,
+    draft_length: Count = 4,
     constraints: Sequence[Rule] = (),
     memory: Memory = None,
     draft_memory: Memory = None,
@@ -70,7 +71,8 @@ def speculative_sample(
     Raises:
         ValueError: draft_length below 1, two vocabularies, options without a key, or as ``sample``.
     """
-    draft_length, first_tokens = as_count("draft_length", draft_length), as_token_ids(first_tokens)
+    draft_length, longest = as_count("draft_length", draft_length), as_count("max_length", max_length)
+    first_tokens = as_token_ids(first_tokens)
     draft_carry, carry, rules = as_arrays(draft_carry), as_arrays(carry), as_constraints(constraints)
     trees = {"draft_carry": draft_carry, "draft_memory": draft_memory, "carry": carry, "memory": memory}
     for name, tree in trees.items():
@@ -79,14 +81,14 @@ def speculative_sample(
     models = bind_memory(draft, draft_memory), bind_memory(target, memory)
     sizes = []
     for model, its_carry in zip(models, (draft_carry, carry), strict=True):
-        max_length = check_max_length(its_carry, max_length)
+        check_max_length(its_carry, longest)
         logits = check_step(step_of(model), its_carry, first_tokens, end_token)
         sizes.append(logits.shape[-1])
     if sizes[0] != sizes[1]:
         raise ValueError(f"draft and target must share a vocabulary: {sizes[0]} and {sizes[1]} tokens")
     if sampler is not None and sampler.options.top_k is not None:
         check_top_k(sampler.options.top_k, sizes[1])
-    check_constraints(rules, sizes[1], max_length, end_token)
+    check_constraints(rules, sizes[1], longest, end_token)
     dtype = jnp.dtype(at_least_float32(logits.dtype))
-    config = Config(max_length, draft_length, as_end_tokens(end_token), sizes[1], dtype)
+    config = Config(longest, draft_length, as_end_tokens(end_token), sizes[1], dtype)
     return decode(Inputs(*models, sampler, rules), draft_carry, carry, first_tokens, config)

@@ -26,13 +26,16 @@ from jax.tree_util import Partial
 from jaxseq.decoding.end_tokens import EndToken, as_end_tokens
 from jaxseq.decoding.options import known_integer
 from jaxseq.ops.ids import check_ids
-from jaxseq.typing import Array, Bool, Carry, Float, Int, Logits, SegmentIds, Tokens
+from jaxseq.typing import Array, Bool, Carry, Float, Int, Integer, Logits, SegmentIds, Tokens
 
 LARGE_ROW_BYTES = 2**14
 """Rows of at least this size are moved one by one on a CPU; smaller ones are gathered."""
 
 Memory: TypeAlias = Any
 """A constant input of a step: a pytree whose leaves all lead with ``*B``, or None."""
+
+Count: TypeAlias = int | np.integer | Integer[np.ndarray | Array, ""]
+"""A number of tokens or rows; part of the compiled program, so not traced."""
 
 Tree = TypeVar("Tree")
 
@@ -217,8 +220,12 @@ def check_rows(tree: Carry | Memory, batch_shape: tuple[int, ...], name: str) ->
             raise ValueError(f"{leaf_name} has shape {shape}: it must lead with the batch dimensions {batch_shape}")
 
 
-def check_step(step: Step, carry: Carry, tokens: Int[Array, "*B"], end_token: EndToken) -> jax.ShapeDtypeStruct:
+def check_step(
+    step: Step, carry: Carry, tokens: Int[Array, "*B"], end_token: EndToken, copies: int | None = None
+) -> jax.ShapeDtypeStruct:
     """Trace the step once and check its outputs, before anything is compiled; returns the logits' shape and dtype.
+
+    ``copies`` is the number of copies that ``repeat_rows`` has made of each row.
 
     Raises:
         ValueError: a carry or logits of the wrong shape, first tokens or end tokens outside the vocabulary.
@@ -228,7 +235,7 @@ def check_step(step: Step, carry: Carry, tokens: Int[Array, "*B"], end_token: En
         raise ValueError(f"step must return logits of shape {tokens.shape} + (V,), not {logits.shape}")
     vocab_size = logits.shape[-1]
     as_end_tokens(end_token, vocab_size)
-    check_ids("first_tokens", tokens, vocab_size)
+    check_ids("first_tokens", tokens if copies is None else tokens[..., ::copies], vocab_size)
     was: Any = jax.tree.structure(carry)
     now: Any = jax.tree.structure(after)
     if was != now:
@@ -240,7 +247,7 @@ def check_step(step: Step, carry: Carry, tokens: Int[Array, "*B"], end_token: En
     return logits
 
 
-def as_count(name: str, value: int | np.integer | Array) -> int:
+def as_count(name: str, value: Count) -> int:
     """A number of tokens, rows or samples, of which there must be at least one, as a Python number.
 
     Raises:
