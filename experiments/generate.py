@@ -227,7 +227,7 @@ def stream(
 def read_results(config: Config, generator: pipelines.TextGenerator, found: Hypotheses) -> list[Result]:
     """Return the results of each prompt, best first; beam search may return fewer than requested."""
     results, vocabulary = [], generator.vocabulary
-    for prompt, *rows in zip(config.prompt, *found, strict=True):
+    for prompt, *rows in zip(config.prompt, *found[:4], strict=True):
         for rank, (tokens, length, log_probability, score) in enumerate(zip(*rows, strict=True)):
             if length or not rank or config.beams is None:
                 made = tuple(tokens[:length].tolist())

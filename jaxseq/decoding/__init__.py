@@ -2,14 +2,13 @@
 
 from jaxseq.decoding.automaton import Automaton
 from jaxseq.decoding.beam import beam_search
-from jaxseq.decoding.beam_loop import Hypotheses
+from jaxseq.decoding.beam_results import Hypotheses
 from jaxseq.decoding.constraints import (
     Constraint,
     Forbid,
     LogitsProcessor,
     MaxLength,
     MinLength,
-    NoRepeatedNgrams,
     Prefix,
     Rule,
     StatelessConstraint,
@@ -24,13 +23,16 @@ from jaxseq.decoding.filters import (
     keep_typical_p,
 )
 from jaxseq.decoding.generation import Generation, greedy, sample, stream
+from jaxseq.decoding.ngrams import NoRepeatedNgrams
 from jaxseq.decoding.normalization import GNMT, NORMALIZATIONS
 from jaxseq.decoding.options import BeamOptions, Coverage, SamplingOptions
+from jaxseq.decoding.penalties import FrequencyPenalty, RepetitionPenalty, SequenceBias
 from jaxseq.decoding.prompts import Prefilled, pad_prompts, prefill
 from jaxseq.decoding.scoring import score, score_tokens
 from jaxseq.decoding.speculative import speculative_sample
 from jaxseq.decoding.speculative_loop import Speculation
 from jaxseq.decoding.step import Forward, ForwardWithMemory, Step, StepWithMemory, step_of
+from jaxseq.decoding.stops import Stop
 from jaxseq.decoding.tree import SearchNode, SearchTree, search_tree
 
 __all__ = [
@@ -43,6 +45,7 @@ __all__ = [
     "Forbid",
     "Forward",
     "ForwardWithMemory",
+    "FrequencyPenalty",
     "Generation",
     "Hypotheses",
     "LogitsProcessor",
@@ -51,14 +54,17 @@ __all__ = [
     "NoRepeatedNgrams",
     "Prefilled",
     "Prefix",
+    "RepetitionPenalty",
     "Rule",
     "SamplingOptions",
     "SearchNode",
     "SearchTree",
+    "SequenceBias",
     "Speculation",
     "StatelessConstraint",
     "Step",
     "StepWithMemory",
+    "Stop",
     "StoppingCriterion",
     "apply_temperature",
     "beam_search",

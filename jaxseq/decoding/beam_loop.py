@@ -1,4 +1,4 @@
-"""The loop of beam search: one step of it, and how hypotheses are traced back (``beam.py`` describes the search).
+"""The loop of beam search (``beam.py`` describes the search).
 
 Shapes: N rows of the batch, G groups, W beams per group, C candidates; R rows of the step, N·G·W of them.
 """
@@ -13,26 +13,11 @@ import numpy as np
 from jax import lax
 from jax.tree_util import Partial
 
-from jaxseq.decoding.constraints import Rule, apply_constraints
+from jaxseq.decoding.constraints import Constraint, Rule, next_states, stopped
+from jaxseq.decoding.end_tokens import is_end
 from jaxseq.decoding.options import Coverage
 from jaxseq.decoding.step import gather_rows
 from jaxseq.typing import Array, Bool, Carry, Float, Int, Scalar
-
-
-class Hypotheses(NamedTuple):
-    """The results of a beam search, best first.
-
-    Attributes:
-        tokens: each hypothesis' tokens, padded with end tokens (0 without an end token).
-        lengths: the number of tokens, the end token included; 0 where no hypothesis was found.
-        log_probabilities: the model's own; minus infinity where no hypothesis was found.
-        scores: the normalised log-probability, plus the coverage penalty, by which hypotheses are compared.
-    """
-
-    tokens: Int[Array, "*B K L"]
-    lengths: Int[Array, "*B K"]
-    log_probabilities: Float[Array, "*B K"]
-    scores: Float[Array, "*B K"]
 
 
 @dataclass(frozen=True)
@@ -44,9 +29,10 @@ class SearchConfig:
     group_size: int  # beams per group, W
     max_length: int
     num_results: int
-    end_token: int | None
+    end_tokens: tuple[int, ...]
     early_stopping: bool
-    num_candidates: int  # extensions considered per group: W, or more where others may take their place
+    num_candidates: int  # extensions considered per group: W that go on, and those that end among them
+    vocab_size: int
 
     @property
     def row_shape(self) -> tuple[int, ...]:
@@ -80,7 +66,7 @@ class RowState(NamedTuple):
 
 
 class FinishedHypotheses(NamedTuple):
-    """The finished hypotheses of each group, best first; empty places have a score of minus infinity.
+    """The pool: the best finished hypotheses of each group, best first; empty places have a score of minus infinity.
 
     ``slots`` is the place among the live hypotheses of the one that the last token extended.
     """
@@ -95,16 +81,20 @@ class FinishedHypotheses(NamedTuple):
 class SearchState(NamedTuple):
     """The state of the loop.
 
-    ``tokens`` and ``log_probabilities`` are those of the live hypotheses. ``token_table`` and ``parent_table`` hold,
-    for each position, their tokens and the slots that they extended: hypotheses are traced back through them.
+    ``tokens``, ``totals`` and ``log_probabilities`` are those of the live hypotheses. They are compared by ``totals``,
+    which logits processors change; ``log_probabilities`` are the model's own, None where there are no processors.
+    ``invalid`` rows have met NaN. ``token_table`` and ``parent_table`` hold, for each position, the tokens and the
+    slots that they extended: hypotheses are traced back through them.
     """
 
     position: Int[Array, ""]
     rows: RowState
     tokens: Int[Array, "N G W"]
-    log_probabilities: Float[Array, "N G W"]
+    totals: Float[Array, "N G W"]
+    log_probabilities: Float[Array, "N G W"] | None
     finished: FinishedHypotheses
     done: Bool[Array, " N"]
+    invalid: Bool[Array, " N"]
     token_table: Int[Array, "L N G W"]
     parent_table: Int[Array, "L N G W"]
 
@@ -112,12 +102,13 @@ class SearchState(NamedTuple):
 class Candidates(NamedTuple):
     """The best extensions of a group's live hypotheses, in the order in which they were chosen.
 
-    ``ends``: it finishes, inside the beam; ``lives``: it is in the beam and is extended further. If both are False it
-    is pruned.
+    ``ends``: it is finished; ``lives``: it is extended further. If both are False it is pruned. They are compared by
+    ``totals``; ``log_probabilities`` are the model's own.
     """
 
     parents: Int[Array, "N G C"]
     tokens: Int[Array, "N G C"]
+    totals: Float[Array, "N G C"]
     log_probabilities: Float[Array, "N G C"]
     ends: Bool[Array, "N G C"]
     lives: Bool[Array, "N G C"]
@@ -136,102 +127,167 @@ def run_search(inputs: SearchInputs, state: SearchState, config: SearchConfig) -
 def expand(inputs: SearchInputs, state: SearchState, config: SearchConfig) -> tuple[SearchState, Candidates]:
     """Extend every live hypothesis by one token; also returns the candidates that were considered."""
     carry, logits = inputs.step(state.rows.carry, state.tokens.reshape(config.row_shape))
-    logits = logits.astype(state.log_probabilities.dtype)
-    gains = jax.nn.log_softmax(logits, axis=-1)
-    remaining = config.max_length - state.position
-    allowed = apply_constraints(inputs.constraints, state.rows.constraint_states, logits, state.position, remaining)
-    gains = jnp.where(allowed == -jnp.inf, -jnp.inf, gains).reshape(*config.beam_shape, -1)
-    totals = state.log_probabilities[..., None] + gains
+    gains, own_gains = _gains(inputs, state, logits, config)
+    totals = _extended(state.totals, gains)
+    own = totals if state.log_probabilities is None else _extended(state.log_probabilities, own_gains)
+    invalid = state.invalid | jnp.any(jnp.isnan(totals[..., 0]), axis=(1, 2))  # NaN stands in all columns or in none
     covered = state.rows.coverage
     if inputs.coverage is not None and covered is not None:
         covered = covered + inputs.coverage.weights(carry).astype(covered.dtype)
-    penalties = _penalties(inputs, covered, config)
-    candidates = _choose_candidates(inputs, totals, state, penalties, config)
-    finished = _add_finished(inputs, state, candidates, penalties, config)
-    alive, parents, tokens = _assign_slots(candidates, config)
-    tokens = tokens.astype(state.tokens.dtype)
-    groups = jnp.arange(config.num_groups, dtype=parents.dtype)[:, None] * config.group_size
-    slots = (parents + jnp.broadcast_to(groups, parents.shape)).reshape(config.beam_shape[0], -1)
+    candidates = _choose_candidates(inputs, totals, own, state, config)
+    finished = _add_finished(inputs, state, candidates, _penalties(inputs, covered, config), config)
+    slots = _assign_slots(candidates, config)
+    tokens = slots.tokens.astype(state.tokens.dtype)
+    groups = jnp.arange(config.num_groups, dtype=slots.parents.dtype)[:, None] * config.group_size
+    parents = (slots.parents + jnp.broadcast_to(groups, tokens.shape)).reshape(tokens.shape[0], -1)
     rows = RowState(carry, state.rows.constraint_states, covered)
-    rows = gather_rows(rows, config.batch_shape, slots)
-    pairs = zip(inputs.constraints, rows.constraint_states, strict=True)
-    constraint_states = tuple(rule.next_state(before, tokens.reshape(config.row_shape)) for rule, before in pairs)
+    rows = gather_rows(rows, config.batch_shape, parents)
+    constraint_states = next_states(inputs.constraints, rows.constraint_states, tokens.reshape(config.row_shape))
     after = SearchState(
         position=state.position + 1,
         rows=rows._replace(constraint_states=constraint_states),
         tokens=tokens,
-        log_probabilities=alive,
+        totals=slots.totals,
+        log_probabilities=None if state.log_probabilities is None else slots.log_probabilities,
         finished=finished,
-        done=state.done | _is_done(inputs, finished, alive, state.position, config),
+        done=state.done | invalid | _is_done(inputs, finished, slots.totals, state.position, config),
+        invalid=invalid,
         token_table=state.token_table.at[state.position].set(tokens.astype(jnp.int32)),
-        parent_table=state.parent_table.at[state.position].set(parents.astype(jnp.int32)),
+        parent_table=state.parent_table.at[state.position].set(slots.parents.astype(jnp.int32)),
     )
     return after, candidates
+
+
+def _gains(
+    inputs: SearchInputs, state: SearchState, logits: Float[Array, "*R V"], config: SearchConfig
+) -> tuple[Float[Array, "N G W V"], Float[Array, "N G W V"]]:
+    """The log-probability of each next token by which hypotheses are compared, and the model's own.
+
+    The first are the log softmax of the logits after the rules that change them; constraints then exclude tokens and do
+    not renormalise. Tokens after logits that are all minus infinity have minus infinity.
+    """
+    logits = logits.astype(state.totals.dtype)
+    times = state.position, config.max_length - state.position
+    changed, excluded = logits, jnp.zeros_like(logits)
+    for rule, now in zip(inputs.constraints, state.rows.constraint_states, strict=True):
+        if isinstance(rule, Constraint):
+            excluded = rule(now, excluded, *times)
+        else:
+            changed = rule(now, changed, *times)
+    own = gains = _log_softmax(logits)
+    if state.log_probabilities is not None:
+        gains = _log_softmax(changed)
+    if inputs.constraints:
+        gains = gains + excluded
+    shape = (*config.beam_shape, config.vocab_size)
+    return gains.reshape(shape), own.reshape(shape)
+
+
+def _log_softmax(logits: Float[Array, "*R V"]) -> Float[Array, "*R V"]:
+    empty = jnp.max(logits, axis=-1, keepdims=True) == -jnp.inf
+    return jnp.where(empty, -jnp.inf, jax.nn.log_softmax(logits, axis=-1))
+
+
+def _extended(totals: Float[Array, "N G W"], gains: Float[Array, "N G W V"]) -> Float[Array, "N G W V"]:
+    """The totals of the extensions; minus infinity for those of empty slots."""
+    empty = (totals == -jnp.inf)[..., None]
+    return jnp.where(empty, -jnp.inf, totals[..., None] + gains)
 
 
 def _choose_candidates(
     inputs: SearchInputs,
     totals: Float[Array, "N G W V"],
+    own: Float[Array, "N G W V"],
     state: SearchState,
-    penalties: Float[Array, "N G W"] | None,
     config: SearchConfig,
 ) -> Candidates:
-    """The best extensions of each group, group by group, and which of them are in the beam.
+    """The best extensions of each group, group by group, and what becomes of them.
 
-    An extension is in the beam if it is among the W best of the group's extensions and finished hypotheses. One that
-    does not end is compared without a coverage penalty, because its coverage can still grow.
+    In their order, the first W that do not end live on. Those that end are finished if fewer than W that live stand
+    before them. Of a single beam none lives on if the best ends, as in greedy decoding.
     """
-    width, vocab_size = totals.shape[-2:]
-    taken = jnp.zeros((totals.shape[0], vocab_size), totals.dtype)
+    (count, _, width, vocab_size), size = totals.shape, config.num_candidates
+    taken = jnp.zeros((count, vocab_size), totals.dtype)
     groups = []
     for g in range(config.num_groups):
-        flat = totals[:, g].reshape(-1, width * vocab_size)
         worth = totals[:, g]
         if config.num_groups > 1:
             worth = worth - (inputs.diversity * taken)[:, None]
-        worth, chosen = lax.top_k(worth.reshape(flat.shape), min(config.num_candidates, flat.shape[-1]))
+        worth, chosen = lax.top_k(worth.reshape(count, width * vocab_size), size)
         parents, tokens = chosen // vocab_size, chosen % vocab_size
-        ends = jnp.zeros(tokens.shape, bool) if config.end_token is None else tokens == config.end_token
-        scores = worth / inputs.divisors[state.position]
-        if penalties is not None:
-            penalty = jnp.take_along_axis(penalties[:, g], parents, axis=-1)
-            scores += jnp.where(ends, penalty, jnp.zeros_like(penalty))
-        finished = jnp.sum(state.finished.scores[:, g, None] >= scores[..., None], axis=-1)
-        better = jnp.sum(scores[:, None] > scores[..., None], axis=-1)
-        equal = jnp.sum(jnp.tril(scores[:, None] == scores[..., None], -1), axis=-1)
-        inside = (finished + better + equal < width) & (scores > -jnp.inf) & ~state.done[:, None]
-        lives = inside & ~ends
+        ends = is_end(tokens, config.end_tokens) | _stops(inputs, state, parents, tokens, g, config)
+        valid = (worth > -jnp.inf) & ~state.done[:, None]
+        goes_on = valid & ~ends
+        before = jnp.cumsum(goes_on, axis=-1, dtype=jnp.int32) - goes_on.astype(jnp.int32)
+        inside = valid & (before < width)
+        lives = inside & goes_on & ~ends[:, :1] if width == 1 else inside & goes_on
         if config.num_groups > 1:
             votes = jax.nn.one_hot(tokens, vocab_size, dtype=taken.dtype)
-            taken += jnp.sum(jnp.where(inside[..., None], votes, jnp.zeros_like(votes)), axis=-2)
-        log_probabilities = jnp.take_along_axis(flat, chosen, axis=-1)
-        groups.append(Candidates(parents, tokens, log_probabilities, inside & ends, lives))
+            taken += jnp.sum(jnp.where((lives | (inside & ends))[..., None], votes, jnp.zeros_like(votes)), axis=-2)
+        flat, own_flat = (x[:, g].reshape(count, width * vocab_size) for x in (totals, own))
+        total, log_probabilities = (jnp.take_along_axis(x, chosen, axis=-1) for x in (flat, own_flat))
+        groups.append(Candidates(parents, tokens, total, log_probabilities, inside & ends, lives))
     return jax.tree.map(lambda *parts: jnp.stack(parts, axis=1), *groups)
 
 
-def _assign_slots(
-    candidates: Candidates, config: SearchConfig
-) -> tuple[Float[Array, "N G W"], Int[Array, "N G W"], Int[Array, "N G W"]]:
-    """Assign each live candidate a slot of its group; returns log-probabilities, parents and tokens by slot.
+def _stops(
+    inputs: SearchInputs,
+    state: SearchState,
+    parents: Int[Array, "N C"],
+    tokens: Int[Array, "N C"],
+    group: int,
+    config: SearchConfig,
+) -> Bool[Array, "N C"]:
+    """Whether a stopping criterion ends each candidate of a group."""
+    pairs = list(zip(inputs.constraints, state.rows.constraint_states, strict=True))
+    pairs = [(rule, now) for rule, now in pairs if rule.stops(now) is not None]
+    if not pairs:
+        return jnp.zeros(tokens.shape, bool)
+    ndim, rows = len(config.row_shape), tokens.shape[0] * tokens.shape[1]
+
+    def of_parent(leaf: Array) -> Array:
+        slots = leaf.reshape(*config.beam_shape, *leaf.shape[ndim:])[:, group]
+        places = parents.reshape(*parents.shape, *(1,) * (slots.ndim - 2))
+        places = jnp.broadcast_to(places, (*parents.shape, *slots.shape[2:]))
+        return jnp.take_along_axis(slots, places, axis=1).reshape(rows, *slots.shape[2:])
+
+    rules, before = zip(*pairs, strict=True)
+    after = next_states(rules, jax.tree.map(of_parent, before), tokens.reshape(rows).astype(state.tokens.dtype))
+    return stopped(rules, after, (rows,)).reshape(tokens.shape)
+
+
+class Slots(NamedTuple):
+    """The live hypotheses by slot; an empty one has a total of minus infinity and is its own parent."""
+
+    parents: Int[Array, "N G W"]
+    tokens: Int[Array, "N G W"]
+    totals: Float[Array, "N G W"]
+    log_probabilities: Float[Array, "N G W"]
+
+
+def _assign_slots(candidates: Candidates, config: SearchConfig) -> Slots:
+    """Assign each live candidate a slot of its group.
 
     The first child of a parent takes its parent's slot, the others take the slots of parents without children, so that
     as few carries as possible are moved.
     """
+
+    def taken(tree: tuple[Array, ...], indices: Int[Array, "N G W"]) -> tuple[Array, ...]:
+        return jax.tree.map(lambda x: jnp.take_along_axis(x, indices, axis=-1), tree)
+
     order = jnp.argsort(~candidates.lives, axis=-1, stable=True)[..., : config.group_size]
-    lives, parents, tokens, scores = (
-        jnp.take_along_axis(x, order, axis=-1)
-        for x in (candidates.lives, candidates.parents, candidates.tokens, candidates.log_probabilities)
-    )
+    rows = candidates.parents, candidates.tokens, candidates.totals, candidates.log_probabilities
+    lives, parents, *others = taken((candidates.lives, *rows), order)
     places = jnp.broadcast_to(jnp.arange(config.group_size, dtype=parents.dtype), parents.shape)
     alike = (parents[..., :, None] == parents[..., None, :]) & lives[..., :, None] & lives[..., None, :]
     stays = lives & ~jnp.any(jnp.tril(alike, -1), axis=-1)
     free = ~jnp.any((parents[..., :, None] == places[..., None, :]) & lives[..., :, None], axis=-2)
     spare = jnp.argsort(~free, axis=-1, stable=True)
-    others = jnp.maximum(jnp.cumsum(~stays, axis=-1) - 1, 0)
-    place = jnp.where(stays, parents, jnp.take_along_axis(spare, others, axis=-1))
-    child = jnp.argsort(place, axis=-1)
-    lives, parents, tokens, scores = (jnp.take_along_axis(x, child, axis=-1) for x in (lives, parents, tokens, scores))
-    return jnp.where(lives, scores, -jnp.inf), jnp.where(lives, parents, places), tokens
+    moved = jnp.maximum(jnp.cumsum(~stays, axis=-1) - 1, 0)
+    place = jnp.where(stays, parents, jnp.take_along_axis(spare, moved, axis=-1))
+    lives, parents, tokens, *sums = taken((lives, parents, *others), jnp.argsort(place, axis=-1))
+    totals, log_probabilities = (jnp.where(lives, x, -jnp.inf) for x in sums)
+    return Slots(jnp.where(lives, parents, places), tokens, totals, log_probabilities)
 
 
 def _penalties(
@@ -256,7 +312,7 @@ def _add_finished(
     """The finished hypotheses with the candidates that end here, and at the last position with the live ones."""
     position = state.position
     joins = candidates.ends | (candidates.lives & (position == config.max_length - 1))
-    scores = candidates.log_probabilities / inputs.divisors[position]
+    scores = candidates.totals / inputs.divisors[position]
     if penalties is not None:
         scores += jnp.take_along_axis(penalties, candidates.parents, axis=-1)
     new = FinishedHypotheses(
@@ -274,46 +330,15 @@ def _add_finished(
 def _is_done(
     inputs: SearchInputs,
     finished: FinishedHypotheses,
-    alive: Float[Array, "N G W"],
+    totals: Float[Array, "N G W"],
     position: Int[Array, ""],
     config: SearchConfig,
 ) -> Bool[Array, " N"]:
     """Whether the results of a row are final: no group has a live hypothesis that can still reach them."""
-    best = jnp.max(alive, axis=-1)
+    best = jnp.max(totals, axis=-1)
     over = best == -jnp.inf
     if config.early_stopping:
         later = jnp.minimum(position + 1, config.max_length - 1)
         last_result = finished.scores[..., min(config.num_results, config.group_size) - 1]
         over |= last_result >= best / inputs.best_divisors[later]
     return jnp.all(over, axis=-1)
-
-
-@partial(jax.jit, static_argnames="config")
-def trace_back(state: SearchState, config: SearchConfig) -> Hypotheses:
-    """The finished hypotheses of all groups, best first; their tokens follow the parents back from the last token."""
-    finished, (num_rows, num_groups, group_size) = state.finished, config.beam_shape
-    fill = 0 if config.end_token is None else config.end_token
-    found = finished.scores > -jnp.inf
-    lengths = jnp.where(found, finished.lengths, 0)
-
-    def body(slots: Array, table: tuple[Array, Array, Array]) -> tuple[Array, Array]:
-        position, token_row, parent_row = table
-        last, inside = position == lengths - 1, position < lengths - 1
-        tokens = jnp.where(inside, jnp.take_along_axis(token_row, slots, axis=-1), fill)
-        tokens = jnp.where(last, finished.last_tokens, tokens)
-        return jnp.where(inside, jnp.take_along_axis(parent_row, slots, axis=-1), slots), tokens
-
-    tables = (jnp.arange(config.max_length), state.token_table, state.parent_table)
-    _, tokens = lax.scan(body, finished.slots, tables, reverse=True)
-    num_beams = num_groups * group_size
-    scores, order = lax.top_k(finished.scores.reshape(num_rows, num_beams), config.num_results)
-
-    def best(x: Array) -> Array:
-        rows = x.reshape(num_rows, num_beams, *x.shape[3:])
-        places = order.reshape(*order.shape, *(1,) * (rows.ndim - 2))
-        kept = jnp.take_along_axis(rows, jnp.broadcast_to(places, (*order.shape, *rows.shape[2:])), axis=1)
-        return kept.reshape(*config.batch_shape, config.num_results, *x.shape[3:])
-
-    log_probabilities = jnp.where(found, finished.log_probabilities, -jnp.inf)
-    sequences = jnp.moveaxis(tokens, 0, -1).astype(state.tokens.dtype)
-    return Hypotheses(best(sequences), best(lengths), best(log_probabilities), scores.reshape(*config.batch_shape, -1))

@@ -16,9 +16,10 @@ together; ``Automaton`` has ``&`` for that.
 """
 
 import abc
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -65,7 +66,11 @@ class Rule(abc.ABC):
 
 
 class Constraint(Rule):
-    """Abstract: a rule that excludes tokens; those that remain keep their logits."""
+    """Abstract: a rule that excludes tokens; those that remain keep their logits.
+
+    One that was given token ids, which may be traced, can have a method ``has_valid_ids(state, vocab_size)``, of shape
+    ``*#B``: where it is False, an id is outside the vocabulary, all logits become NaN.
+    """
 
     @abc.abstractmethod
     def allowed(
@@ -77,8 +82,14 @@ class Constraint(Rule):
         self, state: Carry, logits: Logits, num_generated: Int[Array, ""], num_remaining: Int[Array, ""]
     ) -> Logits:
         """The logits, minus infinity where a token is ruled out."""
-        allowed = self.allowed(state, logits.shape[-1], num_generated, num_remaining)
-        return jnp.where(jnp.broadcast_to(allowed, logits.shape), logits, jnp.asarray(-jnp.inf, logits.dtype))
+        vocab_size = logits.shape[-1]
+        allowed = self.allowed(state, vocab_size, num_generated, num_remaining)
+        kept = jnp.where(jnp.broadcast_to(allowed, logits.shape), logits, jnp.asarray(-jnp.inf, logits.dtype))
+        valid: Callable[[Carry, int], Array] | None = getattr(self, "has_valid_ids", None)
+        if valid is None:
+            return kept
+        valid_rows = jnp.broadcast_to(valid(state, vocab_size)[..., None], logits.shape)
+        return jnp.where(valid_rows, kept, jnp.asarray(jnp.nan, logits.dtype))
 
     def stops(self, state: Carry) -> None:
         """None: rows end with an end token only."""
@@ -236,7 +247,10 @@ class MaxLength(StatelessConstraint):
 @partial(register_dataclass, data_fields=["tokens"], meta_fields=[])
 @dataclass(frozen=True)
 class Forbid(StatelessConstraint):
-    """These tokens never occur."""
+    """These tokens never occur.
+
+    With an id outside the vocabulary, known only under ``jit``, log-probabilities are NaN.
+    """
 
     tokens: Sequence[int] | Int[np.ndarray | Array, " n"]
 
@@ -246,8 +260,8 @@ class Forbid(StatelessConstraint):
 
     def check(self, vocab_size: int, max_length: int) -> None:
         """Check that the tokens are in the vocabulary, and are not all of it."""
-        check_ids("Forbid: tokens", self.tokens, vocab_size)
-        if is_known(self.tokens) and len(np.unique(self.tokens)) == vocab_size:
+        check_ids("Forbid: tokens", _array(self.tokens), vocab_size)
+        if is_known(_array(self.tokens)) and len(np.unique(_array(self.tokens))) == vocab_size:
             raise ValueError(f"Forbid rules out all {vocab_size} tokens of the vocabulary")
 
     def allowed(
@@ -255,14 +269,20 @@ class Forbid(StatelessConstraint):
     ) -> Bool[Array, "*#B V"]:
         """All other tokens."""
         tokens = jnp.asarray(self.tokens)
-        places = jnp.where(valid_ids(tokens, vocab_size), tokens, vocab_size)
-        return jnp.ones(vocab_size, bool).at[places].set(False, mode="drop")
+        return jnp.ones(vocab_size, bool).at[tokens].set(False, mode="drop")
+
+    def has_valid_ids(self, state: Carry, vocab_size: int) -> Bool[Array, ""]:
+        """Whether all tokens are in the vocabulary."""
+        return jnp.all(valid_ids(jnp.asarray(self.tokens), vocab_size))
 
 
 @partial(register_dataclass, data_fields=["tokens"], meta_fields=[])
 @dataclass(frozen=True)
 class Prefix(Constraint):
-    """The generated tokens begin with these: the same for every row ``[P]``, or one prefix per row ``[*B P]``."""
+    """The generated tokens begin with these: the same for every row ``[P]``, or one prefix per row ``[*B P]``.
+
+    The log-probability of a row whose prefix has an id outside the vocabulary, known only under ``jit``, is NaN.
+    """
 
     tokens: Sequence[int] | Int[np.ndarray | Array, "*B P"]
 
@@ -272,7 +292,7 @@ class Prefix(Constraint):
 
     def check(self, vocab_size: int, max_length: int) -> None:
         """Check that the tokens are in the vocabulary, and are at most max_length."""
-        check_ids("Prefix: tokens", self.tokens, vocab_size)
+        check_ids("Prefix: tokens", _array(self.tokens), vocab_size)
         length = np.shape(self.tokens)[-1]
         if length > max_length:
             raise ValueError(f"Prefix of {length} tokens is longer than max_length={max_length}")
@@ -298,50 +318,18 @@ class Prefix(Constraint):
         """Each row's prefix, unchanged."""
         return state
 
-
-@partial(register_dataclass, data_fields=[], meta_fields=["size"])
-@dataclass(frozen=True)
-class NoRepeatedNgrams(Constraint):
-    """No n-gram of generated tokens occurs twice.
-
-    Paulus et al., "A deep reinforced model for abstractive summarization", 2017 (for n = 3).
-    """
-
-    size: int
-
-    def check(self, vocab_size: int, max_length: int) -> None:
-        """Check the size."""
-        if self.size < 1:
-            raise ValueError(f"NoRepeatedNgrams: size must be at least 1, not {self.size}")
-
-    def initial_state(self, batch_shape: tuple[int, ...], max_length: int) -> Int[Array, "*B L"]:
-        """The generated tokens, the newest last, preceded by -1 where there are none yet."""
-        return jnp.full((*batch_shape, max_length), -1, jnp.int32)
-
-    def allowed(
-        self, state: Carry, vocab_size: int, num_generated: Int[Array, ""], num_remaining: Int[Array, ""]
-    ) -> Bool[Array, "*#B V"]:
-        """All tokens that do not complete an n-gram that has occurred."""
-        before = self.size - 1
-        starts = state.shape[-1] - before
-        if starts < 1:
-            return jnp.ones(vocab_size, bool)
-        same = state[..., :starts] >= 0
-        for i in range(before):
-            same &= state[..., i : i + starts] == state[..., starts + i, None]
-        ends = jnp.where(same, state[..., before:], vocab_size).reshape(-1, starts)
-        ruled_out = jax.vmap(lambda row: jnp.zeros(vocab_size, bool).at[row].set(True, mode="drop"))(ends)
-        return ~ruled_out.reshape(*state.shape[:-1], vocab_size)
-
-    def next_state(self, state: Carry, tokens: Int[Array, "*B"]) -> Int[Array, "*B L"]:
-        """The tokens appended."""
-        return jnp.concatenate([state[..., 1:], tokens[..., None].astype(jnp.int32)], axis=-1)
+    def has_valid_ids(self, state: Carry, vocab_size: int) -> Bool[Array, "*B"]:
+        """Whether all tokens of each prefix are in the vocabulary."""
+        return jnp.all(valid_ids(state, vocab_size), axis=-1)
 
 
 def _as_tokens(constraint: Constraint, name: str) -> None:
-    value = getattr(constraint, name)
-    if isinstance(value, Sequence):
-        object.__setattr__(constraint, name, np.asarray(value, np.int32))
+    object.__setattr__(constraint, name, _array(getattr(constraint, name)))
+
+
+def _array(tokens: Any) -> Any:
+    """Tokens as an array; what else stands in a pytree unchanged."""
+    return np.asarray(tokens, np.int32) if isinstance(tokens, Sequence) else tokens
 
 
 def static_end_token(end_token: EndToken) -> int | tuple[int, ...]:

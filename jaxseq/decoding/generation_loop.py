@@ -135,8 +135,9 @@ def _generate_token(
     gained = jnp.take_along_axis(scores, chosen[..., None], axis=-1)[..., 0]
     stuck = jnp.zeros_like(state.done)
     if constraints:
-        stuck = jnp.all(allowed == -jnp.inf, axis=-1) & ~state.done
-        gained = jnp.where(stuck, -jnp.inf, gained)
+        best = jnp.max(allowed, axis=-1)
+        stuck = (best == -jnp.inf) & ~state.done
+        gained = jnp.where(stuck | jnp.isnan(best), best, gained)  # NaN: a rule has ids outside the vocabulary
         drawn = jnp.where(stuck, -jnp.inf, drawn)
     generated = ~(state.done | stuck)
     tokens = jnp.where(generated, chosen.astype(state.tokens.dtype), state.tokens)

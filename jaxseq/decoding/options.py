@@ -112,10 +112,12 @@ class Coverage:
 class BeamOptions:
     """The size, the scores and the diversity of a beam search.
 
-    The score of a hypothesis y is ``log P(y | x) / divisor(|y|)``, plus the coverage penalty.
+    The score of a hypothesis y is ``log P(y | x) / divisor(|y|)``, plus the coverage penalty (``beam_search`` says what
+    logits processors change).
 
     Attributes:
-        num_beams: the size of the beam. At least 1 and at most the number of sequences, ``V^max_length``.
+        num_beams: the number of unfinished hypotheses that are extended, and of finished ones that are kept. At least
+            1 and at most the number of sequences, ``V^max_length``.
         num_results: the number of returned hypotheses, best first. In [1, num_beams]; ``None`` returns all.
         normalization: the divisor: ``"none"`` (1), ``"mean"`` (``|y|``), ``"gnmt"`` (``GNMT(0.6)``), ``GNMT(alpha)``
             (``((5 + |y|) / 6)^alpha``), or any positive function of a length.
@@ -127,6 +129,7 @@ class BeamOptions:
         diversity: the penalty of a token for each hypothesis of an earlier group that has taken the same token at the
             same step. At least 0; scores do not contain it.
         coverage: the coverage penalty; ``None`` leaves it out.
+        keep_carry: also returns the carry after each result, by reading the results once more after the search.
 
     Raises:
         ValueError: a value outside its range, an unknown normalization, or groups that do not divide the beams (names
@@ -140,6 +143,7 @@ class BeamOptions:
     num_groups: int = 1
     diversity: float | Scalar = 0.0
     coverage: Coverage | None = None
+    keep_carry: bool = False
 
     def __post_init__(self) -> None:
         """Check the values."""

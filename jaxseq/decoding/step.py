@@ -169,10 +169,10 @@ def gather_rows(tree: Tree, batch_shape: tuple[int, ...], parents: Int[Array, "N
     those that change; on an accelerator all rows are gathered at once.
     """
     count, copies = parents.shape
-    flat = (jnp.arange(count, dtype=parents.dtype)[:, None] * copies + parents).reshape(-1)
+    flat = (jnp.arange(count, dtype=parents.dtype)[:, None] * copies + parents).reshape(count * copies)
     num_batch_dims = len(batch_shape) or 1
     leaves, structure = jax.tree.flatten(tree)
-    rows = [leaf.reshape(-1, *leaf.shape[num_batch_dims:]) for leaf in leaves]
+    rows = [leaf.reshape(len(flat), *leaf.shape[num_batch_dims:]) for leaf in leaves]
     on_cpu = jax.default_backend() == "cpu"
     large = [on_cpu and row.size * row.dtype.itemsize >= LARGE_ROW_BYTES * len(flat) for row in rows]
     moved = iter(_move_rows([row for row, is_large in zip(rows, large, strict=True) if is_large], flat))

@@ -119,7 +119,7 @@ def lifted(
                 product = moves[elements[element], pair[1]]
                 products[pair] = numbers.setdefault(product.tobytes(), len(elements))
                 elements.extend([product] * (products[pair] == len(elements)))
-                check_size("the regular expression over these tokens", len(table), len(elements))
+                check_size("the automaton over these tokens", len(table), len(elements))
             element = products[pair]
         classes[token] = element if text else 1
     return np.stack(elements, axis=1), classes

@@ -18,14 +18,14 @@ import numpy as np
 from jaxseq.decoding.beam import start_search
 from jaxseq.decoding.beam_loop import (
     Candidates,
-    Hypotheses,
     SearchConfig,
     SearchInputs,
     SearchState,
     expand,
-    trace_back,
 )
+from jaxseq.decoding.beam_results import Hypotheses, trace_back, with_carry
 from jaxseq.decoding.constraints import Rule
+from jaxseq.decoding.end_tokens import EndToken
 from jaxseq.decoding.options import BeamOptions
 from jaxseq.decoding.step import AnyStep, Memory
 from jaxseq.typing import Array, Carry, Integer
@@ -40,7 +40,7 @@ class SearchNode(NamedTuple):
         token: the token.
         probability: of the token, given those before it.
         log_probability: of the whole hypothesis.
-        status: ``"live"`` (it was extended), ``"finished"`` (it ended in the beam) or ``"pruned"``.
+        status: ``"live"`` (it was extended), ``"finished"`` (it ended) or ``"pruned"``.
         rank: its place among the results, 0 the best; None for the others.
     """
 
@@ -86,18 +86,18 @@ def search_tree(
     options: BeamOptions = BeamOptions(),
     *,
     max_length: int,
-    end_token: int | None,
+    end_token: EndToken,
     constraints: Sequence[Rule] = (),
     memory: Memory = None,
 ) -> SearchTree:
-    """Run ``beam_search`` on one row and record its candidates: each step, twice as many extensions as there are beams.
+    """Run ``beam_search`` on one row and record its candidates: each step, at least two extensions for each beam.
 
-    Takes the arguments of ``beam_search``.
+    Takes the arguments of ``beam_search``. A batch without rows has an empty tree.
 
     Raises:
         ValueError: more than one row, more than one group, or as ``beam_search``.
     """
-    if np.size(first_tokens) != 1:
+    if np.size(first_tokens) > 1:
         raise ValueError(f"search_tree takes one row, not first_tokens of shape {np.shape(first_tokens)}")
     if options.num_groups != 1:
         raise ValueError(f"search_tree takes one group, not num_groups={options.num_groups}")
@@ -111,7 +111,10 @@ def search_tree(
         steps.append(jax.device_get(jax.tree.map(lambda x: x[0, 0], candidates)))
         at = int(state.position) - 1
         slots.append(np.stack([np.asarray(state.parent_table)[at, 0, 0], np.asarray(state.token_table)[at, 0, 0]], -1))
-    hypotheses = jax.device_get(trace_back(state, config))
+    hypotheses = trace_back(state, config)
+    if options.keep_carry:
+        hypotheses = with_carry(step, carry, first_tokens, memory, hypotheses)
+    hypotheses = jax.device_get(hypotheses)
     return SearchTree(tuple(_nodes(steps, slots, hypotheses)), hypotheses)
 
 
@@ -126,14 +129,14 @@ def _nodes(steps: list[Candidates], slots: list[np.ndarray], hypotheses: Hypothe
     ``slots[t]`` holds parent and token of each live hypothesis after step t.
     """
     lengths = np.reshape(hypotheses.lengths, -1)
-    sequences = np.reshape(hypotheses.tokens, (len(lengths), -1))
+    sequences = np.reshape(hypotheses.tokens, (len(lengths), hypotheses.tokens.shape[-1]))
     ranks = {tuple(row[:n].tolist()): rank for rank, (row, n) in enumerate(zip(sequences, lengths, strict=True)) if n}
     nodes: list[SearchNode] = []
     prefixes: dict[int, tuple[int, ...]] = {-1: ()}
     node_of_slot = {0: -1}
     for depth, (candidates, live) in enumerate(zip(steps, slots, strict=True)):
         extended: dict[tuple[int, int], int] = {}
-        for slot, token, total, ends, lives in zip(*candidates, strict=True):
+        for slot, token, _, total, ends, lives in zip(*candidates, strict=True):
             if not np.isfinite(total) or int(slot) not in node_of_slot:
                 continue
             parent = node_of_slot[int(slot)]
