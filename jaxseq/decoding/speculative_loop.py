@@ -86,12 +86,13 @@ class _Draft(NamedTuple):
 class _Verified(NamedTuple):
     """How many drafted tokens are accepted, and the token that follows them.
 
-    ``stuck``: the constraints rule out every token there.
+    ``best`` is the largest logit after the constraints at each place: minus infinity where they rule out every token,
+    NaN where one of them has ids outside the vocabulary.
     """
 
     accepted: Int[Array, "*B"]
     last: Int[Array, "*B"]
-    stuck: Bool[Array, "*B"]
+    best: Float[Array, "*B m"]
 
 
 @partial(jax.jit, static_argnames="config")
@@ -181,11 +182,12 @@ def _verify(
     sampler, ahead = inputs.sampler, jnp.arange(config.draft_length + 1, dtype=jnp.int32)
     positions = position[..., None] + jnp.broadcast_to(ahead, (*position.shape, len(ahead)))
     logits = _constrained(inputs.constraints, drafted.states, logits, positions, config)
-    possible = jnp.any(logits > -jnp.inf, axis=-1) if inputs.constraints else jnp.ones(positions.shape, bool)
+    best = jnp.max(logits, axis=-1) if inputs.constraints else jnp.zeros(positions.shape, logits.dtype)
+    possible = best[..., :-1] > -jnp.inf
     if sampler is None or drafted.scores is None:
-        best = jnp.argmax(logits, axis=-1).astype(drafted.tokens.dtype)
-        accepted = _count_leading((drafted.tokens == best[..., :-1]) & possible[..., :-1])
-        return _Verified(accepted, _at(best, accepted), ~_at(possible, accepted))
+        chosen = jnp.argmax(logits, axis=-1).astype(drafted.tokens.dtype)
+        accepted = _count_leading((drafted.tokens == chosen[..., :-1]) & possible)
+        return _Verified(accepted, _at(chosen, accepted), best)
     scores = _scores(logits, sampler.options, position.ndim)
     there = [
         jnp.take_along_axis(s, drafted.tokens[..., None], axis=-1)[..., 0]
@@ -193,7 +195,7 @@ def _verify(
     ]
     keys = jax.vmap(lambda i: _keys(sampler, position + i, 1), out_axes=position.ndim)(ahead[:-1])
     chances = jax.vmap(lambda key: jax.random.uniform(key, (), scores.dtype))(keys.reshape(-1)).reshape(keys.shape)
-    accepted = _count_leading((jnp.log(chances) < there[0] - there[1]) & possible[..., :-1])
+    accepted = _count_leading((jnp.log(chances) < there[0] - there[1]) & possible)
     index = accepted[..., None, None]
     p = jnp.exp(jnp.take_along_axis(scores, index, axis=-2)[..., 0, :])
     none = jnp.zeros_like(drafted.scores[..., :1, :])
@@ -201,7 +203,7 @@ def _verify(
     rest = jnp.maximum(p - jnp.where(q >= 0, q, 0), 0)  # q is NaN where the draft model excludes every token
     rest = jnp.where(jnp.sum(rest, axis=-1, keepdims=True) > 0, rest, p)
     last = _categorical(_keys(sampler, position + accepted, 2), jnp.log(rest)).astype(drafted.tokens.dtype)
-    return _Verified(accepted, last, ~_at(possible, accepted))
+    return _Verified(accepted, last, best)
 
 
 def _constrained(
@@ -249,19 +251,21 @@ def _record(
 ) -> tuple[Speculation, Bool[Array, "*B"], Int[Array, "*B"]]:
     """Append the tokens, up to an end or the length; also which rows are done, and how many tokens each got."""
     out, longest = state.out, state.out.tokens.shape[-1]
-    usable = verified.accepted + jnp.where(verified.stuck, 0, 1)
+    stuck = _at(verified.best, verified.accepted) == -jnp.inf
+    usable = verified.accepted + jnp.where(stuck, 0, 1)
     count = jnp.minimum(jnp.minimum(usable, _count_leading(~ends) + 1), longest - out.lengths)
     count = jnp.where(state.done, 0, count)
     places = jnp.broadcast_to(jnp.arange(tokens.shape[-1], dtype=jnp.int32), tokens.shape)
     inside = places < count[..., None]
     at = jnp.where(inside, out.lengths[..., None] + places, longest)
     scores = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), tokens[..., None], axis=-1)[..., 0]
+    scores = jnp.where(jnp.isnan(verified.best), jnp.nan, scores)
     write = jax.vmap(lambda row, at, new: row.at[at].set(new, mode="drop"))
     flat = (x.reshape(math.prod(x.shape[:-1]), x.shape[-1]) for x in (out.tokens, at, tokens))
     lengths = out.lengths + count
     done = state.done | (lengths == longest) | jnp.any(inside & ends, axis=-1)
     gained = jnp.sum(jnp.where(inside, scores, jnp.zeros_like(scores)), axis=-1)
-    dead = ~done & verified.stuck  # the place of the next token is reached, and no token is allowed there
+    dead = ~done & stuck  # the place of the next token is reached, and no token is allowed there
     out = out._replace(
         tokens=write(*flat).reshape(out.tokens.shape),
         lengths=lengths,

@@ -16,7 +16,9 @@ from jaxseq.decoding import (
     MinLength,
     NoRepeatedNgrams,
     Prefix,
+    RepetitionPenalty,
     SamplingOptions,
+    Stop,
     filter_logits,
     greedy,
     sample,
@@ -143,7 +145,15 @@ def test_log_probabilities_are_the_models_own_and_rows_are_alone(key: jax.Array)
         assert (alone.lengths, alone.num_accepted) == (made.lengths[row], made.num_accepted[row])
 
 
-RULES = (NoRepeatedNgrams(2), MinLength(2, (END, 1)), Prefix(np.array([[2, 0], [0, 2], [2, 2], [0, 0]])), Forbid([1]))
+STOP = Stop.at_sequences([(0, 2, 2)], vocab_size=V)
+RULES = (
+    NoRepeatedNgrams(2),
+    MinLength(2, (END, 1)),
+    STOP,
+    RepetitionPenalty(1.3),
+    Prefix(np.array([[2, 0], [0, 2], [2, 2], [0, 0]])),
+    Forbid([1]),
+)
 
 
 @pytest.mark.full
