@@ -309,6 +309,7 @@ def test_a_stream_of_one_row_gives_single_tokens(key):
     assert made == sample(single, start(()), FIRST[2], max_length=6, key=key).tokens.tolist()
 
 
+@pytest.mark.full
 def test_a_row_ends_at_the_first_of_several_end_tokens(key):
     ends = np.array([END, 0])
     for end_token in (ends, tuple(ends.tolist()), jnp.asarray(ends)):

@@ -7,13 +7,14 @@ import pytest
 
 from jaxseq.ops.keys import fold_in_each, threefry_keys
 
-IMPLEMENTATIONS = ["rbg", *(pytest.param(name, marks=pytest.mark.full) for name in ("threefry2x32", "unsafe_rbg"))]
+IMPLEMENTATIONS = ["threefry2x32", "rbg", "unsafe_rbg"]
 
 
 def same(a: jax.Array, b: jax.Array) -> bool:
     return a.dtype == b.dtype and np.array_equal(jax.random.key_data(a), jax.random.key_data(b))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
 def test_each_key_is_converted_and_folded_alone(name: str) -> None:
     keys = jax.random.split(jax.random.key(0, impl=name), 3)
