@@ -29,7 +29,8 @@ from jaxseq.decoding.options import BeamOptions, Coverage, SamplingOptions
 from jaxseq.decoding.penalties import FrequencyPenalty, RepetitionPenalty, SequenceBias
 from jaxseq.decoding.prompts import Prefilled, pad_prompts, prefill
 from jaxseq.decoding.scoring import score, score_tokens
-from jaxseq.decoding.speculative import Speculation, speculative_sample
+from jaxseq.decoding.speculative import speculative_sample
+from jaxseq.decoding.speculative_loop import Speculation
 from jaxseq.decoding.step import Forward, ForwardWithMemory, Step, StepWithMemory, step_of
 from jaxseq.decoding.stops import Stop
 from jaxseq.decoding.tree import SearchNode, SearchTree, search_tree

@@ -1,8 +1,10 @@
 """Logits filters for sampling: temperature, top-k, top-p, min-p, typical-p. Pure functions.
 
 A filter sets the logits of the tokens that it removes to minus infinity, and sees the distribution that the filters
-before it left, renormalised. Nothing is sorted: the smallest set of tokens whose probabilities sum to p is found by
-bisection over the bits of its threshold, 32 sums over the vocabulary in float32.
+before it left, renormalised. A value of a filter may be an array with one value for each row. The largest logit is
+subtracted before logits are divided or compared, so that no value overflows. Nothing is sorted: the smallest set of
+tokens whose probabilities sum to p is found by bisection over the bits of its threshold, 32 sums over the vocabulary in
+float32.
 """
 
 from collections.abc import Callable
@@ -10,10 +12,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxseq.decoding.options import SamplingOptions
+from jaxseq.decoding.options import PerRow, SamplingOptions, known_integer
 from jaxseq.precision import at_least_float32
-from jaxseq.typing import Array, Bool, Float, Int, Key, Logits, Scalar
+from jaxseq.typing import Array, Bool, Float, Int, Integer, Key, Logits
 
 
 class CandidateLogits(NamedTuple):
@@ -41,8 +44,7 @@ def filter_candidates(logits: Logits, options: SamplingOptions) -> CandidateLogi
     if options.temperature is not None:
         logits = apply_temperature(logits, options.temperature)
     if options.top_k is not None:
-        check_top_k(options.top_k, logits.shape[-1])
-        logits, ids = jax.lax.top_k(logits, options.top_k)
+        logits, ids = jax.lax.top_k(logits, check_top_k(options.top_k, logits.shape[-1]))
     if options.top_p is not None:
         logits = keep_top_p(logits, options.top_p)
     if options.min_p is not None:
@@ -61,19 +63,28 @@ def draw_tokens(keys: Key[Array, "*B"], kept: CandidateLogits) -> tuple[Int[Arra
     return tokens[..., 0], scores
 
 
-def check_top_k(k: int, vocab_size: int) -> None:
-    """Check k against the vocabulary.
+def check_top_k(k: int | Integer[np.ndarray | Array, ""], vocab_size: int) -> int:
+    """Check k against the vocabulary, and give it as a Python number.
 
     Raises:
         ValueError: k outside [1, V].
     """
-    if not 1 <= k <= vocab_size:
-        raise ValueError(f"top_k must be in [1, {vocab_size}] (the vocabulary), not {k}")
+    number = known_integer("top_k", k)
+    if not 1 <= number <= vocab_size:
+        raise ValueError(f"top_k must be in [1, {vocab_size}] (the vocabulary), not {number}")
+    return number
 
 
-def apply_temperature(logits: Logits, temperature: float | Scalar) -> Logits:
-    """``logits / temperature``."""
-    return logits / jnp.asarray(temperature, logits.dtype)
+def apply_temperature(logits: Logits, temperature: PerRow) -> Logits:
+    """``softmax(logits / temperature)`` in logits; ``(logits - max(logits)) / temperature`` cannot overflow.
+
+    A row of temperature 1 is left as it is.
+    """
+    wide = logits.astype(at_least_float32(logits.dtype))
+    divisor = _per_row("temperature", temperature, wide)
+    largest = jnp.max(wide, axis=-1, keepdims=True)
+    subtracted = jnp.where(jnp.isfinite(largest) & (divisor != 1), largest, jnp.zeros_like(largest))
+    return ((wide - subtracted) / divisor).astype(logits.dtype)
 
 
 def keep_top_k(logits: Logits, k: int) -> Logits:
@@ -86,27 +97,27 @@ def keep_top_k(logits: Logits, k: int) -> Logits:
     return filter_logits(logits, SamplingOptions(None, top_k=k))
 
 
-def keep_top_p(logits: Logits, p: float | Scalar) -> Logits:
+def keep_top_p(logits: Logits, p: PerRow) -> Logits:
     """Keep the nucleus: the smallest set of most probable tokens whose probabilities sum to at least p.
 
     The most probable token always stays; p of 1 keeps all. Holtzman et al., "The curious case of neural text
     degeneration", 2020.
     """
     wide = logits.astype(at_least_float32(logits.dtype))
-    return _masked(logits, _smallest_set(-wide, jax.nn.softmax(wide, axis=-1), p))
+    return _masked(logits, _smallest_set(-wide, jax.nn.softmax(wide, axis=-1), _per_row("top_p", p, wide)))
 
 
-def keep_min_p(logits: Logits, p: float | Scalar) -> Logits:
+def keep_min_p(logits: Logits, p: PerRow) -> Logits:
     """Keep the tokens at least p times as probable as the most probable one, which always stays.
 
     Nguyen et al., "Turning up the heat: min-p sampling for creative and coherent LLM outputs", 2024.
     """
     wide = logits.astype(at_least_float32(logits.dtype))
-    least = jnp.max(wide, axis=-1, keepdims=True) + jnp.log(jnp.asarray(p, wide.dtype))
-    return _masked(logits, wide >= least)
+    largest = jnp.max(wide, axis=-1, keepdims=True)
+    return _masked(logits, (wide == largest) | (wide - largest >= jnp.log(_per_row("min_p", p, wide))))
 
 
-def keep_typical_p(logits: Logits, p: float | Scalar) -> Logits:
+def keep_typical_p(logits: Logits, p: PerRow) -> Logits:
     """Keep the locally typical set: the smallest set of most typical tokens whose probabilities sum to at least p.
 
     Tokens are ordered by ``|-log probability - entropy|``, lowest first. At least one stays; p of 1 keeps all.
@@ -118,7 +129,22 @@ def keep_typical_p(logits: Logits, p: float | Scalar) -> Logits:
     probabilities = jnp.exp(scores)
     entropy = jnp.sum(probabilities * surprisal, axis=-1, keepdims=True)
     order = jnp.where(possible, jnp.abs(surprisal - entropy), jnp.full_like(scores, jnp.inf))
-    return _masked(logits, _smallest_set(order, probabilities, p))
+    return _masked(logits, _smallest_set(order, probabilities, _per_row("typical_p", p, scores)))
+
+
+def _per_row(name: str, value: PerRow, logits: Logits) -> Float[Array, "*#B 1"] | Float[Array, ""]:
+    """The value in the logits' dtype: a single one, or one for each row, to be broadcast against the vocabulary.
+
+    Raises:
+        ValueError: an array of another shape.
+    """
+    number = jnp.asarray(value, logits.dtype)
+    if not number.ndim:
+        return number
+    rows = logits.shape[:-1]
+    if number.ndim != len(rows) or any(n not in (1, size) for n, size in zip(number.shape, rows, strict=True)):
+        raise ValueError(f"{name} must be a single value or one for each row, {rows}, not {number.shape}")
+    return number[..., None]
 
 
 def _masked(logits: Logits, kept: Bool[Array, "*B V"]) -> Logits:
@@ -126,23 +152,24 @@ def _masked(logits: Logits, kept: Bool[Array, "*B V"]) -> Logits:
 
 
 def _smallest_set(
-    order: Float[Array, "*B V"], probabilities: Float[Array, "*B V"], p: float | Scalar
+    order: Float[Array, "*B V"], probabilities: Float[Array, "*B V"], p: Float[Array, "*#B 1"] | Float[Array, ""]
 ) -> Bool[Array, "*B V"]:
     """The smallest set of tokens, lowest ``order`` first (among equals the lowest ids), that sums to at least p.
 
     The threshold is the largest order such that the tokens below it sum to less than p. It is found by bisection, bit
     by bit, over unsigned integers of the same order as the floats.
     """
-    bound = jnp.maximum(jnp.asarray(p, probabilities.dtype), jnp.finfo(probabilities.dtype).tiny)
+    bound = jnp.maximum(p, jnp.finfo(probabilities.dtype).tiny)
     keys = _ordered_bits(order)
 
     def mass(chosen: Bool[Array, "*B V"]) -> Float[Array, "*B"]:
         return jnp.sum(jnp.where(chosen, probabilities, jnp.zeros_like(probabilities)), axis=-1)
 
-    threshold = _bisect(keys, 8 * keys.dtype.itemsize, lambda below: mass(below) < bound)
+    least = bound[..., 0] if bound.ndim else bound
+    threshold = _bisect(keys, 8 * keys.dtype.itemsize, lambda below: mass(below) < least)
     before, tied = keys < threshold[..., None], keys == threshold[..., None]
     ids = jnp.broadcast_to(jnp.arange(order.shape[-1], dtype=jnp.uint32), order.shape)
-    last = _bisect(ids, max(1, (order.shape[-1] - 1).bit_length()), lambda below: mass(before | (tied & below)) < bound)
+    last = _bisect(ids, max(1, (order.shape[-1] - 1).bit_length()), lambda below: mass(before | (tied & below)) < least)
     return before | (tied & (ids <= last[..., None])) | (bound >= 1)
 
 

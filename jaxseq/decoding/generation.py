@@ -1,6 +1,8 @@
 """Greedy decoding, sampling and streaming, over a step function and any carry."""
 
+import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -9,6 +11,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from jaxseq.decoding.constraints import Rule, as_constraints, check_constraints
+from jaxseq.decoding.end_tokens import EndToken, as_end_tokens
 from jaxseq.decoding.filters import check_top_k
 from jaxseq.decoding.generation_loop import (
     GenerationState,
@@ -20,15 +23,19 @@ from jaxseq.decoding.generation_loop import (
 from jaxseq.decoding.options import SamplingOptions, active_filters
 from jaxseq.decoding.step import (
     AnyStep,
+    Count,
     Memory,
     as_arrays,
+    as_count,
     as_token_ids,
     bind_memory,
     check_context,
-    check_rows,
+    check_inputs,
     check_step,
+    repeat_leaves,
     repeat_rows,
 )
+from jaxseq.ops.keys import fold_in_each, threefry_keys
 from jaxseq.typing import Array, Carry, Float, Int, Integer, Key
 
 
@@ -36,19 +43,29 @@ class Generation(NamedTuple):
     """Generated tokens, without the first tokens.
 
     Attributes:
-        tokens: each row's tokens, padded with end tokens (0 without an end token).
+        tokens: each row's tokens, padded with the first end token (0 without one).
         lengths: the number of tokens of each row, its end token included.
         log_probabilities: the sum over each row's tokens of the log softmax, in float32 at least, of the step's own
             logits, before constraints, temperature and filters. Minus infinity for a row that ended because
             constraints ruled out every token.
         sampling_log_probabilities: the same sum under the distribution that was drawn from, after constraints,
             temperature and filters. 0 for greedy decoding, which draws nothing.
+        carry: the state from which the rows go on: it has read the first token and every token of the row but the
+            last one. Rows that ended early keep the carry of their end. (A row that ended because constraints ruled out
+            every token cannot go on: its carry may have read its last token too.)
+        last_tokens: each row's last token, an end token included; the first token of a row without tokens.
+
+    ``greedy(step, made.carry, made.last_tokens, ...)`` gives the tokens that a larger ``max_length`` would have given.
+    Both log-probabilities are NaN in a row whose first token is outside the vocabulary (under ``jit``; else it is an
+    error).
     """
 
     tokens: Int[Array, "*R L"]
     lengths: Int[Array, "*R"]
     log_probabilities: Float[Array, "*R"]
     sampling_log_probabilities: Float[Array, "*R"]
+    carry: Carry
+    last_tokens: Int[Array, "*R"]
 
 
 def greedy(
@@ -56,8 +73,8 @@ def greedy(
     carry: Carry,
     first_tokens: Integer[np.ndarray | Array, "*B"],
     *,
-    max_length: int,
-    end_token: int | None = None,
+    max_length: Count,
+    end_token: EndToken = None,
     constraints: Sequence[Rule] = (),
     memory: Memory = None,
     donate_carry: bool = False,
@@ -70,20 +87,23 @@ def greedy(
         step: ``(carry, tokens) -> (carry, logits)``, or with a third argument if ``memory`` is given.
         carry: the state before the first tokens; its leaves lead with ``*B``.
         first_tokens: the first input of the step: the last token of a prompt whose other tokens are in the carry
-            (``prefill``), or a start token.
+            (``prefill``), or a start token. They are ids of the vocabulary that the logits are over.
         max_length: the largest number of tokens to generate.
-        end_token: a row ends at this token; ``None`` generates ``max_length`` tokens.
-        constraints: which tokens are allowed, see ``Constraint``.
+        end_token: a row ends at this token, or at the first of several; ``None`` generates ``max_length`` tokens.
+        constraints: which tokens are allowed, see ``Rule``.
         memory: a constant input of the step, such as an encoded source; its leaves lead with ``*B``.
         donate_carry: let the loop overwrite the carry's arrays, which cannot be used afterwards, not a copy of them.
 
     Raises:
-        ValueError: max_length below 1 or beyond the carry's context, an end token outside the vocabulary, a
-            constraint that nothing satisfies, or a step that changes its carry's shape.
+        ValueError: max_length below 1 or beyond the carry's context, a first token or an end token outside the
+            vocabulary, a constraint that nothing satisfies, a leaf of the carry or the memory that does not lead with
+            ``*B``, or a step that changes its carry's shape or dtype.
     """
-    step, first_tokens = bind_memory(step, memory), as_token_ids(first_tokens)
-    generator = _start(step, carry, first_tokens, None, constraints, max_length, end_token, donate_carry)
-    return _generation(*generator.generate(max_length))
+    first_tokens, carry = as_token_ids(first_tokens), as_arrays(carry)
+    check_inputs(carry, memory, first_tokens.shape)
+    bound = bind_memory(step, memory)
+    generator = _start(bound, carry, first_tokens, None, constraints, max_length, end_token, donate_carry)
+    return _generation(*generator.generate(generator.max_length))
 
 
 def sample(
@@ -93,9 +113,9 @@ def sample(
     options: SamplingOptions = SamplingOptions(),
     *,
     key: Key[Array, "..."],
-    max_length: int,
-    end_token: int | None = None,
-    num_samples: int | None = None,
+    max_length: Count,
+    end_token: EndToken = None,
+    num_samples: Count | None = None,
     constraints: Sequence[Rule] = (),
     memory: Memory = None,
     donate_carry: bool = False,
@@ -103,42 +123,39 @@ def sample(
     """Draw each token from the step's distribution, after constraints, temperature and filters in this order.
 
     A row's tokens depend on its own key alone: they are the same in any batch, and a larger ``max_length`` extends
-    what a smaller one returns. New values of the options and of constraints of the same shapes need no new compilation,
-    except for ``top_k`` and for filters that were left out before (also by a temperature, top_p or typical_p of 1).
+    what a smaller one returns. Keys of every implementation can be used; each row's key, where it is not threefry
+    (rbg), seeds a threefry key, because ``vmap`` over rbg keys would draw all rows by the first key. New values of the
+    options and of constraints of the same shapes need no new compilation, except for ``top_k`` and for filters that
+    were left out before (also by a temperature, top_p or typical_p of 1).
 
     Args:
         step, carry, first_tokens, max_length, end_token, constraints, memory, donate_carry: as for ``greedy``.
         options: temperature and filters.
         key: one typed key per row (shape ``*B``), or a single key, of which row i (in row-major order) gets
             ``jax.random.fold_in(key, i)``. Token t of a row is drawn with ``fold_in(row_key, t)``.
-        num_samples: draw n sequences per row, ``[*B n ...]`` in the results, and sample j of a row has the
-            key ``fold_in(row_key, j)``.
+        num_samples: draw n sequences per row, ``[*B n ...]`` in the results (the carry too), and sample j of a row has
+            the key ``fold_in(row_key, j)`` and the row's options.
 
     Raises:
         ValueError: as ``greedy``; top_k above V, num_samples below 1, or keys of a wrong shape or kind.
     """
     first_tokens, carry = as_token_ids(first_tokens), as_arrays(carry)
     batch_shape = first_tokens.shape
-    keys = row_keys(key, batch_shape)
-    if num_samples is None:
-        bound = bind_memory(step, memory)
-    else:
-        if num_samples < 1:
-            raise ValueError(f"num_samples must be at least 1, not {num_samples}")
-        check_rows((carry, memory), batch_shape, "(carry, memory)")
+    check_inputs(carry, memory, batch_shape)
+    keys, filters = row_keys(key, batch_shape), active_filters(options, batch_shape)
+    bound = bind_memory(step, memory)
+    if num_samples is not None:
+        num_samples = as_count("num_samples", num_samples)
         bound, carry, first_tokens = repeat_rows(step, carry, first_tokens, memory, num_samples)
-        each = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(keys.reshape(-1), jnp.arange(num_samples))
-        keys = each.reshape(first_tokens.shape)
+        keys = fold_in_each(keys, num_samples).reshape(first_tokens.shape)
+        filters = jax.tree.map(lambda x: repeat_leaves(x, x.ndim, num_samples) if x.ndim else x, filters)
         donate_carry = True
-    sampler = Sampler(keys, active_filters(options))
+    sampler = Sampler(threefry_keys(keys), filters)
     generator = _start(
         bound, carry, first_tokens, sampler, constraints, max_length, end_token, donate_carry, batch_shape, num_samples
     )
-    generation = _generation(*generator.generate(max_length))
-    if num_samples is None:
-        return generation
-    rows = (*batch_shape, num_samples)
-    return Generation(*(x.reshape(*rows, *x.shape[first_tokens.ndim :]) for x in generation))
+    generation = _generation(*generator.generate(generator.max_length))
+    return generation if num_samples is None else _unflatten_rows(generation, (*batch_shape, num_samples))
 
 
 def stream(
@@ -148,17 +165,17 @@ def stream(
     options: SamplingOptions | None = None,
     *,
     key: Key[Array, "..."] | None = None,
-    max_length: int,
-    end_token: int | None = None,
+    max_length: Count,
+    end_token: EndToken = None,
     constraints: Sequence[Rule] = (),
     memory: Memory = None,
     donate_carry: bool = False,
-    block_length: int = 8,
+    block_length: Count = 8,
 ) -> Iterator[Int[np.ndarray, "*B"]]:
     """Yield the tokens of ``sample``, or without a key of ``greedy``, one ``[*B]`` array at a time.
 
     One compiled loop generates ``block_length`` tokens at a time. The iterator ends when every row has ended. A row
-    that ended because constraints ruled out every token yields an end token (0 without one), as after an end.
+    that ended because constraints ruled out every token yields the first end token (0 without one), as after an end.
 
     Args:
         step, carry, first_tokens, key, max_length, end_token, constraints, memory, donate_carry: as for ``sample``.
@@ -169,16 +186,19 @@ def stream(
         ValueError: at the call, not at the first token: as ``sample``; a block length below 1, or options without a
             key.
     """
-    if block_length < 1:
-        raise ValueError(f"block_length must be at least 1, not {block_length}")
-    first_tokens = as_token_ids(first_tokens)
+    block_length, first_tokens, carry = (
+        as_count("block_length", block_length),
+        as_token_ids(first_tokens),
+        as_arrays(carry),
+    )
+    check_inputs(carry, memory, first_tokens.shape)
     sampler = make_sampler(options, key, first_tokens.shape)
     bound = bind_memory(step, memory)
     generator = _start(bound, carry, first_tokens, sampler, constraints, max_length, end_token, donate_carry)
 
     def blocks() -> Iterator[Int[np.ndarray, "*B"]]:
         num_generated = 0
-        while num_generated < max_length:
+        while num_generated < generator.max_length:
             state, tokens = generator.generate(block_length)
             position, block, done = jax.device_get((state.position, tokens, state.done))
             yield from np.moveaxis(block, -1, 0)[: int(position) - num_generated]
@@ -198,7 +218,8 @@ def make_sampler(
         ValueError: options without a key, or keys of a wrong shape or kind.
     """
     if key is not None:
-        return Sampler(row_keys(key, batch_shape), active_filters(options or SamplingOptions()))
+        filters = active_filters(SamplingOptions() if options is None else options, batch_shape)
+        return Sampler(threefry_keys(row_keys(key, batch_shape)), filters)
     if options is not None:
         raise ValueError(f"sampling needs a key: without one decoding is greedy, and takes no {options}")
     return None
@@ -213,16 +234,16 @@ class _Generator:
         step: Partial,
         sampler: Sampler | None,
         constraints: tuple[Rule, ...],
-        limit: int,
-        end_token: int | None,
+        max_length: int,
+        end_tokens: tuple[int, ...],
     ) -> None:
         self._state, self._inputs = state, (step, sampler, constraints)
-        self._limit, self._end_token = jnp.asarray(limit, jnp.int32), end_token
+        self.max_length, self._limit, self._end_tokens = max_length, jnp.asarray(max_length, jnp.int32), end_tokens
 
     def generate(self, length: int) -> tuple[GenerationState, Int[Array, "*B L"]]:
         """Up to ``length`` more tokens, and the state after them, which the next call overwrites."""
         self._state, tokens = generate_tokens(
-            *self._inputs, self._state, self._limit, length=length, end_token=self._end_token
+            *self._inputs, self._state, self._limit, length=length, end_tokens=self._end_tokens
         )
         return self._state, tokens
 
@@ -233,16 +254,15 @@ def _start(
     first_tokens: Int[Array, "*B"],
     sampler: Sampler | None,
     constraints: Sequence[Rule],
-    max_length: int,
-    end_token: int | None,
+    max_length: Count,
+    end_token: EndToken,
     donate_carry: bool,
     batch_shape: tuple[int, ...] | None = None,
     copies: int | None = None,
 ) -> _Generator:
     """Check the arguments and make the state before the first token."""
-    carry, rules = as_arrays(carry), as_constraints(constraints)
-    check_max_length(carry, max_length)
-    logits = check_step(step, carry, first_tokens, end_token)
+    rules, max_length = as_constraints(constraints), check_max_length(carry, max_length)
+    logits = check_step(step, carry, first_tokens, end_token, copies)
     if sampler is not None and sampler.options.top_k is not None:
         check_top_k(sampler.options.top_k, logits.shape[-1])
     check_constraints(rules, logits.shape[-1], max_length, end_token)
@@ -252,11 +272,12 @@ def _start(
         first_tokens,
         rules,
         dtype=jnp.dtype(logits.dtype),
+        vocab_size=logits.shape[-1],
         max_length=max_length,
         batch_shape=first_tokens.shape if batch_shape is None else batch_shape,
         copies=copies,
     )
-    return _Generator(state, step, sampler, rules, max_length, end_token)
+    return _Generator(state, step, sampler, rules, max_length, as_end_tokens(end_token))
 
 
 def _without_shared_arrays(carry: Carry) -> Carry:
@@ -270,18 +291,26 @@ def _without_shared_arrays(carry: Carry) -> Carry:
 
 
 def _generation(state: GenerationState, tokens: Int[Array, "*B L"]) -> Generation:
-    return Generation(tokens, state.lengths, state.log_probabilities, state.sampling_log_probabilities)
+    sums = state.log_probabilities, state.sampling_log_probabilities
+    return Generation(tokens, state.lengths, *sums, state.carry, state.tokens)
 
 
-def check_max_length(carry: Carry, max_length: int) -> None:
-    """Check the number of tokens to generate.
+@partial(jax.jit, static_argnames="rows")
+def _unflatten_rows(generation: Generation, rows: tuple[int, ...]) -> Generation:
+    """Give the rows made by ``repeat_rows`` a dimension of their own: ``rows`` is ``(*B, n)``."""
+    num_dims = max(len(rows) - 1, 1)
+    return jax.tree.map(lambda x: x.reshape(*rows, *x.shape[num_dims:]), generation)
+
+
+def check_max_length(carry: Carry, max_length: Count) -> int:
+    """Check the number of tokens to generate, and give it as a Python number.
 
     Raises:
         ValueError: it is below 1, or beyond the carry's context.
     """
-    if max_length < 1:
-        raise ValueError(f"max_length must be at least 1, not {max_length}")
-    check_context(carry, max_length - 1, f"max_length={max_length}")
+    number = as_count("max_length", max_length)
+    check_context(carry, number - 1, f"max_length={number}")
+    return number
 
 
 def row_keys(key: Key[Array, "..."], batch_shape: tuple[int, ...]) -> Key[Array, "*B"]:
@@ -296,5 +325,4 @@ def row_keys(key: Key[Array, "..."], batch_shape: tuple[int, ...]) -> Key[Array,
         raise ValueError(f"key must be a single key or one for each row, {batch_shape}, not {key.shape}")
     if key.shape == batch_shape:
         return key
-    rows = jnp.arange(int(np.prod(batch_shape)))
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, rows).reshape(batch_shape)
+    return fold_in_each(key, math.prod(batch_shape)).reshape(batch_shape)

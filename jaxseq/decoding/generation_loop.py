@@ -9,9 +9,11 @@ from jax import lax
 from jax.tree_util import Partial
 
 from jaxseq.decoding.constraints import Rule, apply_constraints, next_states, stopped
+from jaxseq.decoding.end_tokens import fill_token, is_end
 from jaxseq.decoding.filters import draw_tokens, filter_candidates
 from jaxseq.decoding.options import SamplingOptions
-from jaxseq.decoding.step import repeat_leaves
+from jaxseq.decoding.step import read_tokens, repeat_leaves
+from jaxseq.ops.ids import nan_where_invalid
 from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array, Bool, Carry, DType, Float, Int, Key, Logits
 
@@ -24,7 +26,10 @@ class Sampler(NamedTuple):
 
 
 class GenerationState(NamedTuple):
-    """The state of the loop: how many tokens have been generated, and all that the next one depends on."""
+    """The state of the loop: how many tokens have been generated, and all that the next one depends on.
+
+    ``tokens`` are the last tokens, which the carry has not read; rows that are done keep theirs and their carry.
+    """
 
     position: Int[Array, ""]
     carry: Carry
@@ -41,6 +46,7 @@ def init_state(
     first_tokens: Int[Array, "*R"],
     constraints: tuple[Rule, ...],
     dtype: DType,
+    vocab_size: int,
     max_length: int,
     batch_shape: tuple[int, ...],
     copies: int | None,
@@ -54,7 +60,7 @@ def init_state(
     states = tuple(constraint.initial_state(batch_shape, max_length) for constraint in constraints)
     if copies is not None:
         states = repeat_leaves(states, len(batch_shape), copies)
-    zeros = jnp.zeros(rows, at_least_float32(dtype))
+    zeros = nan_where_invalid(jnp.zeros(rows, at_least_float32(dtype)), first_tokens, vocab_size)
     return GenerationState(
         position=jnp.zeros((), jnp.int32),
         carry=jax.tree.map(jnp.copy, carry),
@@ -67,12 +73,12 @@ def init_state(
     )
 
 
-_STATIC = ("dtype", "max_length", "batch_shape", "copies")
+_STATIC = ("dtype", "vocab_size", "max_length", "batch_shape", "copies")
 init_state_with_copy = jax.jit(init_state, static_argnames=_STATIC)
 init_state_donating = jax.jit(init_state, static_argnames=_STATIC, donate_argnames="carry")
 
 
-@partial(jax.jit, static_argnames=("length", "end_token"), donate_argnames="state")
+@partial(jax.jit, static_argnames=("length", "end_tokens"), donate_argnames="state")
 def generate_tokens(
     step: Partial,
     sampler: Sampler | None,
@@ -81,15 +87,15 @@ def generate_tokens(
     limit: Int[Array, ""],
     *,
     length: int,
-    end_token: int | None,
+    end_tokens: tuple[int, ...],
 ) -> tuple[GenerationState, Int[Array, "*B L"]]:
     """Generate up to ``length`` more tokens, up to position ``limit``; stops as soon as every row has ended.
 
-    Places without a token hold the end token (0 without one). The state's arrays are donated.
+    Places without a token hold the first end token (0 without one). The state's arrays are donated.
     """
     start = state.position
-    fill = 0 if end_token is None else end_token
-    buffer = jnp.full((*state.tokens.shape, length), fill, state.tokens.dtype)
+    fill = jnp.asarray(fill_token(end_tokens), state.tokens.dtype)
+    buffer = jnp.full((*state.tokens.shape, length), fill)
     stop = jnp.minimum(start + length, limit)
 
     def condition(loop: tuple[GenerationState, Array]) -> Array:
@@ -98,8 +104,9 @@ def generate_tokens(
 
     def body(loop: tuple[GenerationState, Array]) -> tuple[GenerationState, Array]:
         now, tokens = loop
-        after = _generate_token(step, sampler, constraints, now, limit, end_token)
-        return after, lax.dynamic_update_index_in_dim(tokens, after.tokens, now.position - start, axis=-1)
+        after = _generate_token(step, sampler, constraints, now, limit, end_tokens)
+        new = jnp.where(after.lengths > now.lengths, after.tokens, fill)
+        return after, lax.dynamic_update_index_in_dim(tokens, new, now.position - start, axis=-1)
 
     return lax.while_loop(condition, body, (state, buffer))
 
@@ -110,13 +117,17 @@ def _generate_token(
     constraints: tuple[Rule, ...],
     state: GenerationState,
     limit: Int[Array, ""],
-    end_token: int | None,
+    end_tokens: tuple[int, ...],
 ) -> GenerationState:
-    """Generate one token per row; rows that have ended get end tokens, which add nothing to the sums.
+    """Generate one token per row; rows that have ended stay as they are.
 
     A row whose tokens are all ruled out by the constraints ends, with a log-probability of minus infinity.
     """
-    carry, logits = step(state.carry, state.tokens)
+    may_end = (bool(end_tokens) or bool(constraints)) and state.tokens.size > 1  # a single row ends the loop
+    if may_end:
+        carry, logits = read_tokens(step, state.carry, state.tokens, ~state.done)
+    else:
+        carry, logits = step(state.carry, state.tokens)
     logits = logits.astype(state.log_probabilities.dtype)
     allowed = apply_constraints(constraints, state.constraint_states, logits, state.position, limit - state.position)
     chosen, drawn = _choose_tokens(allowed, sampler, state.position)
@@ -129,11 +140,10 @@ def _generate_token(
         gained = jnp.where(stuck | jnp.isnan(best), best, gained)  # NaN: a rule has ids outside the vocabulary
         drawn = jnp.where(stuck, -jnp.inf, drawn)
     generated = ~(state.done | stuck)
-    fill = jnp.asarray(0 if end_token is None else end_token, state.tokens.dtype)
-    tokens = jnp.where(generated, chosen.astype(state.tokens.dtype), fill)
+    tokens = jnp.where(generated, chosen.astype(state.tokens.dtype), state.tokens)
     done = state.done | stuck
-    if end_token is not None:
-        done |= tokens == fill
+    if end_tokens:
+        done |= generated & is_end(tokens, end_tokens)
     constraint_states = next_states(constraints, state.constraint_states, tokens)
     done |= stopped(constraints, constraint_states, done.shape)
 

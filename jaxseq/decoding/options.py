@@ -3,14 +3,16 @@
     sample(step, carry, first_tokens, SamplingOptions(temperature=0.8, top_p=0.95), key=key, max_length=50)
     beam_search(step, carry, first_tokens, BeamOptions(num_beams=8, normalization="gnmt"), max_length=50, end_token=2)
 
-Numbers are checked when an options object is created. Values that are traced by JAX cannot be checked and are used as
-they are. What depends on the vocabulary, on ``max_length`` or on the batch is checked by the function that is called.
+Numbers are checked when an options object is created. Values that are traced by JAX, such as the arguments of a
+function under ``jit`` that decodes, cannot be checked and are used as they are. What depends on the vocabulary, on
+``max_length`` or on the batch is checked by the function that is called.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from operator import index
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +20,12 @@ import numpy as np
 from jax.tree_util import register_dataclass
 
 from jaxseq.decoding.normalization import NORMALIZATIONS, Normalization
-from jaxseq.typing import Array, Bool, Carry, Float, Scalar
+from jaxseq.typing import Array, Bool, Carry, Float, Integer, Scalar
 
 SMALLEST_POSITIVE = float(np.finfo(np.float32).tiny)
+
+PerRow: TypeAlias = float | Float[np.ndarray | Array, "..."]
+"""A number for all rows, or an array ``[*B]`` with one for each row; it may be traced."""
 
 
 @partial(register_dataclass, data_fields=["temperature", "top_p", "min_p", "typical_p"], meta_fields=["top_k"])
@@ -31,11 +36,12 @@ class SamplingOptions:
     The temperature comes first, then top-k, top-p, min-p and typical-p, in this order. Each filter sets the logits of
     the tokens that it removes to minus infinity, and sees the distribution that the filters before it left,
     renormalised. ``None`` leaves a filter out. The options are a pytree; only ``top_k`` is part of the compiled
-    program, so that new values of the others need no new compilation.
+    program, so that new values of the others need no new compilation. All but ``top_k`` may be arrays ``[*B]``, one
+    value for each row, and may be traced.
 
     Attributes:
-        temperature: divides the logits, ``softmax(logits / temperature)``. Above 0; below 1 sharpens the distribution,
-            above 1 flattens it. 1 or ``None`` leaves the logits as they are.
+        temperature: divides the logits, ``softmax(logits / temperature)``. Above 0 (at least 1.2e-38); below 1 sharpens
+            the distribution, above 1 flattens it. 1 or ``None`` leaves the logits as they are.
         top_k: keeps the k most probable tokens; among equals those of the lowest ids. In [1, V]. Fan et al.,
             "Hierarchical neural story generation", 2018.
         top_p: keeps the smallest set of most probable tokens whose probabilities sum to at least p (the nucleus). In
@@ -47,26 +53,30 @@ class SamplingOptions:
 
     Raises:
         ValueError: a value outside its range (names field and value).
+        TypeError: a ``top_k`` that is traced, or not an integer.
     """
 
-    temperature: float | Scalar | None = 1.0
-    top_k: int | None = None
-    top_p: float | Scalar | None = None
-    min_p: float | Scalar | None = None
-    typical_p: float | Scalar | None = None
+    temperature: PerRow | None = 1.0
+    top_k: int | Integer[np.ndarray | Array, ""] | None = None
+    top_p: PerRow | None = None
+    min_p: PerRow | None = None
+    typical_p: PerRow | None = None
 
     def __post_init__(self) -> None:
         """Check the values."""
-        temperature = known_number(self.temperature)
-        if temperature == 0:
+        temperatures = known_values(self.temperature)
+        if np.any(temperatures == 0):
             raise ValueError("temperature must be above 0, not 0: use greedy for the most probable tokens")
-        if temperature is not None and not SMALLEST_POSITIVE <= temperature < float("inf"):
-            raise ValueError(f"temperature must be above 0 and finite, not {temperature}")
-        if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top_k must be at least 1, not {self.top_k}")
+        for value in temperatures[~((temperatures >= SMALLEST_POSITIVE) & (temperatures < np.inf))]:
+            raise ValueError(f"temperature must be above 0 and finite, not {value}")
+        if self.top_k is not None:
+            top_k = known_integer("top_k", self.top_k)
+            if top_k < 1:
+                raise ValueError(f"top_k must be at least 1, not {top_k}")
+            object.__setattr__(self, "top_k", top_k)
         for name in ("top_p", "min_p", "typical_p"):
-            p = known_number(getattr(self, name))
-            if p is not None and not SMALLEST_POSITIVE <= p <= 1:
+            values = known_values(getattr(self, name))
+            for p in values[~((values >= SMALLEST_POSITIVE) & (values <= 1))]:
                 raise ValueError(f"{name} must be in (0, 1], not {p}")
 
 
@@ -159,17 +169,52 @@ def known_number(value: Any) -> float | None:
     return float(value)
 
 
-def active_filters(options: SamplingOptions) -> SamplingOptions:
-    """The options as inputs of a compiled program: values as arrays, ``None`` for those that change nothing."""
+def known_values(value: Any) -> Float[np.ndarray, " n"]:
+    """The values of a number or an array where they can be checked; none if it is None, traced, or a placeholder."""
+    if isinstance(value, jax.Array) and (isinstance(value, jax.core.Tracer) or not value.is_fully_addressable):
+        return np.zeros(0)
+    if not isinstance(value, (int, float, np.number, np.ndarray, jax.Array)):
+        return np.zeros(0)
+    return np.asarray(value, np.float64).reshape(-1)
 
-    def number(value: Any, neutral: float | None) -> Any:
-        unchanged = value is None or (neutral is not None and known_number(value) == neutral)
+
+def known_integer(name: str, value: Any) -> int:
+    """An integer that is part of a compiled program, also one given as an array.
+
+    Raises:
+        TypeError: it is traced, or not an integer.
+    """
+    if isinstance(value, jax.core.Tracer):
+        raise TypeError(f"{name} is part of the compiled program and cannot be traced: make it a static argument")
+    try:
+        return index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, not {value!r}") from None
+
+
+def active_filters(options: SamplingOptions, batch_shape: tuple[int, ...]) -> SamplingOptions:
+    """The options as inputs of a compiled program: values as arrays, ``None`` for those that change nothing.
+
+    Raises:
+        ValueError: an array that is neither a single value nor one for each row (names the field).
+    """
+
+    def number(name: str, neutral: float | None) -> Any:
+        value = getattr(options, name)
+        if value is None:
+            return None
+        if jnp.shape(value) not in ((), batch_shape):
+            raise ValueError(
+                f"{name} must be a single value or one for each row, {batch_shape}, not {jnp.shape(value)}"
+            )
+        known = known_values(value)
+        unchanged = neutral is not None and known.size > 0 and bool(np.all(known == neutral))
         return None if unchanged else jnp.asarray(value, float)
 
     return SamplingOptions(
-        number(options.temperature, 1.0),
+        number("temperature", 1.0),
         options.top_k,
-        number(options.top_p, 1.0),
-        number(options.min_p, None),
-        number(options.typical_p, 1.0),
+        number("top_p", 1.0),
+        number("min_p", None),
+        number("typical_p", 1.0),
     )

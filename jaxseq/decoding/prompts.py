@@ -1,6 +1,7 @@
 """Prompts of different lengths in one batch. By the splitting law, padding does not change a carry."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -8,7 +9,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from jaxseq.decoding.step import AnyForward, Memory, as_arrays, as_token_ids, bind_memory, check_context
+from jaxseq.decoding.step import (
+    AnyForward,
+    Count,
+    Memory,
+    as_arrays,
+    as_count,
+    as_token_ids,
+    bind_memory,
+    check_context,
+    check_inputs,
+    check_step,
+    document_ids,
+    is_inside,
+    step_of,
+)
+from jaxseq.ops.ids import check_ids, valid_ids
 from jaxseq.typing import Array, Carry, Int
 
 
@@ -41,7 +57,7 @@ def prefill(
     prompts: Int[np.ndarray | Array, "*B T"],
     lengths: Int[np.ndarray | Array, "..."] | None = None,
     *,
-    max_length: int,
+    max_length: Count,
     memory: Memory = None,
 ) -> Prefilled:
     """Read prompts into a carry, all tokens at once: ``greedy(step, *prefill(...), max_length=...)``.
@@ -51,41 +67,59 @@ def prefill(
 
     Args:
         forward: ``(carry, tokens [*B T], segment_ids [*B T]) -> (carry, logits [*B T V])``, or with a fourth argument
-            if ``memory`` is given. Segment ids are 1 in a prompt and 0 (padding) behind its length.
-        carry: a fresh carry; its leaves lead with ``*B``.
-        prompts: token ids.
+            if ``memory`` is given. Segment ids continue the document of the carry (1 in a fresh one), and are 0
+            (padding) behind a prompt's length.
+        carry: a fresh carry, or one that has read tokens, which the prompts continue: to add a turn to a generated
+            text, pass ``made.carry`` and prompts that begin with ``made.last_tokens``, which it has not read. Its
+            leaves lead with ``*B``.
+        prompts: token ids; what stands behind a prompt's length may be anything.
         lengths: the number of tokens of each prompt; ``None``: all have length T.
-        max_length: the number of tokens that will be generated; a carry with too little context raises an error.
+        max_length: the number of tokens that will be generated; a carry with too little context raises an error. Tokens
+            that the carry has read before are not counted.
         memory: a constant input of the forward function; its leaves lead with ``*B``.
 
     Raises:
-        ValueError: a length outside [1, T], or prompt and generation together longer than the carry's context.
+        ValueError: a token outside the vocabulary (the row's first token is -1, and its log-probabilities become NaN,
+            where it is traced), a length outside [1, T], a leaf of carry or memory that does not lead with ``*B``, or
+            prompt and generation together longer than the carry's context.
+        TypeError: tokens or lengths that are not integers.
     """
-    prompts, carry = as_token_ids(prompts), as_arrays(carry)
-    time = prompts.shape[-1]
-    if time < 1:
+    prompts, carry, max_length = as_token_ids(prompts, "prompts"), as_arrays(carry), as_count("max_length", max_length)
+    if prompts.ndim < 1 or prompts.shape[-1] < 1:
         raise ValueError(f"prompts need at least one token each, not the shape {prompts.shape}")
+    rows, time = prompts.shape[:-1], prompts.shape[-1]
+    check_inputs(carry, memory, rows)
     longest = time
     if lengths is None:
-        lengths = jnp.full(prompts.shape[:-1], time, jnp.int32)
-    elif not isinstance(lengths, jax.core.Tracer):
-        counts = np.asarray(lengths)
-        if counts.shape != prompts.shape[:-1]:
-            raise ValueError(f"lengths have shape {counts.shape}, the prompts' rows {prompts.shape[:-1]}")
-        if counts.size and not (counts.min() >= 1 and counts.max() <= time):
-            wrong = counts[(counts < 1) | (counts > time)][0]
-            raise ValueError(f"a prompt's length must be in [1, {time}], not {wrong}")
-        longest = int(counts.max(initial=1))
+        lengths = jnp.full(rows, time, jnp.int32)
+    else:
+        lengths = as_token_ids(lengths, "lengths")
+        if lengths.shape != rows:
+            raise ValueError(f"lengths have shape {lengths.shape}, the prompts' rows {rows}")
+        if not isinstance(lengths, jax.core.Tracer):
+            counts = np.asarray(lengths)
+            for wrong in counts[(counts < 1) | (counts > time)]:
+                raise ValueError(f"a prompt's length must be in [1, {time}], not {wrong}")
+            longest = int(counts.max(initial=1))
     check_context(carry, longest - 1, f"a prompt of {longest} tokens")
     check_context(carry, longest + max_length - 2, f"a prompt of {longest} tokens and max_length={max_length}")
-    return _prefill(bind_memory(forward, memory), carry, prompts, jnp.asarray(lengths))
+    bound, real = bind_memory(forward, memory), is_inside(prompts.shape, lengths)
+    vocab_size = check_step(step_of(bound), carry, jnp.zeros(rows, jnp.int32), None).shape[-1]
+    check_ids("prompts", prompts, vocab_size, real)
+    return _prefill(bound, carry, prompts, lengths, vocab_size)
 
 
-@jax.jit
-def _prefill(forward: Partial, carry: Carry, prompts: Int[Array, "*B T"], lengths: Int[Array, "*B"]) -> Prefilled:
-    last = lengths[..., None].astype(jnp.int32) - 1
-    first_tokens = jnp.take_along_axis(prompts, last, axis=-1)[..., 0]
+@partial(jax.jit, static_argnames="vocab_size")
+def _prefill(
+    forward: Partial, carry: Carry, prompts: Int[Array, "*B T"], lengths: Int[Array, "*B"], vocab_size: int
+) -> Prefilled:
+    real = is_inside(prompts.shape, lengths)
+    first_tokens = jnp.take_along_axis(prompts, lengths[..., None] - 1, axis=-1)[..., 0]
+    valid = jnp.all(valid_ids(prompts, vocab_size) | ~real, axis=-1) & valid_ids(lengths - 1, prompts.shape[-1])
+    first_tokens = jnp.where(valid, first_tokens, -1)
     if prompts.shape[-1] > 1:
-        before = jnp.broadcast_to(jnp.arange(prompts.shape[-1] - 1, dtype=jnp.int32), prompts[..., 1:].shape) < last
-        carry, _ = forward(carry, prompts[..., :-1], before.astype(jnp.int32))
+        before = is_inside(prompts[..., 1:].shape, lengths - 1)
+        document = jnp.broadcast_to(document_ids(carry, lengths.shape)[..., None], before.shape)
+        read = jnp.where(before, prompts[..., :-1], 0)
+        carry, _ = forward(carry, read, jnp.where(before, document, 0))
     return Prefilled(carry, first_tokens)

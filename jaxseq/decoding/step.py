@@ -23,13 +23,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from jaxseq.typing import Array, Carry, Float, Int, Logits, SegmentIds, Tokens
+from jaxseq.decoding.end_tokens import EndToken, as_end_tokens
+from jaxseq.decoding.options import known_integer
+from jaxseq.ops.ids import check_ids
+from jaxseq.typing import Array, Bool, Carry, Float, Int, Integer, Logits, SegmentIds, Tokens
 
 LARGE_ROW_BYTES = 2**14
 """Rows of at least this size are moved one by one on a CPU; smaller ones are gathered."""
 
 Memory: TypeAlias = Any
 """A constant input of a step: a pytree whose leaves all lead with ``*B``, or None."""
+
+Count: TypeAlias = int | np.integer | Integer[np.ndarray | Array, ""]
+"""A number of tokens or rows; part of the compiled program, so not traced."""
 
 Tree = TypeVar("Tree")
 
@@ -80,6 +86,46 @@ AnyForward: TypeAlias = Forward | ForwardWithMemory
 def step_of(forward: AnyForward) -> Partial:
     """A step that calls a forward function on one token at a time."""
     return Partial(_forward_one_token, as_partial(forward))
+
+
+def read_tokens(step: Partial, carry: Carry, tokens: Int[Array, "*B"], live: Bool[Array, "*B"]) -> tuple[Carry, Logits]:
+    """Call the step on the live rows: the others keep their carry, and their logits have no meaning.
+
+    A step made by ``step_of`` reads the tokens of the others as padding, which copies nothing; of any other step both
+    carries are needed, and rows are selected.
+    """
+    if _reads_padding(step):
+        return step(carry, tokens, live=live)
+    after, logits = step(carry, tokens)
+    return select_rows(live, after, carry), logits
+
+
+def select_rows(chosen: Bool[Array, "*B"], tree: Tree, other: Tree) -> Tree:
+    """The rows of one tree where ``chosen``, else those of the other."""
+
+    def select(a: Array, b: Array) -> Array:
+        return jnp.where(chosen.reshape(*chosen.shape, *(1,) * (a.ndim - chosen.ndim)), a, b)
+
+    return jax.tree.map(select, tree, other)
+
+
+def document_ids(carry: Carry, batch_shape: tuple[int, ...]) -> Int[Array, "*B"]:
+    """The segment id with which each row's document goes on: tokens read with it continue it.
+
+    A part of a carry that distinguishes documents stores the id of the last token that it has read, in a field or a
+    property ``segment_id`` (``[*B]``; 0 before the first token). All parts agree, so the first is used. A row that
+    has read nothing, and a carry without such a part, goes on with 1.
+    """
+
+    def has_id(node: Any) -> bool:
+        found = getattr(node, "segment_id", None)
+        return isinstance(found, Array) and found.shape == batch_shape and jnp.issubdtype(found.dtype, jnp.integer)
+
+    for part in jax.tree.leaves(carry, is_leaf=has_id):
+        if has_id(part):
+            found = part.segment_id.astype(jnp.int32)
+            return jnp.where(found == 0, jnp.ones_like(found), found)
+    return jnp.ones(batch_shape, jnp.int32)
 
 
 def as_partial(function: Callable[..., Any]) -> Partial:
@@ -151,6 +197,16 @@ def _move_rows(rows: list[Array], sources: Int[Array, " R"]) -> list[Array]:
     return jax.lax.fori_loop(0, jnp.sum(moves), body, rows)
 
 
+def check_inputs(carry: Carry, memory: Memory, batch_shape: tuple[int, ...]) -> None:
+    """Check that all leaves of the carry and of the memory lead with the batch dimensions of the tokens.
+
+    Raises:
+        ValueError: names the first leaf that does not.
+    """
+    check_rows(carry, batch_shape, "carry")
+    check_rows(memory, batch_shape, "memory")
+
+
 def check_rows(tree: Carry | Memory, batch_shape: tuple[int, ...], name: str) -> None:
     """Check that all leaves lead with the batch dimensions.
 
@@ -164,18 +220,22 @@ def check_rows(tree: Carry | Memory, batch_shape: tuple[int, ...], name: str) ->
             raise ValueError(f"{leaf_name} has shape {shape}: it must lead with the batch dimensions {batch_shape}")
 
 
-def check_step(step: Step, carry: Carry, tokens: Int[Array, "*B"], end_token: int | None) -> jax.ShapeDtypeStruct:
+def check_step(
+    step: Step, carry: Carry, tokens: Int[Array, "*B"], end_token: EndToken, copies: int | None = None
+) -> jax.ShapeDtypeStruct:
     """Trace the step once and check its outputs, before anything is compiled; returns the logits' shape and dtype.
 
+    ``copies`` is the number of copies that ``repeat_rows`` has made of each row.
+
     Raises:
-        ValueError: a carry or logits of the wrong shape, or an end token outside the vocabulary.
+        ValueError: a carry or logits of the wrong shape, first tokens or end tokens outside the vocabulary.
     """
     after, logits = _traced_step.eval_shape(as_partial(step), carry, tokens)
     if logits.shape[:-1] != tokens.shape or len(logits.shape) != len(tokens.shape) + 1:
         raise ValueError(f"step must return logits of shape {tokens.shape} + (V,), not {logits.shape}")
     vocab_size = logits.shape[-1]
-    if end_token is not None and not 0 <= end_token < vocab_size:
-        raise ValueError(f"end_token {end_token} outside the vocabulary of {vocab_size}")
+    as_end_tokens(end_token, vocab_size)
+    check_ids("first_tokens", tokens if copies is None else tokens[..., ::copies], vocab_size)
     was: Any = jax.tree.structure(carry)
     now: Any = jax.tree.structure(after)
     if was != now:
@@ -185,6 +245,19 @@ def check_step(step: Step, carry: Carry, tokens: Int[Array, "*B"], end_token: in
             name = jax.tree_util.keystr(path) or "the carry"
             raise ValueError(f"step must keep {name} as {a.dtype}{a.shape}; it became {b.dtype}{b.shape}")
     return logits
+
+
+def as_count(name: str, value: Count) -> int:
+    """A number of tokens, rows or samples, of which there must be at least one, as a Python number.
+
+    Raises:
+        TypeError: it is traced, or not an integer.
+        ValueError: it is below 1.
+    """
+    number = known_integer(name, value)
+    if number < 1:
+        raise ValueError(f"{name} must be at least 1, not {number}")
+    return number
 
 
 def check_context(carry: Carry, needed: int, request: str) -> None:
@@ -215,16 +288,24 @@ def min_context(carry: Carry) -> int | None:
     return min([part.context for part in parts if part.context is not None], default=None)
 
 
-def as_token_ids(tokens: Sequence[int] | np.ndarray | Array | int) -> Int[Array, "..."]:
-    """Token ids as int32, whatever integer dtype they come in.
+def as_token_ids(tokens: Sequence[int] | np.ndarray | Array | int, what: str = "tokens") -> Int[Array, "..."]:
+    """Token ids as int32, whatever integer dtype they come in; ids beyond int32 stay out of range and do not wrap.
 
     Raises:
         TypeError: they are not integers.
     """
-    ids = jnp.asarray(tokens)
+    ids = tokens if isinstance(tokens, Array) else np.asarray(tokens)
     if not jnp.issubdtype(ids.dtype, jnp.integer):
-        raise TypeError(f"tokens must be integers, not {ids.dtype}{ids.shape}")
-    return ids.astype(jnp.int32)
+        raise TypeError(f"{what} must be integers, not {ids.dtype}{ids.shape}")
+    given, kept = jnp.iinfo(ids.dtype), jnp.iinfo(jnp.int32)
+    if given.max > kept.max:
+        ids = ids.clip(max(int(given.min), int(kept.min)), kept.max)
+    return jnp.asarray(ids, jnp.int32)
+
+
+def is_inside(shape: tuple[int, ...], lengths: Int[Array, "*B"]) -> Bool[Array, "*B T"]:
+    """Which positions of an array of this shape ``[*B T]`` lie within the lengths."""
+    return jnp.broadcast_to(jnp.arange(shape[-1], dtype=lengths.dtype), shape) < lengths[..., None]
 
 
 def as_arrays(carry: Carry) -> Carry:
@@ -238,16 +319,31 @@ def _traced_step(step: Partial, carry: Carry, tokens: Int[Array, "*B"]) -> tuple
     return step(carry, tokens)
 
 
+def _reads_padding(step: Partial) -> bool:
+    """Whether the step takes ``live``: a step of a forward function, with a memory or mapped over rows too."""
+    if step.func in (_call_with_memory, _vmapped_step):
+        return _reads_padding(step.args[0])
+    return step.func is _forward_one_token
+
+
 def _forward_one_token(
-    forward: AnyForward, carry: Carry, tokens: Int[Array, "*B"], *memory: Memory
+    forward: AnyForward,
+    carry: Carry,
+    tokens: Int[Array, "*B"],
+    *memory: Memory,
+    live: Bool[Array, "*B"] | None = None,
 ) -> tuple[Carry, Logits]:
-    after, logits = forward(carry, tokens[..., None], None, *memory)
+    ids = None
+    if live is not None:
+        document = document_ids(carry, tokens.shape)
+        ids = jnp.where(live, document, jnp.zeros_like(document))[..., None]
+    after, logits = forward(carry, tokens[..., None], ids, *memory)
     return after, logits[..., 0, :]
 
 
-def _call_with_memory(function: Callable[..., Tree], memory: Memory, *arguments: Any) -> Tree:
-    return function(*arguments, memory)
+def _call_with_memory(function: Callable[..., Tree], memory: Memory, *arguments: Any, **live: Any) -> Tree:
+    return function(*arguments, memory, **live)
 
 
-def _vmapped_step(step: Step, carry: Carry, tokens: Int[Array, " R"]) -> tuple[Carry, Logits]:
-    return jax.vmap(step)(carry, tokens)
+def _vmapped_step(step: Step, carry: Carry, tokens: Int[Array, " R"], **live: Any) -> tuple[Carry, Logits]:
+    return jax.vmap(step)(carry, tokens, **live)

@@ -15,6 +15,7 @@ from jaxseq.decoding import (
     keep_top_k,
     keep_top_p,
     keep_typical_p,
+    sample,
 )
 
 TABLE = jax.random.normal(jax.random.key(3), (4, 9))
@@ -135,3 +136,59 @@ def test_all_filters_come_in_the_stated_order():
 
     options = SamplingOptions(temperature=0.7, top_k=7, top_p=0.95, min_p=0.1, typical_p=0.8)
     assert jnp.array_equal(jax.jit(filter_logits)(TABLE, options), one_by_one(TABLE))
+
+
+@pytest.mark.parametrize(
+    ("logits", "temperature"),
+    [
+        (jnp.array([3.0, 1.0, 2.9, -jnp.inf]), 1.2e-38),
+        pytest.param(jnp.array([-3e38, 3e38, 1.0, -jnp.inf]), 1e-3, marks=pytest.mark.full),
+        (jnp.array([30.0, 1.0, 29.0, -jnp.inf], jnp.float16), 4e-4),
+        pytest.param(jnp.array([2e4, 1.0, 1.9e4, -jnp.inf], jnp.bfloat16), 2e-38, marks=pytest.mark.full),
+    ],
+)
+def test_the_least_temperatures_leave_the_most_probable_token(logits, temperature):
+    """Logits are divided after their maximum is subtracted, so that nothing overflows."""
+    scores = jax.nn.log_softmax(apply_temperature(logits, temperature))
+    assert (
+        scores.dtype == logits.dtype and float(jnp.max(scores)) == 0 and int(jnp.argmax(scores)) == jnp.argmax(logits)
+    )
+    step = jax.tree_util.Partial(lambda carry, tokens: (carry, logits))
+    made = sample(step, (), jnp.array(0), SamplingOptions(temperature), key=jax.random.key(0), max_length=2)
+    assert made.tokens.tolist() == [int(jnp.argmax(logits))] * 2 and float(made.sampling_log_probabilities) == 0
+
+
+@pytest.mark.full
+def test_a_temperature_divides_the_differences_of_logits(x64):
+    logits = 1e4 + jax.random.normal(jax.random.key(0), (3, 8))
+    exact = jax.nn.log_softmax((logits.astype(jnp.float64) - 1e4) / 0.01)
+    made = jax.nn.log_softmax(apply_temperature(logits.astype(jnp.float64), 0.01))
+    np.testing.assert_allclose(made, exact, rtol=1e-8)
+    kept_exactly = apply_temperature(logits, jnp.array([1.0, 2.0, 1.0], jnp.float32))
+    assert jnp.array_equal(kept_exactly[::2], logits[::2])
+
+
+@pytest.mark.parametrize("infinite", [-jnp.inf, jnp.inf])
+def test_infinite_logits_do_not_disturb_min_p(infinite):
+    logits = jnp.array([infinite, 1e30, 1e30, -1e30])
+    assert kept(jnp.where(keep_min_p(logits, 0.5) > -jnp.inf, 0.0, -jnp.inf)) == ({0} if infinite > 0 else {1, 2})
+
+
+@pytest.mark.full
+def test_each_row_may_have_options_of_its_own():
+    options = SamplingOptions(
+        jnp.array([0.5, 1.0, 2.0, 1e-30]),
+        top_k=7,
+        top_p=jnp.array([0.9, 1.0, 0.3, 0.5]),
+        min_p=jnp.array([0.1, 0.01, 0.2, 0.3]),
+        typical_p=jnp.array([0.95, 1.0, 0.8, 0.5]),
+    )
+    filtered = jax.jit(filter_logits)
+    made = filtered(TABLE, options)
+    for i in range(4):
+        alone = jax.tree.map(lambda x, i=i: x[i], options)
+        np.testing.assert_array_equal(filtered(TABLE[i], alone), made[i])
+    for wrong in (jnp.ones(3), jnp.ones((2, 2)), jnp.ones((4, 1))):
+        for function in (apply_temperature, keep_top_p, keep_min_p, keep_typical_p):
+            with pytest.raises(ValueError, match=r"must be a single value or one for each row, \(4,\)"):
+                function(TABLE, wrong)

@@ -1,5 +1,6 @@
 """Greedy decoding, sampling and streaming: against plain loops, over any carry, row by row."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -8,7 +9,19 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from jaxseq.decoding import SamplingOptions, filter_logits, greedy, sample, stream
+from jaxseq.decoding import (
+    NoRepeatedNgrams,
+    Prefix,
+    SamplingOptions,
+    filter_logits,
+    greedy,
+    prefill,
+    sample,
+    score,
+    speculative_sample,
+    step_of,
+    stream,
+)
 
 V, B, L, END = 7, 5, 12, 3
 
@@ -167,7 +180,7 @@ def test_any_leading_dimensions_are_rows(key):
     first = jnp.arange(6, dtype=jnp.int32)
     flat = sample(STEP, start((6,)), first, key=key, max_length=L, end_token=END)
     grid = sample(STEP, start((2, 3)), first.reshape(2, 3), key=key, max_length=L, end_token=END)
-    for a, b in zip(flat, grid, strict=True):
+    for a, b in zip(jax.tree.leaves(flat), jax.tree.leaves(grid), strict=True):
         np.testing.assert_allclose(a, b.reshape(a.shape), rtol=1e-5)
     best = greedy(STEP, start((2, 3)), first.reshape(2, 3), max_length=4)
     assert best.tokens.shape == (2, 3, 4)
@@ -177,6 +190,25 @@ def test_a_longer_generation_goes_on_where_a_shorter_one_ended(key):
     short = sample(STEP, start(), FIRST, key=key, max_length=5)
     long = sample(STEP, start(), FIRST, key=key, max_length=L)
     assert np.array_equal(short.tokens, long.tokens[:, :5])
+
+
+@pytest.mark.parametrize("name", ["rbg", pytest.param("unsafe_rbg", marks=pytest.mark.full)])
+def test_rows_draw_by_their_own_keys_of_any_implementation(name):
+    """Under ``vmap``, rbg keys draw as the first of them: each row would follow the key of the first."""
+    key = jax.random.key(0, impl=name)
+    keys = jax.random.split(key, B)
+    flat = jax.tree_util.Partial(lambda carry, tokens: (carry, jnp.zeros((*tokens.shape, V))))
+    draw = functools.partial(sample, flat, (), max_length=L)
+    made = draw(FIRST, key=keys)
+    other = draw(FIRST, key=jax.random.split(jax.random.key(1, impl=name), B).at[0].set(keys[0]))
+    assert np.array_equal(made.tokens[0], other.tokens[0])
+    assert not any(np.array_equal(a, b) for a, b in zip(made.tokens[1:], other.tokens[1:], strict=True))
+    assert np.array_equal(made.tokens[::-1], draw(FIRST, key=keys[::-1]).tokens)
+    folded = draw(FIRST, key=jnp.stack([jax.random.fold_in(key, i) for i in range(B)]))
+    assert np.array_equal(draw(FIRST, key=key).tokens, folded.tokens)
+    several = draw(FIRST[:1], key=keys[:1], num_samples=B)
+    each = draw(FIRST, key=jnp.stack([jax.random.fold_in(keys[0], i) for i in range(B)]))
+    assert np.array_equal(several.tokens[0], each.tokens)
 
 
 @pytest.mark.parametrize("kind", list(CARRIES))
@@ -275,6 +307,65 @@ def test_a_stream_of_one_row_gives_single_tokens(key):
     made = list(stream(single, start(()), FIRST[2], max_length=6, key=key))
     assert [piece.shape for piece in made] == [()] * 6
     assert made == sample(single, start(()), FIRST[2], max_length=6, key=key).tokens.tolist()
+
+
+@pytest.mark.full
+def test_a_row_ends_at_the_first_of_several_end_tokens(key):
+    ends = np.array([END, 0])
+    for end_token in (ends, tuple(ends.tolist()), jnp.asarray(ends)):
+        made = sample(STEP, start(), FIRST, SamplingOptions(3.0), key=key, max_length=L, end_token=end_token)
+        whole = sample(STEP, start(), FIRST, SamplingOptions(3.0), key=key, max_length=L)
+        for row, tokens in zip(whole.tokens.tolist(), made.tokens.tolist(), strict=True):
+            length = min([i + 1 for i, token in enumerate(row) if token in ends] + [L])
+            assert tokens == row[:length] + [END] * (L - length)
+    one = greedy(STEP, start(), FIRST, max_length=jnp.int32(L), end_token=jnp.int32(END))
+    assert np.array_equal(one.tokens, greedy(STEP, start(), FIRST, max_length=L, end_token=END).tokens)
+
+
+def test_no_rows_give_results_of_no_rows(key):
+    none = start((0,)), FIRST[:0]
+    forward = jax.tree_util.Partial(lambda carry, tokens, ids: (carry, jnp.zeros((*tokens.shape, V))))
+    step, rules = step_of(forward), [Prefix([1]), NoRepeatedNgrams(2)]
+    common = {"max_length": 4, "end_token": END, "constraints": rules}
+    made = [
+        greedy(step, *none, **common),
+        sample(step, *none, SamplingOptions(0.5, top_p=0.9), key=key, **common),
+        sample(step, *none, key=jax.random.key(0, impl="rbg"), num_samples=2, **common),
+        speculative_sample(forward, forward, none[0], *none, key=key, **common),
+    ]
+    assert [x.tokens.shape for x in made] == [(0, 4), (0, 4), (0, 2, 4), (0, 4)]
+    assert list(stream(step, *none, **common)) == []
+    carry, first = prefill(forward, none[0], np.zeros((0, 3), np.int32), np.zeros(0, np.int32), max_length=2)
+    assert first.shape == (0,) and carry["h"].shape == (0, 4)
+    assert score(step, *none, np.zeros((0, 3), np.int32)).shape == (0,)
+    assert score(step, start(), FIRST, np.zeros((B, 0), np.int32)).tolist() == [0.0] * B
+
+
+def test_a_carry_or_memory_of_other_rows_is_named(key):
+    forward = jax.tree_util.Partial(lambda carry, tokens, ids, memory: (carry, jnp.zeros((*tokens.shape, V))))
+    step, common = step_of(forward), {"max_length": 4}
+    tokens = np.zeros((B, 2), np.int32)
+    good = {"carry": start(), "memory": {"x": jnp.zeros((B, 2))}}
+    for bad, message in [
+        ({"carry": start((3,))}, r"carry\['h'\] has shape \(3, 4\).*\(5,\)"),
+        ({"memory": {"x": jnp.zeros((3, 2))}}, r"memory\['x'\] has shape \(3, 2\).*\(5,\)"),
+    ]:
+        carry, memory = (good | bad).values()
+        for run in (
+            lambda carry, memory: greedy(step, carry, FIRST, memory=memory, **common),
+            lambda carry, memory: sample(step, carry, FIRST, memory=memory, key=key, **common),
+            lambda carry, memory: sample(step, carry, FIRST, memory=memory, key=key, num_samples=2, **common),
+            lambda carry, memory: stream(step, carry, FIRST, memory=memory, **common),
+            lambda carry, memory: score(step, carry, FIRST, tokens, memory=memory),
+            lambda carry, memory: prefill(forward, carry, tokens, memory=memory, **common),
+            lambda carry, memory: speculative_sample(
+                forward, forward, start(), carry, FIRST, key=key, memory=memory, draft_memory=good["memory"], **common
+            ),
+        ):
+            with pytest.raises(ValueError, match=message):
+                run(carry, memory)
+    with pytest.raises(ValueError, match=r"draft_carry\['h'\] has shape \(3, 4\)"):
+        speculative_sample(forward, forward, start((3,)), start(), FIRST, key=key, **common)
 
 
 @pytest.mark.parametrize(

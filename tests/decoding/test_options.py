@@ -3,9 +3,10 @@
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.tree_util import Partial
-from toy_models import table_step
+from toy_models import table_forward, table_step
 
 from jaxseq.decoding import (
     GNMT,
@@ -16,7 +17,9 @@ from jaxseq.decoding import (
     beam_search,
     filter_logits,
     sample,
+    speculative_sample,
 )
+from jaxseq.decoding.options import known_integer
 
 V, END = 5, 1
 FIRST, CARRY = jnp.array([0, 2], jnp.int32), jnp.zeros(2, jnp.int32)
@@ -102,3 +105,47 @@ def test_equal_options_are_equal_and_hashable() -> None:
 def test_a_probability_outside_its_range_is_named(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"{name} must be in \(0, 1\], not {value}"):
         SamplingOptions(**{name: value})
+
+
+@pytest.mark.full
+def test_rows_with_options_of_their_own_draw_what_they_draw_alone(key: jax.Array) -> None:
+    """Also when the options are traced, and when each row is drawn several times."""
+    step, values = Partial(table_step, table(1)), {"temperature": [0.5, 3.0], "top_p": [1.0, 0.7]}
+    rows = {name: jnp.array(value) for name, value in values.items()}
+
+    def run(options, **more):
+        return sample(step, CARRY, FIRST, options, key=key, max_length=6, **more).tokens
+
+    made = run(SamplingOptions(**rows))
+    assert jnp.array_equal(jax.jit(run)(SamplingOptions(**rows)), made)
+    several = run(SamplingOptions(**rows), num_samples=2)
+    for i in range(2):
+        alone = SamplingOptions(**{name: value[i] for name, value in values.items()})
+        assert jnp.array_equal(run(alone)[i], made[i]) and jnp.array_equal(run(alone, num_samples=2)[i], several[i])
+    draft, target = (Partial(table_forward, table(seed)) for seed in (2, 1))
+    drafted = [
+        speculative_sample(draft, target, CARRY, CARRY, FIRST, options, key=key, max_length=6)
+        for options in (SamplingOptions(jnp.array(pair)) for pair in ([0.5, 3.0], [0.5, 0.5], [3.0, 3.0]))
+    ]
+    for i in range(2):
+        assert jnp.array_equal(drafted[0].tokens[i], drafted[1 + i].tokens[i])
+    with pytest.raises(ValueError, match=r"top_p must be a single value or one for each row, \(2,\), not \(3,\)"):
+        run(SamplingOptions(top_p=jnp.ones(3)))
+    with pytest.raises(ValueError, match=r"top_p must be in \(0, 1\], not 1.5"):
+        SamplingOptions(top_p=jnp.array([0.5, 1.5]))
+
+
+@pytest.mark.full
+def test_what_is_compiled_in_may_be_an_array_and_is_refused_where_traced(key: jax.Array) -> None:
+    step = Partial(table_step, table(1))
+
+    def run(top_k=3, max_length=4, num_samples=2):
+        options = SamplingOptions(top_k=top_k)
+        return sample(step, CARRY, FIRST, options, key=key, max_length=max_length, num_samples=num_samples).tokens
+
+    assert jnp.array_equal(run(jnp.int32(3), np.int64(4), jnp.int32(2)), run())
+    for name in ("top_k", "max_length", "num_samples"):
+        with pytest.raises(TypeError, match=f"{name} is part of the compiled program and cannot be traced"):
+            jax.jit(lambda n, name=name: run(**{name: n}))(3)
+        with pytest.raises(TypeError, match=f"{name} must be an integer, not 2.5"):
+            known_integer(name, 2.5)

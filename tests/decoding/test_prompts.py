@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.tree_util import Partial
-from toy_models import EVERY_KIND, model, table_step
+from toy_models import EVERY_KIND, model, table_forward, table_step
 
 from jaxseq.decoding import (
     BeamOptions,
@@ -22,6 +22,7 @@ from jaxseq.decoding import (
     sample,
     score,
     score_tokens,
+    speculative_sample,
     step_of,
     stream,
 )
@@ -246,3 +247,65 @@ def test_a_step_reads_one_token_whatever_was_made() -> None:
     greedy(step, jnp.zeros(2), first, max_length=50)
     beam_search(step, jnp.zeros(2), first, BeamOptions(2), max_length=50, end_token=0)
     assert set(lengths) == {1}
+
+
+def test_ids_out_of_range_are_named_outside_jit_and_nan_under_it(key: jax.Array) -> None:
+    """First tokens, prompts and scored tokens; what stands behind a length may be anything, in a gradient too."""
+    chain = jax.random.normal(jax.random.key(0), (5, 5))
+    forward = Partial(table_forward, chain)
+    step, carry, tokens = step_of(forward), jnp.zeros(3, jnp.int32), np.array([[1, 2, 3], [4, 5, 0], [0, -1, 9]])
+    first, lengths = np.array([0, 1, 2]), np.array([3, 3, 1])
+    for bad in (5, -1, 2**40):
+        wrong, shown = np.array([0, bad, 1]), min(bad, 2**31 - 1)
+        for run in (
+            lambda wrong: greedy(step, carry, wrong, max_length=2),
+            lambda wrong: sample(step, carry, wrong, key=key, max_length=2, num_samples=2),
+            lambda wrong: stream(step, carry, wrong, max_length=2),
+            lambda wrong: score(step, carry, wrong, np.zeros((3, 2), int)),
+            lambda wrong: speculative_sample(forward, forward, carry, carry, wrong, key=None, max_length=2),
+        ):
+            with pytest.raises(ValueError, match=rf"first_tokens: id {shown} at index \(1,\) is outside \[0, 5\)"):
+                run(wrong)
+    with pytest.raises(ValueError, match=r"tokens: id 5 at index \(1, 1\)"):
+        score_tokens(step, carry, first, tokens, lengths)
+    with pytest.raises(ValueError, match=r"prompts: id 5 at index \(1, 1\)"):
+        prefill(forward, carry, tokens, lengths, max_length=1)
+
+    @jax.jit
+    def traced(chain, first, tokens, lengths):
+        forward = Partial(table_forward, chain)
+        step = step_of(forward)
+        made = greedy(step, carry, first, max_length=2)
+        drafted = speculative_sample(forward, forward, carry, carry, first, key=None, max_length=2)
+        read = prefill(forward, carry, tokens, lengths, max_length=1)
+        after = greedy(step, *read, max_length=2)
+        scores = score_tokens(step, carry, first, tokens, lengths)
+        return made.log_probabilities, drafted.log_probabilities, after.log_probabilities, scores
+
+    made, drafted, after, scores = traced(chain, jnp.array([0, 5, -1]), tokens, lengths)
+    for sums, unknown in ((made, [0, 1, 1]), (drafted, [0, 1, 1]), (after, [0, 1, 0])):
+        assert np.isnan(sums).tolist() == [bool(x) for x in unknown]
+    assert np.isnan(scores).tolist() == [[False] * 3, [True] * 3, [True, False, False]]
+    scores = traced(chain, first, tokens, lengths)[3]
+    assert np.isnan(scores).tolist() == [[False] * 3, [False, True, True], [False] * 3]
+    clean = np.where(np.arange(3) < lengths[:, None], tokens, 0)[::2]
+    rows = carry[:2], first[::2], clean, lengths[::2]
+    np.testing.assert_array_equal(scores[::2], score_tokens(step, *rows))
+    assert np.all(np.isnan(traced(chain, first, clean[[0, 0, 1]], np.array([3, 4, 1]))[3][1]))
+
+    def loss(chain, tokens):
+        nan_outside = jnp.concatenate([chain, jnp.full((1, 5), jnp.nan)])
+        lookup = Partial(lambda table, carry, tokens: (carry, table[jnp.where(tokens < 5, tokens, 5)]), nan_outside)
+        return jnp.sum(score(lookup, carry[:2], first[::2], tokens, lengths[::2]))
+
+    spoilt = np.where(np.arange(3) < lengths[::2, None], tokens[::2], 9)
+    np.testing.assert_array_equal(jax.grad(loss)(chain, spoilt), jax.grad(loss)(chain, clean))
+
+
+def test_lengths_of_scores_and_prompts_are_integers_in_their_range() -> None:
+    forward, carry = Partial(table_forward, jnp.zeros((5, 5))), jnp.zeros(2, jnp.int32)
+    first, tokens = np.zeros(2, int), np.zeros((2, 3), int)
+    with pytest.raises(ValueError, match=r"lengths: id 4 at index \(1,\) is outside \[0, 4\)"):
+        score(step_of(forward), carry, first, tokens, [3, 4])
+    with pytest.raises(TypeError, match=r"lengths must be integers, not float64\(2,\)"):
+        as_token_ids(np.ones(2), "lengths")

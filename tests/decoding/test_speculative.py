@@ -11,7 +11,20 @@ import scipy.stats
 from jax.tree_util import Partial
 from toy_models import Model, model, table_forward, table_step
 
-from jaxseq.decoding import SamplingOptions, filter_logits, greedy, score, speculative_sample
+from jaxseq.decoding import (
+    Forbid,
+    MinLength,
+    NoRepeatedNgrams,
+    Prefix,
+    RepetitionPenalty,
+    SamplingOptions,
+    Stop,
+    filter_logits,
+    greedy,
+    sample,
+    score,
+    speculative_sample,
+)
 
 V, END = 4, 3
 TARGET, DRAFT = (1.5 * jax.random.normal(jax.random.key(seed), (V, V)) for seed in (1, 2))
@@ -105,16 +118,15 @@ def test_a_draft_that_is_the_model_is_always_kept(key: jax.Array) -> None:
         jax.debug.callback(lambda: calls.append(1))
         return table_forward(params, carry, tokens, ids)
 
-    chain = jnp.zeros((3, 3)).at[0, 1].set(9.0).at[1, 2].set(9.0).at[2, 2].set(9.0)  # row 0 ends at once
+    chain = jnp.zeros((3, 3)).at[0, 0].set(9.0).at[1, 2].set(9.0)  # row 0 ends at once, row 1 never
     draft = Partial(table_forward, chain)
     first = jnp.array([1, 0], jnp.int32)
-    jax.block_until_ready(
-        speculative_sample(
-            draft, Partial(counted, chain), counts(2), counts(2), first, key=None, max_length=12, end_token=2
-        )
+    ended = speculative_sample(
+        draft, Partial(counted, chain), counts(2), counts(2), first, key=None, max_length=15, end_token=2
     )
     jax.effects_barrier()
-    assert len(calls) == 1  # a row that has ended costs no second forward
+    assert int(ended.num_rounds) == 3 and ended.carry.tolist() == [1, 15] == ended.draft_carry.tolist()
+    assert len(calls) == 4  # one forward a round, and one more in the round in which a row ends, for its carry
     again = score(m.step, m.carry(2), FIRST[:2], made.tokens)
     np.testing.assert_allclose(made.log_probabilities, again, atol=1e-4)
 
@@ -131,6 +143,61 @@ def test_log_probabilities_are_the_models_own_and_rows_are_alone(key: jax.Array)
         alone = speculative_sample(draft, target, counts(), counts(), first[row], key=its_key, **options)
         assert np.array_equal(alone.tokens, made.tokens[row])
         assert (alone.lengths, alone.num_accepted) == (made.lengths[row], made.num_accepted[row])
+
+
+STOP = Stop.at_sequences([(0, 2, 2)], vocab_size=V)
+RULES = (
+    NoRepeatedNgrams(2),
+    MinLength(2, (END, 1)),
+    STOP,
+    RepetitionPenalty(1.3),
+    Prefix(np.array([[2, 0], [0, 2], [2, 2], [0, 0]])),
+    Forbid([1]),
+)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("sampled", [False, True])
+def test_constraints_and_several_end_tokens_act_as_in_greedy_and_in_sampling(key: jax.Array, sampled: bool) -> None:
+    """Rows are at different positions in a round. Filters that leave one token make sampling greedy."""
+    table = jax.random.normal(jax.random.key(4), (V, V))
+    first, common = jnp.array([0, 1, 2, 0]), {"max_length": 7, "end_token": (END, 1), "constraints": RULES}
+    want = greedy(Partial(table_step, table), counts(4), first, **common)
+    draft, target = Partial(table_forward, DRAFT), Partial(table_forward, table)
+    extra = {"key": key, "options": SamplingOptions(top_k=1)} if sampled else {"key": None}
+    for n in (1, 3):
+        made = speculative_sample(draft, target, counts(4), counts(4), first, draft_length=n, **common, **extra)
+        for name in ("tokens", "lengths", "last_tokens", "carry"):
+            assert np.array_equal(getattr(made, name), getattr(want, name))
+        np.testing.assert_allclose(made.log_probabilities, want.log_probabilities, rtol=1e-5)
+        assert np.array_equal(made.draft_carry, made.carry)
+
+
+@pytest.mark.full
+def test_a_row_that_constraints_leave_no_token_ends_as_in_greedy() -> None:
+    chain, first = jnp.zeros((3, 3)).at[0, 1].set(9.0), jnp.zeros(2, jnp.int32)
+    rules = [Prefix(np.array([[0, 1], [0, 0]])), Forbid([1])]  # the first row has no second token
+    common = {"max_length": 3, "end_token": 2, "constraints": rules}
+    want = greedy(Partial(table_step, chain), counts(2), first, **common)
+    forward = Partial(table_forward, chain)
+    made = speculative_sample(forward, forward, counts(2), counts(2), first, key=None, **common)
+    assert made.tokens.tolist() == want.tokens.tolist() and made.lengths.tolist() == want.lengths.tolist() == [1, 3]
+    np.testing.assert_allclose(made.log_probabilities, want.log_probabilities, rtol=1e-5)
+    assert np.isneginf(made.log_probabilities[0]) and made.carry.tolist() == [1, 3]
+
+
+@pytest.mark.full
+def test_frequencies_under_constraints_are_those_of_sampling() -> None:
+    rows, length = 20_000, 3
+    common = {"max_length": length, "end_token": END, "constraints": [NoRepeatedNgrams(1), MinLength(1, END)]}
+    options, none = SamplingOptions(temperature=jnp.full(rows, 1.5)), counts(rows)
+    draft, target = Partial(table_forward, DRAFT), Partial(table_forward, TARGET)
+    made = speculative_sample(draft, target, none, none, none, options, key=jax.random.key(3), draft_length=2, **common)
+    drawn = sample(Partial(table_step, TARGET), none, none, options, key=jax.random.key(4), **common)
+    tables = [collections.Counter(map(tuple, x.tokens.tolist())) for x in (made, drawn)]
+    cells = sorted({*tables[0], *tables[1]})
+    counted = np.array([[table[cell] for cell in cells] for table in tables])
+    assert scipy.stats.chi2_contingency(counted[:, counted.sum(0) >= 10]).pvalue > 1e-3
 
 
 @pytest.mark.parametrize(
