@@ -96,7 +96,8 @@ class Core(nn.Module, abc.ABC):
           ValueError: ``xs`` or ``segment_ids`` has a wrong shape or dtype, or a leaf of the carry does not lead with
             the batch dimensions of ``xs``.
         """
-        _check_inputs(type(self).__name__, carry, xs, segment_ids)
+        check_inputs(type(self).__name__, xs, segment_ids)
+        _check_carry(type(self).__name__, carry, xs)
         carry, ys = self.run(carry, segments.without_padding(xs, segment_ids), segment_ids)
         return carry, segments.without_padding(ys, segment_ids)
 
@@ -219,20 +220,34 @@ def check_leaves(what: str, tree: Any, needed: Any, source: str) -> None:
             )
 
 
-def _check_inputs(core: str, carry: Carry, xs: Any, segment_ids: Any) -> None:
-    """Raises ValueError where an argument of a core has a wrong shape or dtype."""
+def check_inputs(name: str, xs: Any, segment_ids: Any) -> None:
+    """Check the features and the segment ids that a core, an encoder or a decoder is given.
+
+    Args:
+      name: what is called, for the message ("LSTM").
+      xs: must be floating-point numbers of shape ``[*B, T, D]``.
+      segment_ids: None, or integers of shape ``[*B, T]``.
+
+    Raises:
+      ValueError: an argument has another shape or dtype; the message names it.
+    """
     if jnp.ndim(xs) < 2 or not jnp.issubdtype(jnp.result_type(xs), jnp.floating):
         raise ValueError(
-            f"{core} needs floating-point inputs of shape [*B, T, D], not {jnp.result_type(xs)}{jnp.shape(xs)}"
+            f"{name} needs floating-point inputs of shape [*B, T, D], not {jnp.result_type(xs)}{jnp.shape(xs)}"
         )
+    if segment_ids is None:
+        return
+    shape, dtype = jnp.shape(segment_ids), jnp.result_type(segment_ids)
+    if shape != xs.shape[:-1] or not jnp.issubdtype(dtype, jnp.integer):
+        raise ValueError(
+            f"{name} needs integer segment_ids of shape [*B, T] = {xs.shape[:-1]} for inputs of shape "
+            f"{xs.shape}, not {dtype}{shape}"
+        )
+
+
+def _check_carry(core: str, carry: Carry, xs: Sequence) -> None:
+    """Raises ValueError where a leaf of the carry does not lead with the batch dimensions of ``xs``."""
     batch = xs.shape[:-2]
-    if segment_ids is not None:
-        shape, dtype = jnp.shape(segment_ids), jnp.result_type(segment_ids)
-        if shape != xs.shape[:-1] or not jnp.issubdtype(dtype, jnp.integer):
-            raise ValueError(
-                f"{core} needs integer segment_ids of shape [*B, T] = {xs.shape[:-1]} for inputs of shape "
-                f"{xs.shape}, not {dtype}{shape}"
-            )
     for path, leaf in jax.tree.leaves_with_path(carry):
         if jnp.shape(leaf)[: len(batch)] != batch:
             raise ValueError(
