@@ -85,7 +85,11 @@ class Residual(Core):
 
 
 class Pointwise(Core):
-    """A layer that acts on each position alone (a norm, a feed-forward layer) as a core; its carry is empty."""
+    """A layer that acts on each position alone (a norm, a feed-forward layer) as a core; its carry is empty.
+
+    Raises:
+      ValueError: the layer's output is not ``features`` wide.
+    """
 
     layer: nn.Module
     features: int
@@ -100,7 +104,10 @@ class Pointwise(Core):
 
     def run(self, carry: tuple[()], xs: Sequence, segment_ids: SegmentIds | None) -> tuple[tuple[()], Features]:
         """Applies the layer at every position."""
-        return (), self.layer(xs)
+        ys = self.layer(xs)
+        if ys.shape != (*xs.shape[:-1], self.features):
+            raise ValueError(f"the layer of a Pointwise makes {ys.shape} of {xs.shape}, not features={self.features}")
+        return (), ys
 
 
 def block(

@@ -5,6 +5,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from jaxseq.cores import check_inputs
 from jaxseq.encoders.encoder import Encoder
 from jaxseq.layers import LayerNorm, Sublayer
 from jaxseq.ops.segments import without_padding
@@ -12,7 +13,11 @@ from jaxseq.typing import DType, Features, SegmentIds, Sequence
 
 
 class EncoderStack(nn.Module):
-    """Encoders, each on the output of the one before; ``norm`` adds a final LayerNorm, as pre-norm blocks need."""
+    """Encoders, each on the output of the one before; ``norm`` adds a final LayerNorm, as pre-norm blocks need.
+
+    Raises:
+      ValueError: an input of a wrong shape or dtype.
+    """
 
     encoders: tuple[Encoder, ...]
     norm: bool = False
@@ -22,6 +27,7 @@ class EncoderStack(nn.Module):
     @nn.compact
     def __call__(self, xs: Sequence, segment_ids: SegmentIds | None = None) -> Features:
         """Runs them in order."""
+        check_inputs(type(self).__name__, xs, segment_ids)
         for encoder in self.encoders:
             xs = encoder(xs, segment_ids)
         if not self.norm:
@@ -34,6 +40,9 @@ class EncoderBlock(nn.Module):
 
     ``norm="post"`` is the order of Vaswani et al. (2017): sublayer, add, normalize. ``"pre"`` normalizes the input of
     each sublayer instead. Dropout is applied to the output of each sublayer, before it is added.
+
+    Raises:
+      ValueError: an input of a wrong shape or dtype, an output of another width than the input, or ``norm`` is unknown.
     """
 
     encoder: Encoder
@@ -46,6 +55,7 @@ class EncoderBlock(nn.Module):
     @nn.compact
     def __call__(self, xs: Sequence, segment_ids: SegmentIds | None = None) -> Features:
         """Applies both sublayers."""
+        check_inputs(type(self).__name__, xs, segment_ids)
         options: dict[str, Any] = {"norm": self.norm, "dropout": self.dropout}
         options |= {"dtype": self.dtype, "param_dtype": self.param_dtype}
         encoder = Sublayer(name="encoder_sublayer", **options)

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxseq.layers.layer_norm import LayerNorm
-from jaxseq.ops.segments import without_padding
+from jaxseq.ops.segments import check, without_padding
 from jaxseq.typing import DType, Features, SegmentIds, Sequence
 
 Norm: TypeAlias = Literal["pre", "post"]
@@ -20,7 +20,8 @@ class Sublayer(nn.Module):
     Dropout is applied to the output of f, before the sum. The norm is a ``LayerNorm``.
 
     Raises:
-      ValueError: the output of f has another width than its input, or ``norm`` is unknown.
+      ValueError: the output of f has another width than its input, ``norm`` is unknown, or the ids are not
+        integers of the shape ``[*B, T]`` of the input.
     """
 
     norm: str = "pre"
@@ -36,6 +37,7 @@ class Sublayer(nn.Module):
         if self.norm not in NORMS:
             raise ValueError(f"norm={self.norm!r}; known: {', '.join(NORMS)}")
         norm = LayerNorm(self.dtype, self.param_dtype, name="layer_norm")
+        check(segment_ids, xs.shape[:-1])
         xs = without_padding(xs.astype(self.dtype), segment_ids)
         ys = function(norm(xs) if self.norm == "pre" else xs)
         if ys.shape != xs.shape:
