@@ -46,9 +46,7 @@ class Embedding(nn.Module):
         rows = jax.lax.stop_gradient(self.rows) if self.frozen else self.rows
         return rows.astype(self.dtype)
 
-    def __call__(
-        self, tokens: Int[Array, "*B"], segment_ids: Int[Array, "*B"] | None = None
-    ) -> Float[Array, "*B D"]:
+    def __call__(self, tokens: Int[Array, "*B"], segment_ids: Int[Array, "*B"] | None = None) -> Float[Array, "*B D"]:
         """The vectors of the tokens, times the scale; zeros at padded positions (id 0), which may hold any number.
 
         A token outside the table is an error outside ``jit``. Within it, its vector is NaN, without a gradient.
