@@ -58,6 +58,7 @@ class Residual(Core):
     dropout: float = 0.0
     dtype: DType = jnp.float32
     param_dtype: DType = jnp.float32
+    epsilon: float = 1e-6
 
     @property
     def features(self) -> int:
@@ -80,7 +81,8 @@ class Residual(Core):
             carry, ys = self.core(carry, xs, segment_ids)
             return ys
 
-        ys = Sublayer(self.norm, self.dropout, self.dtype, self.param_dtype)(mixed, xs, segment_ids)
+        layer = Sublayer(self.norm, self.dropout, self.dtype, self.param_dtype, self.epsilon)
+        ys = layer(mixed, xs, segment_ids)
         return carry, ys
 
 
@@ -118,9 +120,11 @@ def block(
     dropout: float = 0.0,
     dtype: DType = jnp.float32,
     param_dtype: DType = jnp.float32,
+    epsilon: float = 1e-6,
 ) -> Core:
     """A residual around the core and, given its width, one around a feed-forward layer: a Transformer's block."""
     options: dict[str, Any] = {"norm": norm, "dropout": dropout, "dtype": dtype, "param_dtype": param_dtype}
+    options["epsilon"] = epsilon
     mixed = Residual(core, **options)
     if feed_forward is None:
         return mixed

@@ -24,6 +24,7 @@ class DecoderBlock(MemoryDecoder):
     dropout: float = 0.0
     dtype: DType = jnp.float32
     param_dtype: DType = jnp.float32
+    epsilon: float = 1e-6
 
     @nn.compact
     def __call__(
@@ -31,7 +32,7 @@ class DecoderBlock(MemoryDecoder):
     ) -> tuple[AttentionCarry, Features]:
         """Applies the sublayers; a single step stores its attention weights, a longer call recomputes the last ones."""
         options: dict[str, Any] = {"norm": self.norm, "dropout": self.dropout}
-        options |= {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        options |= {"dtype": self.dtype, "param_dtype": self.param_dtype, "epsilon": self.epsilon}
         core, weights = carry
 
         def mix(xs: Sequence) -> Features:

@@ -23,6 +23,7 @@ class EncoderStack(nn.Module):
     norm: bool = False
     dtype: DType = jnp.float32
     param_dtype: DType = jnp.float32
+    epsilon: float = 1e-6
 
     @nn.compact
     def __call__(self, xs: Sequence, segment_ids: SegmentIds | None = None) -> Features:
@@ -32,7 +33,7 @@ class EncoderStack(nn.Module):
             xs = encoder(xs, segment_ids)
         if not self.norm:
             return xs
-        return without_padding(LayerNorm(self.dtype, self.param_dtype, name="norm_out")(xs), segment_ids)
+        return without_padding(LayerNorm(self.dtype, self.param_dtype, self.epsilon, name="norm_out")(xs), segment_ids)
 
 
 class EncoderBlock(nn.Module):
@@ -51,13 +52,14 @@ class EncoderBlock(nn.Module):
     dropout: float = 0.0
     dtype: DType = jnp.float32
     param_dtype: DType = jnp.float32
+    epsilon: float = 1e-6
 
     @nn.compact
     def __call__(self, xs: Sequence, segment_ids: SegmentIds | None = None) -> Features:
         """Applies both sublayers."""
         check_inputs(type(self).__name__, xs, segment_ids)
         options: dict[str, Any] = {"norm": self.norm, "dropout": self.dropout}
-        options |= {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        options |= {"dtype": self.dtype, "param_dtype": self.param_dtype, "epsilon": self.epsilon}
         encoder = Sublayer(name="encoder_sublayer", **options)
         xs = encoder(lambda x: self.encoder(x, segment_ids), xs, segment_ids)
         if self.feed_forward is None:

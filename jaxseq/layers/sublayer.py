@@ -17,7 +17,7 @@ NORMS: tuple[str, ...] = get_args(Norm)
 class Sublayer(nn.Module):
     """``x + drop(f(norm(x)))`` (``norm="pre"``) or ``norm(x + drop(f(x)))`` (``"post"``: Vaswani et al. 2017).
 
-    Dropout is applied to the output of f, before the sum. The norm is a ``LayerNorm``.
+    Dropout is applied to the output of f, before the sum. The norm is a ``LayerNorm`` with ``epsilon``.
 
     Raises:
       ValueError: the output of f has another width than its input, ``norm`` is unknown, or the ids are not
@@ -28,6 +28,7 @@ class Sublayer(nn.Module):
     dropout: float = 0.0
     dtype: DType = jnp.float32
     param_dtype: DType = jnp.float32
+    epsilon: float = 1e-6
 
     @nn.compact
     def __call__(
@@ -36,7 +37,7 @@ class Sublayer(nn.Module):
         """Adds ``function`` of the input to the input; padded positions are zero on entry and at the output."""
         if self.norm not in NORMS:
             raise ValueError(f"norm={self.norm!r}; known: {', '.join(NORMS)}")
-        norm = LayerNorm(self.dtype, self.param_dtype, name="layer_norm")
+        norm = LayerNorm(self.dtype, self.param_dtype, self.epsilon, name="layer_norm")
         check(segment_ids, xs.shape[:-1])
         xs = without_padding(xs.astype(self.dtype), segment_ids)
         ys = function(norm(xs) if self.norm == "pre" else xs)
