@@ -2,7 +2,7 @@
 
 from jaxseq.cores.attention import Attention
 from jaxseq.cores.conv import Conv
-from jaxseq.cores.core import Core, StateCarry, StateCore, check_inputs
+from jaxseq.cores.core import Core, StateCarry, StateCore
 from jaxseq.cores.delta import Delta
 from jaxseq.cores.elman import Elman
 from jaxseq.cores.gla import GLA
@@ -20,6 +20,7 @@ from jaxseq.cores.rglru import RGLRU
 from jaxseq.cores.slstm import SLSTM
 from jaxseq.cores.table import CORES, find_core, make_core
 from jaxseq.cores.wrappers import Pointwise, Positions, Residual, Stacked, block
+from jaxseq.ops.inputs import check_inputs
 
 __all__ = [
     "CORES",

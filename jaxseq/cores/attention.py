@@ -7,10 +7,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxseq.cores.core import Core, StateCarry, check_leaves
+from jaxseq.cores.core import Core, StateCarry
 from jaxseq.cores.heads import resolve_num_heads
 from jaxseq.layers.capture import SELF_ATTENTION, record
 from jaxseq.ops import AttentionImplementation, attention, attention_weights, masks, positions, segments
+from jaxseq.ops.inputs import check_leaves
 from jaxseq.typing import Array, DType, Features, Float, Int, SegmentIds, Sequence
 
 POSITIONS = ("rotary", "alibi", "none")
