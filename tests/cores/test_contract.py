@@ -44,7 +44,7 @@ def hybrid(**precision) -> Core:
 
 def post_norm(**precision) -> Core:
     """A residual with its norm after the sum, over learned positions."""
-    return Stacked((Positions(F, "learned", 5, **precision), Residual(MinGRU(F, **precision), "post", **precision)))
+    return Stacked((Positions(F, "learned", 20, **precision), Residual(MinGRU(F, **precision), "post", **precision)))
 
 
 CASES: dict[str, Callable[..., Core]] = {
