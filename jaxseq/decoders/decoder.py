@@ -126,8 +126,8 @@ class MemoryDecoder(Decoder):
         for what, value, kind in (("a memory", memory, Memory), ("a carry", carry, AttentionCarry)):
             if not isinstance(value, kind):
                 raise ValueError(f"{name} needs {what} of type {kind.__name__}, not {type(value).__name__}")
-        needed = AttentionCarry((), _no_weights(memory))
-        check_leaves(f"{name} is given a carry", carry._replace(core=()), needed, "initial_carry")
+        needed = {"weights": _no_weights(memory)}
+        check_leaves(f"{name} is given a carry", {"weights": carry.weights}, needed, "initial_carry")
 
     @final
     def map_states(self, function: Callable[[StateCarry], StateCarry], carry: AttentionCarry) -> AttentionCarry:
