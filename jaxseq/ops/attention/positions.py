@@ -1,7 +1,7 @@
 """Position encodings: sinusoids for the input, rotary queries and keys, and a bias on the scores (ALiBi)."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,10 @@ from jaxseq.ops.attention.tiled import STATIC, Span, Tiled, align_ranks, as_int3
 from jaxseq.ops.ids import check_ids, nan_where_invalid
 from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array, Float, Int
+
+
+Table: TypeAlias = Float[Array | np.ndarray, "L K"]
+"""A number for each position 0 .. L - 1 and each pair of features."""
 
 
 def sinusoid(positions: Int[Array, "*B T"], features: int, *, base: float = 10000.0) -> Float[Array, "*B T {features}"]:
@@ -33,7 +37,7 @@ def rotary(
     base: float = 10000.0,
     interleaved: bool = False,
     features: int | None = None,
-    tables: tuple[Float[Array, "L K"], Float[Array, "L K"]] | None = None,
+    tables: tuple[Table, Table] | None = None,
 ) -> Float[Array, "*B T N H"]:
     """Rotates each pair of features by ``position / base^(2i/k)``; products then depend on the distance only.
 
@@ -79,7 +83,7 @@ def _pairs(x: Array, interleaved: bool) -> tuple[Array, Array]:
     return left, right
 
 
-def _looked_up(tables: tuple[Array, Array], positions: Array, features: int) -> tuple[Array, Array]:
+def _looked_up(tables: tuple[Table, Table], positions: Array, features: int) -> tuple[Array, Array]:
     """The rows of cosines and sines at the positions, NaN outside the tables."""
     cos, sin = (jnp.asarray(table) for table in tables)
     if cos.ndim != 2 or cos.shape != sin.shape or 2 * cos.shape[-1] != features:
