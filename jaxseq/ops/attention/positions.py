@@ -13,7 +13,6 @@ from jaxseq.ops.ids import check_ids, nan_where_invalid
 from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array, Float, Int
 
-
 Table: TypeAlias = Float[Array | np.ndarray, "L K"]
 """A number for each position 0 .. L - 1 and each pair of features."""
 
