@@ -2,7 +2,7 @@
 
 from jaxseq.cores.attention import Attention
 from jaxseq.cores.conv import Conv
-from jaxseq.cores.core import Core, StateCarry, StateCore, check_inputs
+from jaxseq.cores.core import Core, StateCarry, StateCore
 from jaxseq.cores.delta import Delta
 from jaxseq.cores.elman import Elman
 from jaxseq.cores.gla import GLA
@@ -48,7 +48,6 @@ __all__ = [
     "StateCarry",
     "StateCore",
     "block",
-    "check_inputs",
     "find_core",
     "make_core",
 ]

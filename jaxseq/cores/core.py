@@ -24,6 +24,7 @@ import jax.numpy as jnp
 
 from jaxseq.cores.unbound import UnboundMethods
 from jaxseq.ops import segments
+from jaxseq.ops.inputs import check_inputs, check_leading, check_leaves
 from jaxseq.typing import Array, Carry, DType, Features, Float, Int, SegmentIds, Sequence
 
 State = Any
@@ -101,7 +102,7 @@ class Core(UnboundMethods, abc.ABC):
             the batch dimensions of ``xs``.
         """
         check_inputs(type(self).__name__, xs, segment_ids)
-        _check_carry(type(self).__name__, carry, xs)
+        check_leading(type(self).__name__, "a carry", carry, xs)
         carry, ys = self.run(carry, segments.without_padding(xs, segment_ids), segment_ids)
         return carry, segments.without_padding(ys, segment_ids)
 
@@ -208,60 +209,6 @@ class StateCore(Core):
                 f"{(*xs.shape[:-1], self.features)}"
             )
         return StateCarry(state, segment_id), ys.astype(self.dtype)
-
-
-def check_leaves(what: str, tree: Any, needed: Any, source: str) -> None:
-    """Raises ValueError where structure, shapes or dtypes are not those of ``needed``, made by ``source``."""
-    found: Any = jax.tree.structure(tree)
-    wanted: Any = jax.tree.structure(needed)
-    if found != wanted:
-        raise ValueError(f"{what} of structure {found}, not {wanted} as in {source}")
-    for (path, leaf), like in zip(jax.tree.leaves_with_path(tree), jax.tree.leaves(needed), strict=True):
-        if (jnp.shape(leaf), jnp.result_type(leaf)) != (like.shape, like.dtype):
-            raise ValueError(
-                f"{what} whose leaf {_name(path)} is {jnp.result_type(leaf)}{jnp.shape(leaf)}, not "
-                f"{like.dtype}{like.shape} as in {source}"
-            )
-
-
-def check_inputs(name: str, xs: Any, segment_ids: Any) -> None:
-    """Check the features and the segment ids that a core, an encoder or a decoder is given.
-
-    Args:
-      name: what is called, for the message ("LSTM").
-      xs: must be floating-point numbers of shape ``[*B, T, D]``.
-      segment_ids: None, or integers of shape ``[*B, T]``.
-
-    Raises:
-      ValueError: an argument has another shape or dtype; the message names it.
-    """
-    if jnp.ndim(xs) < 2 or not jnp.issubdtype(jnp.result_type(xs), jnp.floating):
-        raise ValueError(
-            f"{name} needs floating-point inputs of shape [*B, T, D], not {jnp.result_type(xs)}{jnp.shape(xs)}"
-        )
-    if segment_ids is None:
-        return
-    shape, dtype = jnp.shape(segment_ids), jnp.result_type(segment_ids)
-    if shape != xs.shape[:-1] or not jnp.issubdtype(dtype, jnp.integer):
-        raise ValueError(
-            f"{name} needs integer segment_ids of shape [*B, T] = {xs.shape[:-1]} for inputs of shape "
-            f"{xs.shape}, not {dtype}{shape}"
-        )
-
-
-def _check_carry(core: str, carry: Carry, xs: Sequence) -> None:
-    """Raises ValueError where a leaf of the carry does not lead with the batch dimensions of ``xs``."""
-    batch = xs.shape[:-2]
-    for path, leaf in jax.tree.leaves_with_path(carry):
-        if jnp.shape(leaf)[: len(batch)] != batch:
-            raise ValueError(
-                f"{core} needs a carry whose leaves lead with the batch dimensions {batch} of its inputs "
-                f"{xs.shape}; leaf {_name(path)} has shape {jnp.shape(leaf)}"
-            )
-
-
-def _name(path: tuple) -> str:
-    return jax.tree_util.keystr(path) or "(the whole)"
 
 
 def _entering(carry: StateCarry, segment_ids: SegmentIds | None) -> StateCarry:

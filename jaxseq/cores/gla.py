@@ -23,8 +23,9 @@ class GLA(StateCore):
     """Gated linear attention, one layer (Yang et al. 2023, arXiv:2312.06635, section 4.4).
 
     ``α_t = σ(x_t W_1 W_2 + b)^(1/16)``, ``S_t = diag(α_t) S_{t-1} + k_tᵀ v_t``, ``o_t = q_t S_t`` for every head; then
-    ``y_t = (swish(x_t W_r + b_r) ⊙ LayerNorm(o_t)) W_o``, the norm by head, with ``epsilon``. W_1 has ``gate_rank``
-    columns, and ``temperature`` is 16. Keys are half as wide as values where that divides. ``num_heads=None`` means one head for every 64 features if 64 divides them, else one.
+    ``y_t = (swish(x_t W_r + b_r) ⊙ LayerNorm(o_t)) W_o``, the norm by head, with ``epsilon``. W_1 has 16 columns. Keys
+    are half as wide as values where that divides. ``num_heads=None`` means one head for every 64 features if 64 divides
+    them, else one.
 
     Raises:
       ValueError: ``features`` is not divisible by ``num_heads``; the gate's rank or temperature is not positive.

@@ -29,8 +29,8 @@ class Mamba2(StateCore):
     wide), B and C (``state_size`` wide, shared by all heads) then go through a causal depthwise convolution over 4
     inputs and SiLU. For each head ``Δ = softplus(Δ + b)`` and ``a = -exp(A_log)``. The output is
     ``RMSNorm(y ⊙ SiLU(z)) W_o``, the norm with ``epsilon``. Heads are 64 wide where that divides ``expand · features``,
-    else there is one head, unless ``num_heads`` says otherwise. At first -a is uniform between 1 and 16, ``softplus(b)`` log-uniform between
-    0.001 and 0.1.
+    else there is one head, unless ``num_heads`` says otherwise. At first -a is uniform between 1 and 16,
+    ``softplus(b)`` log-uniform between 0.001 and 0.1.
 
     Raises:
       ValueError: heads do not divide ``expand · features``, or a size is not positive.

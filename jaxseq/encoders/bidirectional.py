@@ -5,7 +5,8 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxseq.cores import Core, check_inputs
+from jaxseq.cores import Core
+from jaxseq.ops.inputs import check_inputs
 from jaxseq.typing import Array, Carry, Float, SegmentIds, Sequence
 
 

@@ -5,9 +5,9 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxseq.cores import check_inputs
 from jaxseq.encoders.encoder import Encoder
 from jaxseq.layers import LayerNorm, Sublayer
+from jaxseq.ops.inputs import check_inputs
 from jaxseq.ops.segments import without_padding
 from jaxseq.typing import DType, Features, SegmentIds, Sequence
 

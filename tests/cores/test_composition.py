@@ -98,8 +98,7 @@ class OwnDecoder(Decoder):
         """The carry of the parts."""
         return LSTM(F).initial_carry(batch_shape, context)
 
-    @nn.compact
-    def __call__(self, carry: Any, xs: jax.Array, segment_ids: Any, memory: Any) -> Any:
+    def run(self, carry: Any, xs: jax.Array, segment_ids: Any, memory: Any) -> Any:
         """Runs the parts afresh, from their own carry, and a core that keeps its state."""
         parts = self.parts()
         read = parts.prepare_memory(*memory, None)

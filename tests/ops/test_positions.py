@@ -37,6 +37,37 @@ def test_rotary_turns_each_pair_by_its_angle(x64: None) -> None:
     np.testing.assert_allclose(rotary(x, jnp.asarray(positions), base=100.0), expected, atol=1e-12)
 
 
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_rotary_turns_a_part_of_the_features_in_pairs_of_either_kind(interleaved: bool, x64: None) -> None:
+    """GPT-NeoX and LLaMA pair feature i with i + k/2, GPT-J 2i with 2i + 1; features from k on are unchanged."""
+    x, positions, k, base = np.asarray(_normal(0, 2, 5, 3, 10)), np.asarray([[0, 1, 2, 3, 4], [9, 7, 50, 1, 0]]), 6, 5e5
+    expected = x.copy()
+    for i in range(k // 2):
+        a, b = (2 * i, 2 * i + 1) if interleaved else (i, i + k // 2)
+        angle = (positions * base ** (-2 * i / k))[..., None]
+        expected[..., a] = x[..., a] * np.cos(angle) - x[..., b] * np.sin(angle)
+        expected[..., b] = x[..., b] * np.cos(angle) + x[..., a] * np.sin(angle)
+    options = {"interleaved": interleaved, "features": k}
+    turned = rotary(jnp.asarray(x), jnp.asarray(positions), base=base, **options)
+    np.testing.assert_allclose(turned, expected, atol=1e-12)
+    angles = np.arange(51)[:, None] * base ** (-2 * np.arange(k // 2) / k)
+    tables = jnp.cos(angles), jnp.sin(angles)
+    np.testing.assert_allclose(
+        rotary(jnp.asarray(x), jnp.asarray(positions), tables=tables, **options), turned, atol=1e-12
+    )
+
+
+def test_a_position_outside_rotary_tables_is_an_error_or_nan() -> None:
+    x, tables = _normal(0, 2, 1, 4).astype(jnp.float32), (jnp.ones((3, 2)), jnp.zeros((3, 2)))
+    for wrong in (3, -1):
+        positions = jnp.asarray([1, wrong])
+        with pytest.raises(ValueError, match=rf"positions: id {wrong} at index \(1,\) is outside \[0, 3\)"):
+            rotary(x, positions, tables=tables)
+        turned = np.asarray(jax.jit(lambda places: rotary(x, places, tables=tables))(positions))
+        np.testing.assert_array_equal(turned[0], x[0])
+        assert np.isnan(turned[1]).all()
+
+
 def test_rotary_scores_depend_on_the_distance_only(x64: None) -> None:
     query, key = _normal(0, 7, 2, 8), _normal(1, 7, 2, 8)
 
@@ -77,6 +108,14 @@ def test_alibi_is_minus_slope_times_distance(x64: None) -> None:
 def test_wrong_sizes_name_what_is_wrong() -> None:
     with pytest.raises(ValueError, match="head size H must be even to be split into pairs, got 5"):
         rotary(_normal(0, 3, 1, 5), jnp.arange(3))
+    with pytest.raises(ValueError, match="features=6 cannot be rotated of a head size of 4"):
+        rotary(_normal(0, 3, 1, 4), jnp.arange(3), features=6)
+    with pytest.raises(ValueError, match="features must be even to be split into pairs, got 3"):
+        rotary(_normal(0, 3, 1, 4), jnp.arange(3), features=3)
+    with pytest.raises(
+        ValueError, match=r"tables for 4 features are cosines and sines \[L, 2\], not \(9, 3\) and \(9, 3\)"
+    ):
+        rotary(_normal(0, 3, 1, 4), jnp.arange(3), tables=(np.ones((9, 3)), np.ones((9, 3))))
     with pytest.raises(ValueError, match="features must be even to be split into pairs, got 7"):
         sinusoid(jnp.arange(3), 7)
     with pytest.raises(ValueError, match="got 0"):

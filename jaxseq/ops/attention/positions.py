@@ -1,7 +1,7 @@
 """Position encodings: sinusoids for the input, rotary queries and keys, and a bias on the scores (ALiBi)."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +9,12 @@ import numpy as np
 from jax import lax
 
 from jaxseq.ops.attention.tiled import STATIC, Span, Tiled, align_ranks, as_int32, leaf, slice_span, span_positions
+from jaxseq.ops.ids import check_ids, nan_where_invalid
 from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array, Float, Int
+
+Table: TypeAlias = Float[Array | np.ndarray, "L K"]
+"""A number for each position 0 .. L - 1 and each pair of features."""
 
 
 def sinusoid(positions: Int[Array, "*B T"], features: int, *, base: float = 10000.0) -> Float[Array, "*B T {features}"]:
@@ -26,21 +30,69 @@ def sinusoid(positions: Int[Array, "*B T"], features: int, *, base: float = 1000
 
 
 def rotary(
-    x: Float[Array, "*B T N H"], positions: Int[Array, "*B T"], *, base: float = 10000.0
+    x: Float[Array, "*B T N H"],
+    positions: Int[Array, "*B T"],
+    *,
+    base: float = 10000.0,
+    interleaved: bool = False,
+    features: int | None = None,
+    tables: tuple[Table, Table] | None = None,
 ) -> Float[Array, "*B T N H"]:
-    """Rotates each pair of features by ``position / base^(2i/H)``; products then depend on the distance only.
+    """Rotates each pair of features by ``position / base^(2i/k)``; products then depend on the distance only.
 
-    Feature i is paired with feature i + H/2 (half-split, as GPT-NeoX and LLaMA have it, not interleaved). The
-    angles are at least float32. Su et al. 2021 (RoFormer).
+    The first k features form the pairs i = 0 .. k/2 - 1; the others are unchanged. The angles are at least float32.
+    Su et al. 2021 (RoFormer).
+
+    Args:
+        x: queries or keys.
+        positions: integers.
+        base: 10,000 in the paper; larger for longer contexts (LLaMA 3: 500,000).
+        interleaved: pair feature 2i with 2i + 1 (the paper, GPT-J) instead of i with i + k/2 (GPT-NeoX, LLaMA).
+        features: k; by default all H (GPT-J rotates 64 of 256, GPT-NeoX a quarter).
+        tables: the cosines and the sines ``[L, k/2]`` of every angle at positions 0 .. L - 1, for scaled angles; then
+            ``base`` is not read.
 
     Raises:
-        ValueError: H is odd.
+        ValueError: k is odd or more than H, tables of another shape, or a position outside [0, L). Under ``jit`` the
+            features at such a position are NaN.
     """
-    angles = _angles(positions, x.shape[-1], base, "head size H")[..., None, :]
+    width = x.shape[-1] if features is None else features
+    if not 0 < width <= x.shape[-1]:
+        raise ValueError(f"features={features} cannot be rotated of a head size of {x.shape[-1]}")
+    if tables is None:
+        angles = _angles(positions, width, base, "head size H" if features is None else "features")
+        cos, sin = jnp.cos(angles), jnp.sin(angles)
+    else:
+        cos, sin = _looked_up(tables, positions, width)
     wide = at_least_float32(x.dtype)
-    cos, sin = jnp.cos(angles).astype(wide), jnp.sin(angles).astype(wide)
-    left, right = jnp.split(x.astype(wide), 2, axis=-1)
-    return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(x.dtype)
+    cos, sin = (part[..., None, :].astype(wide) for part in (cos, sin))
+    left, right = _pairs(x[..., :width].astype(wide), interleaved)
+    axis = x.ndim if interleaved else x.ndim - 1
+    join = jnp.stack if interleaved else jnp.concatenate
+    turned = join([left * cos - right * sin, right * cos + left * sin], axis=axis)
+    turned = turned.reshape(*x.shape[:-1], width).astype(x.dtype)
+    return turned if width == x.shape[-1] else jnp.concatenate([turned, x[..., width:]], axis=-1)
+
+
+def _pairs(x: Array, interleaved: bool) -> tuple[Array, Array]:
+    """The first and the second feature of each pair."""
+    if interleaved:
+        return x[..., ::2], x[..., 1::2]
+    left, right = jnp.split(x, 2, axis=-1)
+    return left, right
+
+
+def _looked_up(tables: tuple[Table, Table], positions: Array, features: int) -> tuple[Array, Array]:
+    """The rows of cosines and sines at the positions, NaN outside the tables."""
+    cos, sin = (jnp.asarray(table) for table in tables)
+    if cos.ndim != 2 or cos.shape != sin.shape or 2 * cos.shape[-1] != features:
+        raise ValueError(
+            f"rotary tables for {features} features are cosines and sines [L, {features / 2:g}], "
+            f"not {cos.shape} and {sin.shape}"
+        )
+    check_ids("positions", positions, cos.shape[0])
+    cos, sin = (nan_where_invalid(table[positions], positions, cos.shape[0]) for table in (cos, sin))
+    return cos, sin
 
 
 def _angles(positions: Array, features: int, base: float, name: str) -> Array:

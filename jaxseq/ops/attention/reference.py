@@ -55,9 +55,11 @@ def attention_weights(
     )
 
 
-def masked_softmax(scores: Float[Array, "*B N T S"], mask: Mask | None = None) -> Float[Array, "*B N T S"]:
-    """``softmax(scores)`` over the visible keys, at least float32; zeros where there are none."""
-    return softmax_of_products(scores.astype(at_least_float32(scores.dtype)), mask, None, 1.0, None)
+def masked_softmax(
+    scores: Float[Array, "*B N T S"], mask: Mask | None = None, bias: Tiled | None = None
+) -> Float[Array, "*B N T S"]:
+    """``softmax(scores + bias)`` over the visible keys, at least float32; zeros where there are none."""
+    return softmax_of_products(scores.astype(at_least_float32(scores.dtype)), mask, bias, 1.0, None)
 
 
 def softmax_of_products(
