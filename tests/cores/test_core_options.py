@@ -30,6 +30,7 @@ def test_a_value_of_another_kind_is_refused_by_name() -> None:
 
 
 OPTIONS = {
+    "a decay by channel": partial(make_core, "delta", 8, ["decay=channel", "num_heads=2"]),
     "an unscaled start": partial(RGLRU, 8, unscaled_start=True),
 }
 
