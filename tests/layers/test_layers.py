@@ -30,7 +30,7 @@ def test_a_token_outside_the_table_is_an_error_or_nan_and_has_no_gradient(key: j
     variables = embedding.init(key, TOKENS)
     tokens = jnp.asarray([999, -5, 11, -1, 10, 0])
     for token in (999, -5, 11, -1):
-        with pytest.raises(ValueError, match=rf"tokens: id {token} at index 1 is outside \[0, 11\)"):
+        with pytest.raises(ValueError, match=rf"tokens: id {token} at index \(1,\) is outside \[0, 11\)"):
             embedding.apply(variables, jnp.asarray([0, token]))
 
     def loss(variables, tokens):
@@ -121,8 +121,14 @@ def test_a_fusion_is_its_equation(key: jax.Array) -> None:
         close(layer.apply(variables, x, context), want, 1e-6)
 
 
-def test_what_does_not_fit_is_named(key: jax.Array) -> None:
+def test_what_does_not_fit_is_named(key: jax.Array, untyped: None) -> None:
     xs = jnp.ones((T, D))
+    for shape in ((2, D), (1, T, D)):
+        with pytest.raises(ValueError, match=r"a context of shape .* does not fit x of shape \(8, 5\)"):
+            Fusion().init(key, xs, jnp.ones(shape))
+    for ids in (jnp.ones(T - 1, jnp.int32), jnp.ones(T)):
+        with pytest.raises(ValueError, match=r"segment_ids must be integers of shape \(8,\), as the inputs, not"):
+            Sublayer().init(key, jnp.tanh, xs, ids)
     with pytest.raises(ValueError, match="fusion='join'; known: add, multiply, concat"):
         Fusion("join").init(key, xs, xs)
     with pytest.raises(ValueError, match="norm='mid'; known: pre, post"):

@@ -68,7 +68,7 @@ def run_fused(
     segment_ids: SegmentIds | None,
     output_projection: Float[Array, "F P"] | None,
     recompute: bool,
-) -> tuple[Any, Float[Array, "*B T F"]]:
+) -> tuple[Any, Float[Array, "*B T F"] | Float[Array, "*B T P"]]:
     """The last state and all ``h_t``, for a cell as ``trace_cell`` returns it; ``xs`` is projected if no kernel."""
     parameters, cell_structure = jax.tree.flatten(cell)
     batch, (steps, width) = xs.shape[:-2], xs.shape[-2:]
