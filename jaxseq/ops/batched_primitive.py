@@ -6,7 +6,7 @@ Forward mode and derivatives of any order go through the function itself.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +18,7 @@ from jaxseq.typing import Array
 
 
 class Operands(NamedTuple):
-    """Three pytrees of arrays, by the position of their batch axis."""
+    """Four pytrees of arrays, by the position of their batch axis."""
 
     shared: Any
     """No batch: weights."""
@@ -26,6 +26,12 @@ class Operands(NamedTuple):
     """Batch first: ``[B, T, ...]``."""
     steps: Any
     """Batch axis -2, after time: ``[..., B, F]``."""
+    leads: Any = ()
+    """Batch first, or 1 where the batch shares it, which ``vmap`` keeps; never a result."""
+
+
+_LEAD = "lead"
+"""The batch axis of ``Operands.leads``."""
 
 
 @dataclass(frozen=True)
@@ -35,35 +41,41 @@ class _Call:
     function: Callable
     transpose: Callable | None
     static: Any
+    derivative: Any
+    """The static argument with which JAX differentiates the function."""
     structure: Any
 
     def __call__(self, *leaves: Array) -> list[Array]:
         return jax.tree.leaves(self.function(self.static, *jax.tree.unflatten(self.structure, leaves)))
 
-    def axes(self) -> tuple[int | None, ...]:
+    def axes(self) -> tuple[int | str | None, ...]:
         """The batch axis of each argument."""
         operands = jax.tree.unflatten(self.structure, range(self.structure.num_leaves))
         return tuple(axis for o in operands for axis in _axes(o))
 
 
 def _axes(operands: Operands) -> list:
-    kinds = zip(operands, (None, 0, -2), strict=True)
+    kinds = zip(operands, (None, 0, -2, _LEAD), strict=True)
     return [axis for part, axis in kinds for _ in jax.tree.leaves(part)]
 
 
-def batched_call(function: Callable, static: Any, *operands: Operands) -> Operands:
-    """``function(static, *operands) -> Operands``, which must have one batch axis and no shared result."""
-    return _bind(function, None, static, operands)
+def batched_call(function: Callable, static: Any, *operands: Operands, derivative: Any = None) -> Operands:
+    """``function(static, *operands) -> Operands``, which must have one batch axis and no shared result.
+
+    Where it is differentiated, JAX differentiates ``function(derivative, *operands)``, by default with ``static``: the
+    same function, without loops that reverse mode cannot pass, for example.
+    """
+    return _bind(function, None, static, derivative, operands)
 
 
 def batched_linear_call(
-    function: Callable, transpose: Callable, static: Any, fixed: Operands, linear: Operands
+    function: Callable, transpose: Callable, static: Any, fixed: Operands, linear: Operands, *, derivative: Any = None
 ) -> Operands:
     """``batched_call`` of a function linear in its last operands.
 
     Its transpose is ``transpose(static, fixed, cotangents) -> Operands``.
     """
-    return _bind(function, transpose, static, (fixed, linear))
+    return _bind(function, transpose, static, derivative, (fixed, linear))
 
 
 def mapped_axis_first(arguments: tuple, axes: tuple) -> tuple[Array, ...]:
@@ -75,9 +87,9 @@ def mapped_axis_first(arguments: tuple, axes: tuple) -> tuple[Array, ...]:
     )
 
 
-def _bind(function: Callable, transpose: Callable | None, static: Any, operands: tuple) -> Operands:
+def _bind(function: Callable, transpose: Callable | None, static: Any, derivative: Any, operands: tuple) -> Operands:
     leaves, structure = jax.tree.flatten(operands)
-    op = _Call(function, transpose, static, structure)
+    op = _Call(function, transpose, static, static if derivative is None else derivative, structure)
     result = jax.eval_shape(lambda *a: function(static, *jax.tree.unflatten(structure, a)), *leaves)
     return jax.tree.unflatten(jax.tree.structure(result), _call_p.bind(*leaves, op=op, results=tuple(_axes(result))))
 
@@ -93,6 +105,7 @@ def _abstract_eval(*leaves: Any, op: _Call, results: tuple) -> list[Any]:
 
 def _jvp_rule(primals: tuple, tangents: tuple, *, op: _Call, results: tuple) -> tuple[list, list]:
     moved = [i for i, t in enumerate(tangents) if type(t) is not ad.Zero]
+    op = replace(op, static=op.derivative)
 
     def function(*changed: Array) -> list[Array]:
         leaves = list(primals)
@@ -110,9 +123,10 @@ def _batch_rule(leaves: tuple, mapped: tuple, *, op: _Call, results: tuple) -> t
         out = jax.vmap(op, in_axes=mapped, axis_size=size)(*leaves)
         return out, (0,) * len(out)
 
-    def merged(a: Array, d: int | None, axis: int | None) -> Array:
-        if axis is None:
+    def merged(a: Array, d: int | None, axis: int | str | None) -> Array:
+        if axis is None or (axis is _LEAD and d is None and a.shape[0] == 1):
             return a
+        axis = 0 if axis is _LEAD else axis
         a = jnp.broadcast_to(a, (size, *a.shape)) if d is None else jnp.moveaxis(a, d, 0)
         at = axis if axis >= 0 else a.ndim - 1 + axis
         a = jnp.moveaxis(a, 0, at)
