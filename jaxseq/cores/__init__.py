@@ -20,7 +20,6 @@ from jaxseq.cores.rglru import RGLRU
 from jaxseq.cores.slstm import SLSTM
 from jaxseq.cores.table import CORES, find_core, make_core
 from jaxseq.cores.wrappers import Pointwise, Positions, Residual, Stacked, block
-from jaxseq.ops.inputs import check_inputs
 
 __all__ = [
     "CORES",
@@ -49,7 +48,6 @@ __all__ = [
     "StateCarry",
     "StateCore",
     "block",
-    "check_inputs",
     "find_core",
     "make_core",
 ]

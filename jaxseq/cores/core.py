@@ -16,12 +16,13 @@ import abc
 import dataclasses
 import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple, final
+from typing import Any, ClassVar, NamedTuple, final
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxseq.cores.unbound import UnboundMethods
 from jaxseq.ops import segments
 from jaxseq.ops.inputs import check_inputs, check_leading, check_leaves
 from jaxseq.typing import Array, Carry, DType, Features, Float, Int, SegmentIds, Sequence
@@ -37,15 +38,18 @@ class StateCarry(NamedTuple):
     segment_id: Int[Array, "*B"]
 
 
-class Core(nn.Module, abc.ABC):
+class Core(UnboundMethods, abc.ABC):
     """Abstract: mixes information along time under the splitting law.
 
     Subclass ``StateCore`` if the carry is a recurrent state. Subclass ``Core`` if it is something else (a key-value
     cache, the carries of other cores), and define ``make_carry``, ``run`` and ``map_states``; parameters may be made in
-    ``run`` without ``nn.compact``. The methods marked ``final`` cannot be overridden.
+    ``run`` without ``nn.compact``. All of these methods may make other cores, ``Stacked((LSTM(8), GRU(8)))``, and may
+    use those made in ``setup``. The methods marked ``final`` cannot be overridden.
 
     Every core has ``features`` (a field or a property): the width of its output.
     """
+
+    unbound_methods: ClassVar[tuple[str, ...]] = ("make_carry", "initial_state", "map_states", "features")
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Refuses a class that overrides a final method, by itself, a field or a mixin; ``nn.remat`` may wrap one.

@@ -59,6 +59,7 @@ class Residual(Core):
     dropout: float = 0.0
     dtype: DType = jnp.float32
     param_dtype: DType = jnp.float32
+    epsilon: float = 1e-6
 
     @property
     def features(self) -> int:
@@ -81,12 +82,17 @@ class Residual(Core):
             carry, ys = self.core(carry, xs, segment_ids)
             return ys
 
-        ys = Sublayer(self.norm, self.dropout, self.dtype, self.param_dtype)(mixed, xs, segment_ids)
+        layer = Sublayer(self.norm, self.dropout, self.dtype, self.param_dtype, self.epsilon)
+        ys = layer(mixed, xs, segment_ids)
         return carry, ys
 
 
 class Pointwise(Core):
-    """A layer that acts on each position alone (a norm, a feed-forward layer) as a core; its carry is empty."""
+    """A layer that acts on each position alone (a norm, a feed-forward layer) as a core; its carry is empty.
+
+    Raises:
+      ValueError: the layer's output is not ``features`` wide.
+    """
 
     layer: nn.Module
     features: int
@@ -101,7 +107,10 @@ class Pointwise(Core):
 
     def run(self, carry: tuple[()], xs: Sequence, segment_ids: SegmentIds | None) -> tuple[tuple[()], Features]:
         """Applies the layer at every position."""
-        return (), self.layer(xs)
+        ys = self.layer(xs)
+        if ys.shape != (*xs.shape[:-1], self.features):
+            raise ValueError(f"the layer of a Pointwise makes {ys.shape} of {xs.shape}, not features={self.features}")
+        return (), ys
 
 
 def block(
@@ -112,9 +121,11 @@ def block(
     dropout: float = 0.0,
     dtype: DType = jnp.float32,
     param_dtype: DType = jnp.float32,
+    epsilon: float = 1e-6,
 ) -> Core:
     """A residual around the core and, given its width, one around a feed-forward layer: a Transformer's block."""
     options: dict[str, Any] = {"norm": norm, "dropout": dropout, "dtype": dtype, "param_dtype": param_dtype}
+    options["epsilon"] = epsilon
     mixed = Residual(core, **options)
     if feed_forward is None:
         return mixed

@@ -7,13 +7,14 @@ carry, ys = decoder(carry, xs, segment_ids, memory)
 
 import abc
 from collections.abc import Callable
-from typing import Any, NamedTuple, final
+from typing import Any, ClassVar, NamedTuple, final
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jaxseq.cores import Core, StateCarry
+from jaxseq.cores.unbound import UnboundMethods
 from jaxseq.layers import Memory, MemoryAttention
 from jaxseq.ops import segments
 from jaxseq.ops.inputs import check_inputs, check_leading, check_leaves
@@ -21,13 +22,15 @@ from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array, Carry, Features, Float, SegmentIds, Sequence
 
 
-class Decoder(nn.Module, abc.ABC):
+class Decoder(UnboundMethods, abc.ABC):
     """Abstract: ``decoder(carry, xs, segment_ids, memory) -> (carry, ys)`` under the splitting law.
 
     A subclass defines ``run``; the call is final, and checks its arguments and handles padding as ``cores.Core`` does.
     ``features`` (a field or a property) is the width of the output. The memory is any pytree whose leaves lead with the
     batch dimensions.
     """
+
+    unbound_methods: ClassVar[tuple[str, ...]] = ("initial_carry", "map_states", "last_attention_weights", "features")
 
     @abc.abstractmethod
     def prepare_memory(

@@ -22,6 +22,7 @@ class DecoderStack(Decoder):
     norm: bool = False
     dtype: DType = jnp.float32
     param_dtype: DType = jnp.float32
+    epsilon: float = 1e-6
 
     @property
     def features(self) -> int:
@@ -61,7 +62,7 @@ class DecoderStack(Decoder):
             one, xs = decoder(before, xs, segment_ids, own)
             after.append(one)
         if self.norm:
-            xs = LayerNorm(self.dtype, self.param_dtype, name="norm_out")(xs)
+            xs = LayerNorm(self.dtype, self.param_dtype, self.epsilon, name="norm_out")(xs)
         return tuple(after), xs
 
     def map_states(self, function: Callable[[StateCarry], StateCarry], carry: tuple[Carry, ...]) -> tuple[Carry, ...]:

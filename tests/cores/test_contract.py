@@ -178,3 +178,19 @@ def test_a_batch_without_rows_gives_one_without_rows(name: str) -> None:
     after, ys = jax.eval_shape(lambda key: core.init_with_output(key, carry, xs, ids)[0], jax.random.key(0))
     assert ys.shape == (0, 20, F)
     assert jax.tree.map(lambda a: a.shape, after) == jax.tree.map(lambda a: a.shape, carry)
+
+
+@FULL
+@pytest.mark.parametrize("name", ["elman", "layer_norm_lstm", "lru", "gla", "mlstm", "delta", "conv", "attention"])
+def test_vmap_over_no_rows_gives_values_and_gradients_without_rows(name: str) -> None:
+    core = CASES[name]()
+    xs, carry, ids = jnp.zeros((0, 20, F)), core.initial_carry((0,)), jnp.ones((0, 20), jnp.int32)
+    params = jax.eval_shape(core.init, jax.random.key(0), core.initial_carry((1,)), jnp.zeros((1, 2, F)))
+
+    def loss(params, xs):
+        after, ys = jax.vmap(core.apply, (None, 0, 0, 0))(params, carry, xs, ids)
+        return ys.sum(), (after, ys)
+
+    gradients, (after, ys) = jax.eval_shape(jax.grad(loss, (0, 1), has_aux=True), params, xs)
+    assert ys.shape == (0, 20, F)
+    assert jax.tree.map(jnp.shape, (gradients, after)) == jax.tree.map(jnp.shape, ((params, xs), carry))

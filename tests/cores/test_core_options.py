@@ -1,8 +1,12 @@
 """Core options as a command line gives them: of the kind that the field has."""
 
+from functools import partial
+
 import pytest
 
+from jaxseq.cores import RGLRU
 from jaxseq.cores.table import make_core
+from jaxseq.testing import check_core
 
 
 @pytest.mark.parametrize("text", ["30", "30.0"])
@@ -23,3 +27,14 @@ def test_a_value_of_another_kind_is_refused_by_name() -> None:
         make_core("attention", 8, ["window=0"]).initial_carry((1,))
     with pytest.raises(ValueError, match=r"gate_rank=16 and temperature=-1\.0 must be positive"):
         make_core("gla", 8, ["temperature=-1.0"]).initial_carry((1,))
+
+
+OPTIONS = {
+    "an unscaled start": partial(RGLRU, 8, unscaled_start=True),
+}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options_obey_the_contract(name: str) -> None:
+    check_core(OPTIONS[name], quick=True)
