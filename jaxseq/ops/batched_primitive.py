@@ -18,20 +18,26 @@ from jaxseq.typing import Array
 
 
 class Operands(NamedTuple):
-    """Four pytrees of arrays, by the position of their batch axis."""
+    """Three pytrees of arrays, by the position of their batch axis."""
 
     shared: Any
     """No batch: weights."""
     rows: Any
-    """Batch first: ``[B, T, ...]``."""
+    """Batch first: ``[B, T, ...]``; arguments may be ``Optional``."""
     steps: Any
     """Batch axis -2, after time: ``[..., B, F]``."""
-    leads: Any = ()
-    """Batch first, or 1 where the batch shares it, which ``vmap`` keeps; never a result."""
 
 
-_LEAD = "lead"
-"""The batch axis of ``Operands.leads``."""
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Optional:
+    """Arrays among the rows whose axis 0 is the batch, or 1 where the batch shares them, which ``vmap`` keeps."""
+
+    arrays: Any
+
+
+_OPTIONAL = "optional"
+"""The batch axis of ``Optional`` arrays."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +61,14 @@ class _Call:
 
 
 def _axes(operands: Operands) -> list:
-    kinds = zip(operands, (None, 0, -2, _LEAD), strict=True)
-    return [axis for part, axis in kinds for _ in jax.tree.leaves(part)]
+    def is_optional(part: Any) -> bool:
+        return isinstance(part, Optional)
+
+    def axes(part: Any, axis: int | None) -> list:
+        return [_OPTIONAL if is_optional(part) else axis] * len(jax.tree.leaves(part))
+
+    kinds = zip(operands, (None, 0, -2), strict=True)
+    return [a for part, axis in kinds for x in jax.tree.leaves(part, is_leaf=is_optional) for a in axes(x, axis)]
 
 
 def batched_call(function: Callable, static: Any, *operands: Operands, derivative: Any = None) -> Operands:
@@ -124,11 +136,10 @@ def _batch_rule(leaves: tuple, mapped: tuple, *, op: _Call, results: tuple) -> t
         return out, (0,) * len(out)
 
     def merged(a: Array, d: int | None, axis: int | str | None) -> Array:
-        if axis is None or (axis is _LEAD and d is None and a.shape[0] == 1):
+        if axis is None or (axis is _OPTIONAL and d is None and a.shape[0] == 1):
             return a
-        axis = 0 if axis is _LEAD else axis
         a = jnp.broadcast_to(a, (size, *a.shape)) if d is None else jnp.moveaxis(a, d, 0)
-        at = axis if axis >= 0 else a.ndim - 1 + axis
+        at = 0 if isinstance(axis, str) else axis if axis >= 0 else a.ndim - 1 + axis
         a = jnp.moveaxis(a, 0, at)
         return a.reshape(*a.shape[:at], a.shape[at] * a.shape[at + 1], *a.shape[at + 2 :])
 

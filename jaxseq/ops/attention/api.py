@@ -9,14 +9,14 @@ from jaxseq.ops.attention.cudnn import attention_cudnn, why_not_cudnn
 from jaxseq.ops.attention.decode import attention_decode
 from jaxseq.ops.attention.dropout import make_dropout
 from jaxseq.ops.attention.masks import Mask
+from jaxseq.ops.attention.parts import Parts
 from jaxseq.ops.attention.reference import (
-    attention_reference,
     check_arguments,
     default_scale,
+    reference,
     zero_hidden,
     zero_hidden_queries,
 )
-from jaxseq.ops.attention.tile_grid import Parts
 from jaxseq.ops.attention.tiles import attention_tiles, choose_plan
 from jaxseq.ops.implementations import choose_implementation, implementation_scope, unavailable
 from jaxseq.typing import Array, Float, Key
@@ -77,7 +77,7 @@ def attention(
     """
     bias = as_bias(bias)
     check_arguments(query, key, value, mask, bias, soft_cap)
-    dropout = make_dropout(dropout_rate, dropout_key, query.shape[:-3], query.shape[-2])
+    parts = Parts(mask, bias, make_dropout(dropout_rate, dropout_key, query.shape[:-3], query.shape[-2]))
     chosen = choose_implementation(
         "attention",
         implementation,
@@ -95,12 +95,8 @@ def attention(
         chosen = "reference"
     with implementation_scope("attention", chosen):
         if chosen == "reference":
-            dropped = {"dropout_rate": dropout_rate, "dropout_key": dropout_key}
-            return attention_reference(
-                query, key, value, mask=mask, bias=bias, scale=scale, soft_cap=soft_cap, **dropped
-            )
+            return reference(query, key, value, parts, scale, soft_cap)
         query, key, value = zero_hidden(query, key, value, mask)
-        parts = Parts(mask, bias, dropout)
         if chosen == "decode":
             return zero_hidden_queries(attention_decode(query, key, value, parts, scale, soft_cap), mask)
         if chosen == "cudnn":

@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 from jax import lax
 
+from jaxseq.ops.attention.parts import Parts
 from jaxseq.ops.attention.reference import drop, softmax_of_products
-from jaxseq.ops.attention.tile_grid import Parts
 from jaxseq.ops.attention.tiled import align_ranks
 from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array

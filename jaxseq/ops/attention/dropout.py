@@ -7,6 +7,8 @@ exclusive or of the two words of a pair goes through a permutation of 32 bits of
 input bits alike (``triple32`` of Wellons' hash prospector).
 """
 
+import functools
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,8 +67,9 @@ def make_dropout(rate: float, key: Key[Array, ""] | None, batch: tuple[int, ...]
     first, second = words[..., 0], words[..., 1]
     for i in range(2, words.shape[-1], 2):  # an rbg key has four words
         first, second = _threefry(first, second, words[..., i], words[..., i + 1])
-    element = jnp.arange(int(np.prod(batch)), dtype=jnp.uint32).reshape(batch)
-    first, second = _threefry(first, second, element, jnp.zeros((), jnp.uint32))
+    element = jnp.arange(math.prod(batch), dtype=jnp.uint32).reshape(batch)
+    first, second = (x.reshape((1,) * len(batch)) for x in (first, second))
+    first, second = _threefry(first, second, element, jnp.zeros_like(element))
     return Dropout(rate=float(rate), num_heads=num_heads, first=first, second=second)
 
 
@@ -84,8 +87,9 @@ def _words(dropout: Dropout, head: Array, index: Array) -> Array:
 
 def _threefry(*words: Array) -> tuple[Array, Array]:
     """Threefry-2x32 of two words of a key and two of a counter, which broadcast against each other."""
-    shape = jnp.broadcast_shapes(*(x.shape for x in words))
-    first, second = threefry2x32_p.bind(*(jnp.broadcast_to(x, shape) for x in words))
+    # The primitive needs four arrays of one shape, under vmap too: each gets the shape and the batching of the sum.
+    nothing = functools.reduce(jnp.add, words) * np.uint32(0)
+    first, second = threefry2x32_p.bind(*(x + nothing for x in words))
     return first, second
 
 

@@ -9,6 +9,7 @@ from jax import lax
 from jaxseq.ops.attention.biases import Bias, as_bias
 from jaxseq.ops.attention.dropout import Dropout, make_dropout
 from jaxseq.ops.attention.masks import Mask
+from jaxseq.ops.attention.parts import Parts
 from jaxseq.ops.attention.tiled import MIN_SCORE, Span, align_ranks
 from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array, Float, Key
@@ -29,15 +30,17 @@ def attention_reference(
     """``drop(weights) · value``: the equation of ``attention``, differentiable in every mode and order."""
     bias = as_bias(bias)
     check_arguments(query, key, value, mask, bias, soft_cap)
-    dropout = make_dropout(dropout_rate, dropout_key, query.shape[:-3], query.shape[-2])
-    _, _, value = zero_hidden(query, key, value, mask)
-    weights = attention_weights(query, key, mask=mask, bias=bias, scale=scale, soft_cap=soft_cap)
-    weights = drop(weights, dropout).astype(value.dtype)
-    wide = at_least_float32(query.dtype)
-    groups = _head_groups(query, key)
-    grouped = weights.reshape(*weights.shape[:-3], *groups, *weights.shape[-2:])
-    out = jnp.einsum("...mgts,...smh->...tmgh", grouped, value, preferred_element_type=wide)
-    return zero_hidden_queries(out.reshape(*query.shape[:-1], value.shape[-1]).astype(query.dtype), mask)
+    parts = Parts(mask, bias, make_dropout(dropout_rate, dropout_key, query.shape[:-3], query.shape[-2]))
+    return reference(query, key, value, parts, default_scale(query) if scale is None else scale, soft_cap)
+
+
+def reference(query: Array, key: Array, value: Array, parts: Parts, scale: float, soft_cap: float | None) -> Array:
+    """``attention_reference`` of arguments that are checked."""
+    query, key, value = zero_hidden(query, key, value, parts.mask)
+    weights = drop(_weights(query, key, parts, scale, soft_cap), parts.dropout).astype(value.dtype)
+    grouped = weights.reshape(*weights.shape[:-3], *_head_groups(query, key), *weights.shape[-2:])
+    out = jnp.einsum("...mgts,...smh->...tmgh", grouped, value, preferred_element_type=at_least_float32(query.dtype))
+    return zero_hidden_queries(out.reshape(*query.shape[:-1], value.shape[-1]).astype(query.dtype), parts.mask)
 
 
 def attention_weights(
@@ -56,14 +59,15 @@ def attention_weights(
     bias = as_bias(bias)
     check_arguments(query, key, key, mask, bias, soft_cap)
     query, key, _ = zero_hidden(query, key, key, mask)
-    scale = default_scale(query) if scale is None else scale
+    return _weights(query, key, Parts(mask, bias), default_scale(query) if scale is None else scale, soft_cap)
+
+
+def _weights(query: Array, key: Array, parts: Parts, scale: float, soft_cap: float | None) -> Array:
+    grouped = query.reshape(*query.shape[:-2], *_head_groups(query, key), query.shape[-1])
     wide = at_least_float32(query.dtype)
-    groups = _head_groups(query, key)
-    grouped = query.reshape(*query.shape[:-2], *groups, query.shape[-1])
     products = jnp.einsum("...tmgh,...smh->...mgts", grouped, key, preferred_element_type=wide)
-    return softmax_of_products(
-        products.reshape(*query.shape[:-3], query.shape[-2], *products.shape[-2:]), mask, bias, scale, soft_cap
-    )
+    products = products.reshape(*query.shape[:-3], query.shape[-2], *products.shape[-2:])
+    return softmax_of_products(products, parts.mask, parts.bias, scale, soft_cap)
 
 
 def masked_softmax(

@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxseq.ops.attention.biases import Bias
-from jaxseq.ops.attention.dropout import Dropout
-from jaxseq.ops.attention.masks import Mask, prefix
+from jaxseq.ops.attention.masks import prefix
+from jaxseq.ops.attention.parts import Parts
 from jaxseq.ops.attention.tiled import Span, Tiled
 from jaxseq.typing import Array
 
@@ -29,21 +28,13 @@ class Plan(NamedTuple):
     """Loops of constant length, through which reverse mode can pass: for second derivatives."""
 
 
-class Parts(NamedTuple):
-    """What a call evaluates on each tile; arrays lead with the batch, or with 1 where it shares them."""
-
-    mask: Mask | None = None
-    bias: Bias | None = None
-    dropout: Dropout | None = None
-
-
 @dataclass(frozen=True)
 class Grid:
     """Tiles of rows (queries) by columns (keys), for each program: a batch element and a key-value head."""
 
     plan: Plan
     parts: Parts
-    """Padded to the whole grid."""
+    """Padded to the whole grid; arrays lead with the batch, or with 1 where it shares them, or, of biases, a divisor."""
     batch: int
     kv_heads: int
     share: int
@@ -159,7 +150,7 @@ class Grid:
                 live, tile = x
                 return lax.cond(live, step, lambda tile, carry: carry, tile, carry), None
 
-            return lax.scan(visit, carry, (jnp.arange(len(order)) < counts[1], order))[0]
+            return lax.scan(visit, carry, (jnp.arange(len(order), dtype=jnp.int32) < counts[1], order))[0]
         carry = lax.fori_loop(0, counts[0], lambda n, carry: body(False, order[n], carry), carry)
         return lax.fori_loop(counts[0], counts[1], lambda n, carry: body(True, order[n], carry), carry)
 
@@ -193,9 +184,8 @@ def make_grid(plan: Plan, query: Array, key: Array, parts: Parts) -> Grid:
     rows, columns = -(-T // plan.row_tile), -(-S // plan.column_tile)
     programs = max(n for n in range(1, min(batch * M, plan.programs) + 1) if batch * M % n == 0)
     size = (rows * plan.row_tile, columns * plan.column_tile)
-    mask, bias, dropout = (x if x is None else x.pad(*size) for x in parts)
-    if mask is not None:
-        mask = mask.fill_batch(batch)
+    parts = parts.map(lambda part: part.pad(*size))
+    mask = None if parts.mask is None else parts.mask.fill_batch(batch)
     if S % plan.column_tile:
         mask = prefix(S) if mask is None else mask & prefix(S)
     live: Any = np.ones((1, rows, columns), bool)
@@ -208,7 +198,7 @@ def make_grid(plan: Plan, query: Array, key: Array, parts: Parts) -> Grid:
         jnp.broadcast_to(jnp.asarray(x)[:, None], joint).reshape(groups, programs, rows, columns) for x in (live, full)
     )
     return Grid(
-        plan, Parts(mask, bias, dropout), batch, M, N // M, rows, columns, programs, groups, live.any(1), full.all(1)
+        plan, parts._replace(mask=mask), batch, M, N // M, rows, columns, programs, groups, live.any(1), full.all(1)
     )
 
 

@@ -27,9 +27,10 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
 from jaxseq.ops.attention.masks import Mask
-from jaxseq.ops.attention.tile_grid import Parts, Plan, make_grid
+from jaxseq.ops.attention.parts import Parts
+from jaxseq.ops.attention.tile_grid import Plan, make_grid
 from jaxseq.ops.attention.tiled import MIN_SCORE
-from jaxseq.ops.batched_primitive import Operands, batched_call, batched_linear_call
+from jaxseq.ops.batched_primitive import Operands, Optional, batched_call, batched_linear_call
 from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array
 
@@ -44,8 +45,8 @@ def attention_tiles(query: Array, key: Array, value: Array, parts: Parts, plan: 
     """``tiled_attention`` with any batch dimensions."""
     batch = query.shape[:-3]
     size = math.prod(batch)
-    flat = (x.reshape(size, *x.shape[-3:]) for x in (query, key, value))
-    out = tiled_attention(*flat, Parts(*(x if x is None else x.flatten_batch(batch) for x in parts)), plan)
+    query, key, value = (x.reshape(size, *x.shape[-3:]) for x in (query, key, value))
+    out = tiled_attention(query, key, value, parts.map(lambda part: part.flatten_batch(batch)), plan)
     return out.reshape(*batch, *out.shape[1:])
 
 
@@ -78,7 +79,7 @@ def tiled_attention(query: Array, key: Array, value: Array, parts: Parts, plan: 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _attend(plan: Plan, arrays: tuple[Array, Array, Array], parts: Parts) -> tuple[Array, Array]:
     """The output and the log-sum-exp of each query's scores, ``[B, T, N]``."""
-    return batched_call(_forward, plan, Operands(None, arrays, (), parts)).rows
+    return batched_call(_forward, plan, Operands(None, (*arrays, Optional(parts)), ())).rows
 
 
 @functools.partial(_attend.defjvp, symbolic_zeros=True)
@@ -94,7 +95,7 @@ def _attend_jvp(plan: Plan, primals: tuple, tangents: tuple) -> tuple[tuple, tup
         bias, d_weights = parts.bias, tangents[1].bias.weights
         parts = parts._replace(bias=None)
     # A bias that is differentiated is among the rows: its gradient then leads with the batch as its weights do.
-    fixed = Operands(None, (*arrays, out, logsumexp, bias), (), parts)
+    fixed = Operands(None, (*arrays, out, logsumexp, bias, Optional(parts)), ())
     linear = Operands(None, (*d_arrays, d_weights), ())
     derivative = plan._replace(constant_loops=True)
     d_out = batched_linear_call(_tangent, _transpose, plan, fixed, linear, derivative=derivative)
@@ -107,11 +108,11 @@ def _transpose(plan: Plan, fixed: Operands, cotangents: list[Array]) -> Operands
 
 
 def _forward(plan: Plan, operands: Operands) -> Operands:
-    query, key, value = operands.rows
+    query, key, value, parts = operands.rows
     wide, shape = at_least_float32(query.dtype), query.shape[:3]
     if 0 in (query.shape[0], key.shape[2]):
         return Operands(None, (jnp.zeros((*shape, value.shape[3]), query.dtype), jnp.zeros(shape, wide)), ())
-    grid = make_grid(plan, query, key, operands.leads)
+    grid = make_grid(plan, query, key, parts.arrays)
 
     def group(_: None, xs: tuple) -> tuple[None, tuple[Array, Array]]:
         queries, keys_t, values, program, order, counts = xs
@@ -143,11 +144,11 @@ def _forward(plan: Plan, operands: Operands) -> Operands:
 
 def _tangent(plan: Plan, fixed: Operands, linear: Operands) -> Operands:
     """The tangents of output and log-sum-exp."""
-    query, key, value, out, logsumexp, bias = fixed.rows
+    query, key, value, out, logsumexp, bias, parts = fixed.rows
     d_query, d_key, d_value, d_weights = linear.rows
     if 0 in (query.shape[0], key.shape[2]):
         return Operands(None, (out, logsumexp), ())
-    grid = make_grid(plan, query, key, fixed.leads if bias is None else fixed.leads._replace(bias=bias))
+    grid = make_grid(plan, query, key, parts.arrays if bias is None else parts.arrays._replace(bias=bias))
     d_bias = None if bias is None else bias.with_weights(d_weights).pad(*grid.lengths())
     wide = at_least_float32(query.dtype)
 
@@ -187,12 +188,12 @@ def _tangent(plan: Plan, fixed: Operands, linear: Operands) -> Operands:
 
 def _backward(plan: Plan, fixed: Operands, cotangents: Operands) -> Operands:
     """The transpose of ``_tangent``: gradients of query, key, value and of the bias's weights (None without them)."""
-    query, key, value, out, logsumexp, bias = fixed.rows
+    query, key, value, out, logsumexp, bias, parts = fixed.rows
     cotangent, d_logsumexp = cotangents.rows
     if 0 in (query.shape[0], key.shape[2]):
         weights = None if bias is None else jnp.zeros_like(bias.weights)
         return Operands(None, (query, key, value, weights), ())
-    grid = make_grid(plan, query, key, fixed.leads if bias is None else fixed.leads._replace(bias=bias))
+    grid = make_grid(plan, query, key, parts.arrays if bias is None else parts.arrays._replace(bias=bias))
     wide = at_least_float32(query.dtype)
 
     def group(total: Any, xs: tuple) -> tuple[Any, tuple[Array, Array, Array]]:
@@ -216,8 +217,8 @@ def _backward(plan: Plan, fixed: Operands, cotangents: Operands) -> Operands:
                 return dq_t, of_bias, dk + _dot(ds_t, q), dv + _dot(drop(p_t).astype(k.dtype), do)
 
             zeros = jnp.zeros(k.shape, wide), jnp.zeros(v.shape, wide)
-            *carry, dk, dv = grid.loop_over_live(order, counts, row, (*carry, *zeros))
-            return tuple(carry), (dk, dv)
+            dq_t, of_bias, dk, dv = grid.loop_over_live(order, counts, row, (*carry, *zeros))
+            return (dq_t, of_bias), (dk, dv)
 
         of_bias = None if bias is None else grid.zero_bias_gradient(wide)
         first = jnp.zeros(queries.mT.shape, wide), of_bias
@@ -227,15 +228,15 @@ def _backward(plan: Plan, fixed: Operands, cotangents: Operands) -> Operands:
 
     # A sum over the last axis of a product takes XLA's CPU backend 30 times as long as this.
     delta = jnp.einsum("...h,...h->...", out.astype(wide), cotangent.astype(wide)) - d_logsumexp
-    queries, cotangents = (grid.tile_rows(x) for x in (_scaled(query, plan), cotangent.astype(query.dtype)))
-    logsumexps, deltas = grid.tile_rows(logsumexp[..., None], jnp.inf)[..., 0], grid.tile_rows(delta[..., None])[..., 0]
+    lse, delta = grid.tile_rows(logsumexp[..., None], jnp.inf)[..., 0], grid.tile_rows(delta[..., None])[..., 0]
+    rows = grid.tile_rows(_scaled(query, plan)), grid.tile_rows(cotangent.astype(query.dtype)), lse, delta
     columns = grid.tile_columns(key), grid.tile_columns(value)
-    xs = ((queries, cotangents, logsumexps, deltas), columns, grid.program_indices(), *grid.order(by_columns=True))
-    total = None if bias is None else jnp.zeros(grid.parts.bias.weights.shape, wide)
+    total = None if bias is None else jnp.zeros(bias.pad(*grid.lengths()).weights.shape, wide)
+    xs = (rows, columns, grid.program_indices(), *grid.order(by_columns=True))
     total, (dq, dk, dv) = lax.scan(group, total, xs)
     dk, dv = (grid.untile_columns(x, key.shape[1]).astype(key.dtype) for x in (dk, dv))
     dq = grid.untile_rows(dq, query.shape[1]).astype(query.dtype)
-    if bias is not None:
+    if total is not None:
         total = lax.slice(total, (0,) * total.ndim, bias.weights.shape).astype(bias.weights.dtype)
     return Operands(None, (dq, dk, dv, total), ())
 
