@@ -280,7 +280,7 @@ def test_arguments_of_another_shape_or_dtype_are_named(our_own_errors: None) -> 
             (rf"{kind} needs floating-point inputs .* not int32\(8, 3\)", carry, ids, ids, memory),
             (
                 rf"{kind} needs a carry .* \(8,\) .*; leaf .* has shape \(1,",
-                module.initial_carry(one, (1,)),
+                single,
                 xs,
                 ids,
                 memory,
