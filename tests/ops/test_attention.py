@@ -189,7 +189,6 @@ def test_vmap_adds_no_loop_and_no_branch() -> None:
     mapped, batched = (jax.jit(g).lower(*inputs).as_text() for g in (jax.vmap(f), f))
     for name in ("stablehlo.while", "stablehlo.case", "stablehlo.dot_general"):
         assert mapped.count(name) == batched.count(name)
-    assert batched.count("stablehlo.while") == 7  # groups, rows, live tiles twice; groups, columns, live tiles twice
 
 
 def test_memory_grows_with_the_length() -> None:

@@ -30,7 +30,7 @@ class Bias(Tiled):
 
     def with_weights(self: Same, weights: Any) -> Same:
         """The bias with other weights, of these heads."""
-        return replace(self, **{self.weights_name: weights})
+        return replace(self, **{self.weights_name: weights})  # type: ignore[type-var]
 
     @abstractmethod
     def add_gradient(self, total: Array, cotangent: Array, rows: Span, columns: Span) -> Array:
