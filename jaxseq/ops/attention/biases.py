@@ -52,7 +52,7 @@ class DenseBias(Bias):
 
     def tile(self, rows: Span, columns: Span, heads: Span | None = None) -> Array:
         array = self.bias
-        for axis, span in ((-3, heads), (-2, rows), (-1, columns)):
+        for axis, span in ((-2, rows), (-1, columns), (-3, heads)):
             if span is not None and array.shape[axis] > 1:
                 array = slice_span(array, span, axis=axis)
         return array
