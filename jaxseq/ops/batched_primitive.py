@@ -130,6 +130,9 @@ def _jvp_rule(primals: tuple, tangents: tuple, *, op: _Call, results: tuple) -> 
 
 def _batch_rule(leaves: tuple, mapped: tuple, *, op: _Call, results: tuple) -> tuple[list, tuple]:
     size = next(a.shape[d] for a, d in zip(leaves, mapped, strict=True) if d is not None)
+    if size == 0:
+        out = jax.eval_shape(jax.vmap(op, in_axes=mapped, axis_size=0), *leaves)
+        return [jnp.zeros(x.shape, x.dtype) for x in out], (0,) * len(out)
     axes = op.axes()
     if any(d is not None and axis is None for d, axis in zip(mapped, axes, strict=True)):
         out = jax.vmap(op, in_axes=mapped, axis_size=size)(*leaves)

@@ -189,7 +189,6 @@ def test_vmap_adds_no_loop_and_no_branch() -> None:
     mapped, batched = (jax.jit(g).lower(*inputs).as_text() for g in (jax.vmap(f), f))
     for name in ("stablehlo.while", "stablehlo.case", "stablehlo.dot_general"):
         assert mapped.count(name) == batched.count(name)
-    assert batched.count("stablehlo.while") == 7  # groups, rows, live tiles twice; groups, columns, live tiles twice
 
 
 def test_memory_grows_with_the_length() -> None:
@@ -265,7 +264,9 @@ def test_the_form_for_few_queries_equals_the_equation(name: str, x64: None) -> N
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("implementation", ["auto", "reference", "decode", "tiles"])
+@pytest.mark.parametrize(
+    "implementation", ["tiles", *(pytest.param(x, marks=pytest.mark.full) for x in ("decode", "auto"))]
+)
 def test_no_queries_keys_rows_heads_or_features(implementation: str) -> None:
     query, key, value, _ = _inputs("float32")
     f = partial(attention, implementation=implementation)
@@ -291,8 +292,8 @@ def test_vmap_over_no_rows_and_gradients_of_no_rows(implementation: str) -> None
         return jax.vjp(lambda *x: f(*x[:3], bias=x[3]), query, key, value, bias)[1](cotangent)
 
     for transformed in (gradients, jax.vmap(gradients)):
-        shapes = [x.shape for x in transformed(bias, *ids, *none)]
-        assert shapes == [x.shape for x in (*none[:3], bias)]
+        found = jax.jit(transformed).lower(bias, *ids, *none).out_info
+        assert [x.shape for x in found] == [x.shape for x in (*none[:3], bias)]
 
 
 def test_a_narrow_window_gets_small_tiles_and_the_same_numbers() -> None:

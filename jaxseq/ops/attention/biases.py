@@ -30,7 +30,7 @@ class Bias(Tiled):
 
     def with_weights(self: Same, weights: Any) -> Same:
         """The bias with other weights, of these heads."""
-        return replace(self, **{self.weights_name: weights})
+        return replace(self, **{self.weights_name: weights})  # type: ignore[type-var]
 
     @abstractmethod
     def add_gradient(self, total: Array, cotangent: Array, rows: Span, columns: Span) -> Array:
@@ -52,7 +52,7 @@ class DenseBias(Bias):
 
     def tile(self, rows: Span, columns: Span, heads: Span | None = None) -> Array:
         array = self.bias
-        for axis, span in ((-3, heads), (-2, rows), (-1, columns)):
+        for axis, span in ((-2, rows), (-1, columns), (-3, heads)):
             if span is not None and array.shape[axis] > 1:
                 array = slice_span(array, span, axis=axis)
         return array

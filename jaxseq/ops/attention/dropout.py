@@ -19,7 +19,7 @@ from jax import lax
 from jax.extend.random import threefry2x32_p
 
 from jaxseq.ops.attention.tiled import STATIC, Span, Tiled, leaf
-from jaxseq.typing import Array, Bool, Float, Key
+from jaxseq.typing import Array, Bool, Float
 
 _KEYS = np.uint32(1 << 31)
 """Added to the head in the words of keys, which separates them from those of queries."""
@@ -48,7 +48,7 @@ class Dropout(Tiled):
         return jnp.where(kept, weights / (1 - self.rate), jnp.zeros((), weights.dtype))
 
 
-def make_dropout(rate: float, key: Key[Array, ""] | None, batch: tuple[int, ...], num_heads: int) -> Dropout | None:
+def make_dropout(rate: float, key: Array | None, batch: tuple[int, ...], num_heads: int) -> Dropout | None:
     """The dropout of one call; None if the rate is 0.
 
     Raises:

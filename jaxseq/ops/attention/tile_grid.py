@@ -34,7 +34,7 @@ class Grid:
 
     plan: Plan
     parts: Parts
-    """Padded to the whole grid; arrays lead with the batch, or with 1 where it shares them, or, of biases, a divisor."""
+    """Padded to the whole grid. Arrays lead with the batch, or 1 where it shares them, or a divisor of it (biases)."""
     batch: int
     kv_heads: int
     share: int

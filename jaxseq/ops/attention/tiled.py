@@ -1,5 +1,6 @@
 """The base class of masks and biases: functions of query and key that attention evaluates tile by tile."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -99,7 +100,7 @@ class Tiled(ABC):
             if all(size == 1 for size in lead):
                 return leaf.reshape(1, *rest)
             lead = (1,) * (len(batch) - len(lead)) + lead
-            return jnp.broadcast_to(leaf.reshape(*lead, *rest), (*batch, *rest)).reshape(-1, *rest)
+            return jnp.broadcast_to(leaf.reshape(*lead, *rest), (*batch, *rest)).reshape(math.prod(batch), *rest)
 
         return self.map_leaves(flatten)
 
