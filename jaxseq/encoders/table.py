@@ -30,6 +30,7 @@ def make_encoder(
     attention_dropout: float = 0.0,
     dtype: DType = jnp.float32,
     param_dtype: DType = jnp.float32,
+    epsilon: float = 1e-6,
 ) -> EncoderStack:
     """An encoder of features: ``"transformer"`` (self-attention), or layers of the core of that name.
 
@@ -50,6 +51,7 @@ def make_encoder(
       attention_dropout: the rate of the weights of self-attention.
       dtype: the dtype of the computation.
       param_dtype: the dtype of the parameters.
+      epsilon: that of every norm of a block and of the stack.
 
     Raises:
       ValueError: an unknown core, or odd ``features`` for two directions.
@@ -70,7 +72,7 @@ def make_encoder(
 
     def block() -> EncoderBlock:
         layer = None if feed_forward is None else FeedForward(features, feed_forward, **types)
-        return EncoderBlock(mixer(), layer, norm=norm, dropout=dropout, **types)
+        return EncoderBlock(mixer(), layer, norm=norm, dropout=dropout, epsilon=epsilon, **types)
 
     bare = feed_forward is None and not transformer
     encoders: list[Encoder] = [mixer()] if bare else []
@@ -78,4 +80,4 @@ def make_encoder(
     ends_with_block = isinstance(encoders[-1], EncoderBlock)
     if transformer and positions in JOINS:
         encoders.insert(0, CoreEncoder(Positions(features, join=str(positions), **types)))
-    return EncoderStack(tuple(encoders), norm=norm == "pre" and ends_with_block, **types)
+    return EncoderStack(tuple(encoders), norm=norm == "pre" and ends_with_block, epsilon=epsilon, **types)

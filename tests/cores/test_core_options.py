@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 
-from jaxseq.cores import RGLRU
+from jaxseq.cores import LSTM, RGLRU
 from jaxseq.cores.table import make_core
 from jaxseq.testing import check_core
 
@@ -30,6 +30,8 @@ def test_a_value_of_another_kind_is_refused_by_name() -> None:
 
 
 OPTIONS = {
+    "a decay by channel": partial(make_core, "delta", 8, ["decay=channel", "num_heads=2"]),
+    "a projected output": partial(LSTM, 8, cell_size=11, peepholes=True),
     "an unscaled start": partial(RGLRU, 8, unscaled_start=True),
 }
 
