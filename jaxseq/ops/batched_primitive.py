@@ -150,7 +150,8 @@ def _batch_rule(leaves: tuple, mapped: tuple, *, op: _Call, results: tuple) -> t
         shape = a.shape if d is None else (*a.shape[:d], *a.shape[d + 1 :])
         return shape[axis]
 
-    batch = next(batch_of(a, d, axis) for a, d, axis in zip(leaves, mapped, axes, strict=True) if axis is not None)
+    placed = zip(leaves, mapped, axes, strict=True)
+    batch = next(batch_of(a, d, axis) for a, d, axis in placed if isinstance(axis, int))
     out = _call_p.bind(*map(merged, leaves, mapped, axes), op=op, results=results)
     where = [axis if axis >= 0 else a.ndim + axis for a, axis in zip(out, results, strict=True)]
     parts = [a.reshape(*a.shape[:d], size, batch, *a.shape[d + 1 :]) for a, d in zip(out, where, strict=True)]
