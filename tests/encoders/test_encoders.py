@@ -175,7 +175,7 @@ def test_positions_in_the_attention_are_their_equation(positions: str, attention
         scores = q @ k.T / np.float32(np.sqrt(D))
     distance = count[None] - count[:, None]
     if positions == "alibi":
-        scores -= alibi_slopes(1)[0] * jnp.abs(distance)
+        scores -= alibi_slopes(1)[0] * jnp.abs(distance).astype(jnp.float32)
     if positions == "relative":
         scores += params["relative_bias"][0][relative_buckets(distance, 32, 128, bidirectional=True)]
     close(found[0], jax.nn.softmax(scores, -1), 1e-5)

@@ -256,7 +256,12 @@ def test_arguments_of_another_shape_or_dtype_are_named(our_own_errors: None) -> 
     query, ids, memory = jnp.ones((8, T, D)), jnp.ones((8, T), jnp.int32), jnp.ones((8, S, 1, F))
     given = Memory(memory, memory, jnp.ones((8, S), jnp.int32))
     wrong: list[tuple] = [
-        (r"MultiHeadAttention needs integer segment_ids .* \(8, 4\) .* not float32\(8, 4\)", query, given, ids * 1.0),
+        (
+            r"MultiHeadAttention needs integer segment_ids .* \(8, 4\) .* not float32\(8, 4\)",
+            query,
+            given,
+            ids.astype(jnp.float32),
+        ),
         (r"MultiHeadAttention needs integer segment_ids .* not int32\(8, 3\)", query, given, ids[:, 1:]),
         (r"MultiHeadAttention needs floating-point inputs .* not int32\(8, 4\)", ids, given, None),
         (
