@@ -14,11 +14,11 @@ from typing import Any, TypeAlias
 import flax.linen as nn
 
 from jaxseq.ops.attention import positions as ops
-from jaxseq.ops.attention.tiled import Tiled
+from jaxseq.ops.attention.biases import Bias
 from jaxseq.typing import Array, Float, Int
 
-Bias: TypeAlias = Tiled | Float[Array, "..."]
-"""A bias that ``jaxseq.ops.attention`` adds to the scores."""
+ScoreBias: TypeAlias = Bias | Float[Array, "..."]
+"""What ``jaxseq.ops.attention`` adds to the scores."""
 
 
 class AttentionPositions(abc.ABC):
@@ -36,7 +36,7 @@ class AttentionPositions(abc.ABC):
         q_positions: Int[Array, "*B T"] | None,
         kv_positions: Int[Array, "*B S"] | None,
         causal: bool,
-    ) -> Bias | None:
+    ) -> ScoreBias | None:
         """The bias on the scores; positions of None are 0, 1, 2, ...
 
         Parameters are made in ``module``, with its ``param_dtype``.

@@ -17,7 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxseq.layers.attention_positions import Bias
+from jaxseq.layers.attention_positions import ScoreBias
 from jaxseq.layers.capture import MEMORY_ATTENTION, record
 from jaxseq.ops import attention, attention_weights, masked_softmax, masks, segments
 from jaxseq.ops.attention.masks import Mask
@@ -73,7 +73,7 @@ class MemoryAttention(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def head_weights(
-        self, query: Float[Array, "*B T N H"], keys: Float[Array, "*B S N H"], mask: Mask | None, bias: Bias | None
+        self, query: Float[Array, "*B T N H"], keys: Float[Array, "*B S N H"], mask: Mask | None, bias: ScoreBias | None
     ) -> Float[Array, "*B N T S"]:
         """The softmax of the scores and the bias; zeros for a query that sees nothing."""
 
@@ -83,7 +83,7 @@ class MemoryAttention(nn.Module, abc.ABC):
         query: Float[Array, "*B T N H"],
         memory: Memory,
         mask: Mask | None,
-        bias: Bias | None,
+        bias: ScoreBias | None,
         dropout_key: Key[Array, ""] | None,
     ) -> Float[Array, "*B T N E"]:
         """The mean of the values under those weights, dropped at the rate ``attention_dropout`` if there is a key."""
@@ -113,7 +113,7 @@ class MemoryAttention(nn.Module, abc.ABC):
         segment_ids: SegmentIds | None = None,
         *,
         rotate: Rotate | None = None,
-        bias: Bias | None = None,
+        bias: ScoreBias | None = None,
     ) -> Float[Array, "*B T F"]:
         """The contexts of the queries.
 
@@ -137,7 +137,7 @@ class MemoryAttention(nn.Module, abc.ABC):
         segment_ids: SegmentIds | None = None,
         *,
         rotate: Rotate | None = None,
-        bias: Bias | None = None,
+        bias: ScoreBias | None = None,
     ) -> Float[Array, "*B N T S"]:
         """The weight that each query gives to each position of the memory, for every head; arguments as in a call."""
         queries, mask = self._prepared(query, memory, segment_ids, rotate)
@@ -232,7 +232,7 @@ class AdditiveAttention(MemoryAttention):
         return Projections(query, key, self.value_projection())
 
     def head_weights(
-        self, query: Float[Array, "*B T N H"], keys: Float[Array, "*B S N H"], mask: Mask | None, bias: Bias | None
+        self, query: Float[Array, "*B T N H"], keys: Float[Array, "*B S N H"], mask: Mask | None, bias: ScoreBias | None
     ) -> Float[Array, "*B N T S"]:
         """The softmax of the scores, one head."""
         scores = _additive(query[..., 0, :], keys[..., 0, :], self.score.astype(self.dtype))
@@ -243,7 +243,7 @@ class AdditiveAttention(MemoryAttention):
         query: Float[Array, "*B T N H"],
         memory: Memory,
         mask: Mask | None,
-        bias: Bias | None,
+        bias: ScoreBias | None,
         dropout_key: Key[Array, ""] | None,
     ) -> Float[Array, "*B T N E"]:
         """The mean of the values under the weights."""
@@ -270,7 +270,7 @@ class ProductAttention(MemoryAttention):
 
     @final
     def head_weights(
-        self, query: Float[Array, "*B T N H"], keys: Float[Array, "*B S N H"], mask: Mask | None, bias: Bias | None
+        self, query: Float[Array, "*B T N H"], keys: Float[Array, "*B S N H"], mask: Mask | None, bias: ScoreBias | None
     ) -> Float[Array, "*B N T S"]:
         """The softmax of the products."""
         scale = self._scale(query.shape[-1], keys.shape[-1])
@@ -282,7 +282,7 @@ class ProductAttention(MemoryAttention):
         query: Float[Array, "*B T N H"],
         memory: Memory,
         mask: Mask | None,
-        bias: Bias | None,
+        bias: ScoreBias | None,
         dropout_key: Key[Array, ""] | None,
     ) -> Float[Array, "*B T N E"]:
         """Computes the contexts by ``jaxseq.ops.attention``, which need not store all weights."""

@@ -22,7 +22,16 @@ from jaxseq.encoders import (
     TextEncoder,
     make_encoder,
 )
-from jaxseq.layers import Embedding, FeedForward, MultiHeadAttention
+from jaxseq.layers import (
+    ATTENTIONS,
+    Embedding,
+    FeedForward,
+    MemoryAttention,
+    MultiHeadAttention,
+    RelativeBuckets,
+    capture_weights,
+)
+from jaxseq.ops.attention.positions import alibi_slopes, relative_buckets, rotary
 
 S, D = 7, 6
 IDS = np.array([1, 1, 0, 1, 2, 2, 0], np.int32)
@@ -51,13 +60,18 @@ def transformer(width: int, layers: int, norm: str = "post") -> EncoderStack:
 ENCODERS: dict[str, Encoder] = {
     "core": CoreEncoder(GRU(D)),
     "self-attention": SelfAttention(MultiHeadAttention(D, num_heads=2)),
+    "self-attention rotary": SelfAttention(MultiHeadAttention(D, num_heads=1), "rotary"),
+    "self-attention relative": SelfAttention(MultiHeadAttention(D, num_heads=2), RelativeBuckets(8, 4)),
     "both directions": Bidirectional(GRU(D), LSTM(D - 1)),
     "convolution": Bidirectional(Conv(D // 2, kernel_size=3), Conv(D // 2, kernel_size=3)),
     "pre-norm": EncoderStack((CoreEncoder(Positions(D)), transformer(D, 2, "pre"))),
     "post-norm": transformer(D, 1),
     "around recurrence": EncoderBlock(Bidirectional(GRU(D // 2), GRU(D // 2)), FeedForward(D, 8)),
 }
-EVERY = pytest.mark.parametrize("name", ENCODERS)
+FURTHER = ("self-attention rotary", "self-attention relative")
+EVERY = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.full) if name in FURTHER else name for name in ENCODERS]
+)
 
 
 @functools.cache
@@ -135,6 +149,36 @@ def test_order_is_unknown_without_positions_and_known_with_them() -> None:
     for encoder, equivariant in ((plain, True), (placed, False), (beside, False)):
         run = functools.partial(jitted(encoder.apply), variables_of(encoder, xs))
         assert (np.abs(run(xs[order]) - run(xs)[order]).max() < 1e-5) == equivariant
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("positions", ["rotary", "alibi", "relative"])
+@pytest.mark.parametrize("attention", [MultiHeadAttention(D, num_heads=1), ATTENTIONS["additive"](D)])
+def test_positions_in_the_attention_are_their_equation(positions: str, attention: MemoryAttention) -> None:
+    """The weights of a document that padding interrupts, from its projected queries and keys."""
+    encoder, xs = SelfAttention(attention, positions), jnp.asarray(drawn(S, D))
+    ids = jnp.asarray([0, 1, 1, 0, 1, 1, 1], jnp.int32)
+    variables = variables_of(encoder, xs)
+    params, real, count = variables["params"], np.flatnonzero(ids), jnp.arange(5)
+    found = capture_weights(encoder, variables, xs, ids)["attention"][..., real, :][..., real]
+
+    def dense(name: str) -> Any:
+        layer = params["attention"][name]
+        return xs[real] @ layer["kernel"] + jnp.broadcast_to(layer.get("bias", jnp.zeros(D)), (5, D))
+
+    q, k = dense("query"), dense("key")
+    if positions == "rotary":
+        q, k = (rotary(x[:, None], count)[:, 0] for x in (q, k))
+    if "score" in params["attention"]:
+        scores = jnp.tanh(q[:, None] + k[None]) @ params["attention"]["score"]
+    else:
+        scores = q @ k.T / np.float32(np.sqrt(D))
+    distance = count[None] - count[:, None]
+    if positions == "alibi":
+        scores -= alibi_slopes(1)[0] * jnp.abs(distance).astype(jnp.float32)
+    if positions == "relative":
+        scores += params["relative_bias"][0][relative_buckets(distance, 32, 128, bidirectional=True)]
+    close(found[0], jax.nn.softmax(scores, -1), 1e-5)
 
 
 def test_positions_join_as_asked() -> None:
