@@ -94,13 +94,13 @@ def test_the_lstm_with_a_cell_size_is_fused_and_its_carry_holds_both_widths() ->
     shapes = {name: leaf.shape for name, leaf in variables["params"].items()}
     assert shapes == {"kernel": (4, 4 * F), "bias": (4 * F,), "recurrent": (1, P, 4, F), "projection": (F, P)}
     params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), variables)
-    assert used_implementations(core.apply, params, carry, xs)["recurrence"] == {"fused"}
+    assert used_implementations(core.apply, params, carry, xs)["recurrence"] == ("fused",)
 
 
 def test_what_does_not_fit_is_named() -> None:
     x, R, projection, h, c, _ = (a.astype(jnp.float32) for a in arguments())
     with pytest.raises(ValueError, match=r"output_projection of shape \(5, 3\) for a cell that reads its own h"):
-        recurrence(lambda s, x, r: s._replace(h=s.h + r[0]), cells.LSTMState(c, c), x, R, output_projection=projection)
+        recurrence(lambda s, x, r: s._replace(h=s.h + r[0]), cells.LSTMState(h, c), x, R, output_projection=projection)
     with pytest.raises(ValueError, match=r"state of shape \(2, 5\); x of shape .* needs \(2, 3\)"):
         recurrence(cells.lstm, cells.LSTMState(c, c), x, R, output_projection=projection)
     with pytest.raises(ValueError, match=r"output_projection of shape \(5, 2\) .* needs one head"):
