@@ -97,6 +97,7 @@ def test_the_lstm_with_a_cell_size_is_fused_and_its_carry_holds_both_widths() ->
     assert used_implementations(core.apply, params, carry, xs)["recurrence"] == ("fused",)
 
 
+@pytest.mark.full
 def test_what_does_not_fit_is_named(untyped: None) -> None:
     x, R, projection, h, c, _ = (a.astype(jnp.float32) for a in arguments())
     with pytest.raises(ValueError, match=r"output_projection of shape \(5, 3\) for a cell that reads its own h"):
