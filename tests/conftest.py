@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAXSEQ_COMPILATION_CACHE", "")
 
+import jaxtyping
 from jaxtyping import install_import_hook
 
 install_import_hook("jaxseq", "beartype.beartype")
@@ -29,3 +30,12 @@ def x64():
     """Run the test in double precision."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def untyped():
+    """Without jaxtyping's checks, which come before our own."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)

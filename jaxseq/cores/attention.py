@@ -6,21 +6,22 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 
-from jaxseq.cores.core import Core, StateCarry, check_leaves
+from jaxseq.cores.core import Core, StateCarry
 from jaxseq.cores.heads import resolve_num_heads
+from jaxseq.layers.attention_positions import AttentionPositions, attention_positions
 from jaxseq.layers.capture import SELF_ATTENTION, record
-from jaxseq.ops import AttentionImplementation, attention, attention_weights, masks, positions, segments
+from jaxseq.ops import AttentionImplementation, attention, attention_weights, masks, segments
+from jaxseq.ops.inputs import check_leaves
 from jaxseq.typing import Array, DType, Features, Float, Int, SegmentIds, Sequence
-
-POSITIONS = ("rotary", "alibi", "none")
 
 
 class Cache(NamedTuple):
     """The last keys and values, each in the slot ``position mod slots``, and the current position and document.
 
     A negative position marks an empty slot. ``document`` counts documents from 1, so that an id used twice does not
-    stand for one document.
+    stand for one document. ``start`` is the position of the current document's first.
     """
 
     keys: Float[Array, "*B S M H"]
@@ -29,6 +30,7 @@ class Cache(NamedTuple):
     documents: Int[Array, "*B S"]
     position: Int[Array, "*B"]
     document: Int[Array, "*B"]
+    start: Int[Array, "*B"]
     segment_id: Int[Array, "*B"]
 
 
@@ -61,19 +63,23 @@ class Attention(Core):
     """Multi-head causal self-attention (Vaswani et al. 2017), grouped if ``num_kv_heads < num_heads`` (GQA, 2023).
 
     ``y = softmax(q kᵀ / √H + causal mask) v W_o``. ``positions`` is ``"rotary"`` (Su et al. 2021), ``"alibi"`` (Press
-    et al. 2022) or ``"none"``; ``window`` lets a position see itself and the ``window - 1`` before it. ``soft_cap``
-    bounds the scaled scores, ``cap · tanh(scores / cap)``, before mask and ALiBi (Gemma 2, arXiv:2408.00118).
-    ``num_heads=None`` means one head for every 64 features if 64 divides them, else one. ``use_bias`` gives all four
-    projections a bias. Weights can be captured (``jaxseq.layers.capture_weights``), over the slots of a cache too.
+    et al. 2022), ``"relative"`` (buckets of distances: Raffel et al. 2020), ``"none"``, or one of these with options
+    (``jaxseq.layers.Rotary``, ``RelativeBuckets``; as text, ``"rotary(base=500000.0)"``). ``window`` lets a position
+    see itself and the ``window - 1`` before it. ``soft_cap`` bounds the scaled scores, ``cap · tanh(scores / cap)``,
+    before mask and bias (Gemma 2, arXiv:2408.00118). ``num_heads=None`` means one head for every 64 features if 64
+    divides them, else one; ``head_size=None`` means ``features / num_heads``. ``use_bias`` gives all four projections a
+    bias. ``attention_dropout`` drops attention weights, if a ``dropout`` key is given. Weights can be captured
+    (``jaxseq.layers.capture_weights``), over the slots of a cache too; those are without dropout.
 
     ``initial_carry(..., context)`` keeps ``context`` earlier positions (a window needs ``window - 1`` at most): the
     splitting law is exact while the history fits. ``context=0``, for training on whole sequences, keeps nothing.
-    Rotary angles are of the absolute position in float32, which continues over documents: a stream that starts at
-    position 100,000 differs from the same one at 0 by about 1e-3 (a split never does).
+    Rotary angles are of the position in its document, at least float32: a document that is read from position 100,000
+    on differs from the same one at 0 by about 1e-3 (a split never does).
 
     Raises:
-      ValueError: heads do not divide features, key-value heads do not divide heads, the head size is odd with
-        rotary positions, ``positions`` is unknown, or ``soft_cap`` is not positive.
+      ValueError: heads do not divide features and there is no ``head_size``, key-value heads do not divide heads, the
+        head size is odd with rotary positions, ``positions`` is unknown, a position is outside given rotary tables,
+        ``soft_cap`` is not positive, or ``attention_dropout`` is not in [0, 1).
     """
 
     features: int
@@ -81,8 +87,10 @@ class Attention(Core):
     num_kv_heads: int | None = None
     window: int | None = None
     soft_cap: float | None = None
-    positions: str = "rotary"
+    positions: str | AttentionPositions = "rotary"
     use_bias: bool = False
+    head_size: int | None = None
+    attention_dropout: float = 0.0
     implementation: AttentionImplementation = "auto"
     dtype: DType = jnp.float32
     param_dtype: DType = jnp.float32
@@ -91,17 +99,21 @@ class Attention(Core):
         """Heads, key-value heads and head size, checked."""
         if self.window is not None and self.window < 1:
             raise ValueError(f"window={self.window} is not positive")
-        heads = resolve_num_heads(self.features, self.num_heads)
+        heads, size = self.num_heads, self.head_size
+        if heads is None or size is None:
+            heads = resolve_num_heads(self.features, heads)
+        size = self.features // heads if size is None else size
+        if heads < 1 or size < 1:
+            raise ValueError(f"num_heads={heads} and head_size={size} must be positive")
         groups = heads if self.num_kv_heads is None else self.num_kv_heads
         if groups < 1 or heads % groups:
             raise ValueError(f"num_heads={heads} is not divisible by num_kv_heads={groups}")
-        if self.positions not in POSITIONS:
-            raise ValueError(f"positions={self.positions!r}; known: {', '.join(POSITIONS)}")
+        attention_positions(self.positions)
         if self.soft_cap is not None and not self.soft_cap > 0:
             raise ValueError(f"soft_cap={self.soft_cap} is not positive")
-        if self.positions == "rotary" and (self.features // heads) % 2:
-            raise ValueError(f"rotary positions need an even head size, got {self.features // heads}")
-        return heads, groups, self.features // heads
+        if not 0 <= self.attention_dropout < 1:
+            raise ValueError(f"attention_dropout={self.attention_dropout} is not in [0, 1)")
+        return heads, groups, size
 
     def make_carry(self, batch_shape: tuple[int, ...], context: int) -> Cache:
         """An empty cache for ``context`` earlier positions."""
@@ -113,7 +125,7 @@ class Attention(Core):
         room = jnp.zeros((*batch_shape, slots, groups, size), self.dtype)
         empty = jnp.full((*batch_shape, slots), -1, jnp.int32)
         nothing = jnp.zeros(batch_shape, jnp.int32)
-        return kind(room, room, empty, jnp.zeros_like(empty), nothing, nothing, nothing)
+        return kind(room, room, empty, jnp.zeros_like(empty), nothing, nothing, nothing, nothing)
 
     def map_states(self, function: Callable[[StateCarry], StateCarry], carry: Cache) -> Cache:
         """The cache unchanged: it holds no recurrent state."""
@@ -129,8 +141,9 @@ class Attention(Core):
             for name, count in (("query", heads), ("key", groups), ("value", groups))
         )
         here, after = _places(carry, xs.shape[:-1], segment_ids)
-        if self.positions == "rotary":
-            query, key = positions.rotary(query, here.positions), positions.rotary(key, here.positions)
+        positions = attention_positions(self.positions)
+        places = _places_in_document(carry, here, segment_ids)
+        query, key = positions.rotate(query, places), positions.rotate(key, places)
         slots = carry.keys.shape[-3]
         after = _written(after, key, value, here)
         if not slots:
@@ -175,19 +188,19 @@ class Attention(Core):
 
         All keys and values are finite: a cache's empty slots are zeros, and padding was zeroed on entry.
         """
+        q, k = (here.positions, there.positions) if placed else (None, None)
+        bias = attention_positions(self.positions).bias(self, query.shape[-2], q, k, causal=True)
         if query.shape[-3] == 0:
             return query
-        q, k = (here.positions, there.positions) if placed else (None, None)
         mask = masks.causal(q, k) if self.window is None else masks.sliding_window(self.window, q, k)
         if placed:
             mask = mask & masks.segments(here.documents, there.documents)
         if cached:
             mask = masks.finite_keys(mask)
-        bias = None
-        if self.positions == "alibi":
-            bias = positions.alibi(positions.alibi_slopes(query.shape[-2]), q, k)
         options: dict[str, Any] = {"mask": mask, "bias": bias, "soft_cap": self.soft_cap}
         record(self, SELF_ATTENTION, lambda: attention_weights(query, key, **options))
+        if self.attention_dropout > 0 and self.has_rng("dropout"):
+            options |= {"dropout_rate": self.attention_dropout, "dropout_key": self.make_rng("dropout")}
         return attention(query, key, value, implementation=self.implementation, **options)
 
 
@@ -209,9 +222,19 @@ def _places(carry: Cache, shape: tuple[int, ...], segment_ids: SegmentIds | None
     after = carry._replace(
         position=carry.position + real.sum(-1, dtype=jnp.int32),
         document=document + starts.sum(-1, dtype=jnp.int32),
+        start=jnp.maximum(carry.start, jnp.where(starts, here.positions, 0).max(-1, initial=0)),
         segment_id=segments.last_id(ids, carry.segment_id),
     )
     return here, after
+
+
+def _places_in_document(before: Cache, here: _Steps, segment_ids: SegmentIds | None) -> Int[Array, "*B T"]:
+    """The index of each position in its document, 0 at padding; ``before`` is the carry at the input's start."""
+    start = before.start[..., None]
+    if segment_ids is not None:
+        starts = segments.starts(segment_ids.astype(jnp.int32), before.segment_id)
+        start = lax.cummax(jnp.where(starts, here.positions, start), axis=starts.ndim - 1)
+    return jnp.maximum(here.positions - start, 0)
 
 
 def _written(carry: Cache, key: Float[Array, "*B T M H"], value: Float[Array, "*B T M H"], here: _Steps) -> Cache:

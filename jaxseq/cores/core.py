@@ -16,13 +16,15 @@ import abc
 import dataclasses
 import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple, final
+from typing import Any, ClassVar, NamedTuple, final
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxseq.cores.unbound import UnboundMethods
 from jaxseq.ops import segments
+from jaxseq.ops.inputs import check_inputs, check_leading, check_leaves
 from jaxseq.typing import Array, Carry, DType, Features, Float, Int, SegmentIds, Sequence
 
 State = Any
@@ -36,15 +38,18 @@ class StateCarry(NamedTuple):
     segment_id: Int[Array, "*B"]
 
 
-class Core(nn.Module, abc.ABC):
+class Core(UnboundMethods, abc.ABC):
     """Abstract: mixes information along time under the splitting law.
 
     Subclass ``StateCore`` if the carry is a recurrent state. Subclass ``Core`` if it is something else (a key-value
     cache, the carries of other cores), and define ``make_carry``, ``run`` and ``map_states``; parameters may be made in
-    ``run`` without ``nn.compact``. The methods marked ``final`` cannot be overridden.
+    ``run`` without ``nn.compact``. All of these methods may make other cores, ``Stacked((LSTM(8), GRU(8)))``, and may
+    use those made in ``setup``. The methods marked ``final`` cannot be overridden.
 
     Every core has ``features`` (a field or a property): the width of its output.
     """
+
+    unbound_methods: ClassVar[tuple[str, ...]] = ("make_carry", "initial_state", "map_states", "features")
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Refuses a class that overrides a final method, by itself, a field or a mixin; ``nn.remat`` may wrap one.
@@ -96,7 +101,8 @@ class Core(nn.Module, abc.ABC):
           ValueError: ``xs`` or ``segment_ids`` has a wrong shape or dtype, or a leaf of the carry does not lead with
             the batch dimensions of ``xs``.
         """
-        _check_inputs(type(self).__name__, carry, xs, segment_ids)
+        check_inputs(type(self).__name__, xs, segment_ids)
+        check_leading(type(self).__name__, "a carry", carry, xs)
         carry, ys = self.run(carry, segments.without_padding(xs, segment_ids), segment_ids)
         return carry, segments.without_padding(ys, segment_ids)
 
@@ -203,46 +209,6 @@ class StateCore(Core):
                 f"{(*xs.shape[:-1], self.features)}"
             )
         return StateCarry(state, segment_id), ys.astype(self.dtype)
-
-
-def check_leaves(what: str, tree: Any, needed: Any, source: str) -> None:
-    """Raises ValueError where structure, shapes or dtypes are not those of ``needed``, made by ``source``."""
-    found: Any = jax.tree.structure(tree)
-    wanted: Any = jax.tree.structure(needed)
-    if found != wanted:
-        raise ValueError(f"{what} of structure {found}, not {wanted} as in {source}")
-    for (path, leaf), like in zip(jax.tree.leaves_with_path(tree), jax.tree.leaves(needed), strict=True):
-        if (jnp.shape(leaf), jnp.result_type(leaf)) != (like.shape, like.dtype):
-            raise ValueError(
-                f"{what} whose leaf {_name(path)} is {jnp.result_type(leaf)}{jnp.shape(leaf)}, not "
-                f"{like.dtype}{like.shape} as in {source}"
-            )
-
-
-def _check_inputs(core: str, carry: Carry, xs: Any, segment_ids: Any) -> None:
-    """Raises ValueError where an argument of a core has a wrong shape or dtype."""
-    if jnp.ndim(xs) < 2 or not jnp.issubdtype(jnp.result_type(xs), jnp.floating):
-        raise ValueError(
-            f"{core} needs floating-point inputs of shape [*B, T, D], not {jnp.result_type(xs)}{jnp.shape(xs)}"
-        )
-    batch = xs.shape[:-2]
-    if segment_ids is not None:
-        shape, dtype = jnp.shape(segment_ids), jnp.result_type(segment_ids)
-        if shape != xs.shape[:-1] or not jnp.issubdtype(dtype, jnp.integer):
-            raise ValueError(
-                f"{core} needs integer segment_ids of shape [*B, T] = {xs.shape[:-1]} for inputs of shape "
-                f"{xs.shape}, not {dtype}{shape}"
-            )
-    for path, leaf in jax.tree.leaves_with_path(carry):
-        if jnp.shape(leaf)[: len(batch)] != batch:
-            raise ValueError(
-                f"{core} needs a carry whose leaves lead with the batch dimensions {batch} of its inputs "
-                f"{xs.shape}; leaf {_name(path)} has shape {jnp.shape(leaf)}"
-            )
-
-
-def _name(path: tuple) -> str:
-    return jax.tree_util.keystr(path) or "(the whole)"
 
 
 def _entering(carry: StateCarry, segment_ids: SegmentIds | None) -> StateCarry:

@@ -23,8 +23,9 @@ class GLA(StateCore):
     """Gated linear attention, one layer (Yang et al. 2023, arXiv:2312.06635, section 4.4).
 
     ``α_t = σ(x_t W_1 W_2 + b)^(1/16)``, ``S_t = diag(α_t) S_{t-1} + k_tᵀ v_t``, ``o_t = q_t S_t`` for every head; then
-    ``y_t = (swish(x_t W_r + b_r) ⊙ LayerNorm(o_t)) W_o``, the norm by head. W_1 has 16 columns. Keys are half as wide
-    as values where that divides. ``num_heads=None`` means one head for every 64 features if 64 divides them, else one.
+    ``y_t = (swish(x_t W_r + b_r) ⊙ LayerNorm(o_t)) W_o``, the norm by head, with ``epsilon``. W_1 has 16 columns. Keys
+    are half as wide as values where that divides. ``num_heads=None`` means one head for every 64 features if 64 divides
+    them, else one.
 
     Raises:
       ValueError: ``features`` is not divisible by ``num_heads``; the gate's rank or temperature is not positive.
@@ -33,6 +34,7 @@ class GLA(StateCore):
     num_heads: int | None = None
     gate_rank: int = 16
     temperature: float = 16.0
+    epsilon: float = 1e-6
 
     def _sizes(self) -> tuple[int, int, int]:
         """Heads, key size and value size, checked."""
@@ -64,6 +66,6 @@ class GLA(StateCore):
         wide = state.S.dtype
         log_decay = jax.nn.log_sigmoid(by_head(gate).astype(wide)) / self.temperature
         S, out = linear_attention(state.S, query, key, value.astype(wide), log_decay, segment_ids=segment_ids)
-        norm = nn.LayerNorm(dtype=wide, param_dtype=wide, force_float32_reductions=False, name="norm")
+        norm = nn.LayerNorm(self.epsilon, dtype=wide, param_dtype=wide, force_float32_reductions=False, name="norm")
         out = norm(out).reshape(*xs.shape[:-1], self.features).astype(self.dtype)
         return GLAState(S), dense("out", self.features, jax.nn.swish(dense("gate", self.features, xs, bias=True)) * out)

@@ -17,8 +17,8 @@ class LayerNormLSTM(StateCore):
     """Layer-normalised LSTM, gates i, f, g, o (Ba, Kiros, Hinton 2016, arXiv:1607.06450, eq. 20-22).
 
     ``i, f, o = σ(·)``, ``g = tanh(·)`` of ``LN(x_t W) ⊙ α_x + LN(h_{t-1} R) ⊙ α_r + b``, each norm over all four gates
-    (and heads) at once; ``c_t = f ⊙ c_{t-1} + i ⊙ g``; ``h_t = o ⊙ tanh(LN(c_t) ⊙ α_c + β_c)``; 1e-6 is added to every
-    variance. The biases that the paper gives the first two norms are one sum with b. R is block-diagonal over
+    (and heads) at once; ``c_t = f ⊙ c_{t-1} + i ⊙ g``; ``h_t = o ⊙ tanh(LN(c_t) ⊙ α_c + β_c)``; ``epsilon`` is added to
+    every variance. The biases that the paper gives the first two norms are one sum with b. R is block-diagonal over
     ``num_heads``; ``forget_bias`` initialises the forget gate's bias. Norms are not pointwise, so this is a plain
     scan.
 
@@ -28,6 +28,7 @@ class LayerNormLSTM(StateCore):
 
     num_heads: int = 1
     forget_bias: float = 1.0
+    epsilon: float = 1e-6
 
     def initial_state(self, batch_shape: tuple[int, ...]) -> LSTMState:
         """Zeros."""
@@ -50,21 +51,22 @@ class LayerNormLSTM(StateCore):
                 ("cell_bias", nn.initializers.zeros, self.features),
             )
         )
-        x = _norm((xs @ kernel.astype(self.dtype)).astype(dtype), input_gain, bias)
+        x = self._norm((xs @ kernel.astype(self.dtype)).astype(dtype), input_gain, bias)
 
         def step(state: LSTMState, x: Float[Array, "*B GF"]) -> LSTMState:
             h = state.h.astype(self.dtype).reshape(*state.h.shape[:-1], heads, size)
             r = jnp.einsum("...nh,nhgk->...gnk", h, R).reshape(x.shape).astype(x.dtype)
-            i, f, g, o = jnp.split(x + _norm(r, recurrent_gain, jnp.zeros_like(bias)), 4, axis=-1)
+            i, f, g, o = jnp.split(x + self._norm(r, recurrent_gain, jnp.zeros_like(bias)), 4, axis=-1)
             c = sigmoid(f) * state.c + sigmoid(i) * jnp.tanh(g)
-            return LSTMState(sigmoid(o) * jnp.tanh(_norm(c, cell_gain, cell_bias)), c)
+            return LSTMState(sigmoid(o) * jnp.tanh(self._norm(c, cell_gain, cell_bias)), c)
 
         # The gradient keeps the products and recomputes the rest: a third less memory, no slower.
         step = jax.checkpoint(step, policy=jax.checkpoint_policies.dots_saveable, prevent_cse=False)
         return plain_recurrence(step, state, x, segment_ids=segment_ids)
 
-
-def _norm(z: Float[Array, "*A C"], gain: Float[Array, " C"], bias: Float[Array, " C"]) -> Float[Array, "*A C"]:
-    centred = z - z.mean(-1, keepdims=True)
-    scale = lax.rsqrt((centred * centred).mean(-1, keepdims=True) + 1e-6)
-    return centred * scale * jnp.broadcast_to(gain, z.shape) + jnp.broadcast_to(bias, z.shape)
+    def _norm(
+        self, z: Float[Array, "*A C"], gain: Float[Array, " C"], bias: Float[Array, " C"]
+    ) -> Float[Array, "*A C"]:
+        centred = z - z.mean(-1, keepdims=True)
+        scale = lax.rsqrt((centred * centred).mean(-1, keepdims=True) + self.epsilon)
+        return centred * scale * jnp.broadcast_to(gain, z.shape) + jnp.broadcast_to(bias, z.shape)

@@ -28,9 +28,9 @@ class Mamba2(StateCore):
     Dao & Gu 2024 (arXiv:2405.21060). ``z, x, B, C, Δ`` are linear maps of the input; x (``expand`` times ``features``
     wide), B and C (``state_size`` wide, shared by all heads) then go through a causal depthwise convolution over 4
     inputs and SiLU. For each head ``Δ = softplus(Δ + b)`` and ``a = -exp(A_log)``. The output is
-    ``RMSNorm(y ⊙ SiLU(z)) W_o``. Heads are 64 wide where that divides ``expand · features``, else there is one head,
-    unless ``num_heads`` says otherwise. At first -a is uniform between 1 and 16, ``softplus(b)`` log-uniform between
-    0.001 and 0.1.
+    ``RMSNorm(y ⊙ SiLU(z)) W_o``, the norm with ``epsilon``. Heads are 64 wide where that divides ``expand · features``,
+    else there is one head, unless ``num_heads`` says otherwise. At first -a is uniform between 1 and 16,
+    ``softplus(b)`` log-uniform between 0.001 and 0.1.
 
     Raises:
       ValueError: heads do not divide ``expand · features``, or a size is not positive.
@@ -39,6 +39,7 @@ class Mamba2(StateCore):
     num_heads: int | None = None
     state_size: int = 64
     expand: int = 2
+    epsilon: float = 1e-6
 
     def _sizes(self) -> tuple[int, int]:
         """Heads and inner width, checked."""
@@ -81,7 +82,7 @@ class Mamba2(StateCore):
         matrix, ys = linear_attention(matrix, query, key, step[..., None] * x, log_decay, segment_ids=segment_ids)
         ys = (ys + skip[..., None] * x).reshape(gate.shape) * jax.nn.silu(gate.astype(matrix.dtype))
         norm: dict[str, Any] = {"dtype": matrix.dtype, "param_dtype": matrix.dtype, "force_float32_reductions": False}
-        ys = nn.RMSNorm(**norm, name="norm")(ys).astype(self.dtype)
+        ys = nn.RMSNorm(self.epsilon, **norm, name="norm")(ys).astype(self.dtype)
         ys = nn.Dense(self.features, use_bias=False, dtype=self.dtype, param_dtype=self.param_dtype, name="out")(ys)
         return MatrixState(matrix, window), ys
 

@@ -56,18 +56,27 @@ class Weights(NamedTuple):
 
     kernel: Float[Array, "D GF"]
     bias: Float[Array, " GF"]
-    R: Float[Array, "N H G H"]
+    R: Float[Array, "N H G H"] | Float[Array, "1 P G F"]
 
 
 def recurrent_weights(
-    core: StateCore, width: int, gates: int, num_heads: int, bias_init: Callable = nn.initializers.zeros
+    core: StateCore,
+    width: int,
+    gates: int,
+    num_heads: int,
+    bias_init: Callable = nn.initializers.zeros,
+    cell_size: int | None = None,
 ) -> Weights:
-    """The core's parameters for inputs of that width, made or read within ``mix``, in the core's dtype."""
+    """The core's parameters for inputs of that width, made or read within ``mix``, in the core's dtype.
+
+    Gates are ``features`` wide, or ``cell_size``.
+    """
     heads = resolve_num_heads(core.features, num_heads)
     size = core.features // heads
-    kernel = core.param("kernel", nn.initializers.lecun_normal(), (width, gates * core.features), core.param_dtype)
-    bias = core.param("bias", bias_init, (gates * core.features,), core.param_dtype)
-    R = core.param("recurrent", orthogonal_blocks, (heads, size, gates, size), core.param_dtype)
+    units, out = (core.features, size) if cell_size is None else (cell_size, cell_size)
+    kernel = core.param("kernel", nn.initializers.lecun_normal(), (width, gates * units), core.param_dtype)
+    bias = core.param("bias", bias_init, (gates * units,), core.param_dtype)
+    R = core.param("recurrent", orthogonal_blocks, (heads, size, gates, out), core.param_dtype)
     return Weights(kernel.astype(core.dtype), bias.astype(core.dtype), R.astype(core.dtype))
 
 
@@ -87,13 +96,13 @@ def forget_bias_init(value: float, gates: int = 4, gate: int = 1) -> Callable[[A
 
 
 def orthogonal_blocks(key: Array, shape: tuple[int, ...], dtype: DType) -> Array:
-    """A recurrent matrix ``[N, H, G, H]``, each gate's block of each head orthogonal.
+    """A recurrent matrix ``[N, H, G, H]`` or ``[1, P, G, F]``, each gate's block of each head orthogonal.
 
     One block at a time: on a CPU XLA gives a batch of factorisations to the threads that wait for it, and two such
     batches at once (two cores' parameters in one program) can wait for each other forever (seen with jax 0.10.2).
     """
-    heads, size, gates, _ = shape
+    heads, size, gates, out = shape
     orthogonal = nn.initializers.orthogonal()
     keys = jax.random.split(key, heads * gates)
-    blocks = jax.lax.map(lambda k: orthogonal(k, (size, size), at_least_float32(dtype)), keys)
-    return jnp.swapaxes(blocks.reshape(heads, gates, size, size), 1, 2).astype(dtype)
+    blocks = jax.lax.map(lambda k: orthogonal(k, (size, out), at_least_float32(dtype)), keys)
+    return jnp.swapaxes(blocks.reshape(heads, gates, size, out), 1, 2).astype(dtype)

@@ -12,6 +12,7 @@ from jaxseq.layers.feed_forward import FeedForward
 from jaxseq.layers.sublayer import Sublayer
 from jaxseq.ops import segments
 from jaxseq.ops.attention.positions import sinusoid
+from jaxseq.ops.ids import check_ids, nan_where_invalid
 from jaxseq.typing import Array, Carry, DType, Features, Int, SegmentIds, Sequence
 
 JOINS = ("add", "concat")
@@ -58,6 +59,7 @@ class Residual(Core):
     dropout: float = 0.0
     dtype: DType = jnp.float32
     param_dtype: DType = jnp.float32
+    epsilon: float = 1e-6
 
     @property
     def features(self) -> int:
@@ -80,12 +82,17 @@ class Residual(Core):
             carry, ys = self.core(carry, xs, segment_ids)
             return ys
 
-        ys = Sublayer(self.norm, self.dropout, self.dtype, self.param_dtype)(mixed, xs, segment_ids)
+        layer = Sublayer(self.norm, self.dropout, self.dtype, self.param_dtype, self.epsilon)
+        ys = layer(mixed, xs, segment_ids)
         return carry, ys
 
 
 class Pointwise(Core):
-    """A layer that acts on each position alone (a norm, a feed-forward layer) as a core; its carry is empty."""
+    """A layer that acts on each position alone (a norm, a feed-forward layer) as a core; its carry is empty.
+
+    Raises:
+      ValueError: the layer's output is not ``features`` wide.
+    """
 
     layer: nn.Module
     features: int
@@ -100,7 +107,10 @@ class Pointwise(Core):
 
     def run(self, carry: tuple[()], xs: Sequence, segment_ids: SegmentIds | None) -> tuple[tuple[()], Features]:
         """Applies the layer at every position."""
-        return (), self.layer(xs)
+        ys = self.layer(xs)
+        if ys.shape != (*xs.shape[:-1], self.features):
+            raise ValueError(f"the layer of a Pointwise makes {ys.shape} of {xs.shape}, not features={self.features}")
+        return (), ys
 
 
 def block(
@@ -111,9 +121,11 @@ def block(
     dropout: float = 0.0,
     dtype: DType = jnp.float32,
     param_dtype: DType = jnp.float32,
+    epsilon: float = 1e-6,
 ) -> Core:
     """A residual around the core and, given its width, one around a feed-forward layer: a Transformer's block."""
     options: dict[str, Any] = {"norm": norm, "dropout": dropout, "dtype": dtype, "param_dtype": param_dtype}
+    options["epsilon"] = epsilon
     mixed = Residual(core, **options)
     if feed_forward is None:
         return mixed
@@ -131,11 +143,12 @@ class Positions(StateCore):
     """Adds a vector of each position, counted from its document's start: ``"sinusoid"`` or ``"learned"``.
 
     With ``join="concat"`` the vector is concatenated to the input; ``features`` is the width of the output. A decoding
-    step needs its position, so this is a core whose state is a count. Learned positions from ``max_length`` on take the
-    last one's vector.
+    step needs its position, so this is a core whose state is a count. There are ``max_length`` learned vectors; the
+    output at a later position of a document is NaN under ``jit``, and an error outside it.
 
     Raises:
-      ValueError: ``kind`` or ``join`` is unknown, a sinusoid of odd width, or an input that does not fit.
+      ValueError: ``kind`` or ``join`` is unknown, a sinusoid of odd width, an input that does not fit, or a learned
+        position of ``max_length`` or more.
     """
 
     kind: str = "sinusoid"
@@ -150,6 +163,8 @@ class Positions(StateCore):
         """Counts the positions, and joins their vectors to the input."""
         width = self._width(xs.shape[-1])
         places, count = _counted(state.seen, xs.shape[:-1], segment_ids)
+        if segment_ids is not None:
+            places = jnp.where(segments.is_real(segment_ids), places, 0)
         vectors = self._vectors(width)(places).astype(self.dtype)
         ys = xs + vectors if self.join == "add" else jnp.concatenate([xs, vectors], axis=-1)
         return PositionCount(count), ys
@@ -168,8 +183,13 @@ class Positions(StateCore):
         if self.kind == "learned":
             size = (self.max_length, width)
             table = self.param("table", nn.initializers.normal(0.02), size, self.param_dtype)
-            return lambda places: table[jnp.minimum(places, self.max_length - 1)]
+            return lambda places: self._learned(table, places)
         raise ValueError(f"kind={self.kind!r}; known: sinusoid, learned")
+
+    def _learned(self, table: Array, places: Int[Array, "*B T"]) -> Array:
+        """The rows of the table, NaN beyond it."""
+        check_ids(f"learned positions of max_length={self.max_length}", places, self.max_length)
+        return nan_where_invalid(table[places], places, self.max_length)
 
 
 def _counted(

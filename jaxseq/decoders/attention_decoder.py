@@ -3,7 +3,6 @@
 from functools import partial
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -27,12 +26,11 @@ class AttentionDecoder(MemoryDecoder):
 
     fusion: Fusion
 
-    @nn.compact
-    def __call__(
+    def run(
         self, carry: AttentionCarry, xs: Sequence, segment_ids: SegmentIds | None, memory: Memory
     ) -> tuple[AttentionCarry, Features]:
         """Scans over time."""
-        xs = segments.without_padding(xs, segment_ids)
+        self.check_carry(carry, memory)
         if self.is_initializing():
             return self._initialize(carry, xs, memory)
         parts = {name: getattr(self, name).unbind() for name in ("core", "attention", "fusion")}
@@ -61,10 +59,9 @@ def _step(
     ids = None if ids is None else ids[..., None]
     core = carry.core if ids is None else modules["core"].reset_states(carry.core, ids)
     query = modules["core"].hidden(core)[..., None, :]
-    weights = modules["attention"].apply(params["attention"], query, memory, method="weights")
-    context = modules["attention"].apply(params["attention"], weights, memory, method="mix")
+    rngs, own = (None, None) if key is None else ({"dropout": key}, {"dropout": jax.random.fold_in(key, 0)})
+    context, weights = modules["attention"].apply(params["attention"], query, memory, method="read", rngs=own)
     joined = modules["fusion"].apply(params["fusion"], x[..., None, :], context)
-    rngs = None if key is None else {"dropout": key}
     core, ys = modules["core"].apply(params["core"], core, joined, ids, rngs=rngs)
     mean = weights.mean(-3)[..., 0, :].astype(carry.weights.dtype)
     if ids is not None:

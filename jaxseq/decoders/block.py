@@ -24,14 +24,15 @@ class DecoderBlock(MemoryDecoder):
     dropout: float = 0.0
     dtype: DType = jnp.float32
     param_dtype: DType = jnp.float32
+    epsilon: float = 1e-6
 
-    @nn.compact
-    def __call__(
+    def run(
         self, carry: AttentionCarry, xs: Sequence, segment_ids: SegmentIds | None, memory: Memory
     ) -> tuple[AttentionCarry, Features]:
         """Applies the sublayers; a single step stores its attention weights, a longer call recomputes the last ones."""
         options: dict[str, Any] = {"norm": self.norm, "dropout": self.dropout}
-        options |= {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        options |= {"dtype": self.dtype, "param_dtype": self.param_dtype, "epsilon": self.epsilon}
+        self.check_carry(carry, memory)
         core, weights = carry
 
         def mix(xs: Sequence) -> Features:

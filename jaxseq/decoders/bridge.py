@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxseq.cores import StateCarry
 from jaxseq.decoders.decoder import Decoder
 from jaxseq.ops import segments
+from jaxseq.ops.inputs import check_inputs
 from jaxseq.typing import Array, Carry, DType, Float, Int, SegmentIds
 
 Summary: TypeAlias = Literal["last", "first_and_last", "mean"]
@@ -23,7 +24,8 @@ class Bridge(nn.Module):
     ``h = tanh(W s + b)`` (Bahdanau et al. 2015), and an LSTM's cell at ``c = W s + b``; without it, at zero.
 
     Raises:
-      ValueError: an unknown summary, or ``initial`` for a decoder without a state ``h``.
+      ValueError: an unknown summary, ``initial`` for a decoder without a state ``h``, or an argument of another shape
+        or dtype.
     """
 
     summary: str = "last"
@@ -35,12 +37,16 @@ class Bridge(nn.Module):
         """The summary of each sequence; zeros for one without real positions."""
         if self.summary not in SUMMARIES:
             raise ValueError(f"summary={self.summary!r}; known: {', '.join(SUMMARIES)}")
+        check_inputs("Bridge", ys, segment_ids)
         ids = jnp.ones(ys.shape[:-1], jnp.int32) if segment_ids is None else segment_ids
         real = segments.is_real(ids)
         ys = segments.without_padding(ys, ids)
         if self.summary == "mean":
             count = jnp.maximum(real.sum(-1, keepdims=True), 1).astype(ys.dtype)
             return ys.sum(-2) / count
+        if ys.shape[-2] == 0:
+            width = ys.shape[-1] * (1 if self.summary == "last" else 2)
+            return jnp.zeros((*ys.shape[:-2], width), ys.dtype)
         order = jnp.where(real, jnp.arange(1, ids.shape[-1] + 1), 0)
         last = _take(ys, jnp.argmax(order, axis=-1))
         return last if self.summary == "last" else jnp.concatenate([_take(ys, jnp.argmax(real, axis=-1)), last], -1)
@@ -56,6 +62,11 @@ class Bridge(nn.Module):
             types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
             dense = nn.Dense(zeros.shape[-1], name=f"{name}_{count}", parent=self, **types)  # else the decoder's
             new = dense(summary.astype(self.dtype))
+            if new.shape != zeros.shape:
+                raise ValueError(
+                    f"Bridge needs a summary of shape [*B, E] with batch dimensions {zeros.shape[:-1]} as in the "
+                    f"carry, not {summary.shape}"
+                )
             return (jnp.tanh(new) if name == "h" else new).astype(zeros.dtype)
 
         def set_state(part: StateCarry) -> StateCarry:

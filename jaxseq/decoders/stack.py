@@ -3,13 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxseq.cores import Core, StateCarry
 from jaxseq.decoders.decoder import Decoder
 from jaxseq.layers import LayerNorm
-from jaxseq.ops.segments import without_padding
 from jaxseq.typing import Array, Carry, DType, Features, Float, SegmentIds, Sequence
 
 
@@ -24,6 +22,7 @@ class DecoderStack(Decoder):
     norm: bool = False
     dtype: DType = jnp.float32
     param_dtype: DType = jnp.float32
+    epsilon: float = 1e-6
 
     @property
     def features(self) -> int:
@@ -42,11 +41,19 @@ class DecoderStack(Decoder):
         pairs = zip(self.decoders, memory, strict=True)
         return (first, *(decoder.initial_carry(own, batch_shape, context) for decoder, own in pairs))
 
-    @nn.compact
-    def __call__(
+    def run(
         self, carry: tuple[Carry, ...], xs: Sequence, segment_ids: SegmentIds | None, memory: tuple[Any, ...]
     ) -> tuple[Carry, Features]:
-        """Runs them in order."""
+        """Runs them in order.
+
+        Raises:
+          ValueError: carry or memory is not that of as many decoders.
+        """
+        count = len(self.decoders)
+        for what, parts, needed in (("a carry", carry, count + 1), ("a memory", memory, count)):
+            if not isinstance(parts, tuple) or len(parts) != needed:
+                found = f"one of {len(parts)}" if isinstance(parts, tuple) else type(parts).__name__
+                raise ValueError(f"DecoderStack needs {what} that is a tuple of {needed} parts, not {found}")
         first, *rest = carry
         if self.positions is not None:
             first, xs = self.positions(first, xs, segment_ids)
@@ -55,7 +62,7 @@ class DecoderStack(Decoder):
             one, xs = decoder(before, xs, segment_ids, own)
             after.append(one)
         if self.norm:
-            xs = without_padding(LayerNorm(self.dtype, self.param_dtype, name="norm_out")(xs), segment_ids)
+            xs = LayerNorm(self.dtype, self.param_dtype, self.epsilon, name="norm_out")(xs)
         return tuple(after), xs
 
     def map_states(self, function: Callable[[StateCarry], StateCarry], carry: tuple[Carry, ...]) -> tuple[Carry, ...]:

@@ -7,12 +7,13 @@ from typing import Any, Literal, TypeAlias, get_args
 import jax.numpy as jnp
 
 from jaxseq.cores import Core, Positions, Stacked, block, make_core
+from jaxseq.cores.wrappers import JOINS
 from jaxseq.decoders.attention_decoder import AttentionDecoder
 from jaxseq.decoders.block import DecoderBlock
 from jaxseq.decoders.decoder import Decoder
 from jaxseq.decoders.recurrent import RecurrentDecoder
 from jaxseq.decoders.stack import DecoderStack
-from jaxseq.layers import ATTENTIONS, FeedForward, Fusion, MemoryAttention
+from jaxseq.layers import ATTENTIONS, AttentionPositions, FeedForward, Fusion, MemoryAttention
 from jaxseq.layers.fusion import FUSIONS, FusionKind
 from jaxseq.layers.sublayer import Norm
 from jaxseq.typing import DType
@@ -31,9 +32,10 @@ def make_decoder(
     fusion: FusionKind | None = "concat",
     feed_forward: int | None = None,
     num_heads: int | None = None,
-    positions: Literal["add", "concat"] | None = "add",
+    positions: str | AttentionPositions = "add",
     norm: Norm = "pre",
     dropout: float = 0.0,
+    attention_dropout: float = 0.0,
     dtype: DType = jnp.float32,
     param_dtype: DType = jnp.float32,
 ) -> Decoder:
@@ -51,10 +53,12 @@ def make_decoder(
       feed_forward: the width of each block's feed-forward layer, None for none; read by ``"transformer"`` alone.
       num_heads: the number of heads of multi-head attention and causal self-attention; by default one for every 64
         features where that divides, else one.
-      positions: joins sinusoids to the input of blocks with self-attention; ``"concat"`` needs an input narrower than
-        ``features``.
+      positions: joins sinusoids to the input of blocks with self-attention (``"add"``, ``"concat"``, which needs an
+        input narrower than ``features``), or the positions in the self-attention itself (``"rotary"``, ..., ``"none"``:
+        ``cores.Attention``).
       norm: the position of the norm in each residual (``layers.Sublayer``).
       dropout: the rate at the output of each sublayer.
+      attention_dropout: the rate of the weights of attention to the memory and of causal self-attention.
       dtype: the dtype of the computation.
       param_dtype: the dtype of the parameters.
 
@@ -70,15 +74,21 @@ def make_decoder(
     types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
     residual: dict[str, Any] = {"norm": norm, "dropout": dropout, **types}
     causal = name == "transformer"
-    self_attention: dict[str, Any] = {"positions": "none", "use_bias": True, "num_heads": num_heads} if causal else {}
+    joined = positions in JOINS
+    drops: dict[str, Any] = {"attention_dropout": attention_dropout}
+    self_attention: dict[str, Any] = {}
+    if causal:
+        inner = "none" if joined else positions
+        self_attention = {"positions": inner, "use_bias": True, "num_heads": num_heads, **drops}
     cores = [make_core("attention" if causal else name, features, **self_attention, **types) for _ in range(layers)]
     multi_head = attention == "multi_head"
-    attends = partial(ATTENTIONS[attention], features, **({"num_heads": num_heads} if multi_head else {}), **types)
+    sizes = {"num_heads": num_heads} if multi_head else {}
+    attends = partial(ATTENTIONS[attention], features, **sizes, **drops, **types)
     if kind == "transformer":
         if not multi_head:
             attends = partial(attends, value_features=features)  # the width of the residual
         blocks = _blocks(cores, attends, feed_forward, residual)
-        sinusoids = Positions(features, join=positions, **types) if causal and positions is not None else None
+        sinusoids = Positions(features, join=str(positions), **types) if causal and joined else None
         return DecoderStack(blocks, sinusoids, norm=norm == "pre", **types)
     core = Stacked((cores[0], *(block(core, **residual) for core in cores[1:])))
     join = None if fusion is None else Fusion(fusion, **types)

@@ -3,7 +3,7 @@
 A convolutional encoder is ``Bidirectional(Conv(...), Conv(...))``: the taps of both directions form a window.
 """
 
-from jaxseq.encoders.bidirectional import Bidirectional
+from jaxseq.encoders.bidirectional import Bidirectional, BidirectionalCarries
 from jaxseq.encoders.core_encoder import CoreEncoder
 from jaxseq.encoders.encoder import Encoder
 from jaxseq.encoders.self_attention import SelfAttention
@@ -13,6 +13,7 @@ from jaxseq.encoders.text import TextEncoder
 
 __all__ = [
     "Bidirectional",
+    "BidirectionalCarries",
     "CoreEncoder",
     "Encoder",
     "EncoderBlock",

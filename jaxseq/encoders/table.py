@@ -1,16 +1,17 @@
 """Encoders by name, for command lines."""
 
-from typing import Any, Literal
+from typing import Any
 
 import jax.numpy as jnp
 
 from jaxseq.cores import Positions, make_core
+from jaxseq.cores.wrappers import JOINS
 from jaxseq.encoders.bidirectional import Bidirectional
 from jaxseq.encoders.core_encoder import CoreEncoder
 from jaxseq.encoders.encoder import Encoder
 from jaxseq.encoders.self_attention import SelfAttention
 from jaxseq.encoders.stack import EncoderBlock, EncoderStack
-from jaxseq.layers import FeedForward, MultiHeadAttention
+from jaxseq.layers import AttentionPositions, FeedForward, MultiHeadAttention
 from jaxseq.layers.sublayer import Norm
 from jaxseq.typing import DType
 
@@ -23,11 +24,13 @@ def make_encoder(
     bidirectional: bool = True,
     feed_forward: int | None = None,
     num_heads: int | None = None,
-    positions: Literal["add", "concat"] | None = "add",
+    positions: str | AttentionPositions = "add",
     norm: Norm = "pre",
     dropout: float = 0.0,
+    attention_dropout: float = 0.0,
     dtype: DType = jnp.float32,
     param_dtype: DType = jnp.float32,
+    epsilon: float = 1e-6,
 ) -> EncoderStack:
     """An encoder of features: ``"transformer"`` (self-attention), or layers of the core of that name.
 
@@ -40,12 +43,15 @@ def make_encoder(
         layer of cores has no residual, those above it have one.
       num_heads: the number of heads of self-attention; by default one for every 64 features where that divides, else
         one.
-      positions: combines sinusoids with the input of self-attention; ``"concat"`` needs an input narrower than
-        ``features``.
+      positions: combines sinusoids with the input of self-attention (``"add"``, ``"concat"``, which needs an input
+        narrower than ``features``), or the positions in the attention itself (``"rotary"``, ..., ``"none"``:
+        ``encoders.SelfAttention``).
       norm: the position of the norm in each residual (``layers.Sublayer``).
       dropout: the rate at the output of each sublayer.
+      attention_dropout: the rate of the weights of self-attention.
       dtype: the dtype of the computation.
       param_dtype: the dtype of the parameters.
+      epsilon: that of every norm of a block and of the stack.
 
     Raises:
       ValueError: an unknown core, or odd ``features`` for two directions.
@@ -57,19 +63,21 @@ def make_encoder(
 
     def mixer() -> Encoder:
         if transformer:
-            return SelfAttention(MultiHeadAttention(features, num_heads=num_heads, **types))
+            inner = "none" if positions in JOINS else positions
+            heads: dict[str, Any] = {"num_heads": num_heads, "attention_dropout": attention_dropout}
+            return SelfAttention(MultiHeadAttention(features, **heads, **types), inner)
         if not bidirectional:
             return CoreEncoder(make_core(name, features, **types))
         return Bidirectional(*(make_core(name, features // 2, **types) for _ in range(2)))
 
     def block() -> EncoderBlock:
         layer = None if feed_forward is None else FeedForward(features, feed_forward, **types)
-        return EncoderBlock(mixer(), layer, norm=norm, dropout=dropout, **types)
+        return EncoderBlock(mixer(), layer, norm=norm, dropout=dropout, epsilon=epsilon, **types)
 
     bare = feed_forward is None and not transformer
     encoders: list[Encoder] = [mixer()] if bare else []
     encoders += [block() for _ in range(layers - bare)]
     ends_with_block = isinstance(encoders[-1], EncoderBlock)
-    if transformer and positions is not None:
-        encoders.insert(0, CoreEncoder(Positions(features, join=positions, **types)))
-    return EncoderStack(tuple(encoders), norm=norm == "pre" and ends_with_block, **types)
+    if transformer and positions in JOINS:
+        encoders.insert(0, CoreEncoder(Positions(features, join=str(positions), **types)))
+    return EncoderStack(tuple(encoders), norm=norm == "pre" and ends_with_block, epsilon=epsilon, **types)

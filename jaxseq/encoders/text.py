@@ -8,7 +8,11 @@ from jaxseq.typing import Features, SegmentIds, Tokens
 
 
 class TextEncoder(nn.Module):
-    """``encoder(dropout(embedding(tokens)))``."""
+    """``encoder(dropout(embedding(tokens)))``; padded positions (id 0) may hold any number.
+
+    Raises:
+      ValueError: tokens or ids do not fit the ``Embedding``.
+    """
 
     embedding: Embedding
     encoder: Encoder
@@ -18,4 +22,4 @@ class TextEncoder(nn.Module):
     def __call__(self, tokens: Tokens, segment_ids: SegmentIds | None = None) -> Features:
         """Encodes whole texts."""
         dropout = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))
-        return self.encoder(dropout(self.embedding(tokens)), segment_ids)
+        return self.encoder(dropout(self.embedding(tokens, segment_ids)), segment_ids)

@@ -1,5 +1,13 @@
 """Layers, which know nothing of cores: embeddings, feed-forward layers, norms, attention over a memory."""
 
+from jaxseq.layers.attention_positions import (
+    Alibi,
+    AttentionPositions,
+    NoPositions,
+    RelativeBuckets,
+    Rotary,
+    attention_positions,
+)
 from jaxseq.layers.capture import capture_weights
 from jaxseq.layers.embedding import Embedding
 from jaxseq.layers.feed_forward import FeedForward
@@ -21,6 +29,8 @@ from jaxseq.layers.sublayer import Sublayer
 __all__ = [
     "ATTENTIONS",
     "AdditiveAttention",
+    "Alibi",
+    "AttentionPositions",
     "DotAttention",
     "Embedding",
     "FeedForward",
@@ -30,8 +40,12 @@ __all__ = [
     "Memory",
     "MemoryAttention",
     "MultiHeadAttention",
+    "NoPositions",
     "ProductAttention",
     "Projections",
+    "RelativeBuckets",
+    "Rotary",
     "Sublayer",
+    "attention_positions",
     "capture_weights",
 ]

@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxseq.ops import segments
+from jaxseq.ops.ids import check_ids
 from jaxseq.typing import Array, DType, Float, Int, Shaped
 
 
@@ -44,9 +46,22 @@ class Embedding(nn.Module):
         rows = jax.lax.stop_gradient(self.rows) if self.frozen else self.rows
         return rows.astype(self.dtype)
 
-    def __call__(self, tokens: Int[Array, "*B"]) -> Float[Array, "*B D"]:
-        """The vectors of the tokens, times the scale."""
-        rows = self._rows()[tokens]
+    def __call__(self, tokens: Int[Array, "*B"], segment_ids: Int[Array, "*B"] | None = None) -> Float[Array, "*B D"]:
+        """The vectors of the tokens, times the scale; zeros at padded positions (id 0), which may hold any number.
+
+        A token outside the table is an error outside ``jit``. Within it, its vector is NaN, without a gradient.
+
+        Raises:
+          ValueError: tokens are not integers, ``segment_ids`` are not integers of their shape, or a token that is not
+            padding is outside ``[0, vocab_size)``; the message names it.
+        """
+        if not jnp.issubdtype(jnp.result_type(tokens), jnp.integer):
+            raise ValueError(f"tokens must be integers, not {jnp.result_type(tokens)}{jnp.shape(tokens)}")
+        segments.check(segment_ids, jnp.shape(tokens), "tokens")
+        real = None if segment_ids is None else segments.is_real(segment_ids)
+        check_ids("tokens", tokens, self.vocab_size, real)
+        rows = self._rows().at[tokens].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+        rows = segments.without_padding(rows, segment_ids)
         return rows if self.scale == 1 else rows * jnp.asarray(self.scale, self.dtype)
 
     def attend(self, x: Shaped[Array, "*B D"]) -> Float[Array, "*B V"]:

@@ -18,7 +18,7 @@ class Fusion(nn.Module):
     output is at first close to x.
 
     Raises:
-      ValueError: an unknown kind.
+      ValueError: an unknown kind, or a context of another batch or length than x.
     """
 
     kind: str = "concat"
@@ -30,6 +30,8 @@ class Fusion(nn.Module):
         """Joins the context to every position; a single context is broadcast over time."""
         if self.kind not in FUSIONS:
             raise ValueError(f"fusion={self.kind!r}; known: {', '.join(FUSIONS)}")
+        if x.shape[:-2] != context.shape[:-2] or context.shape[-2] not in (1, x.shape[-2]):
+            raise ValueError(f"a context of shape {context.shape} ([*B, T or 1, E]) does not fit x of shape {x.shape}")
         x, context = x.astype(self.dtype), context.astype(self.dtype)
         if self.kind == "concat":
             context = jnp.broadcast_to(context, (*x.shape[:-1], context.shape[-1]))

@@ -5,22 +5,27 @@
     weights = attention.weights(query, memory)            # [*B N T S]
 
 Every kind scores a query against each key, ``e(q, k)``; then ``a = softmax(e)`` over the real positions and
-``c = Σ_s a_s v_s``.
+``c = Σ_s a_s v_s``. Dropout of the weights a is active exactly if a ``dropout`` key is given.
 """
 
 import abc
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple, final
+from typing import Any, NamedTuple, TypeAlias, final
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxseq.layers.attention_positions import ScoreBias
 from jaxseq.layers.capture import MEMORY_ATTENTION, record
 from jaxseq.ops import attention, attention_weights, masked_softmax, masks, segments
 from jaxseq.ops.attention.masks import Mask
-from jaxseq.typing import Array, DType, Float, SegmentIds
+from jaxseq.ops.inputs import check_inputs, check_leading, check_segment_ids
+from jaxseq.typing import Array, DType, Float, Key, SegmentIds
+
+Rotate: TypeAlias = Callable[[Float[Array, "*B T N H"]], Float[Array, "*B T N H"]]
+"""Rotates projected queries or keys by their positions."""
 
 
 class Memory(NamedTuple):
@@ -45,16 +50,22 @@ class MemoryAttention(nn.Module, abc.ABC):
     """Abstract: ``c = Σ_s a_s v_s`` with ``a = softmax(e(q, k))`` over the positions that the query may see.
 
     ``features`` is the width of queries and keys where they are compared. The values are the memory itself, or with
-    ``value_features`` a projection of it to that width.
+    ``value_features`` a projection of it to that width. ``attention_dropout`` drops weights for the contexts, if a
+    ``dropout`` key is given; weights on request are without dropout.
 
     A subclass gives its layers (``projections``) and its scores: ``head_weights``, and ``head_contexts``, which may be
     computed without all weights at once. Both see projected queries and keys, split into heads.
+
+    Raises:
+      ValueError: queries, memory or segment ids of a shape or dtype that does not fit, or ``attention_dropout`` is not
+        in [0, 1).
     """
 
     features: int
     value_features: int | None = None
     dtype: DType = jnp.float32
     param_dtype: DType = jnp.float32
+    attention_dropout: float = 0.0
 
     @abc.abstractmethod
     def projections(self) -> Projections:
@@ -62,45 +73,75 @@ class MemoryAttention(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def head_weights(
-        self, query: Float[Array, "*B T N H"], keys: Float[Array, "*B S N H"], mask: Mask | None
+        self, query: Float[Array, "*B T N H"], keys: Float[Array, "*B S N H"], mask: Mask | None, bias: ScoreBias | None
     ) -> Float[Array, "*B N T S"]:
-        """The softmax of the scores; zeros for a query that sees nothing."""
+        """The softmax of the scores and the bias; zeros for a query that sees nothing."""
 
     @abc.abstractmethod
     def head_contexts(
-        self, query: Float[Array, "*B T N H"], memory: Memory, mask: Mask | None
+        self,
+        query: Float[Array, "*B T N H"],
+        memory: Memory,
+        mask: Mask | None,
+        bias: ScoreBias | None,
+        dropout_key: Key[Array, ""] | None,
     ) -> Float[Array, "*B T N E"]:
-        """The mean of the values under those weights."""
+        """The mean of the values under those weights, dropped at the rate ``attention_dropout`` if there is a key."""
 
     @final
     def setup(self) -> None:
         """Registers the layers under the names of ``Projections``."""
+        if not 0 <= self.attention_dropout < 1:
+            raise ValueError(f"attention_dropout={self.attention_dropout} is not in [0, 1)")
         self.query, self.key, self.value, self.out, self.heads = self.projections()
 
     @final
-    def project(self, memory: Float[Array, "*B S D"], segment_ids: SegmentIds | None = None) -> Memory:
-        """The keys and values of a memory; padded positions are ignored."""
+    def project(
+        self, memory: Float[Array, "*B S D"], segment_ids: SegmentIds | None = None, rotate: Rotate | None = None
+    ) -> Memory:
+        """The keys and values of a memory; padded positions are ignored. ``rotate`` is applied to the keys."""
+        check_inputs(f"{type(self).__name__}, for a memory,", memory, segment_ids)
         memory = segments.without_padding(memory.astype(self.dtype), segment_ids)
-        return Memory(self._split(self.key, memory), self._split(self.value, memory), segment_ids)
+        keys = self._split(self.key, memory)
+        return Memory(keys if rotate is None else rotate(keys), self._split(self.value, memory), segment_ids)
 
     @final
     def __call__(
-        self, query: Float[Array, "*B T D"], memory: Memory, segment_ids: SegmentIds | None = None
+        self,
+        query: Float[Array, "*B T D"],
+        memory: Memory,
+        segment_ids: SegmentIds | None = None,
+        *,
+        rotate: Rotate | None = None,
+        bias: ScoreBias | None = None,
     ) -> Float[Array, "*B T F"]:
         """The contexts of the queries.
 
-        With ``segment_ids`` of the queries, a query sees the positions of its own document only (packed rows);
-        without, all real positions.
+        Args:
+          query: the queries.
+          memory: what ``project`` returns.
+          segment_ids: of the queries; with them, a query sees the positions of its own document only (packed rows),
+            without, all real positions.
+          rotate: applied to the projected queries; for positions (``layers.AttentionPositions``), as is ``bias``.
+          bias: added to the scores.
         """
-        record(self, MEMORY_ATTENTION, lambda: self.weights(query, memory, segment_ids))
-        return self._merged(self.head_contexts(self._queries(query, segment_ids), memory, _mask(memory, segment_ids)))
+        record(self, MEMORY_ATTENTION, lambda: self.weights(query, memory, segment_ids, rotate=rotate, bias=bias))
+        queries, mask = self._prepared(query, memory, segment_ids, rotate)
+        return self._merged(self.head_contexts(queries, memory, mask, bias, self._dropout_key()))
 
     @final
     def weights(
-        self, query: Float[Array, "*B T D"], memory: Memory, segment_ids: SegmentIds | None = None
+        self,
+        query: Float[Array, "*B T D"],
+        memory: Memory,
+        segment_ids: SegmentIds | None = None,
+        *,
+        rotate: Rotate | None = None,
+        bias: ScoreBias | None = None,
     ) -> Float[Array, "*B N T S"]:
-        """The weight that each query gives to each position of the memory, for every head."""
-        return self.head_weights(self._queries(query, segment_ids), memory.keys, _mask(memory, segment_ids))
+        """The weight that each query gives to each position of the memory, for every head; arguments as in a call."""
+        queries, mask = self._prepared(query, memory, segment_ids, rotate)
+        return self.head_weights(queries, memory.keys, mask, bias)
 
     @final
     def mix(self, weights: Float[Array, "*B N T S"], memory: Memory) -> Float[Array, "*B T F"]:
@@ -114,7 +155,17 @@ class MemoryAttention(nn.Module, abc.ABC):
         """The contexts and the weights together, for a caller that needs both."""
         weights = self.weights(query, memory, segment_ids)
         record(self, MEMORY_ATTENTION, lambda: weights)
-        return self.mix(weights, memory), weights
+        return self.mix(self.dropped(weights, self._dropout_key()), memory), weights
+
+    @final
+    def dropped(
+        self, weights: Float[Array, "*B N T S"], dropout_key: Key[Array, ""] | None
+    ) -> Float[Array, "*B N T S"]:
+        """The weights with dropout, for ``head_contexts``; unchanged without a key."""
+        if dropout_key is None:
+            return weights
+        kept = jax.random.bernoulli(dropout_key, 1 - self.attention_dropout, weights.shape)
+        return jnp.where(kept, weights / (1 - self.attention_dropout), jnp.zeros_like(weights))
 
     @final
     def dense(self, features: int, use_bias: bool = False) -> nn.Dense:
@@ -130,8 +181,24 @@ class MemoryAttention(nn.Module, abc.ABC):
         x = x if layer is None else layer(x)
         return x.reshape(*x.shape[:-1], self.heads, x.shape[-1] // self.heads)
 
-    def _queries(self, query: Float[Array, "*B T D"], segment_ids: SegmentIds | None) -> Float[Array, "*B T N H"]:
-        return self._split(self.query, segments.without_padding(query.astype(self.dtype), segment_ids))
+    def _prepared(
+        self, query: Float[Array, "*B T D"], memory: Memory, segment_ids: SegmentIds | None, rotate: Rotate | None
+    ) -> tuple[Float[Array, "*B T N H"], Mask | None]:
+        """Checks the arguments; the projected queries, and what they see."""
+        name = type(self).__name__
+        check_inputs(name, query, segment_ids)
+        if not isinstance(memory, Memory):
+            raise ValueError(f"{name} needs a Memory, as project makes it, not {type(memory).__name__}")
+        check_leading(name, "a memory", memory, query)
+        if memory.segment_ids is not None:
+            *lead, heads, size = memory.keys.shape
+            check_segment_ids(f"{name}, for a memory,", memory.segment_ids, (*lead, heads * size))
+        queries = self._split(self.query, segments.without_padding(query.astype(self.dtype), segment_ids))
+        return (queries if rotate is None else rotate(queries)), _mask(memory, segment_ids)
+
+    def _dropout_key(self) -> Key[Array, ""] | None:
+        active = self.attention_dropout > 0 and self.has_rng("dropout")
+        return self.make_rng("dropout") if active else None
 
     def _merged(self, heads: Float[Array, "*B T N E"]) -> Float[Array, "*B T F"]:
         context = heads.reshape(*heads.shape[:-2], heads.shape[-2] * heads.shape[-1])
@@ -165,17 +232,23 @@ class AdditiveAttention(MemoryAttention):
         return Projections(query, key, self.value_projection())
 
     def head_weights(
-        self, query: Float[Array, "*B T N H"], keys: Float[Array, "*B S N H"], mask: Mask | None
+        self, query: Float[Array, "*B T N H"], keys: Float[Array, "*B S N H"], mask: Mask | None, bias: ScoreBias | None
     ) -> Float[Array, "*B N T S"]:
         """The softmax of the scores, one head."""
         scores = _additive(query[..., 0, :], keys[..., 0, :], self.score.astype(self.dtype))
-        return masked_softmax(scores[..., None, :, :], mask)
+        return masked_softmax(scores[..., None, :, :], mask, bias)
 
     def head_contexts(
-        self, query: Float[Array, "*B T N H"], memory: Memory, mask: Mask | None
+        self,
+        query: Float[Array, "*B T N H"],
+        memory: Memory,
+        mask: Mask | None,
+        bias: ScoreBias | None,
+        dropout_key: Key[Array, ""] | None,
     ) -> Float[Array, "*B T N E"]:
         """The mean of the values under the weights."""
-        return weighted_mean(self.head_weights(query, memory.keys, mask), memory)
+        weights = self.head_weights(query, memory.keys, mask, bias)
+        return weighted_mean(self.dropped(weights, dropout_key), memory)
 
 
 @partial(jax.checkpoint, prevent_cse=False)
@@ -197,18 +270,27 @@ class ProductAttention(MemoryAttention):
 
     @final
     def head_weights(
-        self, query: Float[Array, "*B T N H"], keys: Float[Array, "*B S N H"], mask: Mask | None
+        self, query: Float[Array, "*B T N H"], keys: Float[Array, "*B S N H"], mask: Mask | None, bias: ScoreBias | None
     ) -> Float[Array, "*B N T S"]:
         """The softmax of the products."""
-        return attention_weights(query, keys, mask=mask, scale=self._scale(query.shape[-1], keys.shape[-1]))
+        scale = self._scale(query.shape[-1], keys.shape[-1])
+        return attention_weights(query, keys, mask=mask, bias=bias, scale=scale)
 
     @final
     def head_contexts(
-        self, query: Float[Array, "*B T N H"], memory: Memory, mask: Mask | None
+        self,
+        query: Float[Array, "*B T N H"],
+        memory: Memory,
+        mask: Mask | None,
+        bias: ScoreBias | None,
+        dropout_key: Key[Array, ""] | None,
     ) -> Float[Array, "*B T N E"]:
         """Computes the contexts by ``jaxseq.ops.attention``, which need not store all weights."""
         scale = self._scale(query.shape[-1], memory.keys.shape[-1])
-        return attention(query, memory.keys, memory.values, mask=mask, scale=scale)
+        options: dict[str, Any] = {"mask": mask, "bias": bias, "scale": scale}
+        if dropout_key is not None:
+            options |= {"dropout_rate": self.attention_dropout, "dropout_key": dropout_key}
+        return attention(query, memory.keys, memory.values, **options)
 
     def _scale(self, query_width: int, key_width: int) -> float:
         if query_width != key_width:

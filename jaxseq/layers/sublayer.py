@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxseq.layers.layer_norm import LayerNorm
-from jaxseq.ops.segments import without_padding
+from jaxseq.ops.segments import check, without_padding
 from jaxseq.typing import DType, Features, SegmentIds, Sequence
 
 Norm: TypeAlias = Literal["pre", "post"]
@@ -17,16 +17,18 @@ NORMS: tuple[str, ...] = get_args(Norm)
 class Sublayer(nn.Module):
     """``x + drop(f(norm(x)))`` (``norm="pre"``) or ``norm(x + drop(f(x)))`` (``"post"``: Vaswani et al. 2017).
 
-    Dropout is applied to the output of f, before the sum. The norm is a ``LayerNorm``.
+    Dropout is applied to the output of f, before the sum. The norm is a ``LayerNorm`` with ``epsilon``.
 
     Raises:
-      ValueError: the output of f has another width than its input, or ``norm`` is unknown.
+      ValueError: the output of f has another width than its input, ``norm`` is unknown, or the ids are not
+        integers of the shape ``[*B, T]`` of the input.
     """
 
     norm: str = "pre"
     dropout: float = 0.0
     dtype: DType = jnp.float32
     param_dtype: DType = jnp.float32
+    epsilon: float = 1e-6
 
     @nn.compact
     def __call__(
@@ -35,7 +37,8 @@ class Sublayer(nn.Module):
         """Adds ``function`` of the input to the input; padded positions are zero on entry and at the output."""
         if self.norm not in NORMS:
             raise ValueError(f"norm={self.norm!r}; known: {', '.join(NORMS)}")
-        norm = LayerNorm(self.dtype, self.param_dtype, name="layer_norm")
+        norm = LayerNorm(self.dtype, self.param_dtype, self.epsilon, name="layer_norm")
+        check(segment_ids, xs.shape[:-1])
         xs = without_padding(xs.astype(self.dtype), segment_ids)
         ys = function(norm(xs) if self.norm == "pre" else xs)
         if ys.shape != xs.shape:

@@ -228,14 +228,16 @@ class TransformerTranslator:
     feed_forward: int | None = None
     """Width of the feed-forward layers; 4 x features if not given."""
     norm: Literal["pre", "post"] = "pre"
-    positions: Literal["add", "concat", "none"] = "add"
-    """Combination of sinusoids with the input of self-attention."""
+    positions: Literal["add", "concat", "rotary", "alibi", "relative", "none"] = "add"
+    """add, concat: combination of sinusoids with the input of self-attention; others: positions in the attention."""
     scale_embeddings: bool = True
     """Multiply the embeddings that self-attention reads by the square root of their width."""
     tied: Tied = "none"
     """head: use the transposed target embedding as the head; all: one vocabulary and one embedding throughout."""
     dropout: float = 0.0
     """Dropout rate of embeddings, sublayers and the decoder's output; a few thousand pairs need 0.1 to 0.3."""
+    attention_dropout: float = 0.0
+    """Dropout rate of the attention weights."""
     precision: Precision = "float32"
 
     def __post_init__(self) -> None:
@@ -254,7 +256,7 @@ class TransformerTranslator:
         """The model for vocabularies of these sizes."""
         hidden = 4 * self.features if self.feed_forward is None else self.feed_forward
         common: dict[str, Any] = {"norm": self.norm, "dropout": self.dropout, "num_heads": self.num_heads}
-        common |= {"positions": None if self.positions == "none" else self.positions, "feed_forward": hidden}
+        common |= {"positions": self.positions, "feed_forward": hidden, "attention_dropout": self.attention_dropout}
         common |= dtypes(self.precision)
         sizes, bidirectional = (self.features, self.layers), self.bidirectional
         encoder = make_encoder(self.encoder, *sizes, bidirectional=bidirectional, **common)
@@ -268,7 +270,7 @@ NUM_HEADS = 4
 
 
 def check_fields(config: Any, minimum: dict[str, int]) -> None:
-    """Check integer fields against their least values, dropout, and the name of an attention.
+    """Check integer fields against their least values, rates of dropout, and the name of an attention.
 
     Raises:
         ValueError: the first field that does not fit.
@@ -277,8 +279,10 @@ def check_fields(config: Any, minimum: dict[str, int]) -> None:
         value = getattr(config, name)
         if value is not None and value < bound:
             raise ValueError(f"{name} must be at least {bound}, not {value}")
-    if not 0 <= config.dropout < 1:
-        raise ValueError(f"dropout must be in [0, 1), not {config.dropout}")
+    for name in ("dropout", "attention_dropout"):
+        rate = getattr(config, name, 0.0)
+        if not 0 <= rate < 1:
+            raise ValueError(f"{name} must be in [0, 1), not {rate}")
     attention = getattr(config, "attention", None)
     if attention is not None and attention not in ATTENTIONS:
         raise ValueError(f"attention={attention!r}; known: {', '.join(ATTENTIONS)}")

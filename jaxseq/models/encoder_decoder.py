@@ -39,10 +39,12 @@ class EncoderDecoder(nn.Module):
     (tied). One instance given to the model and to its ``TextEncoder`` is shared. ``dropout`` is applied to the embedded
     target and to the decoder's output.
 
-    A row holds one source and one target: ids mark padding (0) and do not pair documents packed into a row.
+    A row holds one source and one target: ids mark padding (0) and do not pair documents packed into a row. Padded
+    positions may hold any number.
 
     Raises:
-      ValueError: a tied head of another width than the embedding, or a decoder that has no access to the source.
+      ValueError: a tied head of another width than the embedding, a decoder that has no access to the source, or tokens
+        or ids that do not fit the ``Embedding``.
     """
 
     encoder: Encoder
@@ -79,7 +81,7 @@ class EncoderDecoder(nn.Module):
         self, carry: Carry, tokens: Tokens, segment_ids: SegmentIds | None, encoded: Encoded
     ) -> tuple[Carry, Float[Array, "*B T V"]]:
         """Continues from ``carry``: the logits of the token after each token."""
-        xs = self._dropped(self.embedding(tokens))
+        xs = self._dropped(self.embedding(tokens, segment_ids))
         carry, ys = self.decoder(carry, xs, segment_ids, encoded.memory)
         ys = self._dropped(ys)
         if self.head is not None:

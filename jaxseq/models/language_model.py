@@ -13,10 +13,10 @@ class LanguageModel(nn.Module):
 
     ``head`` is any layer from the core's features to the vocabulary; without one the embedding is the output layer too
     (tied: Press & Wolf 2017), and the core's output must have its width. ``dropout`` is applied to the embedded tokens
-    and to the core's output. Logits are ``logits_dtype``.
+    and to the core's output. Logits are ``logits_dtype``. Padded positions (id 0) may hold any number.
 
     Raises:
-      ValueError: a tied head of another width than the embedding.
+      ValueError: a tied head of another width than the embedding, or tokens or ids that do not fit the ``Embedding``.
     """
 
     embedding: Embedding
@@ -35,7 +35,7 @@ class LanguageModel(nn.Module):
     ) -> tuple[Carry, Float[Array, "*B T V"]]:
         """Continues from ``carry``: the logits of the token after each token."""
         drop = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))
-        carry, ys = self.core(carry, drop(self.embedding(tokens)), segment_ids)
+        carry, ys = self.core(carry, drop(self.embedding(tokens, segment_ids)), segment_ids)
         ys = drop(ys)
         if self.head is not None:
             return carry, self.head(ys).astype(self.logits_dtype)

@@ -68,10 +68,13 @@ def masks(segment_ids: Int[Array, "*B T"] | None) -> SegmentMasks:
     return SegmentMasks(starts(segment_ids), is_real(segment_ids))
 
 
-def check(segment_ids: Array | None, shape: tuple[int, ...]) -> None:
-    """Raises ValueError unless ids have the shape ``[*B, T]`` of the inputs that they belong to."""
-    if segment_ids is not None and segment_ids.shape != shape:
-        raise ValueError(f"segment_ids of shape {segment_ids.shape} do not fit inputs of [*B, T] = {shape}")
+def check(segment_ids: Array | None, shape: tuple[int, ...], inputs: str = "inputs") -> None:
+    """Raises ValueError unless ids are integers of the shape ``[*B, T]`` of the inputs that they belong to."""
+    if segment_ids is None:
+        return
+    found, dtype = jnp.shape(segment_ids), jnp.result_type(segment_ids)
+    if found != shape or not jnp.issubdtype(dtype, jnp.integer):
+        raise ValueError(f"segment_ids must be integers of shape {shape}, as the {inputs}, not {dtype}{found}")
 
 
 def without_padding(xs: Inexact[Array, "..."], segment_ids: Int[Array, "*B T"] | None) -> Inexact[Array, "..."]:

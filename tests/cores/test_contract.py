@@ -25,6 +25,7 @@ from jaxseq.cores import (
     Stacked,
     block,
 )
+from jaxseq.layers import RelativeBuckets, Rotary
 from jaxseq.testing import laws
 from jaxseq.testing.subject import IDS, WIDTH, Subject
 
@@ -44,7 +45,14 @@ def hybrid(**precision) -> Core:
 
 def post_norm(**precision) -> Core:
     """A residual with its norm after the sum, over learned positions."""
-    return Stacked((Positions(F, "learned", 5, **precision), Residual(MinGRU(F, **precision), "post", **precision)))
+    return Stacked((Positions(F, "learned", 20, **precision), Residual(MinGRU(F, **precision), "post", **precision)))
+
+
+def rotary_part(**precision) -> Core:
+    """A part of larger heads rotated, in interleaved pairs, by tables as long as the longest document."""
+    angles = np.arange(20)[:, None] * np.asarray([1.0, 0.3])
+    positions = Rotary(interleaved=True, features=4, tables=(np.cos(angles), np.sin(angles)))
+    return Attention(F, num_heads=2, num_kv_heads=1, head_size=5, positions=positions, **precision)
 
 
 CASES: dict[str, Callable[..., Core]] = {
@@ -56,6 +64,8 @@ CASES: dict[str, Callable[..., Core]] = {
     "layer-norm-lstm-two-heads": partial(LayerNormLSTM, F, num_heads=2),
     "conv-dilated": partial(Conv, F, kernel_size=3, dilation=2),
     "attention-grouped-alibi": partial(Attention, F, num_heads=4, num_kv_heads=2, positions="alibi"),
+    "attention-rotary-part": rotary_part,
+    "attention-relative": partial(Attention, F, num_heads=2, positions=RelativeBuckets(8, 6), window=7),
     "attention-window": partial(Attention, F, num_heads=2, window=3, positions="none"),
     "hybrid": hybrid,
     "post-norm": post_norm,
@@ -168,3 +178,19 @@ def test_a_batch_without_rows_gives_one_without_rows(name: str) -> None:
     after, ys = jax.eval_shape(lambda key: core.init_with_output(key, carry, xs, ids)[0], jax.random.key(0))
     assert ys.shape == (0, 20, F)
     assert jax.tree.map(lambda a: a.shape, after) == jax.tree.map(lambda a: a.shape, carry)
+
+
+@FULL
+@pytest.mark.parametrize("name", ["elman", "layer_norm_lstm", "lru", "gla", "mlstm", "delta", "conv", "attention"])
+def test_vmap_over_no_rows_gives_values_and_gradients_without_rows(name: str) -> None:
+    core = CASES[name]()
+    xs, carry, ids = jnp.zeros((0, 20, F)), core.initial_carry((0,)), jnp.ones((0, 20), jnp.int32)
+    params = jax.eval_shape(core.init, jax.random.key(0), core.initial_carry((1,)), jnp.zeros((1, 2, F)))
+
+    def loss(params, xs):
+        after, ys = jax.vmap(core.apply, (None, 0, 0, 0))(params, carry, xs, ids)
+        return ys.sum(), (after, ys)
+
+    gradients, (after, ys) = jax.eval_shape(jax.grad(loss, (0, 1), has_aux=True), params, xs)
+    assert ys.shape == (0, 20, F)
+    assert jax.tree.map(jnp.shape, (gradients, after)) == jax.tree.map(jnp.shape, ((params, xs), carry))

@@ -6,7 +6,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 
@@ -35,15 +34,6 @@ class Sum(StateCore):
         if self.wrong == "dtype":
             after = Hidden(ys[..., -1, :].astype(jnp.bfloat16))
         return after, ys[..., :-1] if self.wrong == "width" else ys
-
-
-@pytest.fixture
-def untyped():
-    """Without jaxtyping's checks, which come before our own."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 def call(core: Core, carry: Any, xs: Any, segment_ids: Any = None) -> Any:

@@ -1,8 +1,12 @@
 """Core options as a command line gives them: of the kind that the field has."""
 
+from functools import partial
+
 import pytest
 
+from jaxseq.cores import LSTM, RGLRU
 from jaxseq.cores.table import make_core
+from jaxseq.testing import check_core
 
 
 @pytest.mark.parametrize("text", ["30", "30.0"])
@@ -28,3 +32,16 @@ def test_a_value_of_another_kind_is_refused_by_name() -> None:
 def test_an_option_given_twice_is_refused():
     with pytest.raises(ValueError, match="core 'attention' is given num_heads twice: 2 and 4"):
         make_core("attention", 8, ["num_heads=2", "num_heads=4"])
+
+
+OPTIONS = {
+    "a decay by channel": partial(make_core, "delta", 8, ["decay=channel", "num_heads=2"]),
+    "a projected output": partial(LSTM, 8, cell_size=11, peepholes=True),
+    "an unscaled start": partial(RGLRU, 8, unscaled_start=True),
+}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options_obey_the_contract(name: str) -> None:
+    check_core(OPTIONS[name], quick=True)

@@ -45,12 +45,14 @@ def delta_in_a_loop(p: dict, xs: np.ndarray, heads: int) -> tuple:
     for t, x in enumerate(xs):
         mixed = silu(convolved(projected, p["convolution"], t)).reshape(3, heads, size)
         beta = sigmoid(x @ p["beta"]["kernel"])
-        alpha = np.exp(-np.exp(p["A_log"]) * softplus(x @ p["decay"]["kernel"] + p["decay"]["bias"]))
+        low = x @ p["decay_low"]["kernel"] if "decay_low" in p else x
+        step = softplus(low @ p["decay"]["kernel"] + p["decay"]["bias"]).reshape(heads, -1)
+        alpha = np.exp(-np.exp(p["A_log"])[:, None] * step)
         y = np.zeros((heads, size))
         for n in range(heads):
             q, k, v = mixed[:, n]
             q, k = q / np.sqrt(q @ q + 1e-6), k / np.sqrt(k @ k + 1e-6)
-            S[n] = alpha[n] * (np.eye(size) - beta[n] * np.outer(k, k)) @ S[n] + beta[n] * np.outer(k, v)
+            S[n] = (np.eye(size) - beta[n] * np.outer(k, k)) @ (alpha[n][:, None] * S[n]) + beta[n] * np.outer(k, v)
             y[n] = S[n].T @ q
         gated = rms_norm(y, p["norm"]["scale"]).reshape(-1) * silu(x @ p["gate"]["kernel"])
         ys[t] = gated @ p["out"]["kernel"]
@@ -86,6 +88,12 @@ def documents(ids: np.ndarray) -> list[np.ndarray]:
     ("core", "heads", "loop"),
     [
         (Delta(6, num_heads=2, dtype=jnp.float64, param_dtype=jnp.float64), 2, delta_in_a_loop),
+        pytest.param(
+            Delta(6, num_heads=2, decay="channel", dtype=jnp.float64, param_dtype=jnp.float64),
+            2,
+            delta_in_a_loop,
+            marks=pytest.mark.full,
+        ),
         (Mamba2(7, num_heads=2, state_size=3, dtype=jnp.float64, param_dtype=jnp.float64), 2, mamba2_in_a_loop),
     ],
 )
@@ -138,6 +146,8 @@ def test_steps_and_rates_begin_in_their_ranges(key: jax.Array) -> None:
 def test_sizes_that_do_not_fit_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match="features=6 is not divisible by num_heads=4"):
         Delta(6, num_heads=4).initial_carry(())
+    with pytest.raises(ValueError, match="decay='row'; known: head, channel"):
+        Delta(6, decay="row").initial_carry(())
     with pytest.raises(ValueError, match="expand · features=12 is not divisible by num_heads=5"):
         Mamba2(6, num_heads=5).initial_carry(())
     with pytest.raises(ValueError, match="state_size=0 is not positive"):

@@ -175,3 +175,32 @@ def test_gates_that_underflow_have_finite_gradients(core: Core) -> None:
 def test_options_that_do_not_fit_are_named(core: Core, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         core.initial_carry((1,))
+
+
+@pytest.mark.full
+def test_rglru_may_leave_a_documents_first_input_unscaled(x64: None) -> None:
+    """The code of RecurrentGemma: a multiplier of 1 where a document starts, also at a split and behind padding."""
+    core = in_double(RGLRU(F, unscaled_start=True))
+    ids = jnp.asarray([[1, 1, 2, 2, 2, 2, 3, 3, 3], [0, 1, 0, 1, 1, 2, 0, 0, 2]], jnp.int32)
+    rng = np.random.default_rng(0)
+    xs = rng.normal(size=(B, T, F))
+    shapes = jax.eval_shape(core.init, jax.random.key(0), core.initial_carry((B,)), jnp.asarray(xs))
+    params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), shapes)
+    run = jax.jit(core.apply, compiler_options=QUICK)
+    _, ys = run(params, core.initial_carry((B,)), xs, ids)
+    carry, parts = core.initial_carry((B,)), []
+    for t in range(T):
+        carry, part = run(params, carry, xs[:, t : t + 1], ids[:, t : t + 1])
+        parts.append(part)
+    np.testing.assert_allclose(np.concatenate(parts, 1), ys, rtol=1e-12, atol=1e-12)
+
+    step, p = rglru(params["params"], F), params["params"]
+    for row in range(B):
+        h, previous = np.zeros(F), 0
+        for t in np.flatnonzero(np.asarray(ids[row])):
+            x = xs[row, t]
+            h, _ = step(h, x)
+            if ids[row, t] != previous:
+                h = sigmoid(x @ p["input_gate_kernel"][0] + p["input_gate_bias"]) * x
+            previous = ids[row, t]
+            np.testing.assert_allclose(ys[row, t], h, rtol=1e-10, atol=1e-10)

@@ -10,6 +10,7 @@ import jaxtyping
 import numpy as np
 import pytest
 from comparison import close
+from compilation import jitted
 
 from jaxseq.cores import GRU, LSTM, Attention, Conv, Stacked, StateCarry, block
 from jaxseq.decoders import Bridge, Decoder, DecoderBlock, DecoderStack, RecurrentDecoder, make_decoder
@@ -54,6 +55,70 @@ def test_split_is_whole(name: str) -> None:
 def test_padding_changes_nothing(name: str) -> None:
     laws.check_padding_is_ignored(subject(name))
     laws.check_padding_in_between(subject(name), 1e-12)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "rnn"])
+def test_nan_in_the_memory_at_padding_changes_nothing(name: str) -> None:
+    own, encoded = subject(name).carry()
+    cotangents = subject(name).cotangents((own, encoded))
+    dirty = encoded.copy()
+    dirty[:, 2] = np.nan  # the padded position of the source
+    clean, found = (subject(name)((own, e), subject(name).xs(1), IDS, *cotangents) for e in (encoded, dirty))
+    after = np.where(np.isnan(found.carry[1]), clean.carry[1], found.carry[1])
+    close(found._replace(carry=(found.carry[0], after)), clean, 0)
+
+
+@FULL
+@pytest.mark.parametrize("summary", ["last", "first_and_last", "mean"])
+def test_a_summary_ignores_padding_and_is_zero_of_nothing(summary: str) -> None:
+    bridge, ids = Bridge(summary), jnp.asarray([[0, 1, 1, 0], [0, 0, 0, 0], [1, 1, 0, 1]], jnp.int32)
+    ys = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4, 2)), jnp.float32)
+    run = jax.jit(jax.value_and_grad(lambda ys: ((s := bridge.apply({}, ys, ids)) ** 2).sum() + 0 * s.sum()))
+    padded = (ids == 0)[..., None]
+    close(run(jnp.where(padded, jnp.nan, ys)), run(jnp.where(padded, 0, ys)), 0)
+    first, last, mean = ys[2, 0], ys[2, 3], (ys[2, 0] + ys[2, 1] + ys[2, 3]) / 3
+    want = {"last": last, "first_and_last": jnp.concatenate([first, last]), "mean": mean}[summary]
+    found = bridge.apply({}, ys, ids)
+    close(found[1:], jnp.stack([jnp.zeros_like(want), want]), 1e-6)
+    close(bridge.apply({}, ys[:, :0], ids[:, :0]), jnp.zeros_like(found), 0)
+    assert bridge.apply({}, ys[:0]).shape == (0, found.shape[-1])
+
+
+@FULL
+@EVERY
+def test_no_rows_no_steps_and_no_memory_give_as_little(name: str) -> None:
+    module: Any = CASES[name](dtype=jnp.float32, param_dtype=jnp.float32)
+    bridge = Bridge("mean")
+
+    def decode(encoded: Any, ids: Any, xs: Any) -> Any:
+        summary = bridge.apply({}, encoded, ids)
+
+        def run(module: Any) -> Any:
+            memory = module.prepare_memory(encoded, ids, summary)
+            return module(
+                module.initial_carry(memory, xs.shape[:-2], 4), xs, jnp.ones(xs.shape[:-1], jnp.int32), memory
+            )
+
+        return run
+
+    def inputs(rows: int, steps: int, length: int) -> tuple:
+        return jnp.ones((rows, length, 6)), jnp.ones((rows, length), jnp.int32), jnp.ones((rows, steps, F))
+
+    shapes = jax.eval_shape(lambda *args: module.init(jax.random.key(0), method=decode(*args)), *inputs(1, 2, 3))
+    params = jax.tree.map(lambda p: jnp.full(p.shape, 0.1, p.dtype), shapes)
+
+    def loss(params: Any, encoded: Any, ids: Any, xs: Any) -> Any:
+        carry, ys = module.apply(params, method=decode(encoded, ids, xs))
+        return ys.sum(), (carry, ys)
+
+    gradient = jax.grad(loss, (0, 1, 3), has_aux=True)
+    for rows, steps in ((0, 3), (2, 0)):
+        d_inputs, (_, ys) = jax.eval_shape(gradient, params, *inputs(rows, steps, 4))
+        assert ys.shape == (rows, steps, F) and d_inputs[1].shape == (rows, 4, 6)
+    by_row = jax.vmap(gradient, (None, 0, 0, 0))
+    assert jax.eval_shape(by_row, params, *inputs(0, 3, 4))[1][1].shape == (0, 3, F)
+    found = jitted(gradient)(params, *inputs(2, 3, 0))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
 
 
 @FULL
@@ -186,3 +251,71 @@ def test_what_does_not_fit_is_named(our_own_errors: None) -> None:
         make("attention", "gru", F, fusion=None)
     with pytest.raises(ValueError, match="unknown core 'gruu'"):
         make("rnn", "gruu", F)
+
+
+def call(decoder: Decoder, carry: Any, xs: Any, ids: Any, memory: Any) -> Any:
+    """The shapes of a call."""
+    return jax.eval_shape(lambda: decoder.init_with_output(jax.random.key(0), carry, xs, ids, memory)[0])
+
+
+def test_arguments_of_another_shape_or_dtype_are_named(our_own_errors: None) -> None:
+    """Ids, carries and memories of 1 row for 8, of another dtype, or of another decoder."""
+    xs, ids, encoded = jnp.ones((8, 3, F)), jnp.ones((8, 3), jnp.int32), jnp.ones((8, 5, 6))
+    types: dict[str, Any] = {"dtype": jnp.float32, "param_dtype": jnp.float32}
+    for name, attends in (("additive", "AdditiveAttention"), ("transformer", "MultiHeadAttention")):
+        module: Any = CASES[name](**types)
+        kind = type(module).__name__
+
+        def prepare(encoded: Any, ids: Any, module: Any = module) -> Any:
+            arguments = jax.random.key(0), encoded, ids, None
+            make = module.init_with_output
+            shapes = jax.eval_shape(lambda: make(*arguments, method=module.prepare_memory)[0])
+            return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+        memory, one, short = prepare(encoded, None), prepare(encoded[:1], None), prepare(encoded[:, :4], None)
+        carry, single = module.initial_carry(memory, (8,)), module.initial_carry(one, (1,))
+        assert call(module, carry, xs, ids, memory)[1].shape == xs.shape
+        wrong: list[tuple] = [
+            (
+                rf"{kind} needs integer segment_ids of shape .* = \(8, 3\) .* not float32",
+                carry,
+                xs,
+                ids.astype(jnp.float32),
+                memory,
+            ),
+            (rf"{kind} needs integer segment_ids .* not int32\(8, 2\)", carry, xs, ids[:, :2], memory),
+            (rf"{kind} needs floating-point inputs .* not int32\(8, 3\)", carry, ids, ids, memory),
+            (
+                rf"{kind} needs a carry .* \(8,\) .*; leaf .* has shape \(1,",
+                single,
+                xs,
+                ids,
+                memory,
+            ),
+            (rf"{kind} needs a memory .* \(8,\) .*; leaf .*keys has shape \(1,", carry, xs, ids, one),
+            (r"carry whose leaf \['weights'\] is float32\(8, 5\), not float32\(8, 4\)", carry, xs, ids, short),
+            (r" needs a (memory|carry) ", carry[:1], xs, ids, memory[:1]),
+        ]
+        for message, *arguments in wrong:
+            with pytest.raises(ValueError, match=message):
+                call(module, *arguments)
+        for bad, found in ((jnp.ones((8, 5)), r"float32\(8, 5\)"), (jnp.ones((1, 5), jnp.int32), r"int32\(1, 5\)")):
+            with pytest.raises(ValueError, match=rf"{attends}, for a memory, needs integer segment_ids .* not {found}"):
+                prepare(encoded, bad)
+        with pytest.raises(ValueError, match=r"needs a memory of batch dimensions \(8,\), not \(1,\)"):
+            module.initial_carry(one, (8,))
+
+
+def test_a_summary_of_other_rows_is_named(our_own_errors: None) -> None:
+    module: Any = make_decoder("rnn", "gru", F, fusion="add")
+    xs, carry = jnp.ones((8, 3, F)), module.initial_carry(None, (8,))
+    for summary, found in ((jnp.ones((8, 5, 6)), r"float32\(8, 5, 6\)"), (None, "None")):
+        with pytest.raises(ValueError, match=rf"RecurrentDecoder needs a summary .* \(8,\), not {found}"):
+            call(module, carry, xs, None, summary)
+    with pytest.raises(ValueError, match=r"RecurrentDecoder needs a summary .* \(8,\), not float32\(1, 6\)"):
+        module.prepare_memory(jnp.ones((8, 5, 6)), None, jnp.ones((1, 6)))
+    arguments = jax.random.key(0), module, carry, jnp.ones((1, 6))
+    with pytest.raises(ValueError, match=r"Bridge needs a summary .* \(8,\) as in the carry, not \(1, 6\)"):
+        jax.eval_shape(lambda: Bridge().init(*arguments, method="initialize"))
+    with pytest.raises(ValueError, match=r"Bridge needs integer segment_ids .* not float32\(8, 2\)"):
+        Bridge().apply({}, xs, jnp.ones((8, 2)))

@@ -22,7 +22,16 @@ from jaxseq.encoders import (
     TextEncoder,
     make_encoder,
 )
-from jaxseq.layers import Embedding, FeedForward, MultiHeadAttention
+from jaxseq.layers import (
+    ATTENTIONS,
+    Embedding,
+    FeedForward,
+    MemoryAttention,
+    MultiHeadAttention,
+    RelativeBuckets,
+    capture_weights,
+)
+from jaxseq.ops.attention.positions import alibi_slopes, relative_buckets, rotary
 
 S, D = 7, 6
 IDS = np.array([1, 1, 0, 1, 2, 2, 0], np.int32)
@@ -51,13 +60,18 @@ def transformer(width: int, layers: int, norm: str = "post") -> EncoderStack:
 ENCODERS: dict[str, Encoder] = {
     "core": CoreEncoder(GRU(D)),
     "self-attention": SelfAttention(MultiHeadAttention(D, num_heads=2)),
+    "self-attention rotary": SelfAttention(MultiHeadAttention(D, num_heads=1), "rotary"),
+    "self-attention relative": SelfAttention(MultiHeadAttention(D, num_heads=2), RelativeBuckets(8, 4)),
     "both directions": Bidirectional(GRU(D), LSTM(D - 1)),
     "convolution": Bidirectional(Conv(D // 2, kernel_size=3), Conv(D // 2, kernel_size=3)),
     "pre-norm": EncoderStack((CoreEncoder(Positions(D)), transformer(D, 2, "pre"))),
     "post-norm": transformer(D, 1),
     "around recurrence": EncoderBlock(Bidirectional(GRU(D // 2), GRU(D // 2)), FeedForward(D, 8)),
 }
-EVERY = pytest.mark.parametrize("name", ENCODERS)
+FURTHER = ("self-attention rotary", "self-attention relative")
+EVERY = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.full) if name in FURTHER else name for name in ENCODERS]
+)
 
 
 @functools.cache
@@ -137,6 +151,36 @@ def test_order_is_unknown_without_positions_and_known_with_them() -> None:
         assert (np.abs(run(xs[order]) - run(xs)[order]).max() < 1e-5) == equivariant
 
 
+@pytest.mark.full
+@pytest.mark.parametrize("positions", ["rotary", "alibi", "relative"])
+@pytest.mark.parametrize("attention", [MultiHeadAttention(D, num_heads=1), ATTENTIONS["additive"](D)])
+def test_positions_in_the_attention_are_their_equation(positions: str, attention: MemoryAttention) -> None:
+    """The weights of a document that padding interrupts, from its projected queries and keys."""
+    encoder, xs = SelfAttention(attention, positions), jnp.asarray(drawn(S, D))
+    ids = jnp.asarray([0, 1, 1, 0, 1, 1, 1], jnp.int32)
+    variables = variables_of(encoder, xs)
+    params, real, count = variables["params"], np.flatnonzero(ids), jnp.arange(5)
+    found = capture_weights(encoder, variables, xs, ids)["attention"][..., real, :][..., real]
+
+    def dense(name: str) -> Any:
+        layer = params["attention"][name]
+        return xs[real] @ layer["kernel"] + jnp.broadcast_to(layer.get("bias", jnp.zeros(D)), (5, D))
+
+    q, k = dense("query"), dense("key")
+    if positions == "rotary":
+        q, k = (rotary(x[:, None], count)[:, 0] for x in (q, k))
+    if "score" in params["attention"]:
+        scores = jnp.tanh(q[:, None] + k[None]) @ params["attention"]["score"]
+    else:
+        scores = q @ k.T / np.float32(np.sqrt(D))
+    distance = count[None] - count[:, None]
+    if positions == "alibi":
+        scores -= alibi_slopes(1)[0] * jnp.abs(distance).astype(jnp.float32)
+    if positions == "relative":
+        scores += params["relative_bias"][0][relative_buckets(distance, 32, 128, bidirectional=True)]
+    close(found[0], jax.nn.softmax(scores, -1), 1e-5)
+
+
 def test_positions_join_as_asked() -> None:
     xs = jnp.asarray(drawn(S, D))
     added, beside = Positions(D), Positions(D + 4, join="concat")
@@ -185,3 +229,77 @@ def test_an_encoder_by_name_is_as_asked() -> None:
         jax.eval_shape(EncoderBlock(CoreEncoder(GRU(D)), norm="mid").init, jax.random.key(0), drawn(S, D))
     with pytest.raises(ValueError, match="residual needs equal widths: 6 in, 5 out"):
         jax.eval_shape(EncoderBlock(CoreEncoder(GRU(5))).init, jax.random.key(0), drawn(S, D))
+
+
+def test_both_directions_start_from_given_states_and_return_the_final_ones() -> None:
+    """Each core alone over the real positions, in its own order, gives the states and the outputs."""
+    encoder = Bidirectional(GRU(D), LSTM(D - 1))
+    xs, lengths = jnp.asarray(drawn(3, S, D, seed=6)), (S, 4, 0)
+    ids = jnp.asarray(np.arange(S) < np.asarray(lengths)[:, None], jnp.int32)
+    variables = functions("both directions")[0]
+    given: Any = jax.tree.map(
+        lambda leaf: jnp.asarray(drawn(*leaf.shape, seed=8)) if leaf.dtype == jnp.float32 else leaf,
+        encoder.initial_carries((3,)),
+    )
+
+    def alone(name: str, row: int, step: int) -> Any:
+        core: Any = getattr(encoder, name)
+        start = jax.tree.map(lambda leaf: leaf[row], getattr(given, name))
+        after, ys = core.apply({"params": variables["params"][name]}, start, xs[row, : lengths[row]][::step])
+        return after.state, ys[::step]
+
+    @jitted
+    def everything() -> Any:
+        parts = [[alone("forward", row, 1), alone("backward", row, -1)] for row in range(2)]
+        return encoder.apply(variables, given, xs, ids, method="with_states"), parts
+
+    (found, ys), parts = everything()
+    for row, (ahead, behind) in enumerate(parts):
+        close(ys[row, : lengths[row]], jnp.concatenate([ahead[1], behind[1]], -1), 1e-5)
+        states = jax.tree.map(lambda leaf, row=row: leaf[row], (found.forward.state, found.backward.state))
+        close(states, (ahead[0], behind[0]), 1e-5)
+    close(*(jax.tree.map(lambda leaf: leaf[2], carries) for carries in (found, given)), 0)
+
+
+XS3, IDS3 = jnp.zeros((2, S, D)), jnp.ones((2, S), jnp.int32)
+
+
+@pytest.mark.parametrize("name", [name for name in ENCODERS if name != "self-attention"])
+def test_an_input_that_does_not_fit_is_named(name: str, untyped: None) -> None:
+    encoder: Any = ENCODERS[name]
+    for xs, ids, message in (
+        (XS3, IDS3[:, :2], r"needs integer segment_ids of shape \[\*B, T\] = \(2, 7\) .* not int32\(2, 2\)"),
+        (XS3, IDS3[0], r"needs integer segment_ids .* not int32\(7,\)"),
+        (XS3, IDS3.astype(jnp.float32), r"needs integer segment_ids .* not float32\(2, 7\)"),
+        (IDS3[..., None], None, r"needs floating-point inputs of shape \[\*B, T, D\], not int32\(2, 7, 1\)"),
+        (XS3[0, 0], None, r"needs floating-point inputs of shape \[\*B, T, D\], not float32\(6,\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            jax.eval_shape(encoder.init, jax.random.key(0), xs, ids)
+
+
+def test_padded_tokens_may_be_any_number_and_others_must_be_in_the_table() -> None:
+    """Outside jit an error, within it NaN, which reaches no other document."""
+    encoder = TextEncoder(Embedding(9, D), CoreEncoder(GRU(D)))
+    tokens = np.random.default_rng(0).integers(0, 9, (2, S)).astype(np.int32)
+    ids = jnp.asarray(np.stack([IDS, IDS]))
+    variables = variables_of(encoder, tokens)
+
+    def loss(variables: Any, tokens: Any) -> Any:
+        ys = encoder.apply(variables, tokens, ids)
+        return jnp.sin(ys).sum(), ys
+
+    run = jitted(jax.value_and_grad(loss, has_aux=True))
+    want = run(variables, jnp.asarray(tokens))
+    for padding in (-1, -100, 9):
+        dirty = jnp.where(ids == 0, padding, tokens)
+        close(run(variables, dirty), want, 0)
+    encoder.apply(variables, dirty, ids)
+    for wrong in (9, 999, -1, -5):
+        changed = tokens.copy()
+        changed[1, 4] = wrong
+        with pytest.raises(ValueError, match=rf"tokens: id {wrong} at index \(1, 4\) is outside \[0, 9\)"):
+            encoder.apply(variables, jnp.asarray(changed), ids)
+        (_, ys), _ = run(variables, jnp.asarray(changed))
+        assert np.isnan(ys[1, 4:6]).all()
+        close((ys[0], ys[1, :4]), (want[0][1][0], want[0][1][1, :4]), 0)

@@ -25,6 +25,26 @@ def test_an_embedding_reads_rows_and_read_backwards_multiplies_by_them(key: jax.
     close(embedding.apply(variables, rows, method="attend"), np.asarray(rows) @ TABLE.T, 1e-5)
 
 
+def test_a_token_outside_the_table_is_an_error_or_nan_and_has_no_gradient(key: jax.Array) -> None:
+    embedding = Embedding(11, D)
+    variables = embedding.init(key, TOKENS)
+    tokens = jnp.asarray([999, -5, 11, -1, 10, 0])
+    for token in (999, -5, 11, -1):
+        with pytest.raises(ValueError, match=rf"tokens: id {token} at index \(1,\) is outside \[0, 11\)"):
+            embedding.apply(variables, jnp.asarray([0, token]))
+
+    def loss(variables, tokens):
+        rows = embedding.apply(variables, tokens)
+        return jnp.where(jnp.isnan(rows), 0, rows).sum(), rows
+
+    gradient, rows = jitted(jax.grad(loss, has_aux=True))(variables, tokens)
+    table = variables["params"]["table"]
+    np.testing.assert_array_equal(rows, jnp.concatenate([jnp.full((4, D), jnp.nan), table[10:], table[:1]]))
+    np.testing.assert_array_equal(gradient["params"]["table"].sum(-1), D * np.isin(np.arange(11), (0, 10)))
+    ids = jnp.asarray([0, 0, 0, 0, 1, 1])
+    np.testing.assert_array_equal(embedding.apply(variables, tokens, ids)[:4], 0)
+
+
 def test_a_tied_table_learns_from_both_its_uses_and_a_frozen_one_from_none(key: jax.Array) -> None:
     variables = Embedding(V, D).init(key, TOKENS)
     table = variables["params"]["table"]
@@ -101,8 +121,14 @@ def test_a_fusion_is_its_equation(key: jax.Array) -> None:
         close(layer.apply(variables, x, context), want, 1e-6)
 
 
-def test_what_does_not_fit_is_named(key: jax.Array) -> None:
+def test_what_does_not_fit_is_named(key: jax.Array, untyped: None) -> None:
     xs = jnp.ones((T, D))
+    for shape in ((2, D), (1, T, D)):
+        with pytest.raises(ValueError, match=r"a context of shape .* does not fit x of shape \(8, 5\)"):
+            Fusion().init(key, xs, jnp.ones(shape))
+    for ids in (jnp.ones(T - 1, jnp.int32), jnp.ones(T)):
+        with pytest.raises(ValueError, match=r"segment_ids must be integers of shape \(8,\), as the inputs, not"):
+            Sublayer().init(key, jnp.tanh, xs, ids)
     with pytest.raises(ValueError, match="fusion='join'; known: add, multiply, concat"):
         Fusion("join").init(key, xs, xs)
     with pytest.raises(ValueError, match="norm='mid'; known: pre, post"):

@@ -5,6 +5,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from comparison import close
@@ -148,6 +149,143 @@ def test_packed_documents_see_their_own_memory(name: str, fields: dict) -> None:
     for document in (1, 2):
         alone = run(variables, query[own == document], memory[ids == document])
         close(packed[own == document], alone, 1e-5)
+
+
+@pytest.mark.full
+@EVERY
+def test_nan_at_padding_of_queries_and_memory_reaches_no_gradient(name: str, fields: dict) -> None:
+    layer = ReadMemory(ATTENTIONS[name](F, **fields))
+    query, memory = (jnp.asarray(drawn(B, n, D, seed=n), jnp.float32) for n in (T, S))
+    ids, own = jnp.asarray(IDS), jnp.asarray([[1, 1, 0, 2], [0, 0, 0, 1], [1, 0, 0, 0]], jnp.int32)
+    variables = variables_of(layer, query, memory)
+
+    @jitted
+    def gradients(query: Any, memory: Any) -> Any:
+        def loss(variables: Any, query: Any, memory: Any) -> Any:
+            out = layer.apply(variables, query, memory, ids, own)
+            return (jnp.where((own != 0)[..., None], out, 0) ** 2).sum()
+
+        return jax.value_and_grad(loss, (0, 1, 2))(variables, query, memory)
+
+    clean, dirty = (
+        gradients(jnp.where((own == 0)[..., None], filler, query), jnp.where((ids == 0)[..., None], filler, memory))
+        for filler in (0, jnp.nan)
+    )
+    close(dirty, clean, 0)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(clean))
+
+
+@pytest.mark.full
+@EVERY
+def test_no_rows_no_queries_and_no_memory_give_as_little(name: str, fields: dict) -> None:
+    layer = ReadMemory(ATTENTIONS[name](F, **fields))
+    variables = variables_of(layer, jnp.ones((1, 2, D)), jnp.ones((1, 3, D)))
+
+    def loss(variables: Any, query: Any, memory: Any) -> Any:
+        out = layer.apply(variables, query, memory)
+        return out.sum(), out
+
+    gradient = jax.grad(loss, (0, 1, 2), has_aux=True)
+    for rows, steps, length in ((0, T, S), (B, 0, S), (B, T, 0)):
+        query, memory = jnp.ones((rows, steps, D)), jnp.ones((rows, length, D))
+        for run in (gradient, jax.vmap(gradient, (None, 0, 0))):
+            (*_, d_memory), out = jax.eval_shape(run, variables, query, memory)
+            assert out.shape[:2] == (rows, steps) and d_memory.shape[-2:] == (length, D)
+    found = jitted(gradient)(variables, jnp.ones((B, T, D)), jnp.ones((B, 0, D)))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["additive", "multi_head"])
+def test_dropout_of_weights_is_active_exactly_if_a_key_is_given(name: str) -> None:
+    layer = ReadMemory(ATTENTIONS[name](F, attention_dropout=0.5))
+    query, memory = (jnp.asarray(drawn(B, n, D, seed=n), jnp.float32) for n in (T, S))
+    variables = variables_of(layer, query, memory)
+
+    @jitted
+    def run(variables: Any) -> Any:
+        plain = ReadMemory(ATTENTIONS[name](F)).apply(variables, query, memory)
+        same = layer.apply(variables, query, memory)
+        keys = jax.random.split(jax.random.key(2), 2000)
+
+        def dropped(key: Any) -> Any:
+            rngs = {"dropout": key}
+            read, weights = layer.apply(variables, query, memory, rngs=rngs, method="read")
+            return layer.apply(variables, query, memory, rngs=rngs), read, weights
+
+        once, again, other = (dropped(key)[0] for key in (keys[0], keys[0], keys[1]))
+        every, read, weights = jax.vmap(dropped)(keys)
+        return plain, same, (once, again, other), (every.mean(0), read.mean(0)), (weights[0], weights[1])
+
+    plain, same, draws, means, weights = run(variables)
+    close(plain, same, 0)
+    close(draws[0], draws[1], 0)
+    close(*weights, 0)
+    assert np.abs(draws[0] - draws[2]).max() > 1e-2
+    for mean in means:
+        assert np.abs(mean - plain).max() < 0.1 * np.abs(plain).max()
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["additive", "multi_head"])
+def test_forward_mode_works_at_any_length(name: str, x64: None) -> None:
+    """130 queries and positions: the tangent is a difference quotient."""
+    layer = ReadMemory(ATTENTIONS[name](F, dtype=jnp.float64, param_dtype=jnp.float64))
+    args = tuple(jnp.asarray(drawn(130, D, seed=seed)) for seed in (1, 2))
+    variables = variables_of(layer, *args)
+    primals = (variables, *args)
+    along = jax.tree.map(lambda p: jnp.asarray(drawn(*p.shape, seed=p.size + 3)), primals)
+
+    def moved(step: float) -> Any:
+        return layer.apply(*jax.tree.map(lambda p, d: p + step * d, primals, along))
+
+    tangent, quotient = jitted(lambda: (jax.jvp(layer.apply, primals, along)[1], (moved(1e-5) - moved(-1e-5)) / 2e-5))()
+    close(tangent, quotient, 1e-5)
+
+
+@pytest.fixture
+def our_own_errors() -> Any:
+    """Leaves annotations unchecked: a wrong shape reaches our own check."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def test_arguments_of_another_shape_or_dtype_are_named(our_own_errors: None) -> None:
+    layer = ATTENTIONS["multi_head"](F)
+    query, ids, memory = jnp.ones((8, T, D)), jnp.ones((8, T), jnp.int32), jnp.ones((8, S, 1, F))
+    given = Memory(memory, memory, jnp.ones((8, S), jnp.int32))
+    wrong: list[tuple] = [
+        (
+            r"MultiHeadAttention needs integer segment_ids .* \(8, 4\) .* not float32\(8, 4\)",
+            query,
+            given,
+            ids.astype(jnp.float32),
+        ),
+        (r"MultiHeadAttention needs integer segment_ids .* not int32\(8, 3\)", query, given, ids[:, 1:]),
+        (r"MultiHeadAttention needs floating-point inputs .* not int32\(8, 4\)", ids, given, None),
+        (
+            r"needs a memory whose leaves .* \(8,\) .* leaf \.keys has shape \(1,",
+            query,
+            given._replace(keys=memory[:1]),
+            None,
+        ),
+        (
+            r"for a memory, needs integer segment_ids .* \(8, 7\) .* not int32\(8, 6\)",
+            query,
+            given._replace(segment_ids=given.segment_ids[:, 1:]),
+            None,
+        ),
+        (r"MultiHeadAttention needs a Memory, as project makes it, not tuple", query, tuple(given), None),
+    ]
+    for message, *arguments in wrong:
+        with pytest.raises(ValueError, match=message):
+            jax.eval_shape(layer.init, jax.random.key(0), *arguments)
+    for bad in (jnp.ones((8, S)), jnp.ones((1, S), jnp.int32)):
+        with pytest.raises(ValueError, match=r"MultiHeadAttention, for a memory, needs integer segment_ids"):
+            jax.eval_shape(lambda bad=bad: layer.init(jax.random.key(0), jnp.ones((8, S, D)), bad, method="project"))
+    with pytest.raises(ValueError, match=r"attention_dropout=-0\.1 is not in \[0, 1\)"):
+        jax.eval_shape(ATTENTIONS["dot"](F, attention_dropout=-0.1).init, jax.random.key(0), query, given)
 
 
 class Bilinear(ProductAttention):

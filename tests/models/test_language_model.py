@@ -92,7 +92,7 @@ def test_dropout_is_active_exactly_with_a_key() -> None:
 def test_greedy_decoding_is_the_argmax_of_the_whole_text(name: str) -> None:
     model, params = model_and_parameters(name)
     lengths, made = np.array([5, 3, 1]), 6
-    prompts = jnp.asarray(np.where(np.arange(T - 3) < lengths[:, None], TOKENS[:, : T - 3], 0))
+    prompts = jnp.asarray(np.where(np.arange(T - 3) < lengths[:, None], TOKENS[:, : T - 3], -1))
 
     def step(params: dict, carry, tokens: jax.Array) -> tuple:
         carry, logits = model.apply(params, carry, tokens[:, None])
@@ -104,7 +104,7 @@ def test_greedy_decoding_is_the_argmax_of_the_whole_text(name: str) -> None:
     last = jnp.take_along_axis(prompts, jnp.asarray(lengths)[:, None] - 1, 1)[:, 0]
     tokens = np.asarray(greedy(Partial(step, params), carry, last, max_length=made).tokens)
 
-    text = np.zeros((B, T - 3 + made), np.int32)
+    text = np.full((B, T - 3 + made), -1, np.int32)
     for row, length in enumerate(lengths):
         text[row, : length + made] = np.concatenate([prompts[row, :length], tokens[row]])
     real = jnp.asarray(np.arange(text.shape[1]) < lengths[:, None] + made, jnp.int32)
@@ -127,3 +127,35 @@ def test_logits_are_wide_whatever_computes_them() -> None:
     _, params = model_and_parameters("recurrent")
     _, logits = jax.eval_shape(model.apply, params, model.initial_carry((B,)), TOKENS)
     assert logits.dtype == jnp.float32
+
+
+@pytest.mark.full
+def test_padded_tokens_have_no_gradient_and_others_outside_the_vocabulary_are_an_error_or_nan() -> None:
+    model, params = model_and_parameters("recurrent")
+    carry = model.initial_carry((B,))
+
+    def loss(params: dict, tokens: jax.Array) -> tuple:
+        logits = model.apply(params, carry, tokens, IDS)[1]
+        return jnp.sin(logits).sum(), logits
+
+    run = jitted(jax.value_and_grad(loss, has_aux=True))
+    want = run(params, jnp.where(IDS == 0, 0, TOKENS))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(want))
+    for padding in (-1, -100, V, 999):
+        close(run(params, jnp.where(IDS == 0, padding, TOKENS)), want, 0)
+    wrong = TOKENS.at[0, 3].set(V)
+    with pytest.raises(ValueError, match=r"tokens: id 11 at index \(0, 3\) is outside \[0, 11\)"):
+        model.apply(params, carry, wrong, IDS)
+    logits = run(params, wrong)[0][1]
+    assert np.isnan(logits[0, 3:5]).all() and np.isfinite(logits[0, :3]).all() and np.isfinite(logits[1:]).all()
+
+
+def test_tokens_and_ids_that_do_not_fit_are_named(untyped: None) -> None:
+    model = LanguageModel(Embedding(V, F), GRU(F))
+    for tokens, ids, message in (
+        (TOKENS.astype(jnp.float32), IDS, r"tokens must be integers, not float32\(3, 8\)"),
+        (TOKENS, IDS[:, :3], r"segment_ids must be integers of shape \(3, 8\), as the tokens, not int32\(3, 3\)"),
+        (TOKENS, IDS.astype(jnp.float32), r"segment_ids must be integers .* not float32\(3, 8\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            jax.eval_shape(model.init, jax.random.key(0), model.initial_carry((B,)), tokens, ids)

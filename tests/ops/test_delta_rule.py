@@ -22,7 +22,9 @@ FORMS: dict[str, Callable] = {
 }
 
 
-def inputs(time: int, dtype: str = "float64", batch: tuple[int, ...] = (B,)) -> tuple[np.ndarray, ...]:
+def inputs(
+    time: int, dtype: str = "float64", batch: tuple[int, ...] = (B,), by_channel: bool = False
+) -> tuple[np.ndarray, ...]:
     """Keys of length one, some of them alike; beta also 0, 1 and 2; decay also none and by very much."""
     rng = np.random.default_rng(time)
     query, key = rng.normal(size=(2, *batch, time, N, H))
@@ -31,13 +33,17 @@ def inputs(time: int, dtype: str = "float64", batch: tuple[int, ...] = (B,)) -> 
     value, state = rng.normal(size=(*batch, time, N, V)), rng.normal(size=(*batch, N, H, V))
     beta = rng.uniform(0, 2, (*batch, time, N))
     beta = np.where(rng.random(beta.shape) < 0.4, rng.integers(0, 3, beta.shape), beta)
-    log_decay = -rng.exponential(0.3, beta.shape)
-    log_decay = np.where(rng.random(beta.shape) < 0.3, rng.choice([0, -30, -1e5], beta.shape), log_decay)
+    shape = query.shape if by_channel else beta.shape
+    log_decay = -rng.exponential(0.3, shape)
+    log_decay = np.where(rng.random(shape) < 0.3, rng.choice([0, -30, -1e5], shape), log_decay)
     return tuple(a.astype(dtype) for a in (state, query, key, value, beta, log_decay))
 
 
 def in_a_loop(state: Any, query: Any, key: Any, value: Any, beta: Any, log_decay: Any, ids: Any) -> tuple:
-    """Equation 10 of Yang, Kautz & Hatamizadeh (2024), one head and one step after another."""
+    """Equation 10 of Yang, Kautz & Hatamizadeh (2024), one head and one step after another.
+
+    With a decay for each key channel equation 1 of Kimi Team (2025).
+    """
     state, out = np.array(state), np.zeros_like(value)
     for row, head in np.ndindex(query.shape[0], N):
         S, previous = state[row, head], 0
@@ -49,7 +55,7 @@ def in_a_loop(state: Any, query: Any, key: Any, value: Any, beta: Any, log_decay
                 previous = ids[row, t]
             k, b = key[row, t, head], beta[row, t, head]
             erase = np.eye(H) - b * np.outer(k, k)
-            S = np.exp(log_decay[row, t, head]) * erase @ S + b * np.outer(k, value[row, t, head])
+            S = erase @ (np.exp(log_decay[row, t, head]).reshape(-1, 1) * S) + b * np.outer(k, value[row, t, head])
             out[row, t, head] = S.T @ query[row, t, head]
         state[row, head] = S
     return state, out
@@ -67,11 +73,22 @@ def scalar(run: Callable, segment_ids: Any = None) -> Callable:
 
 
 @pytest.mark.parametrize(
-    ("time", "names"),
-    [(0, FORMS), (1, FORMS), (2, ["auto"]), (7, ["chunks of 4"]), (33, ["chunkwise"])],
+    ("time", "names", "by_channel"),
+    [
+        (0, FORMS, False),
+        (1, FORMS, False),
+        (2, ["auto"], False),
+        (7, ["chunks of 4"], False),
+        (33, ["chunkwise"], False),
+        pytest.param(1, ["auto", "chunkwise"], True, marks=pytest.mark.full),
+        pytest.param(7, ["chunks of 4"], True, marks=pytest.mark.full),
+        pytest.param(33, ["chunkwise"], True, marks=pytest.mark.full),
+    ],
 )
-def test_values_and_gradients_are_those_of_the_loop(time: int, names: Iterable[str], x64: None) -> None:
-    args, ids = inputs(time), ragged(B, time)
+def test_values_and_gradients_are_those_of_the_loop(
+    time: int, names: Iterable[str], by_channel: bool, x64: None
+) -> None:
+    args, ids = inputs(time, by_channel=by_channel), ragged(B, time)
     real = ids != 0
     spoilt = [np.where(real.reshape(*real.shape, *(1,) * (a.ndim - 2)), a, np.nan) for a in args[1:]]
     runs = [delta_rule_reference, *(FORMS[name] for name in names)]
@@ -89,8 +106,9 @@ def test_values_and_gradients_are_those_of_the_loop(time: int, names: Iterable[s
             close(ran, reference)
 
 
-def test_any_batch_dims_and_vmap_give_the_batch(x64: None) -> None:
-    args, ids = inputs(7), ragged(B, 7)
+@pytest.mark.parametrize("by_channel", [False, pytest.param(True, marks=pytest.mark.full)])
+def test_any_batch_dims_and_vmap_give_the_batch(by_channel: bool, x64: None) -> None:
+    args, ids = inputs(7, by_channel=by_channel), ragged(B, 7)
 
     def forms(*args: jax.Array) -> tuple:
         def apply(*args: jax.Array) -> tuple:
@@ -105,8 +123,9 @@ def test_any_batch_dims_and_vmap_give_the_batch(x64: None) -> None:
     close(two, batch, 1e-12)
 
 
-def test_forward_mode_and_second_derivatives_are_those_of_the_scan(x64: None) -> None:
-    args = inputs(13, batch=())
+@pytest.mark.parametrize("by_channel", [False, pytest.param(True, marks=pytest.mark.full)])
+def test_forward_mode_and_second_derivatives_are_those_of_the_scan(by_channel: bool, x64: None) -> None:
+    args = inputs(13, batch=(), by_channel=by_channel)
     rng = np.random.default_rng(0)
     tangents = tuple(rng.normal(size=a.shape) for a in args)
 
@@ -118,20 +137,22 @@ def test_forward_mode_and_second_derivatives_are_those_of_the_scan(x64: None) ->
     close(got, want, 1e-9)
 
 
-def test_float32_holds_where_powers_of_the_triangle_or_differences_of_sums_would_not() -> None:
+@pytest.mark.parametrize("by_channel", [False, pytest.param(True, marks=pytest.mark.full)])
+def test_float32_holds_where_powers_of_the_triangle_or_differences_of_sums_would_not(by_channel: bool) -> None:
     time = 64
-    args = [np.array(a, np.float64) for a in inputs(time)]
+    args = [np.array(a, np.float64) for a in inputs(time, by_channel=by_channel)]
     args[2][:] = args[2][:, :1]  # the same key always, replaced twice over: powers of the triangle reach 1e19
     args[4][:] = 2.0
-    args[5][:] = np.where(np.arange(time)[:, None] % 16 == 3, -1e6, -0.01)
+    args[5][:] = np.where(np.arange(time).reshape(time, *(1,) * (args[5].ndim - 2)) % 16 == 3, -1e6, -0.01)
     want = in_a_loop(*args, None)
     run = jitted(functools.partial(delta_rule, implementation="chunkwise", chunk=64))
     state, out = run(*(a.astype(np.float32) for a in args))
     close((state, out), want, 2e-5)
 
 
-def test_an_infinite_state_is_forgotten_where_a_document_begins() -> None:
-    args = inputs(12, "float32", (1,))
+@pytest.mark.parametrize("by_channel", [False, pytest.param(True, marks=pytest.mark.full)])
+def test_an_infinite_state_is_forgotten_where_a_document_begins(by_channel: bool) -> None:
+    args = inputs(12, "float32", (1,), by_channel)
     ids = np.array([[0, 1, 1, 0, 1, 2, 2, 2, 0, 2, 1, 1]], np.int32)
     state = np.where(np.arange(V) < 2, np.inf, args[0]).astype(np.float32)
     runs = [delta_rule_reference, FORMS["chunkwise"], FORMS["chunks of 4"], FORMS["reference"]]

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxseq.ops.attention.positions import alibi, alibi_slopes, rotary, sinusoid
+from jaxseq.ops.attention.positions import alibi, alibi_slopes, relative_bias, relative_buckets, rotary, sinusoid
 from jaxseq.ops.attention.tiled import Span
 
 
@@ -35,6 +35,37 @@ def test_rotary_turns_each_pair_by_its_angle(x64: None) -> None:
     turned = pairs * np.exp(1j * angles)
     expected = np.concatenate([turned.real, turned.imag], axis=-1)
     np.testing.assert_allclose(rotary(x, jnp.asarray(positions), base=100.0), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_rotary_turns_a_part_of_the_features_in_pairs_of_either_kind(interleaved: bool, x64: None) -> None:
+    """GPT-NeoX and LLaMA pair feature i with i + k/2, GPT-J 2i with 2i + 1; features from k on are unchanged."""
+    x, positions, k, base = np.asarray(_normal(0, 2, 5, 3, 10)), np.asarray([[0, 1, 2, 3, 4], [9, 7, 50, 1, 0]]), 6, 5e5
+    expected = x.copy()
+    for i in range(k // 2):
+        a, b = (2 * i, 2 * i + 1) if interleaved else (i, i + k // 2)
+        angle = (positions * base ** (-2 * i / k))[..., None]
+        expected[..., a] = x[..., a] * np.cos(angle) - x[..., b] * np.sin(angle)
+        expected[..., b] = x[..., b] * np.cos(angle) + x[..., a] * np.sin(angle)
+    options = {"interleaved": interleaved, "features": k}
+    turned = rotary(jnp.asarray(x), jnp.asarray(positions), base=base, **options)
+    np.testing.assert_allclose(turned, expected, atol=1e-12)
+    angles = np.arange(51)[:, None] * base ** (-2 * np.arange(k // 2) / k)
+    tables = jnp.cos(angles), jnp.sin(angles)
+    np.testing.assert_allclose(
+        rotary(jnp.asarray(x), jnp.asarray(positions), tables=tables, **options), turned, atol=1e-12
+    )
+
+
+def test_a_position_outside_rotary_tables_is_an_error_or_nan() -> None:
+    x, tables = _normal(0, 2, 1, 4).astype(jnp.float32), (jnp.ones((3, 2)), jnp.zeros((3, 2)))
+    for wrong in (3, -1):
+        positions = jnp.asarray([1, wrong])
+        with pytest.raises(ValueError, match=rf"positions: id {wrong} at index \(1,\) is outside \[0, 3\)"):
+            rotary(x, positions, tables=tables)
+        turned = np.asarray(jax.jit(lambda places: rotary(x, places, tables=tables))(positions))
+        np.testing.assert_array_equal(turned[0], x[0])
+        assert np.isnan(turned[1]).all()
 
 
 def test_rotary_scores_depend_on_the_distance_only(x64: None) -> None:
@@ -74,9 +105,62 @@ def test_alibi_is_minus_slope_times_distance(x64: None) -> None:
     np.testing.assert_array_equal(part, whole[..., 1:3, 1:4, 2:6])
 
 
+def _t5_bucket(distance: np.ndarray, bidirectional: bool, num_buckets: int, max_distance: int) -> np.ndarray:
+    """``transformers.models.t5.T5Attention._relative_position_bucket``, line by line."""
+    buckets = np.zeros_like(distance)
+    if bidirectional:
+        num_buckets //= 2
+        buckets += (distance > 0).astype(distance.dtype) * num_buckets
+        distance = np.abs(distance)
+    else:
+        distance = -np.minimum(distance, 0)
+    max_exact = num_buckets // 2
+    with np.errstate(divide="ignore"):
+        logs = np.log(distance.astype(np.float32) / max_exact) / np.float32(np.log(max_distance / max_exact))
+    large = max_exact + np.maximum(logs * (num_buckets - max_exact), 0).astype(distance.dtype)
+    return buckets + np.where(distance < max_exact, distance, np.minimum(large, num_buckets - 1))
+
+
+@pytest.mark.parametrize("options", [(32, 128), (16, 20), (7, 50), (4, 3)])
+def test_relative_buckets_are_those_of_t5(options: tuple[int, int]) -> None:
+    distance = np.arange(-300, 301)
+    for bidirectional in (True, False):
+        buckets = relative_buckets(jnp.asarray(distance), *options, bidirectional)
+        np.testing.assert_array_equal(buckets, _t5_bucket(distance, bidirectional, *options))
+
+
+def test_relative_bias_is_the_table_at_the_bucket_of_the_distance() -> None:
+    table, q, k = _normal(0, 3, 8), jnp.asarray([[0, 5, 40, 2], [7, 1, 3, 9]]), jnp.asarray([3, -1, 8, 0, 90])
+    by_index = np.arange(2, 6)[None], np.arange(5)
+    for positions, offset in (((q, k), 0), ((), 2)):
+        bias = relative_bias(table, *positions, offset=offset, bidirectional=True, max_distance=20)
+        queries, keys = positions or by_index
+        distance = np.asarray(keys) - np.asarray(queries)[..., None]
+        buckets = relative_buckets(jnp.asarray(distance), 8, 20)
+        expected = jnp.moveaxis(table[:, buckets], 0, -3)
+        whole = bias.tile(Span(0, 4), Span(0, 5))
+        np.testing.assert_array_equal(whole.reshape(expected.shape), expected)
+        part = bias.tile(Span(1, 3), Span(2, 2), Span(1, 2))
+        np.testing.assert_array_equal(part, whole[..., 1:3, 1:4, 2:4])
+
+
 def test_wrong_sizes_name_what_is_wrong() -> None:
+    with pytest.raises(ValueError, match="num_buckets must be at least 4, got 3"):
+        relative_buckets(jnp.arange(3), 3)
+    with pytest.raises(ValueError, match="max_distance must exceed 8, the buckets of one distance each, got 8"):
+        relative_bias(jnp.zeros((2, 32)), bidirectional=True, max_distance=8)
+    with pytest.raises(ValueError, match="offset=1"):
+        relative_bias(jnp.zeros((2, 32)), jnp.arange(3), offset=1, bidirectional=True)
     with pytest.raises(ValueError, match="head size H must be even to be split into pairs, got 5"):
         rotary(_normal(0, 3, 1, 5), jnp.arange(3))
+    with pytest.raises(ValueError, match="features=6 cannot be rotated of a head size of 4"):
+        rotary(_normal(0, 3, 1, 4), jnp.arange(3), features=6)
+    with pytest.raises(ValueError, match="features must be even to be split into pairs, got 3"):
+        rotary(_normal(0, 3, 1, 4), jnp.arange(3), features=3)
+    with pytest.raises(
+        ValueError, match=r"tables for 4 features are cosines and sines \[L, 2\], not \(9, 3\) and \(9, 3\)"
+    ):
+        rotary(_normal(0, 3, 1, 4), jnp.arange(3), tables=(np.ones((9, 3)), np.ones((9, 3))))
     with pytest.raises(ValueError, match="features must be even to be split into pairs, got 7"):
         sinusoid(jnp.arange(3), 7)
     with pytest.raises(ValueError, match="got 0"):

@@ -403,3 +403,23 @@ def test_gates_stand_in_torchs_order(name: str) -> None:
     state = case.state(*map(jnp.asarray, (h, c)[: len(case.state._fields)]))
     _, ys = recurrence(case.bind(jnp.asarray(own)), state, jnp.asarray(x), jnp.asarray(R))
     close(ys, want.numpy(), 1e-5)
+
+
+@pytest.mark.parametrize("residuals", ["activations", "chunks"])
+@pytest.mark.parametrize("time", [0, 1, 20])
+def test_vmap_over_no_rows_gives_no_rows(time: int, residuals: Any) -> None:
+    """Values and gradients, where the size of a merged axis cannot tell that of its parts."""
+    case = CELLS["elman-tanh"]
+    _, x, R, state = arguments(case, batch=(0, 2), time=time)
+    ids = jnp.ones(x.shape[:-2], jnp.int32)
+
+    def run(state: Any, x: jax.Array, R: jax.Array, ids: jax.Array) -> Any:
+        return recurrence(case.bind(None), state, x, R, segment_ids=ids, residuals=residuals)
+
+    def loss(state: Any, x: jax.Array, R: jax.Array) -> Any:
+        last, ys = jax.vmap(run, (0, 0, None, 0))(state, x, R, ids)
+        return ys.sum() + last.h.sum(), (last, ys)
+
+    gradients, (last, ys) = jax.eval_shape(jax.grad(loss, (0, 1, 2), has_aux=True), state, x, R)
+    assert ys.shape == (0, 2, time, F) and last.h.shape == (0, 2, F)
+    assert jax.tree.map(jnp.shape, gradients) == jax.tree.map(jnp.shape, (state, x, R))

@@ -40,7 +40,7 @@ def _batch_rule(arguments: tuple[Array, Array], axes: tuple[Any, Any]) -> tuple[
     if axes[1] is not None:
         return jax.vmap(_product, in_axes=axes)(rows, weight), 0
     rows = jnp.moveaxis(rows, axes[0], 1)
-    flat = matmul_2d(rows.reshape(-1, rows.shape[-1]), weight)
+    flat = matmul_2d(rows.reshape(rows.shape[0] * rows.shape[1], rows.shape[-1]), weight)
     return flat.reshape(*rows.shape[:2], weight.shape[-1]), 1
 
 

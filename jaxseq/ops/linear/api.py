@@ -136,24 +136,25 @@ def delta_rule(
     key: Float[Array, "*B T N H"],
     value: Float[Array, "*B T N Hv"],
     beta: Float[Array, "*B T N"],
-    log_decay: Float[Array, "*B T N"],
+    log_decay: Float[Array, "*B T N"] | Float[Array, "*B T N H"],
     *,
     segment_ids: SegmentIds | None = None,
     chunk: int | None = None,
     implementation: ChunkwiseImplementation = "auto",
 ) -> tuple[Float[Array, "*B N H Hv"], Float[Array, "*B T N Hv"]]:
-    """``S_t = exp(g_t) (I - β_t k_t k_tᵀ) S_{t-1} + β_t k_t v_tᵀ``, ``y_t = S_tᵀ q_t``; returns the last S and all y.
+    """``S_t = (I - β_t k_t k_tᵀ) diag(exp(g_t)) S_{t-1} + β_t k_t v_tᵀ``, ``y_t = S_tᵀ q_t``: the last S, all y.
 
-    The gated delta rule (Yang, Kautz & Hatamizadeh 2024, arXiv:2412.06464); without decay the delta rule, whose
-    chunkwise form is due to Yang et al. (2024, arXiv:2406.06484). Nothing is scaled or normalised inside: keys longer
+    With one decay a head the gated delta rule (Yang, Kautz & Hatamizadeh 2024, arXiv:2412.06464), with one for every
+    key channel Kimi delta attention (Kimi Team 2025, arXiv:2510.26692); without decay the delta rule, whose chunkwise
+    form is due to Yang et al. (2024, arXiv:2406.06484). Nothing is scaled or normalised inside: keys longer
     than ``sqrt(2 / β)`` make the state grow. Computed in the state's dtype; ``y`` has the value's.
 
     Args:
       state: ``S`` before the first step, float32 or float64.
       query, key, value: any floating dtype.
       beta: the fraction of the value stored at the key that is replaced, from 0 (none) to 1 (all).
-      log_decay: the logarithm of the decay g: finite and at most 0. Only exponentials of numbers at most 0 are formed,
-        so that any decay is safe.
+      log_decay: the logarithm of the decay g, a head or a key channel: finite and at most 0. Only exponentials of
+        numbers at most 0 are formed, so that any decay is safe.
       segment_ids: padded positions (0) are ignored, with outputs of 0; a change of id resets the state to zeros.
       chunk: positions that one triangular system covers; a power of two, chosen if None.
       implementation: ``"chunkwise"``, ``"reference"`` (a plain scan over time) or ``"auto"``: the reference for one
@@ -165,8 +166,8 @@ def delta_rule(
     """
     _check_chunk(chunk)
     _check_shapes(state, query, key, value, log_decay)
-    if not beta.shape == log_decay.shape == query.shape[:-1]:
-        raise ValueError(f"beta {beta.shape} and log_decay {log_decay.shape} must be {query.shape[:-1]} ([*B, T, N])")
+    if beta.shape != query.shape[:-1]:
+        raise ValueError(f"beta {beta.shape} must be {query.shape[:-1]} ([*B, T, N])")
     segments.check(segment_ids, query.shape[:-2])
     chosen = _choose_chunkwise("delta_rule", implementation, query.shape[-3], 1)
     if query.shape[-3] == 0:

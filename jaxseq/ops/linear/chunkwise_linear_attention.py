@@ -3,45 +3,28 @@
 The reference touches the whole state at every position, this form once a chunk (Hua et al. 2022, arXiv:2202.10447; Sun
 et al. 2023, arXiv:2307.08621; Yang et al. 2023, arXiv:2312.06635; Dao & Gu 2024, arXiv:2405.21060). With ``g_i`` the
 sum of log decays from the first position of a document in the chunk up to i, position i reads the key at j by
-``exp(g_i - g_j)`` where j is not later and of the same document. Sums restart with documents, so that nothing of one
-document, not even a rounding error of a gradient, reaches another.
+``exp(g_i - g_j)`` where j is not later and of the same document.
 """
 
-from typing import NamedTuple
-
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from jaxseq.ops.linear.chunks import chunk_size, scan_chunks
-from jaxseq.typing import Array, Bool, Float, Int, SegmentIds
+from jaxseq.ops.linear.decays import (
+    MAX_ROUNDING_ERROR,
+    Sums,
+    decay_to_middle,
+    half_pairs,
+    sums_in_chunk,
+    visible_keys,
+)
+from jaxseq.typing import Array, Float, SegmentIds
 
 CHUNK_BY_HEAD, CHUNK_BY_CHANNEL = 64, 32
 """Positions of a chunk for a decay a head and for one a key channel."""
 
 BLOCK = 16
 """Positions whose scores the decay by channel computes in one product, for pairs that are close together."""
-
-STEP = 1 / 1024
-"""The first part of a sum of log decays is a multiple of this."""
-
-MAX_ROUNDING_ERROR = 1.0
-"""The bound of sums of log decays: at most 0, but for rounding errors (those of the mLSTM are differences)."""
-
-
-class Sums(NamedTuple):
-    """Sums of log decays in two parts, the first exact, the second small, so that differences keep their precision."""
-
-    coarse: Float[Array, "..."]
-    fine: Float[Array, "..."]
-
-    def exp(self) -> Array:
-        """``exp(self)``."""
-        return jnp.exp(self.coarse + self.fine)
-
-    def minus(self, other: "Sums") -> Array:
-        """``self - other``."""
-        return (self.coarse - other.coarse) + (self.fine - other.fine)
 
 
 def chunkwise_linear_attention(
@@ -71,7 +54,7 @@ def _chunk(
     continues, leaves, passes = ((a == b)[..., None] for a, b in ((document, before), (document, last), (last, before)))
     # A chunk depends on its sums through exp(g_i) q_i, exp(-g_j) k_j and exp(g) times the state. So the exponentials
     # below are constants; three factors of 1 carry every derivative by the decays: q · dq - k · dk.
-    differentiable = _sums(log_decay, document)
+    differentiable = sums_in_chunk(log_decay, document)
     sums = lax.stop_gradient(differentiable)
     change = differentiable.fine - sums.fine
     q, k = q * jnp.exp(change), k * jnp.exp(-change)
@@ -85,32 +68,10 @@ def _chunk(
     return state * jnp.exp(jnp.swapaxes(change[..., -1:, :], -1, -2)), out
 
 
-def _sums(log_decay: Float[Array, "*B N C H"], document: Int[Array, "*#B 1 C"]) -> Sums:
-    """Sums of log decays from a document's beginning.
-
-    Decays are clipped where their exponential underflows to 0, so that the first part fits into its mantissa.
-    """
-    least = np.log(np.finfo(log_decay.dtype).smallest_subnormal) - 1
-    log_decay = jnp.where(log_decay > least, log_decay, least)
-    step = STEP * max(log_decay.shape[-2] // 128, 1)  # 128 · 104 · 1024 < 2^24
-    coarse = lax.stop_gradient(jnp.round(log_decay / step) * step)
-    # One matrix for every head: a shared one would transpose the other factor, and again in the reverse scan.
-    shape = (*log_decay.shape[:-1], log_decay.shape[-2])
-    summing = jnp.broadcast_to(_visible(document), shape).astype(log_decay.dtype)
-    return Sums(*(jnp.matmul(summing, part, precision="highest") for part in (coarse, log_decay - coarse)))
-
-
-def _visible(document: Int[Array, "*B C"]) -> Bool[Array, "*B C C"]:
-    """Which keys a query may read: not later, of the same document."""
-    size = document.shape[-1]
-    causal = np.tril(np.ones((size, size), bool))
-    return (document[..., :, None] == document[..., None, :]) & jnp.broadcast_to(causal, (*document.shape, size))
-
-
 def _by_head(q: Array, k: Array, v: Array, sums: Sums, document: Array) -> Array:
     """One decay a head: one matrix of decays a chunk."""
     to, since = (Sums(*(jnp.expand_dims(part[..., 0], axis) for part in sums)) for axis in (-1, -2))
-    decay = jnp.where(_visible(document), jnp.exp(jnp.minimum(to.minus(since), MAX_ROUNDING_ERROR)), 0)
+    decay = jnp.where(visible_keys(document), jnp.exp(jnp.minimum(to.minus(since), MAX_ROUNDING_ERROR)), 0)
     return (q @ jnp.swapaxes(k, -1, -2) * decay) @ v
 
 
@@ -126,28 +87,12 @@ def _by_channel(q: Array, k: Array, v: Array, sums: Sums, document: Array) -> Ar
     for block in (min(BLOCK, size), size):
         scores = jnp.zeros((), q.dtype)
         q_, k_, v_ = (z.reshape(*z.shape[:-2], z.shape[-2] // block, block, z.shape[-1]) for z in (q, k, v))
-        visible = _visible(document.reshape(*document.shape[:-1], document.shape[-1] // block, block))
+        visible = visible_keys(document.reshape(*document.shape[:-1], document.shape[-1] // block, block))
         while half < block:
-            factor = _decay_to_middle(sums, half).reshape(q_.shape)
-            taken = visible & jnp.broadcast_to(_half_pairs(block, half), visible.shape)
+            factor = decay_to_middle(sums, half).reshape(q_.shape)
+            taken = visible & jnp.broadcast_to(half_pairs(block, half), visible.shape)
             scores = scores + jnp.where(taken, (q_ * factor) @ jnp.swapaxes(k_ * factor, -1, -2), 0)
             half *= 2
         if scores.ndim:
             out = out + (scores @ v_).reshape(out.shape)
     return out
-
-
-def _decay_to_middle(sums: Sums, half: int) -> Array:
-    """The decay between every position and the last of the earlier half of its interval."""
-    intervals = Sums(
-        *(part.reshape(*part.shape[:-2], part.shape[-2] // (2 * half), 2 * half, part.shape[-1]) for part in sums)
-    )
-    middle = Sums(*(part[..., half - 1 : half, :] for part in intervals))
-    return jnp.exp(-jnp.abs(intervals.minus(middle)))
-
-
-def _half_pairs(size: int, half: int) -> np.ndarray:
-    """True for queries in the later half of an interval and keys in the earlier half of the same interval."""
-    place = np.arange(size)
-    late, interval = place // half % 2 == 1, place // (2 * half)
-    return late[:, None] & ~late & (interval[:, None] == interval)

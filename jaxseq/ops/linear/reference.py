@@ -70,7 +70,7 @@ def delta_rule_reference(
     key: Float[Array, "*B T N H"],
     value: Float[Array, "*B T N Hv"],
     beta: Float[Array, "*B T N"],
-    log_decay: Float[Array, "*B T N"],
+    log_decay: Float[Array, "*B T N"] | Float[Array, "*B T N H"],
     *,
     segment_ids: SegmentIds | None = None,
 ) -> tuple[Float[Array, "*B N H Hv"], Float[Array, "*B T N Hv"]]:
@@ -78,12 +78,14 @@ def delta_rule_reference(
 
     def step(state: Array, at: tuple) -> tuple[Array, Array]:
         (q, k, v, beta, log_decay), (start, _) = at
-        state = jnp.exp(log_decay)[..., None, None] * segments.reset(state, start)
+        state = jnp.exp(log_decay)[..., None] * segments.reset(state, start)
         error = v - (k[..., None] * state).sum(-2)
         state = state + k[..., :, None] * (beta[..., None] * error)[..., None, :]
         return state, (q[..., None] * state).sum(-2)
 
     arrays = segments.mask_and_cast(segment_ids, state.dtype, query, key, value, beta, log_decay)
+    if log_decay.ndim < query.ndim:
+        arrays[-1] = arrays[-1][..., None]
     state, out = _scan(step, state, arrays, segment_ids, query.ndim - 3)
     return state, out.astype(value.dtype)
 

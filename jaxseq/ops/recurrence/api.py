@@ -9,7 +9,7 @@ from jaxseq.ops import segments
 from jaxseq.ops.implementations import choose_implementation, implementation_scope, unavailable
 from jaxseq.ops.recurrence.cells import Cell
 from jaxseq.ops.recurrence.fused import run_fused
-from jaxseq.ops.recurrence.pointwise import trace_cell
+from jaxseq.ops.recurrence.pointwise import reads_h, trace_cell, without_h
 from jaxseq.ops.recurrence.reference import recurrence_reference
 from jaxseq.typing import Array, Float, SegmentIds
 
@@ -21,12 +21,13 @@ def recurrence(
     cell: Cell,
     state: Any,
     x: Float[Array, "*B T G F"],
-    R: Float[Array, "N H G H"],
+    R: Float[Array, "N H G H"] | Float[Array, "1 P G F"],
     *,
+    output_projection: Float[Array, "F P"] | None = None,
     segment_ids: SegmentIds | None = None,
     residuals: Residuals = "activations",
     implementation: RecurrenceImplementation = "auto",
-) -> tuple[Any, Float[Array, "*B T F"]]:
+) -> tuple[Any, Float[Array, "*B T F"] | Float[Array, "*B T P"]]:
     """Runs ``state_t = cell(state_{t-1}, x_t, h_{t-1} R)`` along time; returns the last state and all ``h_t``.
 
     The gradient of the fused implementation computes weight gradients as one product a chunk of time, where that of
@@ -38,6 +39,9 @@ def recurrence(
       state: a NamedTuple of ``[*B, F]`` arrays; its first field is ``h``. Kept in its own dtype (float32 or wider).
       x: the input's projection for each gate, bias included.
       R: the recurrent matrix for each gate, block-diagonal over N heads of H units (one head: dense).
+      output_projection: with it ``h`` is the cell's own h times this matrix, P wide, for a cell that reads h only
+        through ``h R`` and has another part of the state, as an LSTM has c (Sak et al. 2014, arXiv:1402.1128). The
+        state's first field is then ``[*B, P]``, and R is dense, ``[1, P, G, F]``.
       segment_ids: padded positions (0) are ignored; a change of id resets the state to zeros.
       residuals: what the forward pass stores for the gradient: ``"activations"`` (the cell's transcendental functions
         and its state: fastest) or ``"chunks"`` (√T states; the rest is recomputed by chunks: for long sequences).
@@ -45,17 +49,18 @@ def recurrence(
         reference (a cell with a norm, say). Under ``jax.shard_map`` the fused one needs ``check_vma=False``.
 
     Raises:
-      ValueError: the shapes of ``state``, ``x`` and ``R`` do not agree, an option is unknown, or ``"fused"`` is asked
-        for a cell that is not pointwise.
+      ValueError: the shapes of ``state``, ``x``, ``R`` and ``output_projection`` do not agree, an option is unknown,
+        ``"fused"`` is asked for a cell that is not pointwise, or an output projection for a cell that reads h.
     """
-    _check(state, x, R, segment_ids, residuals)
-    chosen, traced = _choose(cell, state, R.shape[2], implementation)
+    _check(state, x, R, output_projection, segment_ids, residuals)
+    chosen, traced = _choose(cell, state, R.shape[2], output_projection, implementation)
+    options: dict[str, Any] = {"output_projection": output_projection, "segment_ids": segment_ids}
     if chosen == "reference":
         with implementation_scope("recurrence", "reference"):
-            return recurrence_reference(cell, state, x, R, segment_ids=segment_ids)
+            return recurrence_reference(cell, state, x, R, **options)
     flat = x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
     with implementation_scope("recurrence", "fused"):
-        return run_fused(traced, state, flat, None, None, R, segment_ids, recompute=residuals == "chunks")
+        return run_fused(traced, state, flat, None, None, R, **options, recompute=residuals == "chunks")
 
 
 def recurrence_with_projection(
@@ -64,13 +69,14 @@ def recurrence_with_projection(
     xs: Float[Array, "*B T D"],
     kernel: Float[Array, "D GF"],
     bias: Float[Array, " GF"],
-    R: Float[Array, "N H G H"],
+    R: Float[Array, "N H G H"] | Float[Array, "1 P G F"],
     *,
+    output_projection: Float[Array, "F P"] | None = None,
     segment_ids: SegmentIds | None = None,
     residuals: Residuals = "activations",
     implementation: RecurrenceImplementation = "auto",
-) -> tuple[Any, Float[Array, "*B T F"]]:
-    """``recurrence(cell, state, project(xs, kernel, bias, G), R)``.
+) -> tuple[Any, Float[Array, "*B T F"] | Float[Array, "*B T P"]]:
+    """``recurrence(cell, state, project(xs, kernel, bias, G), R, ...)``.
 
     The fused implementation projects the input a chunk of time at a time: the projection of the whole sequence is never
     in memory. Takes, returns and raises what ``recurrence`` does; ``kernel`` and ``bias`` hold the gates side by side.
@@ -82,14 +88,15 @@ def recurrence_with_projection(
         )
     gates = R.shape[2]
     shape = (*xs.shape[:-1], gates, bias.shape[0] // gates)
-    _check(state, jax.ShapeDtypeStruct(shape, xs.dtype), R, segment_ids, residuals)
-    chosen, traced = _choose(cell, state, gates, implementation)
+    _check(state, jax.ShapeDtypeStruct(shape, xs.dtype), R, output_projection, segment_ids, residuals)
+    chosen, traced = _choose(cell, state, gates, output_projection, implementation)
+    options: dict[str, Any] = {"output_projection": output_projection, "segment_ids": segment_ids}
     if chosen == "reference":
         x = project(segments.without_padding(xs, segment_ids), kernel, bias, gates)
         with implementation_scope("recurrence", "reference"):
-            return recurrence_reference(cell, state, x, R, segment_ids=segment_ids)
+            return recurrence_reference(cell, state, x, R, **options)
     with implementation_scope("recurrence", "fused"):
-        return run_fused(traced, state, xs, kernel, bias, R, segment_ids, recompute=residuals == "chunks")
+        return run_fused(traced, state, xs, kernel, bias, R, **options, recompute=residuals == "chunks")
 
 
 def project(
@@ -100,10 +107,16 @@ def project(
     return (out + jnp.broadcast_to(bias, out.shape)).reshape(*xs.shape[:-1], gates, bias.shape[0] // gates)
 
 
-def _choose(cell: Cell, state: Any, gates: int, implementation: str) -> tuple[str, Any]:
+def _choose(
+    cell: Cell, state: Any, gates: int, output_projection: Array | None, implementation: str
+) -> tuple[str, Any]:
     """The implementation, and the traced cell if that is the fused one."""
     traced: Any = None
     reason: str | None = None
+    if output_projection is not None:
+        state = without_h(state)
+        if reads_h(cell, state, gates):
+            raise ValueError(f"output_projection of shape {output_projection.shape} for a cell that reads its own h")
     if implementation in ("auto", "fused"):
         traced, reason = trace_cell(cell, state, gates)
     auto = "reference" if traced is None else "fused"
@@ -113,19 +126,27 @@ def _choose(cell: Cell, state: Any, gates: int, implementation: str) -> tuple[st
     return chosen, traced
 
 
-def _check(state: Any, x: Any, R: Array, segment_ids: Any, residuals: str) -> None:
+def _check(state: Any, x: Any, R: Array, output_projection: Array | None, segment_ids: Any, residuals: str) -> None:
     if R.ndim != 4:
         raise ValueError(f"R of shape {R.shape} is not [N, H, G, H]")
     segments.check(segment_ids, x.shape[:-2])
     heads, size, gates, out = R.shape
-    if size != out or heads * size != x.shape[-1] or gates != x.shape[-2]:
+    batch, features = x.shape[:-3], x.shape[-1]
+    first, *others = jax.tree.leaves(state)
+    if output_projection is not None:
+        wanted = (features, size)
+        if heads != 1 or output_projection.shape != wanted or (out, gates) != (features, x.shape[-2]) or not others:
+            raise ValueError(
+                f"output_projection of shape {output_projection.shape} ([F, P]) needs one head, R of [1, P, G, F], not "
+                f"{R.shape}, x of [*B, T, G, F], not {x.shape}, and a state of two parts or more"
+            )
+    elif size != out or heads * size != features or gates != x.shape[-2]:
         raise ValueError(
             f"R of shape {R.shape} ([N, H, G, H]) does not fit x of shape {x.shape} ([*B, T, G, F]): "
             f"F = N * H and G must agree"
         )
-    needed = (*x.shape[:-3], x.shape[-1])
-    for leaf in jax.tree.leaves(state):
-        if leaf.shape != needed:
-            raise ValueError(f"state of shape {leaf.shape}; x of shape {x.shape} needs {needed}")
+    for leaf, width in ((first, heads * size), *((leaf, features) for leaf in others)):
+        if leaf.shape != (*batch, width):
+            raise ValueError(f"state of shape {leaf.shape}; x of shape {x.shape} needs {(*batch, width)}")
     if residuals not in get_args(Residuals):
         raise ValueError(f"residuals={residuals!r}; known: {', '.join(get_args(Residuals))}")

@@ -24,10 +24,11 @@ LSTMImplementation = Literal["auto", "fused", "reference", "cudnn"]
 def lstm_implementation(
     state: LSTMState,
     xs: Float[Array, "*B T D"],
-    R: Float[Array, "N H G H"],
+    R: Float[Array, "N H G H"] | Float[Array, "1 P G F"],
     *,
     segment_ids: SegmentIds | None = None,
     peepholes: bool = False,
+    projected: bool = False,
     implementation: LSTMImplementation = "auto",
 ) -> str:
     """The implementation of an LSTM that this call runs on the default device: "cudnn", "fused" or "reference".
@@ -41,7 +42,11 @@ def lstm_implementation(
     """
 
     def auto() -> str:
-        if xs.ndim < 3 or why_not_cudnn(state, xs, R, segment_ids=segment_ids, peepholes=peepholes) is not None:
+        if (
+            xs.ndim < 3
+            or why_not_cudnn(state, xs, R, segment_ids=segment_ids, peepholes=peepholes, projected=projected)
+            is not None
+        ):
             return "fused"
         return "fused" if _trial_failed() else "cudnn"
 
@@ -53,17 +58,21 @@ def cudnn_lstm(
     xs: Float[Array, "*B T D"],
     kernel: Float[Array, "D GF"],
     bias: Float[Array, " GF"],
-    R: Float[Array, "N H G H"],
+    R: Float[Array, "N H G H"] | Float[Array, "1 P G F"],
     *,
     segment_ids: SegmentIds | None = None,
     peepholes: bool = False,
+    projected: bool = False,
 ) -> tuple[LSTMState, Float[Array, "*B T F"]]:
     """``recurrence_with_projection(lstm, state, xs, kernel, bias, R)`` by cuDNN.
 
     Raises:
       ValueError: cuDNN cannot do this call, and why.
     """
-    reason = why_not_cudnn(state, xs, R, segment_ids=segment_ids, peepholes=peepholes) or _trial_failed()
+    reason = (
+        why_not_cudnn(state, xs, R, segment_ids=segment_ids, peepholes=peepholes, projected=projected)
+        or _trial_failed()
+    )
     if reason is not None:
         raise unavailable("lstm", "cudnn", reason)
     with implementation_scope("recurrence", "cudnn"):
@@ -73,10 +82,11 @@ def cudnn_lstm(
 def why_not_cudnn(
     state: LSTMState,
     xs: Float[Array, "*B T D"],
-    R: Float[Array, "N H G H"],
+    R: Float[Array, "N H G H"] | Float[Array, "1 P G F"],
     *,
     segment_ids: SegmentIds | None = None,
     peepholes: bool = False,
+    projected: bool = False,
 ) -> str | None:
     """None if cuDNN's LSTM can compute this call on the default device, else the reason."""
     device = jax.devices()[0]
@@ -84,6 +94,8 @@ def why_not_cudnn(
         return f"the default device is no CUDA device but {device.platform}"
     if any(a.dtype != jnp.float32 for a in (xs, R, *state)):
         return f"it takes float32, not inputs {xs.dtype}, weights {R.dtype}, state {state.h.dtype}"
+    if projected:
+        return "its output is the cell's own: cell_size is given"
     if R.shape[0] != 1:
         return f"its recurrent matrix is dense: num_heads={R.shape[0]}"
     if peepholes:

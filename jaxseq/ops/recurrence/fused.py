@@ -19,7 +19,7 @@ from jax.tree_util import Partial
 
 from jaxseq.ops import segments
 from jaxseq.ops.batched_primitive import Operands, batched_call, batched_linear_call
-from jaxseq.ops.recurrence.pointwise import Step, trace_step
+from jaxseq.ops.recurrence.pointwise import Step, trace_step, without_h
 from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array, Float, SegmentIds
 
@@ -35,7 +35,9 @@ class Weights(NamedTuple):
     kernel: Float[Array, "D GF"] | None
     """None if the inputs are projected already."""
     bias: Float[Array, " GF"] | None
-    R: Float[Array, "N H G H"]
+    R: Float[Array, "N H G H"] | Float[Array, "1 P G F"]
+    output: Float[Array, "F P"] | None
+    """The output projection, if there is one: ``h`` is the cell's h times this, ``[B, P]``."""
 
 
 class Rows(NamedTuple):
@@ -61,11 +63,12 @@ def run_fused(
     xs: Float[Array, "*B T D"],
     kernel: Float[Array, "D GF"] | None,
     bias: Float[Array, " GF"] | None,
-    R: Float[Array, "N H G H"],
-    segment_ids: SegmentIds | None,
+    R: Float[Array, "N H G H"] | Float[Array, "1 P G F"],
     *,
+    segment_ids: SegmentIds | None,
+    output_projection: Float[Array, "F P"] | None,
     recompute: bool,
-) -> tuple[Any, Float[Array, "*B T F"]]:
+) -> tuple[Any, Float[Array, "*B T F"] | Float[Array, "*B T P"]]:
     """The last state and all ``h_t``, for a cell as ``trace_cell`` returns it; ``xs`` is projected if no kernel."""
     parameters, cell_structure = jax.tree.flatten(cell)
     batch, (steps, width) = xs.shape[:-2], xs.shape[-2:]
@@ -79,7 +82,7 @@ def run_fused(
     length = max(1, round(steps**0.5)) if recompute else _chunk_length(steps)
     static = _Static(cell_structure, jax.tree.structure(state), R.shape[2], length, recompute)
     leaves = tuple(flatten_batch(s, s.shape[-1]) for s in jax.tree.leaves(state))
-    last, ys = _fused(static, Weights(tuple(parameters), kernel, bias, R), rows, leaves)
+    last, ys = _fused(static, Weights(tuple(parameters), kernel, bias, R, output_projection), rows, leaves)
     last = jax.tree.unflatten(static.state, [s.reshape(*batch, s.shape[-1]) for s in last])
     return last, ys.reshape(*batch, steps, ys.shape[-1]).astype(xs.dtype)
 
@@ -114,10 +117,12 @@ class _Chunk(NamedTuple):
     activations: tuple | None
     inputs: tuple | None
     """The other inputs of the Jacobian: gates, products, parts of the state before a step."""
+    projected: Array | None = None
+    """With an output projection, the cell's h, before it."""
 
 
 def _step(static: _Static, weights: Weights, dtype: Any) -> Step:
-    heads, size, _, _ = weights.R.shape
+    heads, _, _, size = weights.R.shape
     row = jax.ShapeDtypeStruct((heads * size,), dtype)
     state = jax.tree.unflatten(static.state, [row] * static.state.num_leaves)
     rebuild = functools.partial(jax.tree.unflatten, static.structure)
@@ -129,18 +134,18 @@ def _slice_chunk(x: Array | None, at: Any, length: int) -> Any:
     return None if x is None else jnp.swapaxes(lax.dynamic_slice_in_dim(x, at, length, axis=1), 0, 1)
 
 
-def _recurrent_product(h: Float[Array, "B F"], R: Float[Array, "N H G H"]) -> tuple[Array, ...]:
+def _recurrent_product(h: Float[Array, "B P"], R: Float[Array, "N H G K"]) -> tuple[Array, ...]:
     """``h R`` by one product, split into gates."""
-    heads, size, gates, _ = R.shape
+    heads, size, gates, out = R.shape
     low = h.astype(R.dtype)
     if heads == 1:
-        r = low @ R.reshape(size, gates * size)
+        r = low @ R.reshape(size, gates * out)
         return tuple(part.astype(h.dtype) for part in jnp.split(r, gates, axis=-1))
     r = jnp.einsum("bnh,nhgk->bgnk", low.reshape(len(h), heads, size), R)
     return tuple(r[:, g].reshape(h.shape).astype(h.dtype) for g in range(gates))
 
 
-def _recurrent_product_transpose(d_r: Float[Array, "B GF"], R: Array) -> Float[Array, "B F"]:
+def _recurrent_product_transpose(d_r: Float[Array, "B GF"], R: Array) -> Float[Array, "B P"]:
     """The transpose of ``_recurrent_product`` in h, with R as ``_transpose_recurrent`` returns it."""
     if R.ndim == 2:
         return (d_r.astype(R.dtype) @ R).astype(d_r.dtype)
@@ -149,13 +154,13 @@ def _recurrent_product_transpose(d_r: Float[Array, "B GF"], R: Array) -> Float[A
     return jnp.einsum("bgnk,ngkh->bnh", low, R).reshape(len(d_r), heads * size).astype(d_r.dtype)
 
 
-def _transpose_recurrent(R: Float[Array, "N H G H"]) -> Array:
-    heads, size, gates, _ = R.shape
-    return R.reshape(size, gates * size).T if heads == 1 else jnp.moveaxis(R, 1, 3)
+def _transpose_recurrent(R: Float[Array, "N H G K"]) -> Array:
+    heads, size, gates, out = R.shape
+    return R.reshape(size, gates * out).T if heads == 1 else jnp.moveaxis(R, 1, 3)
 
 
 def _run_chunk(step: Step, weights: Weights, rows: Rows, state: tuple, at: Any, length: int) -> tuple:
-    """The state after a chunk, and for each step: the state, activations, and the other inputs of the Jacobian."""
+    """The state after a chunk, and for each step: the state, and the parts of ``_Chunk`` after the first."""
     gates, dtype = len(step.summed), state[0].dtype
     z = _slice_chunk(rows.xs, at, length)
     if weights.kernel is not None:
@@ -170,13 +175,23 @@ def _run_chunk(step: Step, weights: Weights, rows: Rows, state: tuple, at: Any, 
         x = [a.astype(dtype) for a in jnp.split(z_t, gates, axis=-1)]
         x = x if bias is None else list(map(jnp.add, x, bias))
         z = [a + b if s else a for a, b, s in zip(x, r, step.summed, strict=True)]
-        read = (*z, *(r[g] for g in step.others), *old)
+        read = (*z, *(r[g] for g in step.others), *_read_by_cell(weights, old))
         new, activations = step(weights.cell, read)
+        cell_h = None
+        if weights.output is not None:
+            cell_h = new[0]
+            new = ((cell_h.astype(weights.output.dtype) @ weights.output).astype(dtype), *new[1:])
         new = segments.hold(new, old, real)
         others = len(read) - len(old)
-        return new, (new, activations, tuple(a for a, n in zip(read[:others], step.needed, strict=False) if n))
+        kept = tuple(a for a, n in zip(read[:others], step.needed, strict=False) if n)
+        return new, (new, activations, kept, cell_h)
 
     return lax.scan(body, state, (z, _slice_chunk(rows.start, at, length), _slice_chunk(rows.real, at, length)))
+
+
+def _read_by_cell(weights: Weights, state: tuple) -> tuple:
+    """The state as the cell reads it: a cell with an output projection does not read h, so any part stands for it."""
+    return state if weights.output is None else without_h(state)
 
 
 def _scan_chunks(static: _Static, steps: int, body: Callable, carry: Any, extra: Any, reverse: bool = False) -> tuple:
@@ -217,10 +232,11 @@ def _forward(static: _Static, operands: Operands) -> Operands:
     batch, steps = rows.xs.shape[:2]
 
     def body(state: tuple, at: Any, length: int, extra: Any) -> tuple:
-        last, (states, activations, inputs) = _run_chunk(step, weights, rows, state, at, length)
+        last, (states, activations, inputs, cell_h) = _run_chunk(step, weights, rows, state, at, length)
         ys = jnp.swapaxes(states[0], 0, 1)
-        kept = _Chunk(state, None, None) if static.recompute else _Chunk(state, activations, (states[1:], inputs))
-        return last, (ys, kept)
+        if static.recompute:
+            return last, (ys, _Chunk(state, None, None))
+        return last, (ys, _Chunk(state, activations, (states[1:], inputs), cell_h))
 
     last, parts = _scan_chunks(static, steps, body, state, None)
     ys, kept = (tuple(None if p is None else p[i] for p in parts) for i in range(2))
@@ -237,18 +253,18 @@ def _pullback(static: _Static, fixed: Operands, cotangents: list) -> Operands:
     def body(carry: tuple, at: Any, length: int, kept: _Chunk) -> tuple:
         d_state, d_weights = carry
         if static.recompute:
-            _, (states, activations, inputs) = _run_chunk(step, weights, rows, kept.first, at, length)
+            _, (states, activations, inputs, cell_h) = _run_chunk(step, weights, rows, kept.first, at, length)
             states = states[1:]
         else:
-            activations, (states, inputs) = kept.activations, kept.inputs
+            activations, (states, inputs), cell_h = kept.activations, kept.inputs, kept.projected
         start, real = _slice_chunk(rows.start, at, length), _slice_chunk(rows.real, at, length)
         states = (_slice_chunk(ys, at, length), *states)
         before = tuple(jnp.concatenate([a[None], s[:-1]]) for a, s in zip(kept.first, states, strict=True))
         before = segments.reset(before, start)
-        read = _fill_inputs(step, inputs, before)
+        read = _fill_inputs(step, inputs, _read_by_cell(weights, before))
         slopes = step.jacobian(weights.cell, read, activations)
-        d_state, (d_r, d_x, d_new) = _reverse(
-            step, slopes, R_transposed, d_state, (_slice_chunk(d_ys, at, length), start, real)
+        d_state, (d_r, d_x, d_new, d_h) = _reverse(
+            step, slopes, (R_transposed, weights.output), d_state, (_slice_chunk(d_ys, at, length), start, real)
         )
         low = weights.R.dtype
         d_cell = _cell_gradient(step, weights.cell, read, activations, d_new)
@@ -260,6 +276,7 @@ def _pullback(static: _Static, fixed: Operands, cotangents: list) -> Operands:
             None if weights.kernel is None else _transposed_product(_merge_time_and_batch(x), d_z),
             None if weights.bias is None else d_bias.sum(0),
             _weight_gradient(before[0].astype(low), d_r.astype(low), weights.R),
+            None if cell_h is None else _weight_gradient(cell_h.astype(low), d_h.astype(low), weights.output),
         )
         d_xs = d_z if kernel_back is None else d_z @ kernel_back
         d_weights = jax.tree.map(lambda total, part: total + part.astype(total.dtype), d_weights, found)
@@ -278,9 +295,10 @@ def _fill_inputs(step: Step, inputs: tuple, before: tuple) -> list[Array]:
     return [next(kept) if n else jnp.zeros_like(before[0]) for n in step.needed[:count]] + list(before)
 
 
-def _reverse(step: Step, slopes: tuple, R_transposed: Array, d_state: tuple, along: tuple) -> tuple:
-    """The reverse loop of a chunk: the state's cotangent, and for each step those of r, of x and of the new state."""
+def _reverse(step: Step, slopes: tuple, recurrent: tuple, d_state: tuple, along: tuple) -> tuple:
+    """The reverse loop of a chunk: the state's cotangent; of each step those of r, x, the cell's new state and h."""
     gates, total = len(step.summed), len(step.reads)
+    R_transposed, output = recurrent
 
     def mixed(d_new: tuple, row: tuple) -> Array:
         terms = [d * s for d, s in zip(d_new, row, strict=True) if s is not None]
@@ -291,21 +309,26 @@ def _reverse(step: Step, slopes: tuple, R_transposed: Array, d_state: tuple, alo
         d_state = (d_state[0] + d_y.astype(d_state[0].dtype), *d_state[1:])
         none = tuple(jnp.zeros_like(d) for d in d_state)
         d_new, d_held = segments.hold(d_state, none, real), segments.hold(none, d_state, real)
+        d_h = None
+        if output is not None:
+            d_h = d_new[0]
+            d_new = ((d_h.astype(output.dtype) @ output.T).astype(d_h.dtype), *d_new[1:])
         d_in = [mixed(d_new, row) for row in slopes]
         d_z, d_other, d_old = d_in[:gates], iter(d_in[gates:]), d_in[total - len(d_state) :]
         d_r = jnp.concatenate([d if s else next(d_other) for d, s in zip(d_z, step.summed, strict=True)], axis=-1)
-        d_old[0] = d_old[0] + _recurrent_product_transpose(d_r, R_transposed)
+        d_recurrent = _recurrent_product_transpose(d_r, R_transposed)
+        d_old[0] = d_recurrent if output is not None else d_old[0] + d_recurrent
         d_all = tuple(d_old) if real is None else tuple(map(jnp.add, d_old, d_held))
-        return segments.reset(d_all, start), (d_r, tuple(d_z[g] for g in step.others), d_new)
+        return segments.reset(d_all, start), (d_r, tuple(d_z[g] for g in step.others), d_new, d_h)
 
     result: tuple = lax.scan(body, d_state, (along, slopes), reverse=True)
-    d_state, (d_r, d_alone, d_new) = result
+    d_state, (d_r, d_alone, d_new, d_h) = result
     if not step.others:
-        return d_state, (d_r, d_r, d_new)
+        return d_state, (d_r, d_r, d_new, d_h)
     alone = iter(d_alone)
     parts = zip(jnp.split(d_r, gates, axis=-1), step.summed, strict=True)
     d_x = jnp.concatenate([d if s else next(alone) for d, s in parts], axis=-1)
-    return d_state, (d_r, d_x, d_new)
+    return d_state, (d_r, d_x, d_new, d_h)
 
 
 def _cell_gradient(step: Step, parameters: tuple, read: list, activations: tuple, d_new: tuple) -> tuple:
@@ -315,11 +338,11 @@ def _cell_gradient(step: Step, parameters: tuple, read: list, activations: tuple
     return jax.vjp(lambda parameters: step(parameters, read, known)[0], parameters)[1](d_new)[0]
 
 
-def _weight_gradient(h: Float[Array, "K B F"], d_r: Float[Array, "K B GF"], R: Float[Array, "N H G H"]) -> Array:
-    heads, size, gates, _ = R.shape
+def _weight_gradient(h: Float[Array, "K B F"], d_r: Float[Array, "K B GF"], R: Array) -> Array:
     h, d_r = _merge_time_and_batch(h), _merge_time_and_batch(d_r)
-    if heads == 1:
+    if R.ndim == 2 or R.shape[0] == 1:
         return _transposed_product(h, d_r).reshape(R.shape)
+    heads, size, gates, _ = R.shape
     h, d_r = h.reshape(len(h), heads, size), d_r.reshape(len(h), gates, heads, size)
     return jnp.einsum("anh,agnk->nhgk", h, d_r, preferred_element_type=at_least_float32(h.dtype))
 

@@ -144,6 +144,20 @@ def trace_cell(cell: Cell, state: Any, gates: int) -> tuple[Partial | None, str 
     return Partial(_TracedCell(closed, jax.tree.structure(out)), parameters), None
 
 
+def reads_h(cell: Cell, state: Any, gates: int) -> bool:
+    """Whether the cell reads h itself, and not only ``h R``."""
+    row = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape[-1:], s.dtype), state)
+    gate = (row[0],) * gates
+    jaxpr = jax.make_jaxpr(lambda s, x, r: cell(s, x, r))(row, gate, gate).jaxpr
+    return _needed(jaxpr)[0]
+
+
+def without_h(state: Any) -> Any:
+    """The state for a cell that does not read h: its second part stands for the first, in a width that fits."""
+    leaves, structure = jax.tree.flatten(state)
+    return jax.tree.unflatten(structure, [leaves[1], *leaves[1:]])
+
+
 def first_non_pointwise(jaxpr: Any) -> str | None:
     """The first primitive that may mix units or has no derivative of its own; None for a pointwise cell."""
     for equation in jaxpr.eqns:

@@ -9,6 +9,7 @@ from jax import lax
 
 from jaxseq.ops import segments
 from jaxseq.ops.recurrence.cells import Cell
+from jaxseq.ops.recurrence.pointwise import without_h
 from jaxseq.typing import Array, Float, SegmentIds
 
 
@@ -16,16 +17,22 @@ def recurrence_reference(
     cell: Cell,
     state: Any,
     x: Float[Array, "*B T G F"],
-    R: Float[Array, "N H G H"],
+    R: Float[Array, "N H G H"] | Float[Array, "1 P G F"],
     *,
+    output_projection: Float[Array, "F P"] | None = None,
     segment_ids: SegmentIds | None = None,
-) -> tuple[Any, Float[Array, "*B T F"]]:
+) -> tuple[Any, Float[Array, "*B T F"] | Float[Array, "*B T P"]]:
     """The equation of ``recurrence``, with the gradient of ``lax.scan``."""
     step_of_batch = _map_over_batch(cell, state[0].ndim - 1)
 
     def step(state: Any, x_t: Float[Array, "*B G F"]) -> Any:
         gates = tuple(x_t[..., g, :].astype(state[0].dtype) for g in range(x.shape[-2]))
-        return step_of_batch(state, gates, _recurrent_product(state[0], R))
+        r = _recurrent_product(state[0], R)
+        if output_projection is None:
+            return step_of_batch(state, gates, r)
+        new = step_of_batch(without_h(state), gates, r)
+        h = (new[0].astype(output_projection.dtype) @ output_projection).astype(state[0].dtype)
+        return jax.tree.unflatten(jax.tree.structure(new), [h, *jax.tree.leaves(new)[1:]])
 
     return plain_recurrence(step, state, x, segment_ids=segment_ids)
 
@@ -61,7 +68,7 @@ def _split_gates(x: Float[Array, "*A G F"]) -> tuple[Float[Array, "*A F"], ...]:
     return tuple(jnp.squeeze(part, -2) for part in lax.split(x, (1,) * x.shape[-2], axis=x.ndim - 2))
 
 
-def _recurrent_product(h: Float[Array, "*B F"], R: Float[Array, "N H G H"]) -> tuple[Float[Array, "*B F"], ...]:
+def _recurrent_product(h: Float[Array, "*B P"], R: Float[Array, "N H G K"]) -> tuple[Float[Array, "*B F"], ...]:
     """``h @ R``, one product a gate."""
     heads, size, _, _ = R.shape
     low = h.astype(R.dtype)
