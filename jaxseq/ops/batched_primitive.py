@@ -6,7 +6,7 @@ Forward mode and derivatives of any order go through the function itself.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -23,9 +23,21 @@ class Operands(NamedTuple):
     shared: Any
     """No batch: weights."""
     rows: Any
-    """Batch first: ``[B, T, ...]``."""
+    """Batch first: ``[B, T, ...]``; arguments may be ``PerhapsShared``."""
     steps: Any
     """Batch axis -2, after time: ``[..., B, F]``."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class PerhapsShared:
+    """Arrays among the rows whose axis 0 is the batch, or 1 where the batch shares them, which ``vmap`` keeps."""
+
+    arrays: Any
+
+
+_PERHAPS_SHARED = "perhaps shared"
+"""The batch axis of ``PerhapsShared`` arrays."""
 
 
 @dataclass(frozen=True)
@@ -35,35 +47,47 @@ class _Call:
     function: Callable
     transpose: Callable | None
     static: Any
+    derivative: Any
+    """The static argument with which JAX differentiates the function."""
     structure: Any
 
     def __call__(self, *leaves: Array) -> list[Array]:
         return jax.tree.leaves(self.function(self.static, *jax.tree.unflatten(self.structure, leaves)))
 
-    def axes(self) -> tuple[int | None, ...]:
+    def axes(self) -> tuple[int | str | None, ...]:
         """The batch axis of each argument."""
         operands = jax.tree.unflatten(self.structure, range(self.structure.num_leaves))
         return tuple(axis for o in operands for axis in _axes(o))
 
 
 def _axes(operands: Operands) -> list:
+    def may_be_shared(part: Any) -> bool:
+        return isinstance(part, PerhapsShared)
+
+    def axes(part: Any, axis: int | None) -> list:
+        return [_PERHAPS_SHARED if may_be_shared(part) else axis] * len(jax.tree.leaves(part))
+
     kinds = zip(operands, (None, 0, -2), strict=True)
-    return [axis for part, axis in kinds for _ in jax.tree.leaves(part)]
+    return [a for part, axis in kinds for x in jax.tree.leaves(part, is_leaf=may_be_shared) for a in axes(x, axis)]
 
 
-def batched_call(function: Callable, static: Any, *operands: Operands) -> Operands:
-    """``function(static, *operands) -> Operands``, which must have one batch axis and no shared result."""
-    return _bind(function, None, static, operands)
+def batched_call(function: Callable, static: Any, *operands: Operands, derivative: Any = None) -> Operands:
+    """``function(static, *operands) -> Operands``, which must have one batch axis and no shared result.
+
+    Where it is differentiated, JAX differentiates ``function(derivative, *operands)``, by default with ``static``: the
+    same function, without loops that reverse mode cannot pass, for example.
+    """
+    return _bind(function, None, static, derivative, operands)
 
 
 def batched_linear_call(
-    function: Callable, transpose: Callable, static: Any, fixed: Operands, linear: Operands
+    function: Callable, transpose: Callable, static: Any, fixed: Operands, linear: Operands, *, derivative: Any = None
 ) -> Operands:
     """``batched_call`` of a function linear in its last operands.
 
     Its transpose is ``transpose(static, fixed, cotangents) -> Operands``.
     """
-    return _bind(function, transpose, static, (fixed, linear))
+    return _bind(function, transpose, static, derivative, (fixed, linear))
 
 
 def mapped_axis_first(arguments: tuple, axes: tuple) -> tuple[Array, ...]:
@@ -75,9 +99,9 @@ def mapped_axis_first(arguments: tuple, axes: tuple) -> tuple[Array, ...]:
     )
 
 
-def _bind(function: Callable, transpose: Callable | None, static: Any, operands: tuple) -> Operands:
+def _bind(function: Callable, transpose: Callable | None, static: Any, derivative: Any, operands: tuple) -> Operands:
     leaves, structure = jax.tree.flatten(operands)
-    op = _Call(function, transpose, static, structure)
+    op = _Call(function, transpose, static, static if derivative is None else derivative, structure)
     result = jax.eval_shape(lambda *a: function(static, *jax.tree.unflatten(structure, a)), *leaves)
     return jax.tree.unflatten(jax.tree.structure(result), _call_p.bind(*leaves, op=op, results=tuple(_axes(result))))
 
@@ -93,6 +117,7 @@ def _abstract_eval(*leaves: Any, op: _Call, results: tuple) -> list[Any]:
 
 def _jvp_rule(primals: tuple, tangents: tuple, *, op: _Call, results: tuple) -> tuple[list, list]:
     moved = [i for i, t in enumerate(tangents) if type(t) is not ad.Zero]
+    op = replace(op, static=op.derivative)
 
     def function(*changed: Array) -> list[Array]:
         leaves = list(primals)
@@ -105,16 +130,19 @@ def _jvp_rule(primals: tuple, tangents: tuple, *, op: _Call, results: tuple) -> 
 
 def _batch_rule(leaves: tuple, mapped: tuple, *, op: _Call, results: tuple) -> tuple[list, tuple]:
     size = next(a.shape[d] for a, d in zip(leaves, mapped, strict=True) if d is not None)
+    if size == 0:
+        out = jax.eval_shape(jax.vmap(op, in_axes=mapped, axis_size=0), *leaves)
+        return [jnp.zeros(x.shape, x.dtype) for x in out], (0,) * len(out)
     axes = op.axes()
     if any(d is not None and axis is None for d, axis in zip(mapped, axes, strict=True)):
         out = jax.vmap(op, in_axes=mapped, axis_size=size)(*leaves)
         return out, (0,) * len(out)
 
-    def merged(a: Array, d: int | None, axis: int | None) -> Array:
-        if axis is None:
+    def merged(a: Array, d: int | None, axis: int | str | None) -> Array:
+        if axis is None or (axis is _PERHAPS_SHARED and d is None and a.shape[0] == 1):
             return a
         a = jnp.broadcast_to(a, (size, *a.shape)) if d is None else jnp.moveaxis(a, d, 0)
-        at = axis if axis >= 0 else a.ndim - 1 + axis
+        at = 0 if isinstance(axis, str) else axis if axis >= 0 else a.ndim - 1 + axis
         a = jnp.moveaxis(a, 0, at)
         return a.reshape(*a.shape[:at], a.shape[at] * a.shape[at + 1], *a.shape[at + 2 :])
 

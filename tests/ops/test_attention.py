@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from compilation import jitted
+from small_tiles import tiled
 
 from jaxseq.ops import attention, attention_implementation, attention_reference, attention_weights
 from jaxseq.ops.attention.masks import (
@@ -22,9 +23,11 @@ from jaxseq.ops.attention.masks import (
     segments,
     sliding_window,
 )
+from jaxseq.ops.attention.parts import Parts
 from jaxseq.ops.attention.positions import alibi, alibi_slopes
+from jaxseq.ops.attention.tile_grid import Plan
 from jaxseq.ops.attention.tiled import Tiled
-from jaxseq.ops.attention.tiles import Plan, choose_plan, tiled_attention
+from jaxseq.ops.attention.tiles import choose_plan, tiled_attention
 
 B, T, S, N, M, H, HV = 2, 21, 27, 4, 2, 6, 5
 
@@ -36,14 +39,6 @@ def _normal(seed: int, *shape: int, dtype: str = "float64") -> jax.Array:
 def _inputs(dtype: str = "float64", batch: int = B) -> tuple[jax.Array, ...]:
     shapes = (batch, T, N, H), (batch, S, M, H), (batch, S, M, HV), (batch, T, N, HV)
     return tuple(_normal(i, *shape, dtype=dtype) for i, shape in enumerate(shapes))
-
-
-def _tiled(query, key, value, *, mask=None, bias=None, scale=None, soft_cap=None, tiles=(8, 9)):
-    """The fast form with tiles small enough that every kind of tile occurs."""
-    batch = query.shape[:1]
-    mask, bias = (x if x is None else x.flatten_batch(batch) for x in (mask, bias))
-    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    return tiled_attention(query, key, value, mask, bias, Plan(scale, *tiles, key.shape[2], soft_cap))
 
 
 def _value_and_grads(function, query, key, value, cotangent, *parts):
@@ -98,7 +93,7 @@ def test_tiles_equal_the_equation_in_value_and_gradients(name: str, x64: None) -
     @jitted
     def both(inputs, mask, bias):
         more = {"mask": mask, "bias": bias, "soft_cap": soft_cap}
-        fast = _value_and_grads(lambda *qkv: _tiled(*qkv, **more), *inputs)
+        fast = _value_and_grads(lambda *qkv: tiled(*qkv, **more), *inputs)
         plain = _value_and_grads(lambda *qkv: attention_reference(*qkv, **more), *inputs)
         return fast, plain
 
@@ -115,7 +110,7 @@ def test_odd_lengths_and_one_head(shape: tuple[int, int], x64: None) -> None:
     mask = causal(offset=max(s - t, 0))
     both = jitted(
         lambda *x: [
-            _value_and_grads(partial(f, mask=mask), *x) for f in (partial(_tiled, tiles=(16, 16)), attention_reference)
+            _value_and_grads(partial(f, mask=mask), *x) for f in (partial(tiled, tiles=(16, 16)), attention_reference)
         ]
     )
     for fast, plain in zip(*both(*inputs), strict=True):
@@ -126,10 +121,10 @@ def test_programs_side_by_side_and_larger_tiles_give_the_same(x64: None) -> None
     mask, bias, _ = _masks()["alibi positions"]
     plain = jitted(attention_reference)(*_inputs()[:3], mask=mask, bias=bias)
     batch = (B,)
-    flat = mask.flatten_batch(batch), bias.flatten_batch(batch)
+    parts = Parts(mask.flatten_batch(batch), bias.flatten_batch(batch))
     for programs in (1, B * M):
-        fast = jitted(tiled_attention, static_argnums=5)
-        out = fast(*_inputs()[:3], *flat, Plan(1 / math.sqrt(H), 32, 16, programs))
+        fast = jitted(tiled_attention, static_argnums=4)
+        out = fast(*_inputs()[:3], parts, Plan(1 / math.sqrt(H), 32, 16, programs))
         np.testing.assert_allclose(out, plain, rtol=0, atol=1e-10)
 
 
@@ -156,8 +151,6 @@ def test_the_equation_keeps_forward_mode_and_second_derivatives(x64: None) -> No
 
     forward, reverse = jitted(lambda q: (jax.jacfwd(jax.grad(f))(q), jax.jacrev(jax.grad(f))(q)))(query)
     np.testing.assert_allclose(forward, reverse, atol=1e-12)
-    with pytest.raises(TypeError, match="forward-mode"):
-        jax.jacfwd(lambda q: attention(q, key, value, implementation="tiles"))(query)
 
 
 def test_a_row_with_nothing_to_see_gives_zeros_and_zero_gradients(x64: None) -> None:
@@ -173,7 +166,7 @@ def test_a_row_with_nothing_to_see_gives_zeros_and_zero_gradients(x64: None) -> 
 def test_vmap_is_the_batch(x64: None) -> None:
     mask, _, _ = _masks()["segments causal window"]
     inputs = _inputs()
-    batched = jitted(partial(_value_and_grads, partial(_tiled, mask=mask)))(*inputs)
+    batched = jitted(partial(_value_and_grads, partial(tiled, mask=mask)))(*inputs)
 
     def one(query, key, value, cotangent, mask):
         f = partial(attention, mask=mask, implementation="tiles")
@@ -193,8 +186,9 @@ def test_vmap_adds_no_loop_and_no_branch() -> None:
     """A batch under vmap is more programs in the same loops, so it costs what a batched call costs."""
     inputs = _inputs("float32")
     f = partial(_value_and_grads, partial(attention, mask=causal(), implementation="tiles"))
-    assert str(jax.make_jaxpr(jax.jit(jax.vmap(f)))(*inputs)).count("while[") == 4
-    assert str(jax.make_jaxpr(jax.jit(f))(*inputs)).count("while[") == 4
+    mapped, batched = (jax.jit(g).lower(*inputs).as_text() for g in (jax.vmap(f), f))
+    for name in ("stablehlo.while", "stablehlo.case", "stablehlo.dot_general"):
+        assert mapped.count(name) == batched.count(name)
 
 
 def test_memory_grows_with_the_length() -> None:
@@ -270,12 +264,36 @@ def test_the_form_for_few_queries_equals_the_equation(name: str, x64: None) -> N
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-10)
 
 
-def test_no_queries_and_no_keys() -> None:
+@pytest.mark.parametrize("implementation", ["tiles", pytest.param("decode", marks=pytest.mark.full)])
+def test_no_queries_keys_rows_heads_or_features(implementation: str) -> None:
     query, key, value, _ = _inputs("float32")
-    for implementation in ("reference", "decode", "tiles"):
-        f = partial(attention, implementation=implementation)
-        assert f(query[:, :0], key, value).shape == (B, 0, N, HV)
-        np.testing.assert_array_equal(f(query, key[:, :0], value[:, :0]), jnp.zeros((B, T, N, HV)))
+    f = partial(attention, implementation=implementation)
+    assert f(query[:, :0], key, value).shape == (B, 0, N, HV)
+    np.testing.assert_array_equal(f(query, key[:, :0], value[:, :0]), jnp.zeros((B, T, N, HV)))
+    assert f(query[:0], key[:0], value[:0]).shape == (0, T, N, HV)
+    assert f(query[:, :, :0], key[:, :, :0], value[:, :, :0]).shape == (B, T, 0, HV)
+    assert f(query, key, value[..., :0]).shape == (B, T, N, 0)
+    mean = f(query[..., :0], key[..., :0], value)
+    np.testing.assert_allclose(
+        mean, jnp.broadcast_to(value.mean(1, keepdims=True)[:, :, [0, 0, 1, 1]], mean.shape), atol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    "implementation", ["tiles", *(pytest.param(x, marks=pytest.mark.full) for x in ("decode", "reference"))]
+)
+def test_vmap_over_no_rows_and_gradients_of_no_rows(implementation: str) -> None:
+    none = tuple(x[:0] for x in _inputs("float32"))
+    ids = jnp.ones((0, T), jnp.int32), jnp.ones((0, S), jnp.int32)
+    bias = jnp.zeros((0, N, T, S))
+
+    def gradients(bias, q_ids, kv_ids, query, key, value, cotangent):
+        f = partial(attention, mask=segments(q_ids, kv_ids), implementation=implementation)
+        return jax.vjp(lambda *x: f(*x[:3], bias=x[3]), query, key, value, bias)[1](cotangent)
+
+    for transformed in (gradients, jax.vmap(gradients)):
+        found = jax.jit(transformed).lower(bias, *ids, *none).out_info
+        assert [x.shape for x in found] == [x.shape for x in (*none[:3], bias)]
 
 
 def test_a_narrow_window_gets_small_tiles_and_the_same_numbers() -> None:
@@ -323,6 +341,12 @@ def test_cudnn_is_given_what_the_mask_says(monkeypatch: pytest.MonkeyPatch) -> N
                 attention(query, key, value, mask=mask, implementation="cudnn")
         with pytest.raises(ValueError, match=r"no soft cap of the scores, here 5\.0"):
             attention(query, key, value, soft_cap=5.0, implementation="cudnn")
+        with pytest.raises(ValueError, match="no bias here"):
+            attention(query, key, value, bias=jnp.zeros((9, 9)), implementation="cudnn")
+        dropped = {"dropout_rate": 0.5, "dropout_key": jax.random.key(0)}
+        with pytest.raises(ValueError, match=r"no dropout of weights here, and the rate is 0\.5"):
+            attention(query, key, value, **dropped, implementation="cudnn")
+        assert attention_implementation(query, key, value, dropout_rate=0.5) != "cudnn"
         wide = jnp.zeros((1, 4, 1, 136), jnp.bfloat16)
         with pytest.raises(ValueError, match="multiple of 8 up to 128, not 136"):
             attention(wide, wide, wide, implementation="cudnn")
@@ -350,6 +374,14 @@ def test_wrong_calls_say_what_is_wrong() -> None:
         attention(query, key.astype(jnp.bfloat16), value)
     with pytest.raises(ValueError, match=r"soft cap of the scores must be positive, got 0\.0"):
         attention(query, key, value, soft_cap=0.0)
+    with pytest.raises(
+        ValueError, match=r"bias has shape \(2, 1, 4, 21\), but must end in \(4, 21, 27\), where each may"
+    ):
+        attention(query, key, value, bias=jnp.zeros((2, 1, 4, 21)))
+    with pytest.raises(ValueError, match=r"dropout_rate must be in \[0, 1\), got 1\.0"):
+        attention(query, key, value, dropout_rate=1.0, dropout_key=jax.random.key(0))
+    with pytest.raises(ValueError, match=r"dropout_rate=0\.5 needs a dropout_key"):
+        attention(query, key, value, dropout_rate=0.5)
     with pytest.raises(ValueError, match="slopes has shape"):
         attention(query, key, value, bias=alibi(alibi_slopes(3)))
 
@@ -365,8 +397,12 @@ def test_wrong_shapes_are_refused_without_a_type_checker_too() -> None:
         plain(query[:1], key, value)
     with pytest.raises(TypeError, match=r"dense\(array\) makes one"):
         plain(query, key, value, mask=jnp.ones((T, S), bool))
-    with pytest.raises(TypeError, match="alibi"):
+    with pytest.raises(TypeError, match="alibi or relative_bias; got Band"):
         plain(query, key, value, bias=causal())
+    with pytest.raises(TypeError, match="an array of bool"):
+        plain(query, key, value, bias=jnp.ones((T, S), bool))
+    with pytest.raises(TypeError, match="typed key"):
+        plain(query, key, value, dropout_rate=0.5, dropout_key=jnp.zeros(2, jnp.uint32))
 
 
 def test_torch_agrees() -> None:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxseq.ops.attention.positions import alibi, alibi_slopes, rotary, sinusoid
+from jaxseq.ops.attention.positions import alibi, alibi_slopes, relative_bias, relative_buckets, rotary, sinusoid
 from jaxseq.ops.attention.tiled import Span
 
 
@@ -74,7 +74,53 @@ def test_alibi_is_minus_slope_times_distance(x64: None) -> None:
     np.testing.assert_array_equal(part, whole[..., 1:3, 1:4, 2:6])
 
 
+def _t5_bucket(distance: np.ndarray, bidirectional: bool, num_buckets: int, max_distance: int) -> np.ndarray:
+    """``transformers.models.t5.T5Attention._relative_position_bucket``, line by line."""
+    buckets = np.zeros_like(distance)
+    if bidirectional:
+        num_buckets //= 2
+        buckets += (distance > 0).astype(distance.dtype) * num_buckets
+        distance = np.abs(distance)
+    else:
+        distance = -np.minimum(distance, 0)
+    max_exact = num_buckets // 2
+    with np.errstate(divide="ignore"):
+        logs = np.log(distance.astype(np.float32) / max_exact) / np.float32(np.log(max_distance / max_exact))
+    large = max_exact + np.maximum(logs * (num_buckets - max_exact), 0).astype(distance.dtype)
+    return buckets + np.where(distance < max_exact, distance, np.minimum(large, num_buckets - 1))
+
+
+@pytest.mark.parametrize("options", [(32, 128), (16, 20), (7, 50), (4, 3)])
+def test_relative_buckets_are_those_of_t5(options: tuple[int, int]) -> None:
+    distance = np.arange(-300, 301)
+    for bidirectional in (True, False):
+        buckets = relative_buckets(jnp.asarray(distance), *options, bidirectional)
+        np.testing.assert_array_equal(buckets, _t5_bucket(distance, bidirectional, *options))
+
+
+@pytest.mark.full
+def test_relative_bias_is_the_table_at_the_bucket_of_the_distance() -> None:
+    table, q, k = _normal(0, 3, 8), jnp.asarray([[0, 5, 40, 2], [7, 1, 3, 9]]), jnp.asarray([3, -1, 8, 0, 90])
+    by_index = np.arange(2, 6)[None], np.arange(5)
+    for positions, offset in (((q, k), 0), ((), 2)):
+        bias = relative_bias(table, *positions, offset=offset, bidirectional=True, max_distance=20)
+        queries, keys = positions or by_index
+        distance = np.asarray(keys) - np.asarray(queries)[..., None]
+        buckets = relative_buckets(jnp.asarray(distance), 8, 20)
+        expected = jnp.moveaxis(table[:, buckets], 0, -3)
+        whole = bias.tile(Span(0, 4), Span(0, 5))
+        np.testing.assert_array_equal(whole.reshape(expected.shape), expected)
+        part = bias.tile(Span(1, 3), Span(2, 2), Span(1, 2))
+        np.testing.assert_array_equal(part, whole[..., 1:3, 1:4, 2:4])
+
+
 def test_wrong_sizes_name_what_is_wrong() -> None:
+    with pytest.raises(ValueError, match="num_buckets must be at least 4, got 3"):
+        relative_buckets(jnp.arange(3), 3)
+    with pytest.raises(ValueError, match="max_distance must exceed 8, the buckets of one distance each, got 8"):
+        relative_bias(jnp.zeros((2, 32)), bidirectional=True, max_distance=8)
+    with pytest.raises(ValueError, match="offset=1"):
+        relative_bias(jnp.zeros((2, 32)), jnp.arange(3), offset=1, bidirectional=True)
     with pytest.raises(ValueError, match="head size H must be even to be split into pairs, got 5"):
         rotary(_normal(0, 3, 1, 5), jnp.arange(3))
     with pytest.raises(ValueError, match="features must be even to be split into pairs, got 7"):

@@ -1,18 +1,25 @@
 """Masked attention: the public functions and the choice of implementation."""
 
-import math
 from typing import Literal
 
 import jax
 
+from jaxseq.ops.attention.biases import Bias, as_bias
 from jaxseq.ops.attention.cudnn import attention_cudnn, why_not_cudnn
 from jaxseq.ops.attention.decode import attention_decode
+from jaxseq.ops.attention.dropout import make_dropout
 from jaxseq.ops.attention.masks import Mask
-from jaxseq.ops.attention.reference import attention_reference, check_arguments, zero_hidden, zero_hidden_queries
-from jaxseq.ops.attention.tiled import Tiled
+from jaxseq.ops.attention.parts import Parts
+from jaxseq.ops.attention.reference import (
+    check_arguments,
+    default_scale,
+    reference,
+    zero_hidden,
+    zero_hidden_queries,
+)
 from jaxseq.ops.attention.tiles import attention_tiles, choose_plan
 from jaxseq.ops.implementations import choose_implementation, implementation_scope, unavailable
-from jaxseq.typing import Array, Float
+from jaxseq.typing import Array, Float, Key
 
 AttentionImplementation = Literal["auto", "reference", "decode", "tiles", "cudnn"]
 
@@ -29,12 +36,14 @@ def attention(
     value: Float[Array, "*B S M Hv"],
     *,
     mask: Mask | None = None,
-    bias: Tiled | None = None,
+    bias: Bias | Float[Array, "..."] | None = None,
     scale: float | None = None,
     soft_cap: float | None = None,
+    dropout_rate: float = 0.0,
+    dropout_key: Key[Array, ""] | None = None,
     implementation: AttentionImplementation = "auto",
 ) -> Float[Array, "*B T N Hv"]:
-    """``softmax(capped(scale · query keyᵀ) + bias, over the visible keys) · value``, exact.
+    """``drop(softmax(capped(scale · query keyᵀ) + bias, over the visible keys)) · value``, exact.
 
     N is a multiple of M: each key-value head serves N / M consecutive query heads and is not repeated in memory. A
     query without visible keys gives zeros and zero gradients. ``capped(s) = soft_cap · tanh(s / soft_cap)`` where there
@@ -46,43 +55,55 @@ def attention(
     Args:
         query, key, value: of one dtype.
         mask: made by ``jaxseq.ops.masks``; None: every query sees every key.
-        bias: ``positions.alibi(...)``, added after the soft cap.
+        bias: an array that broadcasts to ``[*B, N, T, S]``, or ``positions.alibi(...)``, or
+            ``positions.relative_bias(...)``, which take O(T) memory; it receives a gradient. -inf (and any score of at
+            most -1e30) hides the key from the query.
         scale: 1/√H if None.
         soft_cap: bounds the scaled products.
-        implementation: "reference" is the equation, with T × S scores in memory and every derivative; "decode" is the
-            same for a few queries, without a transposed copy of keys and values; "tiles" has O(T) memory and one
-            reverse-mode gradient (for forward mode and second derivatives use "reference"); "cudnn" is
-            ``jax.nn.dot_product_attention`` on a CUDA device; "auto" chooses (``attention_implementation``).
+        dropout_rate: the probability with which a weight is set to zero; the others are divided by ``1 - rate``. The
+            weights that are dropped depend on the key, batch element, head and indices alone, not on the
+            implementation, and are not stored for the gradient.
+        dropout_key: needed if the rate is positive.
+        implementation: "reference" is the equation, with T × S scores in memory; "decode" is the same for a few
+            queries, without a transposed copy of keys and values; "tiles" has O(T) memory in reverse and forward mode,
+            and in forward over reverse mode (reverse over reverse mode stores what the loops over tiles carry);
+            "cudnn" is ``jax.nn.dot_product_attention`` on a CUDA device, with one reverse-mode gradient; "auto"
+            chooses (``attention_implementation``).
 
     Raises:
-        ValueError: shapes that do not fit, a soft cap that is not positive, an unknown implementation, or one that
-            cannot compute this call, and why.
-        TypeError: the mask is an array; wrap it as ``masks.dense(array)``.
+        ValueError: shapes that do not fit, a soft cap that is not positive, a dropout rate outside [0, 1) or without a
+            key, an unknown implementation, or one that cannot compute this call, and why.
+        TypeError: the mask is an array (wrap it as ``masks.dense(array)``), the bias is neither an array of floating
+            point numbers nor made by ``positions``, or the key is not typed.
     """
+    bias = as_bias(bias)
     check_arguments(query, key, value, mask, bias, soft_cap)
+    parts = Parts(mask, bias, make_dropout(dropout_rate, dropout_key, query.shape[:-3], query.shape[-2]))
     chosen = choose_implementation(
         "attention",
         implementation,
         AttentionImplementation,
-        lambda: attention_implementation(query, key, value, mask, bias=bias, soft_cap=soft_cap),
+        lambda: attention_implementation(
+            query, key, value, mask, bias=bias, soft_cap=soft_cap, dropout_rate=dropout_rate
+        ),
     )
     if chosen == "cudnn":
-        reason = why_not_cudnn(query, key, value, mask, bias, soft_cap)
+        reason = why_not_cudnn(query, key, value, mask, bias, soft_cap, dropout_rate)
         if reason is not None:
             raise unavailable("attention", "cudnn", reason)
-    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    if 0 in (query.shape[-3], key.shape[-3]):
+    scale = default_scale(query) if scale is None else scale
+    if 0 in (*query.shape, *value.shape):
         chosen = "reference"
     with implementation_scope("attention", chosen):
         if chosen == "reference":
-            return attention_reference(query, key, value, mask=mask, bias=bias, scale=scale, soft_cap=soft_cap)
+            return reference(query, key, value, parts, scale, soft_cap)
         query, key, value = zero_hidden(query, key, value, mask)
         if chosen == "decode":
-            return zero_hidden_queries(attention_decode(query, key, value, mask, bias, scale, soft_cap), mask)
+            return zero_hidden_queries(attention_decode(query, key, value, parts, scale, soft_cap), mask)
         if chosen == "cudnn":
             return attention_cudnn(query, key, value, mask, scale)
         plan = choose_plan(query, key, mask, float(scale), soft_cap)
-        return zero_hidden_queries(attention_tiles(query, key, value, mask, bias, plan), mask)
+        return zero_hidden_queries(attention_tiles(query, key, value, parts, plan), mask)
 
 
 def attention_implementation(
@@ -91,15 +112,16 @@ def attention_implementation(
     value: Float[Array, "*B S M Hv"],
     mask: Mask | None = None,
     *,
-    bias: Tiled | None = None,
+    bias: Bias | Float[Array, "..."] | None = None,
     soft_cap: float | None = None,
+    dropout_rate: float = 0.0,
 ) -> str:
     """The implementation that ``"auto"`` takes for this call on the default device, for reports.
 
     cuDNN where it can compute exactly this call; the reference for few scores or few queries (a decoding step), for
     which a CPU takes "decode"; else tiles.
     """
-    if why_not_cudnn(query, key, value, mask, bias, soft_cap) is None:
+    if why_not_cudnn(query, key, value, mask, bias, soft_cap, dropout_rate) is None:
         return "cudnn"
     T, S = query.shape[-3], key.shape[-3]
     if T < TILES_MIN_QUERIES < S and jax.default_backend() == "cpu":

@@ -5,8 +5,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from jaxseq.ops.attention.biases import Bias
 from jaxseq.ops.attention.masks import And, Band, Mask, Prefix
-from jaxseq.ops.attention.tiled import Tiled
 from jaxseq.typing import Array
 
 
@@ -40,7 +40,13 @@ def _conjuncts(mask: Mask | None) -> list[Mask]:
 
 
 def why_not_cudnn(
-    query: Array, key: Array, value: Array, mask: Mask | None, bias: Tiled | None, soft_cap: float | None
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Mask | None,
+    bias: Bias | Array | None,
+    soft_cap: float | None,
+    dropout_rate: float,
 ) -> str | None:
     """None if cuDNN's attention can compute this call on the default device, else the reason."""
     device = jax.devices()[0]
@@ -49,7 +55,9 @@ def why_not_cudnn(
     if query.dtype not in (jnp.float16, jnp.bfloat16):
         return f"it takes float16 and bfloat16, not {query.dtype}"
     if bias is not None:
-        return "it has no bias that is evaluated tile by tile"
+        return "it has no bias here"
+    if dropout_rate:
+        return f"it has no dropout of weights here, and the rate is {dropout_rate}"
     if soft_cap is not None:
         return f"it has no soft cap of the scores, here {soft_cap}"
     limit = 256 if float(device.compute_capability) >= 9 else 128

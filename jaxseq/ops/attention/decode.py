@@ -3,15 +3,15 @@
 import jax.numpy as jnp
 from jax import lax
 
-from jaxseq.ops.attention.masks import Mask
-from jaxseq.ops.attention.reference import softmax_of_products
-from jaxseq.ops.attention.tiled import Tiled, align_ranks
+from jaxseq.ops.attention.parts import Parts
+from jaxseq.ops.attention.reference import drop, softmax_of_products
+from jaxseq.ops.attention.tiled import align_ranks
 from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array
 
 
 def attention_decode(
-    query: Array, key: Array, value: Array, mask: Mask | None, bias: Tiled | None, scale: float, soft_cap: float | None
+    query: Array, key: Array, value: Array, parts: Parts, scale: float, soft_cap: float | None
 ) -> Array:
     """The equation as two products with keys and values in their own layout, ``[S, M · H]``.
 
@@ -27,7 +27,8 @@ def attention_decode(
     # The barrier keeps XLA from transposing the product, which is far slower with a large cache.
     products = lax.optimization_barrier(jnp.matmul(keys, rows.mT, preferred_element_type=wide))
     products = products.mT.reshape(*batch, N, T, S)
-    weights = softmax_of_products(products, mask, bias, scale, soft_cap).astype(value.dtype).reshape(*batch, N * T, S)
+    weights = drop(softmax_of_products(products, parts.mask, parts.bias, scale, soft_cap), parts.dropout)
+    weights = weights.astype(value.dtype).reshape(*batch, N * T, S)
     mixed = jnp.matmul(weights, values, preferred_element_type=wide).reshape(*batch, N, T, M, Hv)
     # Select each query's own head: a product with zeros and ones would be fused into the matrix product.
     picked = (jnp.arange(N) // (N // M)).reshape((1,) * len(batch) + (N, 1, 1, 1))

@@ -1,14 +1,15 @@
-"""Position encodings: sinusoids for the input, rotary queries and keys, and a bias on the scores (ALiBi)."""
+"""Position encodings: sinusoids for the input, rotary queries and keys, biases on the scores (ALiBi, T5)."""
 
+import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
-from jaxseq.ops.attention.tiled import STATIC, Span, Tiled, align_ranks, as_int32, leaf, slice_span, span_positions
+from jaxseq.ops.attention.biases import Bias
+from jaxseq.ops.attention.tiled import STATIC, Span, align_ranks, as_int32, leaf, slice_span, span_positions
 from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array, Float, Int
 
@@ -75,30 +76,153 @@ def alibi(
     kv_positions: Int[Array, "*#B S"] | None = None,
     *,
     offset: int = 0,
-) -> Tiled:
+) -> Bias:
     """The bias ``-slope · |q - k|`` on the scores: ``attention(..., bias=alibi(alibi_slopes(N)))``.
 
-    Without positions, query i is at ``i + offset`` and key j at j. Evaluated tile by tile. The slopes are
-    constants: no gradient reaches them. Press et al. 2022 (Train short, test long).
+    Without positions, query i is at ``i + offset`` and key j at j. Evaluated tile by tile. Slopes that depend on
+    parameters receive a gradient. Press et al. 2022 (Train short, test long).
+
+    Raises:
+        ValueError: both an offset and q_positions.
     """
+    q, k = _positions(q_positions, kv_positions, offset)
+    return Alibi(offset=offset, slopes=jnp.asarray(slopes), q_positions=q, kv_positions=k)
+
+
+def relative_buckets(
+    distance: Int[Array, "..."], num_buckets: int = 32, max_distance: int = 128, bidirectional: bool = True
+) -> Int[Array, "..."]:
+    """T5's bucket of each distance ``k - q``, in [0, num_buckets).
+
+    Half of the buckets hold one distance each, the others grow logarithmically up to max_distance; all distances from
+    there on share the last one. Bidirectional: the first half of the buckets is for keys at or before the query, the
+    second half for those after it. Otherwise keys after the query count as distance 0. Raffel et al. 2020 (Exploring
+    the limits of transfer learning, section 2.1); equal to ``transformers``' ``_relative_position_bucket``.
+
+    Raises:
+        ValueError: there are fewer than 4 buckets (2 if not bidirectional), or max_distance is too small for them.
+    """
+    table = _bucket_table(num_buckets, max_distance, bidirectional)
+    return jnp.asarray(table)[jnp.clip(distance, -max_distance, max_distance) + max_distance]
+
+
+def _bucket_table(num_buckets: int, max_distance: int, bidirectional: bool) -> np.ndarray:
+    """The buckets of the distances -max_distance, ..., max_distance."""
+    side = num_buckets // 2 if bidirectional else num_buckets
+    exact = side // 2
+    if exact < 1:
+        raise ValueError(f"num_buckets must be at least {4 if bidirectional else 2}, got {num_buckets}")
+    if max_distance <= exact:
+        raise ValueError(f"max_distance must exceed {exact}, the buckets of one distance each, got {max_distance}")
+    distance = np.arange(-max_distance, max_distance + 1)
+    size = np.abs(distance) if bidirectional else np.maximum(-distance, 0)
+    # In float32, as in transformers: some distances are on the border of two buckets.
+    logs = np.log(np.maximum(size, 1).astype(np.float32) / np.float32(exact))
+    share = logs / np.float32(math.log(max_distance / exact)) * np.float32(side - exact)
+    large = np.minimum(exact + share.astype(np.int32), side - 1)
+    after = side if bidirectional else 0
+    return (np.where(size < exact, size, large) + after * (distance > 0)).astype(np.int32)
+
+
+def relative_bias(
+    table: Float[Array, "N K"],
+    q_positions: Int[Array, "*B T"] | None = None,
+    kv_positions: Int[Array, "*#B S"] | None = None,
+    *,
+    bidirectional: bool,
+    offset: int = 0,
+    max_distance: int = 128,
+) -> Bias:
+    """T5's bias: ``table[head, bucket(k - q)]``, evaluated tile by tile, so memory is O(T).
+
+    Args:
+        table: a learned number for each head and bucket; receives a gradient.
+        q_positions, kv_positions: without them, query i is at ``i + offset`` and key j at j.
+        bidirectional: True for an encoder; False for a decoder, in which no key is after its query.
+        offset, max_distance: see above and ``relative_buckets``.
+
+    Raises:
+        ValueError: both an offset and q_positions; else as ``relative_buckets``.
+    """
+    q, k = _positions(q_positions, kv_positions, offset)
+    table = jnp.asarray(table)
+    _bucket_table(table.shape[-1], max_distance, bidirectional)
+    return RelativeBias(offset, max_distance, bidirectional, table, q, k)
+
+
+def _positions(q_positions: Any, kv_positions: Any, offset: int) -> tuple[Array | None, Array | None]:
     if offset and q_positions is not None:
         raise ValueError(f"offset={offset} and q_positions both give the positions of queries; pass one")
-    q, k = as_int32("q_positions", q_positions), as_int32("kv_positions", kv_positions)
-    return Alibi(offset=offset, slopes=lax.stop_gradient(jnp.asarray(slopes)), q_positions=q, kv_positions=k)
+    return as_int32("q_positions", q_positions), as_int32("kv_positions", kv_positions)
+
+
+def _add_transpose(bias: Bias, total: Array, cotangent: Array, rows: Span, columns: Span) -> Array:
+    """``Bias.add_gradient`` for weights that are small, by the transpose of ``tile``."""
+    (gradient,) = jax.linear_transpose(lambda w: bias.with_weights(w).tile(rows, columns), total)(cotangent)
+    return total + gradient
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
-class Alibi(Tiled):
+class Alibi(Bias):
     """``-slope · |q - k|``, made by ``alibi``."""
 
     offset: int = field(default=0, metadata=STATIC)
     slopes: Any = field(default=None, metadata=leaf("N"))
     q_positions: Any = field(default=None, metadata=leaf("T"))
     kv_positions: Any = field(default=None, metadata=leaf("S"))
+    weights_name: ClassVar[str] = "slopes"
 
     def tile(self, rows: Span, columns: Span, heads: Span | None = None) -> Array:
         q, k = span_positions(self.q_positions, rows, self.offset), span_positions(self.kv_positions, columns)
         slopes = self.slopes if heads is None else slice_span(self.slopes, heads)
         q, k, slopes = align_ranks(q[..., None, :, None], k[..., None, None, :], slopes[..., None, None])
         return -slopes * jnp.abs(q - k).astype(slopes.dtype)
+
+    def add_gradient(self, total: Array, cotangent: Array, rows: Span, columns: Span) -> Array:
+        return _add_transpose(self, total, cotangent, rows, columns)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class RelativeBias(Bias):
+    """``table[head, bucket(k - q)]``, made by ``relative_bias``."""
+
+    offset: int = field(default=0, metadata=STATIC)
+    max_distance: int = field(default=128, metadata=STATIC)
+    bidirectional: bool = field(default=True, metadata=STATIC)
+    table: Any = field(default=None, metadata=leaf("NK"))
+    q_positions: Any = field(default=None, metadata=leaf("T"))
+    kv_positions: Any = field(default=None, metadata=leaf("S"))
+    weights_name: ClassVar[str] = "table"
+
+    def tile(self, rows: Span, columns: Span, heads: Span | None = None) -> Array:
+        table = self.table if heads is None else slice_span(self.table, heads, axis=-2)
+        buckets = _bucket_table(table.shape[-1], self.max_distance, self.bidirectional)
+        by_distance = table[..., buckets]
+        if self.q_positions is None and self.kv_positions is None:
+            first = jnp.asarray(columns.start, jnp.int32) - jnp.asarray(rows.start, jnp.int32) - self.offset
+            distance = first + jnp.arange(1 - rows.size, columns.size, dtype=jnp.int32)
+            return _diagonals(by_distance[..., self._index(distance)], rows.size, columns.size)
+        q, k = span_positions(self.q_positions, rows, self.offset), span_positions(self.kv_positions, columns)
+        q, k = align_ranks(q[..., :, None], k[..., None, :])
+        index = self._index(k - q)
+        lead = jnp.broadcast_shapes(index.shape[:-2], by_distance.shape[:-2])
+        index = jnp.broadcast_to(index, (*lead, *index.shape[-2:])).reshape(*lead, 1, -1)
+        by_distance = jnp.broadcast_to(by_distance, (*lead, *by_distance.shape[-2:]))
+        values = jnp.take_along_axis(by_distance, index, axis=-1, mode="clip")
+        return values.reshape(*values.shape[:-1], rows.size, columns.size)
+
+    def _index(self, distance: Array) -> Array:
+        return jnp.clip(distance, -self.max_distance, self.max_distance) + self.max_distance
+
+    def add_gradient(self, total: Array, cotangent: Array, rows: Span, columns: Span) -> Array:
+        return _add_transpose(self, total, cotangent, rows, columns)
+
+
+def _diagonals(values: Array, rows: int, columns: int) -> Array:
+    """``out[..., i, j] = values[..., rows - 1 + j - i]``, without a gather: slices of the repeated values."""
+    lead, width = values.shape[:-1], rows + columns
+    padded = jnp.concatenate([values, jnp.zeros((*lead, 1), values.dtype)], axis=-1)
+    repeated = jnp.broadcast_to(padded[..., None, :], (*lead, rows, width)).reshape(*lead, rows * width)
+    return repeated[..., : rows * (width - 1)].reshape(*lead, rows, width - 1)[..., rows - 1 :]

@@ -6,10 +6,13 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
+from jaxseq.ops.attention.biases import Bias, as_bias
+from jaxseq.ops.attention.dropout import Dropout, make_dropout
 from jaxseq.ops.attention.masks import Mask
-from jaxseq.ops.attention.tiled import MIN_SCORE, Span, Tiled, align_ranks
+from jaxseq.ops.attention.parts import Parts
+from jaxseq.ops.attention.tiled import MIN_SCORE, Span, align_ranks
 from jaxseq.precision import at_least_float32
-from jaxseq.typing import Array, Float
+from jaxseq.typing import Array, Float, Key
 
 
 def attention_reference(
@@ -18,19 +21,26 @@ def attention_reference(
     value: Float[Array, "*B S M Hv"],
     *,
     mask: Mask | None = None,
-    bias: Tiled | None = None,
+    bias: Bias | Float[Array, "..."] | None = None,
     scale: float | None = None,
     soft_cap: float | None = None,
+    dropout_rate: float = 0.0,
+    dropout_key: Key[Array, ""] | None = None,
 ) -> Float[Array, "*B T N Hv"]:
-    """``weights · value``: the equation of ``attention``, differentiable in every mode and order."""
+    """``drop(weights) · value``: the equation of ``attention``, differentiable in every mode and order."""
+    bias = as_bias(bias)
     check_arguments(query, key, value, mask, bias, soft_cap)
-    _, _, value = zero_hidden(query, key, value, mask)
-    weights = attention_weights(query, key, mask=mask, bias=bias, scale=scale, soft_cap=soft_cap).astype(value.dtype)
-    wide = at_least_float32(query.dtype)
-    groups = key.shape[-2], query.shape[-2] // key.shape[-2]
-    grouped = weights.reshape(*weights.shape[:-3], *groups, *weights.shape[-2:])
-    out = jnp.einsum("...mgts,...smh->...tmgh", grouped, value, preferred_element_type=wide)
-    return zero_hidden_queries(out.reshape(*query.shape[:-1], value.shape[-1]).astype(query.dtype), mask)
+    parts = Parts(mask, bias, make_dropout(dropout_rate, dropout_key, query.shape[:-3], query.shape[-2]))
+    return reference(query, key, value, parts, default_scale(query) if scale is None else scale, soft_cap)
+
+
+def reference(query: Array, key: Array, value: Array, parts: Parts, scale: float, soft_cap: float | None) -> Array:
+    """``attention_reference`` of arguments that are checked."""
+    query, key, value = zero_hidden(query, key, value, parts.mask)
+    weights = drop(_weights(query, key, parts, scale, soft_cap), parts.dropout).astype(value.dtype)
+    grouped = weights.reshape(*weights.shape[:-3], *_head_groups(query, key), *weights.shape[-2:])
+    out = jnp.einsum("...mgts,...smh->...tmgh", grouped, value, preferred_element_type=at_least_float32(query.dtype))
+    return zero_hidden_queries(out.reshape(*query.shape[:-1], value.shape[-1]).astype(query.dtype), parts.mask)
 
 
 def attention_weights(
@@ -38,21 +48,26 @@ def attention_weights(
     key: Float[Array, "*B S M H"],
     *,
     mask: Mask | None = None,
-    bias: Tiled | None = None,
+    bias: Bias | Float[Array, "..."] | None = None,
     scale: float | None = None,
     soft_cap: float | None = None,
 ) -> Float[Array, "*B N T S"]:
-    """``softmax(capped(scale · query keyᵀ) + bias)`` over the visible keys, at least float32; zeros if none."""
+    """``softmax(capped(scale · query keyᵀ) + bias)`` over the visible keys, at least float32; zeros if none.
+
+    These are the weights before dropout.
+    """
+    bias = as_bias(bias)
     check_arguments(query, key, key, mask, bias, soft_cap)
     query, key, _ = zero_hidden(query, key, key, mask)
-    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    return _weights(query, key, Parts(mask, bias), default_scale(query) if scale is None else scale, soft_cap)
+
+
+def _weights(query: Array, key: Array, parts: Parts, scale: float, soft_cap: float | None) -> Array:
+    grouped = query.reshape(*query.shape[:-2], *_head_groups(query, key), query.shape[-1])
     wide = at_least_float32(query.dtype)
-    groups = key.shape[-2], query.shape[-2] // key.shape[-2]
-    grouped = query.reshape(*query.shape[:-2], *groups, query.shape[-1])
     products = jnp.einsum("...tmgh,...smh->...mgts", grouped, key, preferred_element_type=wide)
-    return softmax_of_products(
-        products.reshape(*query.shape[:-3], query.shape[-2], *products.shape[-2:]), mask, bias, scale, soft_cap
-    )
+    products = products.reshape(*query.shape[:-3], query.shape[-2], *products.shape[-2:])
+    return softmax_of_products(products, parts.mask, parts.bias, scale, soft_cap)
 
 
 def masked_softmax(scores: Float[Array, "*B N T S"], mask: Mask | None = None) -> Float[Array, "*B N T S"]:
@@ -60,8 +75,26 @@ def masked_softmax(scores: Float[Array, "*B N T S"], mask: Mask | None = None) -
     return softmax_of_products(scores.astype(at_least_float32(scores.dtype)), mask, None, 1.0, None)
 
 
+def default_scale(query: Array) -> float:
+    """``1 / √H``."""
+    return 1 / math.sqrt(max(query.shape[-1], 1))
+
+
+def _head_groups(query: Array, key: Array) -> tuple[int, int]:
+    """Key-value heads, and the query heads of each."""
+    return key.shape[-2], query.shape[-2] // max(key.shape[-2], 1)
+
+
+def drop(weights: Array, dropout: Dropout | None) -> Array:
+    """The weights ``[*B, N, T, S]`` after dropout."""
+    if dropout is None:
+        return weights
+    T, S = weights.shape[-2:]
+    return dropout.apply(weights, align_ranks(dropout.tile(Span(0, T), Span(0, S)), weights)[0])
+
+
 def softmax_of_products(
-    products: Array, mask: Mask | None, bias: Tiled | None, scale: float, soft_cap: float | None
+    products: Array, mask: Mask | None, bias: Bias | None, scale: float, soft_cap: float | None
 ) -> Array:
     """The attention weights for the products ``query keyᵀ``, ``[*B, N, T, S]``."""
     T, S = products.shape[-2:]
@@ -78,7 +111,9 @@ def softmax_of_products(
     return exponents / jnp.where(total == 0, 1, total)
 
 
-def check_arguments(query: Array, key: Array, value: Array, mask: Any, bias: Any, soft_cap: float | None) -> None:
+def check_arguments(
+    query: Array, key: Array, value: Array, mask: Any, bias: Bias | None, soft_cap: float | None
+) -> None:
     """Raises ValueError or TypeError where shapes or types do not fit."""
     shapes = f"query {query.shape}, key {key.shape}, value {value.shape}"
     if query.ndim < 3 or query.ndim != key.ndim or key.shape[:-1] != value.shape[:-1]:
@@ -87,7 +122,7 @@ def check_arguments(query: Array, key: Array, value: Array, mask: Any, bias: Any
         raise ValueError(f"attention needs the same batch dims of query, key and value; got {shapes}")
     if query.shape[-1] != key.shape[-1]:
         raise ValueError(f"query and key differ in head size, {query.shape[-1]} and {key.shape[-1]}: {shapes}")
-    if query.shape[-2] % key.shape[-2]:
+    if query.shape[-2] % key.shape[-2] if key.shape[-2] else query.shape[-2]:
         raise ValueError(f"{query.shape[-2]} query heads are no multiple of {key.shape[-2]} key-value heads")
     if not (query.dtype == key.dtype == value.dtype):
         raise ValueError(f"attention needs one dtype, got {query.dtype}, {key.dtype}, {value.dtype}")
@@ -95,8 +130,6 @@ def check_arguments(query: Array, key: Array, value: Array, mask: Any, bias: Any
         raise ValueError(f"a soft cap of the scores must be positive, got {soft_cap}")
     if mask is not None and not isinstance(mask, Mask):
         raise TypeError(f"mask must be made by jaxseq.ops.masks, got {type(mask).__name__}: dense(array) makes one")
-    if bias is not None and (isinstance(bias, Mask) or not isinstance(bias, Tiled)):
-        raise TypeError(f"bias must be made by jaxseq.ops.positions.alibi, got {type(bias).__name__}")
     for part in (mask, bias):
         if part is not None:
             part.validate(query.shape[:-3], query.shape[-2], query.shape[-3], key.shape[-3])

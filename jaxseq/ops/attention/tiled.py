@@ -1,5 +1,6 @@
 """The base class of masks and biases: functions of query and key that attention evaluates tile by tile."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -40,7 +41,10 @@ STATIC = {"static": True}
 
 
 def leaf(dims: str, fill: Any = 0) -> dict[str, Any]:
-    """Metadata of a field of ``[*B, *dims]``; padded queries and keys get ``fill``, which is never seen."""
+    """Metadata of a field of ``[*B, *dims]``; padded queries and keys get ``fill``, which is never seen.
+
+    N, T and S are heads, queries and keys; n, t and s may also be 1, which broadcasts. Other letters are any size.
+    """
     return {"dims": dims, "fill": fill}
 
 
@@ -70,12 +74,15 @@ class Tiled(ABC):
         sizes = {"N": num_heads, "T": num_queries, "S": num_keys}
 
         def check(name: str, dims: str, fill: Any, leaf: Array) -> Array:
-            split = leaf.ndim - len(dims)
-            wanted = tuple(sizes[d] for d in dims)
-            lead, rest = leaf.shape[: max(split, 0)], leaf.shape[max(split, 0) :]
-            if rest != wanted:
+            split = max(leaf.ndim - len(dims), 0)
+            lead, rest = leaf.shape[:split], leaf.shape[split:]
+            own = dict(zip(dims, rest, strict=False))
+            wanted = tuple(sizes.get(d.upper(), own.get(d)) for d in dims)
+            fits = tuple(1 if d.islower() and own.get(d) == 1 else n for d, n in zip(dims, wanted, strict=True))
+            if rest != fits:
+                broadcasts = ", where each may be 1" if dims.islower() else ""
                 raise ValueError(
-                    f"{name} has shape {leaf.shape}, but must end in {wanted}: "
+                    f"{name} has shape {leaf.shape}, but must end in {wanted}{broadcasts}: "
                     f"{num_queries} queries, {num_keys} keys, {num_heads} heads"
                 )
             if len(lead) > len(batch) or any(a not in (1, b) for a, b in zip(lead[::-1], batch[::-1], strict=False)):
@@ -93,15 +100,39 @@ class Tiled(ABC):
             if all(size == 1 for size in lead):
                 return leaf.reshape(1, *rest)
             lead = (1,) * (len(batch) - len(lead)) + lead
-            return jnp.broadcast_to(leaf.reshape(*lead, *rest), (*batch, *rest)).reshape(-1, *rest)
+            return jnp.broadcast_to(leaf.reshape(*lead, *rest), (*batch, *rest)).reshape(math.prod(batch), *rest)
 
         return self.map_leaves(flatten)
 
-    def at_batch(self: Same, index: Int[Array, ""]) -> Same:
-        """The one of the batch at ``index``; arrays must be as ``flatten_batch`` leaves them."""
+    def crop(self: Same, rows: Span, columns: Span) -> Same:
+        """Arrays of queries by keys cut to a tile, of which ``tile(rows, columns)`` is the same then.
+
+        Taking an element of the batch before would copy its whole array for each tile.
+        """
+
+        def cut(name: str, dims: str, fill: Any, leaf: Array) -> Array:
+            return slice_span(slice_span(leaf, rows, axis=-2), columns) if dims.upper().endswith("TS") else leaf
+
+        return self.map_leaves(cut)
+
+    def at_batch(self: Same, index: Int[Array, ""], batch: int) -> Same:
+        """The one of ``batch`` elements at ``index``.
+
+        Arrays are ``[L, *dims]``, where L divides the batch: neighbouring elements share them.
+        """
+
+        def pick(name: str, dims: str, fill: Any, leaf: Array) -> Array:
+            if leaf.shape[0] == 1:
+                return leaf[0]
+            return lax.dynamic_index_in_dim(leaf, index // (batch // leaf.shape[0]), 0, keepdims=False)
+
+        return self.map_leaves(pick)
+
+    def fill_batch(self: Same, batch: int) -> Same:
+        """Every array that leads with a divisor of the batch other than 1, repeated to lead with the batch."""
         return self.map_leaves(
             lambda name, dims, fill, leaf: (
-                leaf[0] if leaf.shape[0] == 1 else lax.dynamic_index_in_dim(leaf, index, 0, keepdims=False)
+                leaf if leaf.shape[0] in (1, batch) else jnp.repeat(leaf, batch // leaf.shape[0], axis=0)
             )
         )
 
@@ -109,9 +140,12 @@ class Tiled(ABC):
         """Pads the arrays to this many queries and keys, so that no query sees an added key."""
         sizes = {"T": num_queries, "S": num_keys}
 
+        def missing(dim: str, size: int) -> int:
+            return 0 if dim.islower() and size == 1 else max(sizes.get(dim.upper(), 0) - size, 0)
+
         def extend(name: str, dims: str, fill: Any, leaf: Array) -> Array:
-            by = [(0, 0)] * (leaf.ndim - len(dims))
-            by += [(0, max(sizes.get(d, 0) - leaf.shape[leaf.ndim - len(dims) + i], 0)) for i, d in enumerate(dims)]
+            split = leaf.ndim - len(dims)
+            by = [(0, 0)] * split + [(0, missing(d, n)) for d, n in zip(dims, leaf.shape[split:], strict=True)]
             return jnp.pad(leaf, by, constant_values=fill) if any(after for _, after in by) else leaf
 
         return self.map_leaves(extend)
@@ -127,7 +161,9 @@ def span_positions(given: Array | None, span: Span, offset: int = 0) -> Array:
 
 
 def slice_span(array: Array, span: Span, axis: int = -1) -> Array:
-    """The span of an array's axis."""
+    """The span of an array's axis; all of it if it has that size, or has size 1, which broadcasts."""
+    if array.shape[axis] in (1, span.size):
+        return array
     return lax.dynamic_slice_in_dim(array, span.start, span.size, axis=axis)
 
 
