@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxseq.ops.attention.biases import Bias
 from jaxseq.ops.attention.tiled import STATIC, Span, align_ranks, as_int32, leaf, slice_span, span_positions
+from jaxseq.ops.ids import check_ids, nan_where_invalid
 from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array, Float, Int
 

@@ -95,24 +95,6 @@ def drop(weights: Array, dropout: Dropout | None) -> Array:
     return dropout.apply(weights, align_ranks(dropout.tile(Span(0, T), Span(0, S)), weights)[0])
 
 
-def default_scale(query: Array) -> float:
-    """``1 / √H``."""
-    return 1 / math.sqrt(max(query.shape[-1], 1))
-
-
-def _head_groups(query: Array, key: Array) -> tuple[int, int]:
-    """Key-value heads, and the query heads of each."""
-    return key.shape[-2], query.shape[-2] // max(key.shape[-2], 1)
-
-
-def drop(weights: Array, dropout: Dropout | None) -> Array:
-    """The weights ``[*B, N, T, S]`` after dropout."""
-    if dropout is None:
-        return weights
-    T, S = weights.shape[-2:]
-    return dropout.apply(weights, align_ranks(dropout.tile(Span(0, T), Span(0, S)), weights)[0])
-
-
 def softmax_of_products(
     products: Array, mask: Mask | None, bias: Bias | None, scale: float, soft_cap: float | None
 ) -> Array:
