@@ -23,21 +23,21 @@ class Operands(NamedTuple):
     shared: Any
     """No batch: weights."""
     rows: Any
-    """Batch first: ``[B, T, ...]``; arguments may be ``Optional``."""
+    """Batch first: ``[B, T, ...]``; arguments may be ``PerhapsShared``."""
     steps: Any
     """Batch axis -2, after time: ``[..., B, F]``."""
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Optional:
+class PerhapsShared:
     """Arrays among the rows whose axis 0 is the batch, or 1 where the batch shares them, which ``vmap`` keeps."""
 
     arrays: Any
 
 
-_OPTIONAL = "optional"
-"""The batch axis of ``Optional`` arrays."""
+_PERHAPS_SHARED = "perhaps shared"
+"""The batch axis of ``PerhapsShared`` arrays."""
 
 
 @dataclass(frozen=True)
@@ -61,14 +61,14 @@ class _Call:
 
 
 def _axes(operands: Operands) -> list:
-    def is_optional(part: Any) -> bool:
-        return isinstance(part, Optional)
+    def may_be_shared(part: Any) -> bool:
+        return isinstance(part, PerhapsShared)
 
     def axes(part: Any, axis: int | None) -> list:
-        return [_OPTIONAL if is_optional(part) else axis] * len(jax.tree.leaves(part))
+        return [_PERHAPS_SHARED if may_be_shared(part) else axis] * len(jax.tree.leaves(part))
 
     kinds = zip(operands, (None, 0, -2), strict=True)
-    return [a for part, axis in kinds for x in jax.tree.leaves(part, is_leaf=is_optional) for a in axes(x, axis)]
+    return [a for part, axis in kinds for x in jax.tree.leaves(part, is_leaf=may_be_shared) for a in axes(x, axis)]
 
 
 def batched_call(function: Callable, static: Any, *operands: Operands, derivative: Any = None) -> Operands:
@@ -139,7 +139,7 @@ def _batch_rule(leaves: tuple, mapped: tuple, *, op: _Call, results: tuple) -> t
         return out, (0,) * len(out)
 
     def merged(a: Array, d: int | None, axis: int | str | None) -> Array:
-        if axis is None or (axis is _OPTIONAL and d is None and a.shape[0] == 1):
+        if axis is None or (axis is _PERHAPS_SHARED and d is None and a.shape[0] == 1):
             return a
         a = jnp.broadcast_to(a, (size, *a.shape)) if d is None else jnp.moveaxis(a, d, 0)
         at = 0 if isinstance(axis, str) else axis if axis >= 0 else a.ndim - 1 + axis

@@ -40,7 +40,8 @@ def _close(actual: Any, expected: Any, atol: float = 1e-10) -> None:
         np.testing.assert_allclose(a, b, rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize("shape", [SHAPES[0], *(pytest.param(s, marks=pytest.mark.full) for s in SHAPES[1:])])
+@pytest.mark.full
+@pytest.mark.parametrize("shape", SHAPES)
 def test_an_array_of_any_shape_that_broadcasts_equals_the_equation(shape: tuple[int, ...], x64: None) -> None:
     few = partial(attention, implementation="decode")
     functions = (attention_reference, tiled) if len(shape) == 3 else (attention_reference, tiled, few)

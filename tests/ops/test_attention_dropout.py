@@ -41,15 +41,21 @@ def _kept(rate: float, key: jax.Array, batch: tuple[int, ...] = (3,), size: int 
 
 
 def test_tiles_and_equation_drop_the_same_weights_forward_and_backward(x64: None) -> None:
-    options = {"mask": causal(offset=4), "dropout_rate": 0.3}
+    """With a bias too, whose gradient has the dropout."""
+    bias = jnp.asarray(np.random.default_rng(4).normal(size=(N, T, S)))
 
     @jitted
-    def both(inputs, key):
-        return [_value_and_grads(partial(f, dropout_key=key, **options), *inputs) for f in (attention_reference, tiled)]
+    def both(inputs, bias, key):
+        def derivatives(f):
+            options = {"mask": causal(offset=4), "dropout_rate": 0.3, "dropout_key": key}
+            out, pullback = jax.vjp(lambda *x: f(*x[:3], bias=x[3], **options), *inputs[:3], bias)
+            return out, *pullback(inputs[3])
 
-    plain, fast = both(_inputs(), jax.random.key(3))
+        return [derivatives(f) for f in (attention_reference, tiled)]
+
+    plain, fast = both(_inputs(), bias, jax.random.key(3))
     _close(fast, plain)
-    other = both(_inputs(), jax.random.key(4))
+    other = both(_inputs(), bias, jax.random.key(4))
     assert np.abs(other[0][0] - plain[0]).max() > 0.1
 
 

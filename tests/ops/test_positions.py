@@ -129,6 +129,7 @@ def test_relative_buckets_are_those_of_t5(options: tuple[int, int]) -> None:
         np.testing.assert_array_equal(buckets, _t5_bucket(distance, bidirectional, *options))
 
 
+@pytest.mark.full
 def test_relative_bias_is_the_table_at_the_bucket_of_the_distance() -> None:
     table, q, k = _normal(0, 3, 8), jnp.asarray([[0, 5, 40, 2], [7, 1, 3, 9]]), jnp.asarray([3, -1, 8, 0, 90])
     by_index = np.arange(2, 6)[None], np.arange(5)

@@ -65,9 +65,10 @@ def attention(
             implementation, and are not stored for the gradient.
         dropout_key: needed if the rate is positive.
         implementation: "reference" is the equation, with T × S scores in memory; "decode" is the same for a few
-            queries, without a transposed copy of keys and values; "tiles" has O(T) memory in forward and reverse mode
-            (and in forward mode over reverse mode, but not in reverse mode twice); "cudnn" is
-            ``jax.nn.dot_product_attention`` on a CUDA device; "auto" chooses (``attention_implementation``).
+            queries, without a transposed copy of keys and values; "tiles" has O(T) memory in reverse and forward mode,
+            and in forward over reverse mode (reverse over reverse mode stores what the loops over tiles carry);
+            "cudnn" is ``jax.nn.dot_product_attention`` on a CUDA device, with one reverse-mode gradient; "auto"
+            chooses (``attention_implementation``).
 
     Raises:
         ValueError: shapes that do not fit, a soft cap that is not positive, a dropout rate outside [0, 1) or without a

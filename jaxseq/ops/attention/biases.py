@@ -53,8 +53,7 @@ class DenseBias(Bias):
     def tile(self, rows: Span, columns: Span, heads: Span | None = None) -> Array:
         array = self.bias
         for axis, span in ((-2, rows), (-1, columns), (-3, heads)):
-            if span is not None and array.shape[axis] > 1:
-                array = slice_span(array, span, axis=axis)
+            array = array if span is None else slice_span(array, span, axis=axis)
         return array
 
     def add_gradient(self, total: Array, cotangent: Array, rows: Span, columns: Span) -> Array:

@@ -65,10 +65,12 @@ class Grid:
         """The part on the tiles of these programs: ``[programs, share or 1, rows, columns]``, columns first if
         transposed.
         """
+        spans = self.spans(i, j)
+        cropped = part.crop(*spans)
 
         def one(program: Array) -> Array:
             heads = Span(program % self.kv_heads * self.share, self.share)
-            return part.at_batch(program // self.kv_heads, self.batch).tile(*self.spans(i, j), heads)
+            return cropped.at_batch(program // self.kv_heads, self.batch).tile(*spans, heads)
 
         values = jax.vmap(one)(program)
         return values.transpose(0, 3, 1, 2) if transposed else values

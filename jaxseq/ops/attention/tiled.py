@@ -104,6 +104,17 @@ class Tiled(ABC):
 
         return self.map_leaves(flatten)
 
+    def crop(self: Same, rows: Span, columns: Span) -> Same:
+        """Arrays of queries by keys cut to a tile, of which ``tile(rows, columns)`` is the same then.
+
+        Taking an element of the batch before would copy its whole array for each tile.
+        """
+
+        def cut(name: str, dims: str, fill: Any, leaf: Array) -> Array:
+            return slice_span(slice_span(leaf, rows, axis=-2), columns) if dims.upper().endswith("TS") else leaf
+
+        return self.map_leaves(cut)
+
     def at_batch(self: Same, index: Int[Array, ""], batch: int) -> Same:
         """The one of ``batch`` elements at ``index``.
 
@@ -150,7 +161,9 @@ def span_positions(given: Array | None, span: Span, offset: int = 0) -> Array:
 
 
 def slice_span(array: Array, span: Span, axis: int = -1) -> Array:
-    """The span of an array's axis."""
+    """The span of an array's axis; all of it if it has that size, or has size 1, which broadcasts."""
+    if array.shape[axis] in (1, span.size):
+        return array
     return lax.dynamic_slice_in_dim(array, span.start, span.size, axis=axis)
 
 

@@ -30,7 +30,7 @@ from jaxseq.ops.attention.masks import Mask
 from jaxseq.ops.attention.parts import Parts
 from jaxseq.ops.attention.tile_grid import Plan, make_grid
 from jaxseq.ops.attention.tiled import MIN_SCORE
-from jaxseq.ops.batched_primitive import Operands, Optional, batched_call, batched_linear_call
+from jaxseq.ops.batched_primitive import Operands, PerhapsShared, batched_call, batched_linear_call
 from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array
 
@@ -79,7 +79,7 @@ def tiled_attention(query: Array, key: Array, value: Array, parts: Parts, plan: 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _attend(plan: Plan, arrays: tuple[Array, Array, Array], parts: Parts) -> tuple[Array, Array]:
     """The output and the log-sum-exp of each query's scores, ``[B, T, N]``."""
-    return batched_call(_forward, plan, Operands(None, (*arrays, Optional(parts)), ())).rows
+    return batched_call(_forward, plan, Operands(None, (*arrays, PerhapsShared(parts)), ())).rows
 
 
 @functools.partial(_attend.defjvp, symbolic_zeros=True)
@@ -95,7 +95,7 @@ def _attend_jvp(plan: Plan, primals: tuple, tangents: tuple) -> tuple[tuple, tup
         bias, d_weights = parts.bias, tangents[1].bias.weights
         parts = parts._replace(bias=None)
     # A bias that is differentiated is among the rows: its gradient then leads with the batch as its weights do.
-    fixed = Operands(None, (*arrays, out, logsumexp, bias, Optional(parts)), ())
+    fixed = Operands(None, (*arrays, out, logsumexp, bias, PerhapsShared(parts)), ())
     linear = Operands(None, (*d_arrays, d_weights), ())
     derivative = plan._replace(constant_loops=True)
     d_out = batched_linear_call(_tangent, _transpose, plan, fixed, linear, derivative=derivative)
