@@ -31,9 +31,16 @@ KINDS: dict[str, dict[str, Any]] = {
     "post-norm": {"kind": "transformer", "name": "transformer", "attention": "multi_head", "norm": "post"},
     "hybrid": {"kind": "transformer", "name": "mingru", "attention": "additive"},
 }
-FIRST = ("rnn, both", "additive", "transformer")
-EVERY = pytest.mark.parametrize("name", [pytest.param(k, marks=() if k in FIRST else pytest.mark.full) for k in KINDS])
-A_FEW = pytest.mark.parametrize("name", ["rnn, both", "additive", "transformer", "hybrid"])
+
+
+def named(names: Any, *first: str) -> pytest.MarkDecorator:
+    """Parametrize by name; all but the first ones are marked ``full``."""
+    params = [pytest.param(name, marks=() if name in first else pytest.mark.full) for name in names]
+    return pytest.mark.parametrize("name", params)
+
+
+EVERY = named(KINDS, "additive", "transformer")
+A_FEW = named(["rnn, both", "additive", "transformer", "hybrid"], "additive", "hybrid")
 
 
 def build(

@@ -162,7 +162,8 @@ def test_double_precision_stays_double(x64):
     optimizer = make_optimizer(OptimizerConfig(warmup_steps=2, clip_value=0.1), 20)
     params, carry = initial_params(dtype=jnp.float64), initial_carry(jnp.float64)
     state = create_state(params, optimizer, carry=carry, key=jax.random.key(0), ema=True)
-    state, metrics = make_train_step(loss, optimizer, ema_decay=0.9)(state, Stream()(0))
+    step = make_train_step(loss, optimizer, ema_decay=0.9)
+    state, metrics = jax.eval_shape(step, state, Stream()(0))
     assert {leaf.dtype.name for leaf in jax.tree.leaves((state.params, state.ema.mean, state.carry))} == {"float64"}
     assert metrics["loss"].dtype == metrics["gradient_norm"].dtype == jnp.float64
 
