@@ -112,7 +112,7 @@ def make_optimizer(config: OptimizerConfig, steps: int | None) -> optax.Gradient
 def clip_and_track(
     schedule: optax.Schedule, clip_norm: float | None, clip_value: float | None
 ) -> optax.GradientTransformation:
-    """Clip by the global norm, then each entry, and keep :class:`UpdateStats`: the norm that is reported is applied.
+    """Clip by the global norm, then each entry, and keep :class:`UpdateStats`; the reported norm is the one that clips.
 
     g <- g min(1, clip_norm / |g|);    g <- min(max(g, -clip_value), clip_value)
     """
