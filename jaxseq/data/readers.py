@@ -56,7 +56,7 @@ def read_lines(path: str | Path) -> tuple[str, ...]:
 
 
 def decode_lines(raw: bytes, name: str) -> tuple[str, ...]:
-    """The lines of UTF-8 bytes, without line ends and byte order mark; ``name`` stands for the file in messages.
+    """The lines of UTF-8 bytes, without line ends and byte order mark; ``name`` is the file's in messages.
 
     Raises:
         ValueError: a line that is not UTF-8 (names it).

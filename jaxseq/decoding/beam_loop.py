@@ -31,7 +31,7 @@ class SearchConfig:
     num_results: int
     end_tokens: tuple[int, ...]
     early_stopping: bool
-    num_candidates: int  # extensions considered per group: W that go on, and those that end among them
+    num_candidates: int  # extensions considered per group: W that do not end, and those that end among them
     vocab_size: int
 
     @property
@@ -130,7 +130,7 @@ def expand(inputs: SearchInputs, state: SearchState, config: SearchConfig) -> tu
     gains, own_gains = _gains(inputs, state, logits, config)
     totals = _extended(state.totals, gains)
     own = totals if state.log_probabilities is None else _extended(state.log_probabilities, own_gains)
-    invalid = state.invalid | jnp.any(jnp.isnan(totals[..., 0]), axis=(1, 2))  # NaN stands in all columns or in none
+    invalid = state.invalid | jnp.any(jnp.isnan(totals[..., 0]), axis=(1, 2))  # NaN is in all columns or in none
     covered = state.rows.coverage
     if inputs.coverage is not None and covered is not None:
         covered = covered + inputs.coverage.weights(carry).astype(covered.dtype)

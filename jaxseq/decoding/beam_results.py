@@ -38,7 +38,7 @@ class Hypotheses(NamedTuple):
         carry: with ``BeamOptions(keep_carry=True)`` the carry that has read the first token and every token of each
             hypothesis but its last one; its leaves lead with ``*B K``. Else None.
         last_tokens: with ``keep_carry`` the last token of each hypothesis (the first token where none was found), from
-            which decoding goes on with ``carry``. Else None.
+            which decoding continues with ``carry``. Else None.
     """
 
     tokens: Int[Array, "*B K L"]

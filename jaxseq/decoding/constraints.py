@@ -133,7 +133,7 @@ def as_constraints(constraints: Iterable[Rule]) -> tuple[Rule, ...]:
     """The rules as a tuple.
 
     Raises:
-        TypeError: a single rule, an element that is no ``Rule``, or a rule that is no pytree.
+        TypeError: a single rule, an element that is not a ``Rule``, or a rule that is not a pytree.
     """
     if isinstance(constraints, Rule):
         raise TypeError(f"constraints must be a sequence: pass [{type(constraints).__name__}(...)]")

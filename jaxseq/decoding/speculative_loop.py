@@ -23,7 +23,7 @@ from jaxseq.typing import Array, Bool, Carry, DType, Float, Int, Key
 
 
 class Speculation(NamedTuple):
-    """Generated tokens, statistics of the draft, and the state from which the rows go on.
+    """Generated tokens, statistics of the draft, and the state from which decoding can continue.
 
     Attributes:
         tokens, lengths, log_probabilities: as in ``Generation``.

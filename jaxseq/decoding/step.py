@@ -115,11 +115,11 @@ def take_rows(x: Shaped[Array, "N n ..."], indices: Int[Array, "N k"]) -> Shaped
 
 
 def document_ids(carry: Carry, batch_shape: tuple[int, ...]) -> Int[Array, "*B"]:
-    """The segment id with which each row's document goes on: tokens read with it continue it.
+    """The segment id that continues each row's document.
 
     A part of a carry that distinguishes documents stores the id of the last token that it has read, in a field or a
     property ``segment_id`` (``[*B]``; 0 before the first token). All parts agree, so the first is used. A row that
-    has read nothing, and a carry without such a part, goes on with 1.
+    has read nothing, and a carry without such a part, continues with 1.
     """
 
     def has_id(node: Any) -> bool:

@@ -1,6 +1,6 @@
 r"""Stopping criteria: a row ends after the token that completes a string, or a sequence of tokens.
 
-    stop = Stop.at_strings(["\n\n", "END"], texts)          # texts[i]: what token i spells
+    stop = Stop.at_strings(["\n\n", "END"], texts)          # texts[i]: the text of token i
     greedy(step, carry, first, max_length=50, constraints=[stop])
 
 Only the generated text is searched, not the prompt. The token that completes a string is the last of its row, with all

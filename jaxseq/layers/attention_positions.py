@@ -139,7 +139,7 @@ def attention_positions(choice: str | AttentionPositions) -> AttentionPositions:
     """The choice of that name, with options as in a call: ``"rotary"``, ``"relative(num_buckets=64)"``.
 
     Raises:
-      ValueError: an unknown name (the known ones are listed), an unknown option, or one that is no Python literal.
+      ValueError: an unknown name (the known ones are listed), an unknown option, or one that is not a Python literal.
     """
     if isinstance(choice, AttentionPositions):
         return choice

@@ -119,7 +119,7 @@ class MemoryAttention(nn.Module, abc.ABC):
 
         Args:
           query: the queries.
-          memory: what ``project`` returns.
+          memory: the result of ``project``.
           segment_ids: of the queries; with them, a query sees the positions of its own document only (packed rows),
             without, all real positions.
           rotate: applied to the projected queries; for positions (``layers.AttentionPositions``), as is ``bias``.

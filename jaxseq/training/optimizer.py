@@ -47,8 +47,8 @@ class OptimizerConfig:
     clip_value: float | None = None
     """Maximum magnitude of each gradient entry; applied after clip_norm."""
     accumulate_steps: int = 1
-    """Number of steps for one update, by the mean of their gradients over all items (`Aux.weight`); what remains after
-    the last full group of steps changes nothing."""
+    """Number of steps per update, which uses the mean of their gradients over all items (`Aux.weight`); steps after the
+    last full group change nothing."""
 
     def __post_init__(self) -> None:
         positive = {

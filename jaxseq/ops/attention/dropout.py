@@ -1,4 +1,4 @@
-"""Dropout of attention weights, drawn anew wherever a tile of weights is evaluated instead of stored.
+"""Dropout of attention weights, drawn again for each evaluated tile of weights instead of stored.
 
 The draw of a pair is a hash of the key, the batch element, the head, the query and the key-value position, so it is the
 same in every implementation, for every size of tiles, forward and backward. Each (element, head, query) and (element,
@@ -53,7 +53,7 @@ def make_dropout(rate: float, key: Array | None, batch: tuple[int, ...], num_hea
 
     Raises:
         ValueError: the rate is not in [0, 1), or is positive without a key.
-        TypeError: the key is no typed key (``jax.random.key``).
+        TypeError: the key is not a typed key (``jax.random.key``).
     """
     if not 0 <= rate < 1:
         raise ValueError(f"dropout_rate must be in [0, 1), got {rate}")

@@ -1,4 +1,4 @@
-"""The grid of tiles of one attention: its sizes, which tiles are live, and what a tile holds."""
+"""The grid of tiles of one attention: its sizes, its live tiles, and the evaluation of a tile."""
 
 import functools
 from collections.abc import Callable
