@@ -1,4 +1,4 @@
-"""The epsilon of every norm is that of its field."""
+"""Every norm uses the field ``epsilon``."""
 
 from typing import Any
 
@@ -56,7 +56,7 @@ ALL: dict[str, Any] = {
 @pytest.mark.full
 @pytest.mark.parametrize("name", ALL)
 def test_every_norm_has_the_epsilon_that_is_given(name: str) -> None:
-    """The traced program adds this number, and the default nowhere."""
+    """The traced program adds the given number, and nowhere the default."""
     program = str(jax.make_jaxpr(ALL[name])())
     assert str(EPSILON) in program
     assert "1e-06" not in program and "e-07:" not in program

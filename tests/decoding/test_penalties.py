@@ -26,7 +26,7 @@ from jaxseq.decoding import (
 from jaxseq.decoding.constraints import apply_constraints, next_states
 
 V, L, END = 6, 5, 1
-PROMPTS, LENGTHS = np.array([[3, 0, 3, 2], [4, 5, -7, 99]]), np.array([4, 2])  # behind a length anything may stand
+PROMPTS, LENGTHS = np.array([[3, 0, 3, 2], [4, 5, -7, 99]]), np.array([4, 2])  # tokens after a length are ignored
 BIASES = {(3, 4): -2.0, (0,): 1.5, (2, 3, 4): 4.0, (4, 4): -np.inf}
 
 
