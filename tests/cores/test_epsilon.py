@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxseq.cores import GLA, GRU, Delta, LayerNormLSTM, Mamba2, Residual, block
-from jaxseq.decoders import DecoderBlock, DecoderStack
+from jaxseq.decoders import DecoderBlock, DecoderStack, make_decoder
 from jaxseq.encoders import CoreEncoder, EncoderBlock, EncoderStack, make_encoder
 from jaxseq.layers import FeedForward, LayerNorm, MultiHeadAttention, Sublayer
 
@@ -49,6 +49,9 @@ ALL: dict[str, Any] = {
             norm=True,
             epsilon=EPSILON,
         )
+    ),
+    "make_decoder": decoder(
+        make_decoder("transformer", "gru", F, attention="multi_head", feed_forward=5, num_heads=2, epsilon=EPSILON)
     ),
 }
 
