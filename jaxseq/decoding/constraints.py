@@ -299,10 +299,14 @@ class Prefix(Constraint):
             raise ValueError(f"Prefix of {length} tokens is longer than max_length={max_length}")
 
     def initial_state(self, batch_shape: tuple[int, ...], max_length: int) -> Int[Array, "*B P"]:
-        """Each row's prefix."""
+        """Each row's prefix.
+
+        Raises:
+            ValueError: prefixes with other batch dimensions.
+        """
         tokens = jnp.asarray(self.tokens, jnp.int32)
         if tokens.ndim > 1 and tokens.shape[:-1] != batch_shape:
-            raise ValueError(f"Prefix has rows {tokens.shape[:-1]}, the batch {batch_shape}")
+            raise ValueError(f"Prefix has prefixes for rows {tokens.shape[:-1]}, the batch has {batch_shape}")
         return jnp.broadcast_to(tokens, (*batch_shape, tokens.shape[-1]))
 
     def allowed(
@@ -337,7 +341,7 @@ def _check_length(
     if not as_end_tokens(end_token, vocab_size):
         raise ValueError(f"{name} needs an end token")
     if known is not None and known < 0:
-        raise ValueError(f"{name}({length}): a length is not below 0")
+        raise ValueError(f"{name}({length}): length must be at least 0")
 
 
 def _in_words(ends: tuple[int, ...]) -> str:

@@ -154,7 +154,7 @@ class SequenceBias(LogitsProcessor):
         for words, bias in self.biases.items():
             value = known_number(bias)
             if not words or (value is not None and not value < float("inf")):
-                raise ValueError(f"SequenceBias: a finite bias for each sequence of tokens, not {list(words)}: {bias}")
+                raise ValueError(f"SequenceBias: empty sequence or bias not below infinity: {list(words)}: {bias}")
 
     def check(self, vocab_size: int, max_length: int) -> None:
         """Check tokens and prompt."""

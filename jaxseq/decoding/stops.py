@@ -102,7 +102,7 @@ def _automaton(
 ) -> tuple[Int[np.ndarray, "Q C"], Int[np.ndarray, " V"], Bool[np.ndarray, " Q"]]:
     """The table, the classes, and the states after a completed word, which are never left."""
     if not words:
-        raise ValueError("Stop: nothing to stop at")
+        raise ValueError("Stop needs at least one string or sequence")
     table, classes, bits = aho_corasick("Stop", words, vocab_size, ())
     found = bits > 0
     return np.where(found[:, None], np.arange(len(table), dtype=np.int32)[:, None], table), classes, found

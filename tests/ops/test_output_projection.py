@@ -100,7 +100,7 @@ def test_the_lstm_with_a_cell_size_is_fused_and_its_carry_holds_both_widths() ->
 @pytest.mark.full
 def test_errors_name_the_argument_that_does_not_fit(untyped: None) -> None:
     x, R, projection, h, c, _ = (a.astype(jnp.float32) for a in arguments())
-    with pytest.raises(ValueError, match=r"output_projection of shape \(5, 3\) for a cell that reads its own h"):
+    with pytest.raises(ValueError, match=r"output_projection of shape \(5, 3\): the cell must not read h itself"):
         recurrence(lambda s, x, r: s._replace(h=s.h + r[0]), cells.LSTMState(h, c), x, R, output_projection=projection)
     with pytest.raises(ValueError, match=r"state of shape \(2, 5\); x of shape .* needs \(2, 3\)"):
         recurrence(cells.lstm, cells.LSTMState(c, c), x, R, output_projection=projection)
