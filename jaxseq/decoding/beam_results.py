@@ -83,7 +83,7 @@ def trace_back(state: SearchState, config: SearchConfig) -> Hypotheses:
 def with_carry(
     step: AnyStep, carry: Carry, first_tokens: Integer[np.ndarray | Array, "*B"], memory: Memory, found: Hypotheses
 ) -> Hypotheses:
-    """The hypotheses with the carry after each of them; for it they are read once more."""
+    """Add the carry after each hypothesis to the hypotheses, by reading them once more."""
     return _read_again(as_partial(step), as_arrays(carry), as_token_ids(first_tokens), memory, found)
 
 

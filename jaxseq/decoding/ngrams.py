@@ -28,8 +28,8 @@ class NoRepeatedNgrams(Constraint):
     A prompt is ``[P]`` for all rows, or ``[*B P]``, with ``prompt_lengths`` ``[*B]`` if it is padded; an n-gram may
     begin in it. Paulus et al., "A deep reinforced model for abstractive summarization", 2017 (for n = 3).
 
-    Raises (at the call):
-        ValueError: a size below 1, or prompts that do not fit.
+    Raises:
+        ValueError: at the call of a decoding function: a size below 1, or prompts that do not fit.
     """
 
     size: int
