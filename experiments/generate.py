@@ -93,9 +93,9 @@ class Config:
 class Result:
     """A generated text.
 
-    ``log_probability`` (nats) is the model's own, without constraints and filters. It covers all tokens,
-    also an end token if the text ``ended`` and those behind which it was cut; it is minus infinity if constraints
-    ruled out every token. Beams are compared by ``score``.
+    ``log_probability`` (nats) is the model's own, without constraints and filters. It covers all tokens, including an
+    end token if the text ``ended`` and tokens that were cut at a stop string; it is minus infinity if constraints ruled
+    out every token. Beams are compared by ``score``.
     """
 
     prompt: str

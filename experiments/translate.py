@@ -5,9 +5,9 @@
     python experiments/translate.py --run runs/dates --text "May 2, 1930" --alignment where.png
     cat new.txt | python experiments/translate.py --run runs/mine
 
-One text per line, one translation per line; a blank line gives a blank line. Texts that hold line feeds are read from
-and written to JSON lines: --file new.jsonl (the field "source"), --output new.out.jsonl. The run folder is one that
-translation.py wrote. It is only read, and can be used while its run trains.
+One text per line, one translation per line; a blank line gives a blank line. For texts that contain line feeds, use
+JSON lines: --file new.jsonl (the field "source"), --output new.out.jsonl. The run folder is one that translation.py
+wrote. It is only read, and can be used while its run trains.
 """
 
 import dataclasses
@@ -30,8 +30,8 @@ class Config:
     """A run folder of translation.py."""
     text: tuple[str, ...] = ()
     file: Path | None = None
-    """Texts, one per line, UTF-8 (.gz too), or of a .jsonl file the field "source" of each object; without text and
-    file, standard input."""
+    """A UTF-8 file with one text per line, or a .jsonl file of objects with a field "source"; either may be .gz.
+    Without --text and --file, texts are read from standard input."""
     output: Path | None = None
     """Write the translations to this file instead of printing them: one per line, or to a .jsonl file one object
     {"source": ..., "target": ...} per line."""

@@ -1,4 +1,4 @@
-"""The XLA flag set at import: the programs that XLA computes wrongly without it, and how it joins a user's flags."""
+"""The XLA flag set at import: programs that are wrong without it, and its combination with a user's flags."""
 
 import os
 import subprocess
@@ -44,7 +44,7 @@ def test_vmapped_matrix_vector_product_then_a_sum_is_right_under_jit(dtype, size
 
 
 def imported(before: str = "", **environment: str) -> tuple[str, str]:
-    """``XLA_FLAGS`` after ``import jaxseq`` in a fresh process, and what it wrote to stderr."""
+    """``XLA_FLAGS`` after ``import jaxseq`` in a fresh process, and its standard error."""
     clean = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAXSEQ_XLA_FLAGS")}
     code = f"{before}\nimport os, jaxseq\nprint(os.environ.get('XLA_FLAGS', ''))"
     done = subprocess.run(

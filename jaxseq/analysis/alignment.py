@@ -24,7 +24,7 @@ def alignment_accuracy(weights: Weights | Sequence[Weights], expected: Positions
     Raises:
         ValueError: shapes that do not fit, an expected position outside the source, no expected position, or weights
             that are not finite at a position that counts.
-        TypeError: expected positions that are no integers.
+        TypeError: expected positions that are not integers.
     """
     one = not isinstance(weights, list | tuple) and np.ndim(weights) == 2
     tables, positions = ([weights], [expected]) if one else (list(weights), list(expected))

@@ -27,9 +27,9 @@ class LSTM(StateCore):
     ``i, f, o = σ(·)``, ``g = tanh(·)`` of ``x_t W + b + h_{t-1} R``; ``c_t = f ⊙ c_{t-1} + i ⊙ g``;
     ``h_t = o ⊙ tanh(c_t)``. ``forget_bias`` initialises the forget gate's bias (Jozefowicz et al. 2015 recommend 1);
     with ``peepholes`` the gates read the cell state (Gers & Schmidhuber 2000). R is block-diagonal over ``num_heads``.
-    With ``cell_size`` the cell has that many units, c is as wide, and the output is a projection of the cell's own,
-    ``h_t = (o ⊙ tanh(c_t)) W_p``, ``features`` wide (Sak et al. 2014, arXiv:1402.1128; torch's ``proj_size`` is
-    ``features`` here, its ``hidden_size`` is ``cell_size``).
+    With ``cell_size`` the cell and c have that many units, and the output is a projection to ``features``,
+    ``h_t = (o ⊙ tanh(c_t)) W_p`` (Sak et al. 2014, arXiv:1402.1128; torch's ``proj_size`` is ``features`` here, its
+    ``hidden_size`` is ``cell_size``).
 
     ``implementation`` is "fused", "reference" (the plain scan), "cudnn" (float32 on a CUDA device, one head, no
     peepholes, no projection, no segment ids; first derivatives in reverse mode, no ``vmap``) or "auto": cuDNN where it

@@ -18,7 +18,7 @@ STRENGTH = 8.0
 
 
 class StartedState(NamedTuple):
-    """The hidden state, and 1 once a position of the document was read."""
+    """The hidden state, and 1 once a real position of the document has been read."""
 
     h: Float[Array, "*B F"]
     started: Int[Array, "*B"]
@@ -89,7 +89,7 @@ class RGLRU(StateCore):
 def _first_positions(
     started: Int[Array, "*B"], shape: tuple[int, ...], segment_ids: SegmentIds | None
 ) -> tuple[Bool[Array, "*B T"], Int[Array, "*B"]]:
-    """Where documents start, and whether the last one has after the input."""
+    """The mask of first positions of documents, and ``StartedState.started`` after the input."""
     if segment_ids is None:
         real, starts = jnp.ones(shape, bool), jnp.zeros(shape, bool)
     else:

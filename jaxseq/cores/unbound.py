@@ -19,7 +19,7 @@ class UnboundMethods(nn.Module):
 
     unbound_methods: ClassVar[tuple[str, ...]] = ()
     makes_modules: ClassVar[bool] = False
-    """True once a method of the class has needed a copy: all of them then use one at once."""
+    """True once a method of the class has needed a copy: from then on, each of them runs in a copy at once."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Wraps the methods, and the getters of properties, that the class defines."""
@@ -39,7 +39,7 @@ class UnboundMethods(nn.Module):
 
 
 def _with_copy(method: Callable) -> Callable:
-    """The method, run in a copy of the module where it cannot run in the module itself."""
+    """Wrap a method so that it runs in a copy of the module if it cannot run in the module itself."""
 
     @functools.wraps(method)
     def run(self: UnboundMethods, *arguments: Any, **options: Any) -> Any:

@@ -1,6 +1,6 @@
 """Readers of users' pairs: a table of two columns, JSON lines, or two files aligned line by line.
 
-Lines are those of ``readers``. Invalid lines are skipped and reported: ``file:line: reason``.
+Lines end as in ``readers``. Invalid lines are skipped and reported: ``file:line: reason``.
 """
 
 import json
@@ -78,9 +78,9 @@ def read_pairs(
 
 
 def read_texts(path: str | Path, *, field: str = "source") -> tuple[str, ...]:
-    """The texts of a user's UTF-8 file, one per line, ``.gz`` too: lines, or of ``.jsonl`` a field of each object.
+    """The texts of a user's UTF-8 file, one per line; of a ``.jsonl`` file, a field of each object. Reads ``.gz`` too.
 
-    Blank lines are blank texts, so that text i is that of line i.
+    A blank line gives a blank text, so that text i belongs to line i.
 
     Raises:
         FileNotFoundError: the file does not exist.

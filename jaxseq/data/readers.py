@@ -1,9 +1,9 @@
 """Readers of users' text: a UTF-8 file, also with ``.gz``, or a folder of such files.
 
-A line ends at a line feed, or at a carriage return and a line feed, in every reader of the package. Other characters
-that some programs break lines at (a lone carriage return, form feed, U+0085, U+2028) are part of the line. Such a pair
-becomes a line feed and a byte order mark is dropped; nothing else is changed. Errors name the file and the offset of
-the first byte that is not UTF-8, or the line.
+In every reader of the package a line ends at a line feed, or at a carriage return and a line feed, which become one
+line feed. Other characters at which some programs break lines (a lone carriage return, form feed, U+0085, U+2028) are
+part of the line. A byte order mark is dropped; nothing else is changed. Errors name the file, and the line or the
+offset of the first byte that is not UTF-8.
 """
 
 import gzip
@@ -56,7 +56,7 @@ def read_lines(path: str | Path) -> tuple[str, ...]:
 
 
 def decode_lines(raw: bytes, name: str) -> tuple[str, ...]:
-    """The lines of UTF-8 bytes, without line ends and byte order mark; ``name`` stands for the file in messages.
+    """The lines of UTF-8 bytes, without line ends and byte order mark; ``name`` is the file's in messages.
 
     Raises:
         ValueError: a line that is not UTF-8 (names it).

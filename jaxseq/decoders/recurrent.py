@@ -32,7 +32,7 @@ class RecurrentDecoder(Decoder):
         """The summary if there is a ``fusion``, else None.
 
         Raises:
-          ValueError: there is no summary, because the model has no bridge, or an argument of another batch.
+          ValueError: there is no summary, because the model has no bridge, or an argument has other batch dimensions.
         """
         if summary is None:
             raise ValueError("a RecurrentDecoder reads the source only through a summary: give the model a Bridge")
@@ -50,7 +50,7 @@ class RecurrentDecoder(Decoder):
         """Runs the core, its inputs joined with the summary.
 
         Raises:
-          ValueError: the memory is no summary of each row.
+          ValueError: the memory is not one summary for each row.
         """
         if self.fusion is not None:
             _check_summary(memory, xs.shape[:-2])

@@ -110,7 +110,7 @@ class Automaton(Constraint):
         return jnp.where(after >= 0, after, state)
 
     def accepts(self, tokens: TokenIds) -> bool:
-        """Whether the automaton accepts these tokens; behind the first end token there may only be end tokens.
+        """Whether the automaton accepts these tokens; only end tokens may follow the first end token.
 
         Raises:
             ValueError: a token outside the vocabulary.
@@ -198,8 +198,8 @@ class Automaton(Constraint):
         arXiv:2307.09702); tokens that map all states alike share their successors.
 
         Raises:
-            ValueError: what ``compile_regex`` refuses, an end token outside the vocabulary, or tokens that take the
-                automaton too many different ways.
+            ValueError: a pattern that ``compile_regex`` rejects, an end token outside the vocabulary, or a table over
+                the tokens with more than ``MAX_ENTRIES`` entries.
         """
         _known_ends("from_regex", end_token, len(texts))
         characters = compile_regex(pattern)
@@ -213,8 +213,8 @@ class Automaton(Constraint):
     def requiring(cls, sequences: Iterable[TokenIds], *, vocab_size: int, end_token: EndToken) -> "Automaton":
         """Each of these token sequences occurs, contiguously, before the end; they may overlap.
 
-        A state is the longest prefix of a sequence that the last tokens are (Aho & Corasick 1975, Efficient string
-        matching, CACM 18(6)), with the set of sequences seen.
+        A state stands for the longest prefix of a sequence that the tokens so far end with (Aho & Corasick 1975,
+        Efficient string matching, CACM 18(6)), and for the set of sequences that have occurred.
 
         Raises:
             ValueError: an empty sequence, a token that is the end token or outside the vocabulary, more sequences
@@ -240,7 +240,7 @@ class Automaton(Constraint):
         """None of these token sequences (n-grams) occurs contiguously (Aho & Corasick 1975, CACM 18(6)).
 
         Raises:
-            ValueError: as ``requiring``, but for the number of sequences.
+            ValueError: as ``requiring``, but any number of sequences is allowed.
         """
         words = [tuple(map(int, sequence)) for sequence in sequences]
         ends = _known_ends("avoiding", end_token, vocab_size)

@@ -46,6 +46,7 @@ from jaxseq.decoding.step import (
     as_partial,
     as_token_ids,
     bind_memory,
+    check_inputs,
     check_rows,
     check_step,
     repeat_rows,
@@ -108,7 +109,7 @@ def start_search(
     """
     first_tokens, carry, rules = as_token_ids(first_tokens), as_arrays(carry), as_constraints(constraints)
     check_max_length(carry, max_length)
-    check_rows((carry, memory), first_tokens.shape, "(carry, memory)")
+    check_inputs(carry, memory, first_tokens.shape)
     ends = as_end_tokens(end_token)
     logits = check_step(bind_memory(step, memory), carry, first_tokens, None)
     vocab_size, coverage = logits.shape[-1], options.coverage

@@ -16,7 +16,7 @@ from jax.tree_util import Partial
 from jaxseq.decoding.constraints import Constraint, Rule, next_states, stopped
 from jaxseq.decoding.end_tokens import is_end
 from jaxseq.decoding.options import Coverage
-from jaxseq.decoding.step import gather_rows
+from jaxseq.decoding.step import gather_rows, take_rows
 from jaxseq.typing import Array, Bool, Carry, Float, Int, Scalar
 
 
@@ -31,7 +31,7 @@ class SearchConfig:
     num_results: int
     end_tokens: tuple[int, ...]
     early_stopping: bool
-    num_candidates: int  # extensions considered per group: W that go on, and those that end among them
+    num_candidates: int  # extensions considered per group: W that do not end, and those that end among them
     vocab_size: int
 
     @property
@@ -68,7 +68,7 @@ class RowState(NamedTuple):
 class FinishedHypotheses(NamedTuple):
     """The pool: the best finished hypotheses of each group, best first; empty places have a score of minus infinity.
 
-    ``slots`` is the place among the live hypotheses of the one that the last token extended.
+    ``slots`` holds the slot of the live hypothesis that the last token extended.
     """
 
     scores: Float[Array, "N G W"]
@@ -83,8 +83,8 @@ class SearchState(NamedTuple):
 
     ``tokens``, ``totals`` and ``log_probabilities`` are those of the live hypotheses. They are compared by ``totals``,
     which logits processors change; ``log_probabilities`` are the model's own, None where there are no processors.
-    ``invalid`` rows have met NaN. ``token_table`` and ``parent_table`` hold, for each position, the tokens and the
-    slots that they extended: hypotheses are traced back through them.
+    ``invalid`` marks rows in which a total was NaN. ``token_table`` and ``parent_table`` hold, for each position, the
+    tokens and the slots that they extended: hypotheses are traced back through them.
     """
 
     position: Int[Array, ""]
@@ -102,8 +102,8 @@ class SearchState(NamedTuple):
 class Candidates(NamedTuple):
     """The best extensions of a group's live hypotheses, in the order in which they were chosen.
 
-    ``ends``: it is finished; ``lives``: it is extended further. If both are False it is pruned. They are compared by
-    ``totals``; ``log_probabilities`` are the model's own.
+    ``ends`` marks finished candidates, ``lives`` those that are extended further; the others are pruned. Candidates are
+    compared by ``totals``; ``log_probabilities`` are the model's own.
     """
 
     parents: Int[Array, "N G C"]
@@ -130,7 +130,7 @@ def expand(inputs: SearchInputs, state: SearchState, config: SearchConfig) -> tu
     gains, own_gains = _gains(inputs, state, logits, config)
     totals = _extended(state.totals, gains)
     own = totals if state.log_probabilities is None else _extended(state.log_probabilities, own_gains)
-    invalid = state.invalid | jnp.any(jnp.isnan(totals[..., 0]), axis=(1, 2))  # NaN stands in all columns or in none
+    invalid = state.invalid | jnp.any(jnp.isnan(totals[..., 0]), axis=(1, 2))  # NaN is in all columns or in none
     covered = state.rows.coverage
     if inputs.coverage is not None and covered is not None:
         covered = covered + inputs.coverage.weights(carry).astype(covered.dtype)
@@ -162,10 +162,10 @@ def expand(inputs: SearchInputs, state: SearchState, config: SearchConfig) -> tu
 def _gains(
     inputs: SearchInputs, state: SearchState, logits: Float[Array, "*R V"], config: SearchConfig
 ) -> tuple[Float[Array, "N G W V"], Float[Array, "N G W V"]]:
-    """The log-probability of each next token by which hypotheses are compared, and the model's own.
+    """Two log-probabilities of each next token: the one by which hypotheses are compared, and the model's own.
 
-    The first are the log softmax of the logits after the rules that change them; constraints then exclude tokens and do
-    not renormalise. Tokens after logits that are all minus infinity have minus infinity.
+    The first is the log softmax of the logits after the rules that change them; constraints then exclude tokens and do
+    not renormalise. Where all logits are minus infinity, all log-probabilities are.
     """
     logits = logits.astype(state.totals.dtype)
     times = state.position, config.max_length - state.position
@@ -202,10 +202,10 @@ def _choose_candidates(
     state: SearchState,
     config: SearchConfig,
 ) -> Candidates:
-    """The best extensions of each group, group by group, and what becomes of them.
+    """Choose the best extensions of each group, and decide whether each is finished, live or pruned.
 
-    In their order, the first W that do not end live on. Those that end are finished if fewer than W that live stand
-    before them. Of a single beam none lives on if the best ends, as in greedy decoding.
+    In the order of their totals, the first W that do not end are live. One that ends is finished if fewer than W live
+    ones precede it. With a single beam (W = 1) none is live if the best one ends, as in greedy decoding.
     """
     (count, _, width, vocab_size), size = totals.shape, config.num_candidates
     taken = jnp.zeros((count, vocab_size), totals.dtype)
@@ -248,9 +248,7 @@ def _stops(
 
     def of_parent(leaf: Array) -> Array:
         slots = leaf.reshape(*config.beam_shape, *leaf.shape[ndim:])[:, group]
-        places = parents.reshape(*parents.shape, *(1,) * (slots.ndim - 2))
-        places = jnp.broadcast_to(places, (*parents.shape, *slots.shape[2:]))
-        return jnp.take_along_axis(slots, places, axis=1).reshape(rows, *slots.shape[2:])
+        return take_rows(slots, parents).reshape(rows, *slots.shape[2:])
 
     rules, before = zip(*pairs, strict=True)
     after = next_states(rules, jax.tree.map(of_parent, before), tokens.reshape(rows).astype(state.tokens.dtype))

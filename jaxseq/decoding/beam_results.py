@@ -11,7 +11,16 @@ from jax.tree_util import Partial
 
 from jaxseq.decoding.beam_loop import SearchConfig, SearchState
 from jaxseq.decoding.end_tokens import fill_token
-from jaxseq.decoding.step import AnyStep, Memory, as_arrays, as_partial, as_token_ids, repeat_rows
+from jaxseq.decoding.step import (
+    AnyStep,
+    Memory,
+    as_arrays,
+    as_partial,
+    as_token_ids,
+    read_tokens,
+    repeat_rows,
+    take_rows,
+)
 from jaxseq.typing import Array, Carry, Float, Int, Integer
 
 
@@ -26,10 +35,10 @@ class Hypotheses(NamedTuple):
             vocabulary were given under ``jit``.
         scores: the normalised log-probability, after the logits processors, plus the coverage penalty: hypotheses are
             compared by it.
-        carry: with ``BeamOptions(keep_carry=True)`` the carry after the first token and all tokens of each
+        carry: with ``BeamOptions(keep_carry=True)`` the carry that has read the first token and every token of each
             hypothesis but its last one; its leaves lead with ``*B K``. Else None.
         last_tokens: with ``keep_carry`` the last token of each hypothesis (the first token where none was found), from
-            which decoding goes on with ``carry``. Else None.
+            which decoding continues with ``carry``. Else None.
     """
 
     tokens: Int[Array, "*B K L"]
@@ -61,9 +70,7 @@ def trace_back(state: SearchState, config: SearchConfig) -> Hypotheses:
     scores, order = lax.top_k(finished.scores.reshape(num_rows, num_beams), config.num_results)
 
     def best(x: Array) -> Array:
-        rows = x.reshape(num_rows, num_beams, *x.shape[3:])
-        places = order.reshape(*order.shape, *(1,) * (rows.ndim - 2))
-        kept = jnp.take_along_axis(rows, jnp.broadcast_to(places, (*order.shape, *rows.shape[2:])), axis=1)
+        kept = take_rows(x.reshape(num_rows, num_beams, *x.shape[3:]), order)
         return kept.reshape(*config.batch_shape, config.num_results, *x.shape[3:])
 
     log_probabilities = jnp.where(found, finished.log_probabilities, -jnp.inf)
@@ -76,7 +83,7 @@ def trace_back(state: SearchState, config: SearchConfig) -> Hypotheses:
 def with_carry(
     step: AnyStep, carry: Carry, first_tokens: Integer[np.ndarray | Array, "*B"], memory: Memory, found: Hypotheses
 ) -> Hypotheses:
-    """The hypotheses with the carry after each of them, made by reading them once more."""
+    """Add the carry after each hypothesis to the hypotheses, by reading them once more."""
     return _read_again(as_partial(step), as_arrays(carry), as_token_ids(first_tokens), memory, found)
 
 
@@ -90,13 +97,8 @@ def _read_again(
     lengths = found.lengths.reshape(first.shape)
 
     def body(i: Array, carry: Carry) -> Carry:
-        read, _ = row_step(carry, lax.dynamic_index_in_dim(tokens, i, axis=-1, keepdims=False))
-        inside = i < lengths
-
-        def chosen(new: Array, old: Array) -> Array:
-            return jnp.where(inside.reshape(*inside.shape, *(1,) * (new.ndim - inside.ndim)), new, old)
-
-        return jax.tree.map(chosen, read, carry)
+        read = lax.dynamic_index_in_dim(tokens, i, axis=-1, keepdims=False)
+        return read_tokens(row_step, carry, read, i < lengths)[0]
 
     carry = lax.fori_loop(0, jnp.max(lengths, initial=0), body, carry)
     last = jnp.take_along_axis(tokens, lengths[..., None], axis=-1)[..., 0]

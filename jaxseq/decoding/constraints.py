@@ -19,7 +19,6 @@ import abc
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,13 +26,14 @@ import numpy as np
 from jax.tree_util import register_dataclass
 
 from jaxseq.decoding.end_tokens import EndToken, as_end_tokens, is_end
+from jaxseq.decoding.history import as_array, set_arrays
 from jaxseq.decoding.options import known_number
 from jaxseq.ops.ids import check_ids, valid_ids
 from jaxseq.typing import Array, Bool, Carry, Int, Integer, Logits
 
 
 class Rule(abc.ABC):
-    """Abstract: how the tokens generated so far change the logits of the next one, and whether a row ends.
+    """Abstract: changes the logits of the next token after the tokens generated so far, and may end a row.
 
     The functions work on any leading batch dimensions ``*B``, also on those of repeated rows (samples, beams).
     """
@@ -68,8 +68,8 @@ class Rule(abc.ABC):
 class Constraint(Rule):
     """Abstract: a rule that excludes tokens; those that remain keep their logits.
 
-    One that was given token ids, which may be traced, can have a method ``has_valid_ids(state, vocab_size)``, of shape
-    ``*#B``: where it is False, an id is outside the vocabulary, all logits become NaN.
+    A constraint that holds token ids, which may be traced, can define a method ``has_valid_ids(state, vocab_size)``
+    that returns ``Bool[*#B]``. Where it is False, an id is outside the vocabulary and all logits are NaN.
     """
 
     @abc.abstractmethod
@@ -133,7 +133,7 @@ def as_constraints(constraints: Iterable[Rule]) -> tuple[Rule, ...]:
     """The rules as a tuple.
 
     Raises:
-        TypeError: a single rule, an element that is no ``Rule``, or a rule that is no pytree.
+        TypeError: a single rule, an element that is not a ``Rule``, or a rule that is not a pytree.
     """
     if isinstance(constraints, Rule):
         raise TypeError(f"constraints must be a sequence: pass [{type(constraints).__name__}(...)]")
@@ -256,12 +256,13 @@ class Forbid(StatelessConstraint):
 
     def __post_init__(self) -> None:
         """Make the tokens an array, so that other tokens need no new compilation."""
-        _as_tokens(self, "tokens")
+        set_arrays(self, "tokens")
 
     def check(self, vocab_size: int, max_length: int) -> None:
         """Check that the tokens are in the vocabulary, and are not all of it."""
-        check_ids("Forbid: tokens", _array(self.tokens), vocab_size)
-        if is_known(_array(self.tokens)) and len(np.unique(_array(self.tokens))) == vocab_size:
+        tokens = as_array(self.tokens)
+        check_ids("Forbid: tokens", tokens, vocab_size)
+        if not isinstance(tokens, jax.core.Tracer) and len(np.unique(tokens)) == vocab_size:
             raise ValueError(f"Forbid rules out all {vocab_size} tokens of the vocabulary")
 
     def allowed(
@@ -288,20 +289,24 @@ class Prefix(Constraint):
 
     def __post_init__(self) -> None:
         """Make the tokens an array, so that other tokens need no new compilation."""
-        _as_tokens(self, "tokens")
+        set_arrays(self, "tokens")
 
     def check(self, vocab_size: int, max_length: int) -> None:
         """Check that the tokens are in the vocabulary, and are at most max_length."""
-        check_ids("Prefix: tokens", _array(self.tokens), vocab_size)
+        check_ids("Prefix: tokens", as_array(self.tokens), vocab_size)
         length = np.shape(self.tokens)[-1]
         if length > max_length:
             raise ValueError(f"Prefix of {length} tokens is longer than max_length={max_length}")
 
     def initial_state(self, batch_shape: tuple[int, ...], max_length: int) -> Int[Array, "*B P"]:
-        """Each row's prefix."""
+        """Each row's prefix.
+
+        Raises:
+            ValueError: prefixes with other batch dimensions.
+        """
         tokens = jnp.asarray(self.tokens, jnp.int32)
         if tokens.ndim > 1 and tokens.shape[:-1] != batch_shape:
-            raise ValueError(f"Prefix has rows {tokens.shape[:-1]}, the batch {batch_shape}")
+            raise ValueError(f"Prefix has prefixes for rows {tokens.shape[:-1]}, the batch has {batch_shape}")
         return jnp.broadcast_to(tokens, (*batch_shape, tokens.shape[-1]))
 
     def allowed(
@@ -323,24 +328,10 @@ class Prefix(Constraint):
         return jnp.all(valid_ids(state, vocab_size), axis=-1)
 
 
-def _as_tokens(constraint: Constraint, name: str) -> None:
-    object.__setattr__(constraint, name, _array(getattr(constraint, name)))
-
-
-def _array(tokens: Any) -> Any:
-    """Tokens as an array; what else stands in a pytree unchanged."""
-    return np.asarray(tokens, np.int32) if isinstance(tokens, Sequence) else tokens
-
-
 def static_end_token(end_token: EndToken) -> int | tuple[int, ...]:
     """The end tokens as a Python number, or several of them; part of the compiled program."""
     ends = as_end_tokens(end_token)
     return ends[0] if len(ends) == 1 else ends
-
-
-def is_known(values: Integer[np.ndarray | Array, "..."]) -> bool:
-    """Whether the values can be read: they are not traced."""
-    return not isinstance(values, jax.core.Tracer)
 
 
 def _check_length(
@@ -350,7 +341,7 @@ def _check_length(
     if not as_end_tokens(end_token, vocab_size):
         raise ValueError(f"{name} needs an end token")
     if known is not None and known < 0:
-        raise ValueError(f"{name}({length}): a length is not below 0")
+        raise ValueError(f"{name}({length}): length must be at least 0")
 
 
 def _in_words(ends: tuple[int, ...]) -> str:

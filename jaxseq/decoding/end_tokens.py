@@ -37,7 +37,7 @@ def as_end_tokens(end_token: EndToken, vocab_size: int | None = None) -> tuple[i
 
 
 def fill_token(end_tokens: tuple[int, ...]) -> int:
-    """The token that stands after an end: the first end token, 0 without one."""
+    """The token that pads a row after its end: the first end token, 0 without one."""
     return end_tokens[0] if end_tokens else 0
 
 

@@ -50,9 +50,9 @@ class Generation(NamedTuple):
             constraints ruled out every token.
         sampling_log_probabilities: the same sum under the distribution that was drawn from, after constraints,
             temperature and filters. 0 for greedy decoding, which draws nothing.
-        carry: the state from which the rows go on: it has read the first token and every token of the row but the
-            last one. Rows that ended early keep the carry of their end. (A row that ended because constraints ruled out
-            every token cannot go on: its carry may have read its last token too.)
+        carry: the state from which decoding can continue: it has read the first token and every token of the row but
+            the last one. Rows that ended early keep the carry of their end. (A row that ended because constraints ruled
+            out every token cannot be continued: its carry may have read its last token too.)
         last_tokens: each row's last token, an end token included; the first token of a row without tokens.
 
     ``greedy(step, made.carry, made.last_tokens, ...)`` gives the tokens that a larger ``max_length`` would have given.
@@ -90,9 +90,9 @@ def greedy(
             (``prefill``), or a start token. They are ids of the vocabulary that the logits are over.
         max_length: the largest number of tokens to generate.
         end_token: a row ends at this token, or at the first of several; ``None`` generates ``max_length`` tokens.
-        constraints: which tokens are allowed, see ``Rule``.
+        constraints: rules that exclude tokens, change logits or end rows, see ``Rule``.
         memory: a constant input of the step, such as an encoded source; its leaves lead with ``*B``.
-        donate_carry: let the loop overwrite the carry's arrays, which cannot be used afterwards, not a copy of them.
+        donate_carry: let the loop overwrite the carry's arrays instead of a copy; they cannot be used afterwards.
 
     Raises:
         ValueError: max_length below 1 or beyond the carry's context, a first token or an end token outside the

@@ -26,7 +26,7 @@ class Sampler(NamedTuple):
 
 
 class GenerationState(NamedTuple):
-    """The state of the loop: how many tokens have been generated, and all that the next one depends on.
+    """The state of the loop: the number of generated tokens, and everything that the next one depends on.
 
     ``tokens`` are the last tokens, which the carry has not read; rows that are done keep theirs and their carry.
     """

@@ -1,7 +1,7 @@
-"""The tokens that a rule looks back on: a prompt, if it is given one, and what has been generated.
+"""The tokens that a rule looks back on: the generated ones, and a prompt if it is given one.
 
-A history is an array ``[*B P+L]`` of the newest tokens, the newest last; -1 stands where there are none yet. An id of
-the prompt that is no token stays in it as a number outside the vocabulary, so that a rule can tell.
+A history is an array ``[*B P+L]`` of the last tokens, the newest at the end; -1 marks places without a token. An id of
+the prompt that is outside the vocabulary stays outside it, so that a rule can detect it.
 """
 
 from collections.abc import Sequence
@@ -18,44 +18,52 @@ Prompt: TypeAlias = Sequence[int] | Integer[np.ndarray | Array, "..."] | None
 """A prompt for all rows ``[P]``, or one for each row ``[*B P]``."""
 
 PromptLengths: TypeAlias = int | Sequence[int] | Integer[np.ndarray | Array, "..."] | None
-"""The number of tokens of each prompt, the others are padding; None: all."""
+"""The number of tokens of each prompt; the others are padding. None: there is no padding."""
 
 NO_TOKEN = np.iinfo(np.int32).max
+"""Replaces negative ids of a prompt, because -1 marks a place without a token."""
 
 
 def as_array(value: Any) -> Any:
-    """A sequence as an array, so that other values need no new compilation; what else stands in a pytree unchanged."""
+    """Convert a sequence to an array; other values (arrays, None, placeholders of a pytree) are returned unchanged."""
     return np.asarray(value, np.int32) if isinstance(value, Sequence) else value
 
 
+def set_arrays(rule: Any, *names: str) -> None:
+    """Make these fields of a frozen dataclass arrays, so that other values need no new compilation."""
+    for name in names:
+        object.__setattr__(rule, name, as_array(getattr(rule, name)))
+
+
 def check_prompt(name: str, prompt: Prompt, lengths: PromptLengths, vocab_size: int) -> None:
-    """Check the ids of a prompt, but those of its padding.
+    """Check the lengths of prompts, and their ids except those of padding.
 
     Raises:
-        ValueError: an id outside the vocabulary, lengths without a prompt, or of another shape or range.
+        ValueError: an id outside the vocabulary, or lengths without a prompt, of another shape, or out of range.
     """
     if prompt is None:
         if lengths is not None:
             raise ValueError(f"{name}: prompt_lengths={lengths} without a prompt")
         return
-    tokens, counts = as_array(prompt), as_array(lengths)
-    if counts is not None:
-        if np.shape(counts) != tokens.shape[:-1]:
-            raise ValueError(f"{name}: prompt_lengths of shape {np.shape(counts)} for prompts {tokens.shape}")
-        if not isinstance(lengths, jax.core.Tracer):
-            check_ids(f"{name}: prompt_lengths", np.asarray(lengths), tokens.shape[-1] + 1)
-    if not isinstance(lengths, jax.core.Tracer):
-        real = None if lengths is None else np.arange(tokens.shape[-1]) < np.asarray(lengths)[..., None]
-        check_ids(f"{name}: prompt", tokens, vocab_size, real)
+    tokens, real = as_array(prompt), None
+    if lengths is not None:
+        if np.shape(lengths) != tokens.shape[:-1]:
+            raise ValueError(f"{name}: prompt_lengths of shape {np.shape(lengths)} for prompts {tokens.shape}")
+        if isinstance(lengths, jax.core.Tracer):
+            return
+        counts = np.asarray(lengths)
+        check_ids(f"{name}: prompt_lengths", counts, tokens.shape[-1] + 1)
+        real = np.arange(tokens.shape[-1]) < counts[..., None]
+    check_ids(f"{name}: prompt", tokens, vocab_size, real)
 
 
 def initial_history(
     name: str, prompt: Prompt, lengths: PromptLengths, batch_shape: tuple[int, ...], max_length: int
 ) -> Int[Array, "*B H"]:
-    """The history before the first token: the prompts, each ending at the right.
+    """The history before the first generated token: the prompts, aligned at the end.
 
     Raises:
-        ValueError: prompts of another number of rows.
+        ValueError: the prompts have other batch dimensions.
     """
     empty = jnp.full((*batch_shape, max_length), -1, jnp.int32)
     if prompt is None:
@@ -78,7 +86,7 @@ def appended(history: Int[Array, "*B H"], tokens: Int[Array, "*B"]) -> Int[Array
 
 
 def has_valid_ids(history: Int[Array, "*B H"], vocab_size: int) -> Bool[Array, "*B"]:
-    """Whether all ids of each row are tokens."""
+    """Whether all ids of each row are in the vocabulary."""
     return jnp.all((history == -1) | valid_ids(history, vocab_size), axis=-1)
 
 

@@ -11,10 +11,10 @@ from jaxseq.decoding.history import (
     Prompt,
     PromptLengths,
     appended,
-    as_array,
     check_prompt,
     has_valid_ids,
     initial_history,
+    set_arrays,
     token_counts,
 )
 from jaxseq.typing import Array, Bool, Carry, Int
@@ -23,10 +23,13 @@ from jaxseq.typing import Array, Bool, Carry, Int
 @partial(register_dataclass, data_fields=["prompt", "prompt_lengths"], meta_fields=["size"])
 @dataclass(frozen=True, eq=False)
 class NoRepeatedNgrams(Constraint):
-    """No n-gram of generated tokens occurs twice; with a prompt, none occurs that the prompt has, either.
+    """No n-gram of generated tokens occurs twice, nor, with a prompt, one that occurs in the prompt.
 
     A prompt is ``[P]`` for all rows, or ``[*B P]``, with ``prompt_lengths`` ``[*B]`` if it is padded; an n-gram may
     begin in it. Paulus et al., "A deep reinforced model for abstractive summarization", 2017 (for n = 3).
+
+    Raises:
+        ValueError: at the call of a decoding function: a size below 1, or prompts that do not fit.
     """
 
     size: int
@@ -35,8 +38,7 @@ class NoRepeatedNgrams(Constraint):
 
     def __post_init__(self) -> None:
         """Make the prompt an array, so that other prompts of its shape need no new compilation."""
-        for name in ("prompt", "prompt_lengths"):
-            object.__setattr__(self, name, as_array(getattr(self, name)))
+        set_arrays(self, "prompt", "prompt_lengths")
 
     def check(self, vocab_size: int, max_length: int) -> None:
         """Check the size and the prompt."""

@@ -3,9 +3,9 @@
     rules = [RepetitionPenalty(1.2), SequenceBias({(3, 4): -2.0})]
     sample(step, carry, first, key=key, max_length=50, constraints=rules)
 
-They change the logits of the next token. ``log_probabilities`` stay the model's own; greedy decoding and sampling take
-the changed logits, and beam search their log softmax. Those that look back count the generated tokens, and a prompt
-only if they are given one: tokens ``[P]`` for all rows or ``[*B P]``, with ``prompt_lengths`` ``[*B]`` if it is padded.
+They change the logits of the next token. ``log_probabilities`` stay the model's own; greedy decoding and sampling use
+the changed logits, and beam search their log softmax. The generated tokens count, and those of a prompt only if it is
+given to the rule: ``[P]`` for all rows or ``[*B P]``, with ``prompt_lengths`` ``[*B]`` if it is padded.
 """
 
 from collections.abc import Mapping
@@ -22,10 +22,10 @@ from jaxseq.decoding.history import (
     Prompt,
     PromptLengths,
     appended,
-    as_array,
     check_prompt,
     has_valid_ids,
     initial_history,
+    set_arrays,
     token_counts,
 )
 from jaxseq.decoding.options import known_number
@@ -53,7 +53,7 @@ class RepetitionPenalty(LogitsProcessor):
 
     def __post_init__(self) -> None:
         """Check the penalty, and make the prompt an array."""
-        _set_prompt(self)
+        set_arrays(self, *_PROMPT)
         penalty = known_number(self.penalty)
         if penalty is not None and not 0 < penalty < float("inf"):
             raise ValueError(f"RepetitionPenalty: penalty must be above 0 and finite, not {penalty}")
@@ -99,7 +99,7 @@ class FrequencyPenalty(LogitsProcessor):
 
     def __post_init__(self) -> None:
         """Check the values, and make the prompt an array."""
-        _set_prompt(self)
+        set_arrays(self, *_PROMPT)
         for name in ("frequency", "presence"):
             value = known_number(getattr(self, name))
             if value is not None and not np.isfinite(value):
@@ -129,12 +129,12 @@ class FrequencyPenalty(LogitsProcessor):
 @partial(register_dataclass, data_fields=["biases", *_PROMPT], meta_fields=[])
 @dataclass(frozen=True, eq=False)
 class SequenceBias(LogitsProcessor):
-    """Adds to the logit of a sequence's last token where the tokens so far end with the others.
+    """Adds a bias to the logit of a sequence's last token, where the tokens so far end with the tokens before it.
 
-    ``biases`` maps token sequences to numbers, ``{(3, 4): -2.0, (5,): 1.0}``: 4 is 2 less probable (as a logit) after
-    3, and 5 is 1 more probable everywhere. The biases of sequences that end with the same token add up. Minus infinity
-    excludes. The numbers are inputs of the compiled program, the sequences are part of it. (As ``SequenceBias`` of
-    transformers.)
+    ``biases`` maps token sequences to numbers, ``{(3, 4): -2.0, (5,): 1.0}``: after 3 the logit of 4 is reduced by 2,
+    and the logit of 5 is increased by 1 everywhere. The biases of sequences that end with the same token are added.
+    Minus infinity excludes the token. The numbers are inputs of the compiled program, the sequences are part of it.
+    (As ``SequenceBias`` of transformers.)
 
     Raises:
         ValueError: an empty sequence, or a bias that is NaN or plus infinity; at the call also a token outside the
@@ -147,14 +147,14 @@ class SequenceBias(LogitsProcessor):
 
     def __post_init__(self) -> None:
         """Check sequences and biases, and make the prompt an array."""
-        _set_prompt(self)
+        set_arrays(self, *_PROMPT)
         if not isinstance(self.biases, Mapping):  # a placeholder of a pytree
             return
         object.__setattr__(self, "biases", {tuple(map(int, words)): bias for words, bias in self.biases.items()})
         for words, bias in self.biases.items():
             value = known_number(bias)
             if not words or (value is not None and not value < float("inf")):
-                raise ValueError(f"SequenceBias: a finite bias for each sequence of tokens, not {list(words)}: {bias}")
+                raise ValueError(f"SequenceBias: empty sequence or bias not below infinity: {list(words)}: {bias}")
 
     def check(self, vocab_size: int, max_length: int) -> None:
         """Check tokens and prompt."""
@@ -194,8 +194,3 @@ class SequenceBias(LogitsProcessor):
 def _nan_where_invalid(logits: Logits, history: Int[Array, "*B H"]) -> Logits:
     valid = has_valid_ids(history, logits.shape[-1])[..., None]
     return jnp.where(valid, logits, jnp.asarray(jnp.nan, logits.dtype))
-
-
-def _set_prompt(rule: RepetitionPenalty | FrequencyPenalty | SequenceBias) -> None:
-    for name in _PROMPT:
-        object.__setattr__(rule, name, as_array(getattr(rule, name)))

@@ -68,11 +68,11 @@ def prefill(
     Args:
         forward: ``(carry, tokens [*B T], segment_ids [*B T]) -> (carry, logits [*B T V])``, or with a fourth argument
             if ``memory`` is given. Segment ids continue the document of the carry (1 in a fresh one), and are 0
-            (padding) behind a prompt's length.
+            (padding) after a prompt's length.
         carry: a fresh carry, or one that has read tokens, which the prompts continue: to add a turn to a generated
             text, pass ``made.carry`` and prompts that begin with ``made.last_tokens``, which it has not read. Its
             leaves lead with ``*B``.
-        prompts: token ids; what stands behind a prompt's length may be anything.
+        prompts: token ids; those after a prompt's length are ignored.
         lengths: the number of tokens of each prompt; ``None``: all have length T.
         max_length: the number of tokens that will be generated; a carry with too little context raises an error. Tokens
             that the carry has read before are not counted.

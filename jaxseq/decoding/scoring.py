@@ -63,7 +63,7 @@ def score_tokens(
 ) -> Float[Array, "*R L"]:
     """``log p(y_t | y_<t, x)`` of each token, 0 after each sequence's length; arguments and errors as ``score``.
 
-    What stands after a sequence's length may be anything.
+    Tokens after a sequence's length are ignored.
     """
     first_tokens, tokens, carry = as_token_ids(first_tokens), as_token_ids(tokens), as_arrays(carry)
     batch, rows = first_tokens.shape, tokens.shape[:-1]

@@ -17,13 +17,13 @@ from jaxseq.decoding.end_tokens import fill_token, is_end
 from jaxseq.decoding.filters import filter_logits
 from jaxseq.decoding.generation_loop import Sampler
 from jaxseq.decoding.options import SamplingOptions
-from jaxseq.decoding.step import document_ids, step_of
+from jaxseq.decoding.step import document_ids, is_inside, step_of
 from jaxseq.ops.ids import nan_where_invalid
 from jaxseq.typing import Array, Bool, Carry, DType, Float, Int, Key
 
 
 class Speculation(NamedTuple):
-    """Generated tokens, statistics of the draft, and the state from which the rows go on.
+    """Generated tokens, statistics of the draft, and the state from which decoding can continue.
 
     Attributes:
         tokens, lengths, log_probabilities: as in ``Generation``.
@@ -55,7 +55,7 @@ class Inputs(NamedTuple):
 
 
 class Config(NamedTuple):
-    """The static part: a new value needs a new compilation."""
+    """The static options: a new value needs a new compilation."""
 
     max_length: int
     draft_length: int
@@ -84,7 +84,7 @@ class _Draft(NamedTuple):
 
 
 class _Verified(NamedTuple):
-    """How many drafted tokens are accepted, and the token that follows them.
+    """The number of accepted tokens of each row, and the token that follows them.
 
     ``best`` is the largest logit after the constraints at each place: minus infinity where they rule out every token,
     NaN where one of them has ids outside the vocabulary.
@@ -99,6 +99,7 @@ class _Verified(NamedTuple):
 def decode(
     inputs: Inputs, draft_carry: Carry, carry: Carry, first_tokens: Int[Array, "*B"], config: Config
 ) -> Speculation:
+    """Run rounds until every row has ended."""
     rows = first_tokens.shape
     none = jnp.zeros(rows, jnp.int32)
     out = Speculation(
@@ -133,7 +134,7 @@ def _round(inputs: Inputs, config: Config, state: _State) -> _State:
     ends = is_end(tokens, config.end_tokens) | stops
     out, done, count = _record(state, tokens, verified, logits, ends)
 
-    inside = places < count[..., None]
+    inside = is_inside(read.shape, count)
     carry = lax.cond(
         jnp.all(inside | state.done[..., None]),
         lambda: after,
@@ -249,14 +250,14 @@ def _record(
     logits: Float[Array, "*B m V"],
     ends: Bool[Array, "*B m"],
 ) -> tuple[Speculation, Bool[Array, "*B"], Int[Array, "*B"]]:
-    """Append the tokens, up to an end or the length; also which rows are done, and how many tokens each got."""
+    """Append the tokens, up to an end or the length; returns also the rows that are done and the number appended."""
     out, longest = state.out, state.out.tokens.shape[-1]
     stuck = _at(verified.best, verified.accepted) == -jnp.inf
     usable = verified.accepted + jnp.where(stuck, 0, 1)
     count = jnp.minimum(jnp.minimum(usable, _count_leading(~ends) + 1), longest - out.lengths)
     count = jnp.where(state.done, 0, count)
     places = jnp.broadcast_to(jnp.arange(tokens.shape[-1], dtype=jnp.int32), tokens.shape)
-    inside = places < count[..., None]
+    inside = is_inside(tokens.shape, count)
     at = jnp.where(inside, out.lengths[..., None] + places, longest)
     scores = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), tokens[..., None], axis=-1)[..., 0]
     scores = jnp.where(jnp.isnan(verified.best), jnp.nan, scores)

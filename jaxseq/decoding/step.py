@@ -26,7 +26,7 @@ from jax.tree_util import Partial
 from jaxseq.decoding.end_tokens import EndToken, as_end_tokens
 from jaxseq.decoding.options import known_integer
 from jaxseq.ops.ids import check_ids
-from jaxseq.typing import Array, Bool, Carry, Float, Int, Integer, Logits, SegmentIds, Tokens
+from jaxseq.typing import Array, Bool, Carry, Float, Int, Integer, Logits, SegmentIds, Shaped, Tokens
 
 LARGE_ROW_BYTES = 2**14
 """Rows of at least this size are moved one by one on a CPU; smaller ones are gathered."""
@@ -89,7 +89,7 @@ def step_of(forward: AnyForward) -> Partial:
 
 
 def read_tokens(step: Partial, carry: Carry, tokens: Int[Array, "*B"], live: Bool[Array, "*B"]) -> tuple[Carry, Logits]:
-    """Call the step on the live rows: the others keep their carry, and their logits have no meaning.
+    """Call the step on the live rows: the others keep their carry, and their logits are undefined.
 
     A step made by ``step_of`` reads the tokens of the others as padding, which copies nothing; of any other step both
     carries are needed, and rows are selected.
@@ -109,12 +109,17 @@ def select_rows(chosen: Bool[Array, "*B"], tree: Tree, other: Tree) -> Tree:
     return jax.tree.map(select, tree, other)
 
 
+def take_rows(x: Shaped[Array, "N n ..."], indices: Int[Array, "N k"]) -> Shaped[Array, "N k ..."]:
+    """Row ``x[i, indices[i, j]]`` for every i and j."""
+    return jnp.take_along_axis(x, indices.reshape(*indices.shape, *(1,) * (x.ndim - 2)), axis=1)
+
+
 def document_ids(carry: Carry, batch_shape: tuple[int, ...]) -> Int[Array, "*B"]:
-    """The segment id with which each row's document goes on: tokens read with it continue it.
+    """The segment id that continues each row's document.
 
     A part of a carry that distinguishes documents stores the id of the last token that it has read, in a field or a
     property ``segment_id`` (``[*B]``; 0 before the first token). All parts agree, so the first is used. A row that
-    has read nothing, and a carry without such a part, goes on with 1.
+    has read nothing, and a carry without such a part, continues with 1.
     """
 
     def has_id(node: Any) -> bool:
@@ -211,7 +216,7 @@ def check_rows(tree: Carry | Memory, batch_shape: tuple[int, ...], name: str) ->
     """Check that all leaves lead with the batch dimensions.
 
     Raises:
-        ValueError: names the first such leaf.
+        ValueError: names the first leaf that does not.
     """
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         shape = jnp.shape(leaf)

@@ -1,10 +1,10 @@
 r"""Stopping criteria: a row ends after the token that completes a string, or a sequence of tokens.
 
-    stop = Stop.at_strings(["\n\n", "END"], texts)          # texts[i]: what token i spells
+    stop = Stop.at_strings(["\n\n", "END"], texts)          # texts[i]: the text of token i
     greedy(step, carry, first, max_length=50, constraints=[stop])
 
-The text that counts is the generated one, without the prompt. The token that completes a string is the last of its row;
-characters of it behind the string stay in it. Both criteria are automata (Aho & Corasick 1975, Efficient string
+Only the generated text is searched, not the prompt. The token that completes a string is the last of its row, with all
+its characters, also those after the string. Both criteria are automata (Aho & Corasick 1975, Efficient string
 matching, CACM 18(6)); their tables are inputs of the compiled program.
 
 Dimensions, beside the glossary's: ``Q`` states, ``C`` classes of tokens.
@@ -41,7 +41,7 @@ class Stop(StoppingCriterion):
         """Check the size of the vocabulary.
 
         Raises:
-            ValueError: it is another one than the automaton was made for.
+            ValueError: the automaton was made for a vocabulary of another size.
         """
         if len(self.classes) != vocab_size:
             raise ValueError(f"Stop: the vocabulary has {len(self.classes)} tokens, the logits {vocab_size}")
@@ -56,7 +56,7 @@ class Stop(StoppingCriterion):
         return jnp.asarray(self.table)[state, columns].astype(jnp.int32)
 
     def stops(self, state: Carry) -> Bool[Array, "*B"]:
-        """Whether the state is one after a stop."""
+        """Whether a string or a sequence has been completed."""
         return jnp.take(jnp.asarray(self.found), state, mode="clip")
 
     @classmethod
@@ -75,11 +75,11 @@ class Stop(StoppingCriterion):
         """A row ends after the token with which its text contains one of these strings.
 
         A string may begin and end within a token, and may span any number of tokens. ``texts[i]`` is the text of token
-        i; a token without text (None or "") adds nothing. If they are bytes, as a token of a byte-level vocabulary may
-        be a part of a character, strings count as their UTF-8 bytes.
+        i; a token without text (None or "") adds nothing. The texts may be bytes, because a token of a byte-level
+        vocabulary can be a part of a character: strings are then encoded as UTF-8.
 
         Raises:
-            ValueError: no string, an empty one, or tokens that take the automaton too many different ways.
+            ValueError: no string, an empty one, or an automaton over the tokens with more than ``MAX_ENTRIES`` entries.
             TypeError: bytes among texts, or texts among bytes.
         """
         given = list(texts)
@@ -100,9 +100,9 @@ class Stop(StoppingCriterion):
 def _automaton(
     words: Sequence[tuple[int, ...]], vocab_size: int
 ) -> tuple[Int[np.ndarray, "Q C"], Int[np.ndarray, " V"], Bool[np.ndarray, " Q"]]:
-    """Table, classes and found states; a state that found a word is never left."""
+    """The table, the classes, and the states after a completed word, which are never left."""
     if not words:
-        raise ValueError("Stop: nothing to stop at")
+        raise ValueError("Stop needs at least one string or sequence")
     table, classes, bits = aho_corasick("Stop", words, vocab_size, ())
     found = bits > 0
     return np.where(found[:, None], np.arange(len(table), dtype=np.int32)[:, None], table), classes, found

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxseq.typing import Array, Bool, Int
 
-MAX_WORDS = 12  # that are told apart
+MAX_WORDS = 12  # sequences that ``Automaton.requiring`` distinguishes
 MAX_STATES = 100_000
 MAX_ENTRIES = 2**25  # of a table
 UNREACHED = 2**30  # the distance where no path leads to an end
@@ -101,7 +101,7 @@ def explored(
 def lifted(
     table: Int[np.ndarray, "Q M"], columns: Mapping[str, int], texts: Sequence[str | None]
 ) -> tuple[Int[np.ndarray, "Q C"], Int[np.ndarray, " V"]]:
-    """From characters to tokens: the map of states of each token, as columns of a table, and each token's column.
+    """Lift a table over characters to tokens: a column for each map of states, and the column of each token.
 
     The columns are the elements of the automaton's transition monoid for the tokens and their prefixes. The product of
     an element and a character is computed once, for all tokens that contain it.
@@ -130,7 +130,7 @@ def aho_corasick(
 ) -> tuple[Int[np.ndarray, "Q C"], Int[np.ndarray, " V"], Int[np.ndarray, " Q"]]:
     """Table, token classes, and for each state the bits of the words that end there.
 
-    A state is the longest prefix of a word that the last tokens are.
+    A state stands for the longest prefix of a word that the tokens read so far end with.
 
     Raises:
         ValueError: an empty word, a token that is an end token or outside the vocabulary, or too many states.
@@ -165,11 +165,21 @@ def aho_corasick(
 
 
 def check_known(what: str, values: TokenIds, count: int, kind: str) -> None:
+    """Check that values are in [0, count).
+
+    Raises:
+        ValueError: names ``what`` and the first value that is not, as none of the ``kind``.
+    """
     for value in np.unique(values).tolist():
         if not 0 <= value < count:
             raise ValueError(f"{what}: {value} is none of the {count} {kind}")
 
 
 def check_size(what: str, states: int, columns: int) -> None:
+    """Check that a table has at most ``MAX_STATES`` states and ``MAX_ENTRIES`` entries.
+
+    Raises:
+        ValueError: names ``what``, the sizes and the limits.
+    """
     if states > MAX_STATES or states * columns > MAX_ENTRIES:
         raise ValueError(f"{what}: {states} states by {columns} classes; at most {MAX_STATES}, {MAX_ENTRIES} entries")

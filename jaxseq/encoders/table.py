@@ -51,7 +51,7 @@ def make_encoder(
       attention_dropout: the rate of the weights of self-attention.
       dtype: the dtype of the computation.
       param_dtype: the dtype of the parameters.
-      epsilon: that of every norm of a block and of the stack.
+      epsilon: added to the variance in every norm of the blocks and of the stack.
 
     Raises:
       ValueError: an unknown core, or odd ``features`` for two directions.

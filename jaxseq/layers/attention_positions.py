@@ -1,6 +1,6 @@
-"""What the attention of a sequence to itself knows of positions: rotated queries and keys, or a bias on the scores.
+"""Positions in self-attention: rotated queries and keys, or a bias on the scores.
 
-The same choices serve ``cores.Attention`` and ``encoders.SelfAttention``, by an instance or as text::
+``cores.Attention`` and ``encoders.SelfAttention`` take the same choices, as an instance or as text::
 
     Attention(features, positions=Rotary(base=500_000.0))
     Attention(features, positions="rotary(base=500_000.0)")      # as on a command line
@@ -18,7 +18,7 @@ from jaxseq.ops.attention.biases import Bias
 from jaxseq.typing import Array, Float, Int
 
 ScoreBias: TypeAlias = Bias | Float[Array, "..."]
-"""What ``jaxseq.ops.attention`` adds to the scores."""
+"""A bias that ``jaxseq.ops.attention`` adds to the scores."""
 
 
 class AttentionPositions(abc.ABC):
@@ -45,7 +45,7 @@ class AttentionPositions(abc.ABC):
 
 @dataclass(frozen=True)
 class NoPositions(AttentionPositions):
-    """Attention knows the order of its inputs only by a causal mask, or if they encode it (``cores.Positions``)."""
+    """No positions: only a causal mask, or inputs that encode them (``cores.Positions``), distinguish the order."""
 
     def rotate(self, x: Float[Array, "*B T N H"], positions: Int[Array, "*B T"]) -> Float[Array, "*B T N H"]:
         """The input unchanged."""
@@ -136,10 +136,10 @@ POSITIONS: dict[str, type[AttentionPositions]] = {
 
 
 def attention_positions(choice: str | AttentionPositions) -> AttentionPositions:
-    """The choice of that name, with options as in a call of it: ``"rotary"``, ``"relative(num_buckets=64)"``.
+    """The choice of that name, with options as in a call: ``"rotary"``, ``"relative(num_buckets=64)"``.
 
     Raises:
-      ValueError: an unknown name (the known ones are listed), an unknown option, or one that is no Python literal.
+      ValueError: an unknown name (the known ones are listed), an unknown option, or one that is not a Python literal.
     """
     if isinstance(choice, AttentionPositions):
         return choice

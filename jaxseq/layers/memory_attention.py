@@ -37,7 +37,7 @@ class Memory(NamedTuple):
 
 
 class Projections(NamedTuple):
-    """The layers of an attention (None: the identity), and the number of heads that queries, keys and values have."""
+    """The layers of an attention (None: the identity), and the number of heads of queries, keys and values."""
 
     query: nn.Module | None = None
     key: nn.Module | None = None
@@ -119,7 +119,7 @@ class MemoryAttention(nn.Module, abc.ABC):
 
         Args:
           query: the queries.
-          memory: what ``project`` returns.
+          memory: the result of ``project``.
           segment_ids: of the queries; with them, a query sees the positions of its own document only (packed rows),
             without, all real positions.
           rotate: applied to the projected queries; for positions (``layers.AttentionPositions``), as is ``bias``.
@@ -184,7 +184,7 @@ class MemoryAttention(nn.Module, abc.ABC):
     def _prepared(
         self, query: Float[Array, "*B T D"], memory: Memory, segment_ids: SegmentIds | None, rotate: Rotate | None
     ) -> tuple[Float[Array, "*B T N H"], Mask | None]:
-        """Checks the arguments; the projected queries, and what they see."""
+        """Checks the arguments; returns the projected queries, and the mask of the positions that they see."""
         name = type(self).__name__
         check_inputs(name, query, segment_ids)
         if not isinstance(memory, Memory):

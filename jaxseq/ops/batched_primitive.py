@@ -31,7 +31,7 @@ class Operands(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class PerhapsShared:
-    """Arrays among the rows whose axis 0 is the batch, or 1 where the batch shares them, which ``vmap`` keeps."""
+    """Arrays among the rows whose axis 0 is the batch, or is 1 if the batch shares them; ``vmap`` keeps the 1."""
 
     arrays: Any
 
@@ -74,8 +74,8 @@ def _axes(operands: Operands) -> list:
 def batched_call(function: Callable, static: Any, *operands: Operands, derivative: Any = None) -> Operands:
     """``function(static, *operands) -> Operands``, which must have one batch axis and no shared result.
 
-    Where it is differentiated, JAX differentiates ``function(derivative, *operands)``, by default with ``static``: the
-    same function, without loops that reverse mode cannot pass, for example.
+    JAX differentiates ``function(derivative, *operands)`` instead, by default with ``static``. It must be the same
+    function, for example without loops of dynamic length, through which reverse mode cannot pass.
     """
     return _bind(function, None, static, derivative, operands)
 

@@ -1,7 +1,7 @@
 """Validity of ids: the indices of the rows of a table (tokens, targets, positions).
 
-Outside ``jit`` an id that is out of range raises an error. Under a transformation its value is unknown, and what is
-computed from it becomes NaN, as in ``flax.linen.Embed`` and ``optax``; indexing alone would clip or wrap it silently.
+Outside ``jit`` an id that is out of range raises an error. Under a transformation its value is unknown, and results
+computed from it are NaN, as in ``flax.linen.Embed`` and ``optax``; indexing alone would clip or wrap it silently.
 """
 
 import jax

@@ -1,4 +1,4 @@
-"""Checks of what cores, layers, encoders and decoders are given: one message for each kind of mistake."""
+"""Checks of the arguments of cores, layers, encoders and decoders."""
 
 from typing import Any
 
@@ -9,10 +9,10 @@ from jaxseq.typing import Sequence
 
 
 def check_inputs(name: str, xs: Any, segment_ids: Any) -> None:
-    """Check the features and the segment ids that a core, a layer, an encoder or a decoder is given.
+    """Check the features and the segment ids of a call.
 
     Args:
-      name: what is called, for the message ("LSTM").
+      name: the name of the module that is called, for the message ("LSTM").
       xs: must be floating-point numbers of shape ``[*B, T, D]``.
       segment_ids: None, or integers of shape ``[*B, T]``.
 
@@ -45,7 +45,7 @@ def check_leading(name: str, what: str, tree: Any, xs: Sequence) -> None:
     """Check that all leaves lead with the batch dimensions of the inputs.
 
     Args:
-      name: what is called, for the message ("LSTM").
+      name: the name of the module that is called, for the message ("LSTM").
       what: the name of the tree with its article ("a carry", "a memory").
       tree: a pytree of arrays.
       xs: the inputs, ``[*B, T, D]``.
@@ -69,7 +69,7 @@ def check_leaves(what: str, tree: Any, needed: Any, source: str) -> None:
       what: the start of the message ("LSTM is given a carry").
       tree: a pytree of arrays.
       needed: a pytree of arrays or of their shapes.
-      source: what made ``needed`` ("initial_carry").
+      source: the name of the function that made ``needed`` ("initial_carry").
 
     Raises:
       ValueError: names the first leaf that differs.

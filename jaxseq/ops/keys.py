@@ -1,7 +1,7 @@
 """Random keys of rows: each row's draws depend on its own key alone, whatever the implementation of the keys.
 
-``jax.vmap`` over functions of threefry keys draws for each key what that key draws alone. Over rbg and unsafe_rbg keys
-it does not: all draws come from the first key.
+Under ``jax.vmap`` a threefry key gives the same draws as alone. With rbg and unsafe_rbg keys all draws come from the
+first key.
 """
 
 from functools import reduce
@@ -15,7 +15,7 @@ VECTORIZED = "threefry2x32"
 
 
 def threefry_keys(keys: Key[Array, "*B"]) -> Key[Array, "*B"]:
-    """Keys that may be mapped over by ``jax.vmap``: threefry keys as they are; of others each becomes a threefry key.
+    """Keys that ``jax.vmap`` may map over: threefry keys unchanged, others converted to threefry keys one by one.
 
     The new key is made of all bits of the old one, so that different keys stay different (up to the collisions of a
     hash of 64 bits), and rows with different keys draw independently.

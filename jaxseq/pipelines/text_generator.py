@@ -90,7 +90,7 @@ class TextGenerator(Pipeline):
         max_length: int,
         stop: Sequence[str] = (),
     ) -> list[str]:
-        """Draw texts that start as a document does, after a separator; one ends before the first ``stop`` string."""
+        """Draw texts that start as a document does, after a separator, and are cut before the first ``stop`` string."""
         if not num_samples:
             return []
         separator = self.vocabulary.separator
@@ -128,7 +128,7 @@ class TextGenerator(Pipeline):
         return decoding.Automaton.from_transitions(table, rejected, vocab_size=self.vocabulary.size, end_token=end)
 
     def stopping_at(self, strings: Sequence[str]) -> decoding.Stop:
-        """A text ends with the token that completes one of these strings, in any tokenization (``cut_at`` cuts it)."""
+        """Ends a text with the token that completes one of these strings, in any tokenization (``cut_at`` cuts it)."""
         return decoding.Stop.at_strings(strings, self.token_bytes)
 
     def at_least(self, length: int) -> decoding.Automaton:

@@ -24,9 +24,9 @@ def accumulate(optimizer: optax.GradientTransformation, steps: int) -> optax.Gra
 
         gradient = sum_i weight_i gradient_i / sum_i weight_i
 
-    It is the gradient of the mean over all items, however they were divided among the steps, so that clipping and its
-    statistics see what a joint batch gives. The updates of the other steps are zero. Steps of total weight 0 make a
-    gradient of zeros.
+    This is the gradient of the mean over all items, for any division of the items among the steps, so that clipping and
+    its statistics are those of the joint batch. The updates of the other steps are zero. If the sum of the weights is
+    0, the gradient is zero.
 
     ``optax.MultiSteps`` instead averages the means with equal weights.
     """
@@ -62,7 +62,8 @@ def accumulate(optimizer: optax.GradientTransformation, steps: int) -> optax.Gra
 def has_updated(opt_state: PyTree) -> Bool[Array, ""]:
     """Whether the step that made this state updated the parameters; False while gradients are accumulated.
 
-    Knows the states of :func:`accumulate` and of ``optax.MultiSteps``; every step of other optimizers is an update.
+    It recognises the states of :func:`accumulate` and of ``optax.MultiSteps``; with other optimizers every step is an
+    update.
     """
     kinds = (Accumulation, optax.MultiStepsState)
     nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, kinds))

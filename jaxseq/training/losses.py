@@ -38,11 +38,11 @@ def cross_entropy(
     ``count`` as the ``weight`` of its ``Aux``.
 
     A target outside [0, V) at a real position is an error outside ``jit``, and gives a value and a gradient of NaN
-    under it. Positions without a target (-100 elsewhere) are those where ``mask`` is False.
+    under it. Positions without a target (in other libraries a target of -100) are those where ``mask`` is False.
 
     Raises:
-        ValueError: label_smoothing outside [0, 1); shapes that do not fit; no vocabulary; a target out of range.
-        TypeError: targets that are no integers, or a mask that is not bool.
+        ValueError: label_smoothing outside [0, 1); shapes that do not fit; an empty vocabulary; a target out of range.
+        TypeError: targets that are not integers, or a mask that is not bool.
     """
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing must be in [0, 1), not {label_smoothing}")

@@ -47,8 +47,8 @@ class OptimizerConfig:
     clip_value: float | None = None
     """Maximum magnitude of each gradient entry; applied after clip_norm."""
     accumulate_steps: int = 1
-    """Number of steps for one update, by the mean of their gradients over all items (`Aux.weight`); what remains after
-    the last full group of steps changes nothing."""
+    """Number of steps per update, which uses the mean of their gradients over all items (`Aux.weight`); steps after the
+    last full group change nothing."""
 
     def __post_init__(self) -> None:
         positive = {
@@ -112,7 +112,7 @@ def make_optimizer(config: OptimizerConfig, steps: int | None) -> optax.Gradient
 def clip_and_track(
     schedule: optax.Schedule, clip_norm: float | None, clip_value: float | None
 ) -> optax.GradientTransformation:
-    """Clip by the global norm, then each entry, and keep :class:`UpdateStats`: the norm that is reported is applied.
+    """Clip by the global norm, then each entry, and keep :class:`UpdateStats`; the reported norm is the one that clips.
 
     g <- g min(1, clip_norm / |g|);    g <- min(max(g, -clip_value), clip_value)
     """

@@ -25,8 +25,8 @@ def scheduled_sampling(
     passes the first k + 1 tokens equal those of sequential sampling (Bengio et al. 2015, arXiv:1506.03099), so that
     T - 1 passes are that algorithm exactly. No gradient flows through the result. The noise has at least float32.
 
-    Faults stay visible: a token outside [0, V) is never replaced, and nothing is drawn from logits that hold a NaN or
-    are all -inf.
+    A token outside [0, V) is never replaced, and nothing is drawn from logits that contain NaN or are all -inf, so that
+    such errors reach the loss.
 
     Args:
         logits_of: the model: logits for an input.

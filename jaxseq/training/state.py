@@ -12,7 +12,7 @@ from jaxseq.typing import Array, Carry, Int, Key, PyTree
 
 
 class Ema(NamedTuple):
-    """An exponential moving average of the parameters that does not contain its start.
+    """An exponential moving average of the parameters that does not contain the initial parameters.
 
         mean_n = sum_{i=1..n} (1 - d) d^(n-i) p_i / (1 - d^n)
 

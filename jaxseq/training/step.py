@@ -63,9 +63,10 @@ def make_train_step(
             carry, which stays constant.
         ema_decay: the decay of the moving average; required if the state keeps one.
 
-    Raises (when the step is traced):
-        ValueError: a carry that the loss changes in structure, shape or dtype; a weight or a metric that is no scalar;
-            a metric with a name of the step's own; a state with a moving average, without ``ema_decay``.
+    Raises:
+        ValueError: when the step is traced: a carry that the loss changes in structure, shape or dtype; a weight or a
+            metric that is not a scalar; a metric with the name of one of the step's own; a state with a moving average
+            without ``ema_decay``.
     """
 
     def train_step(state: TrainState, batch: PyTree) -> tuple[TrainState, Metrics]:

@@ -31,7 +31,7 @@ def test_one_alignment_a_stacked_batch_and_a_list_are_scored_alike():
     assert alignment_accuracy(jnp.eye(4, dtype=jnp.bfloat16), jnp.arange(4)) == 1
 
 
-def test_ignored_positions_may_hold_anything_or_be_all_there_is():
+def test_ignored_positions_may_be_nan_or_the_whole_alignment():
     tables, wanted = [attention(4, 5), attention(3, 2)], [np.array([1, -1, 4, -1]), np.array([-1, 0, 1])]
     clean = alignment_accuracy(tables, wanted)
     dirty = [np.where(positions[:, None] < 0, np.nan, table) for table, positions in zip(tables, wanted, strict=True)]

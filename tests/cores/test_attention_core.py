@@ -29,7 +29,7 @@ def variables_of(core: Attention, width: int = F) -> Any:
     return jax.tree.map(lambda p: jnp.asarray(0.5 * drawn(*p.shape, seed=p.size), p.dtype), shapes)
 
 
-def test_a_head_size_is_free_of_the_features_and_relative_buckets_are_their_equation(x64: None) -> None:
+def test_head_size_is_independent_of_features_and_relative_buckets_follow_their_equation(x64: None) -> None:
     heads, size = 3, 5
     positions = RelativeBuckets(num_buckets=6, max_distance=5)
     core = Attention(F, num_heads=heads, head_size=size, positions=positions, **EXACT)
@@ -50,7 +50,7 @@ def test_a_head_size_is_free_of_the_features_and_relative_buckets_are_their_equa
     close(ys, mixed @ np.asarray(params["out"]["kernel"]), 1e-10)
 
 
-def test_positions_are_named_as_in_a_call() -> None:
+def test_positions_as_text_equal_the_instance() -> None:
     for text, choice in {
         "rotary": Rotary(),
         "rotary(base=500000.0, interleaved=True, features=4)": Rotary(500000.0, True, 4),
@@ -67,7 +67,7 @@ def test_positions_are_named_as_in_a_call() -> None:
             Attention(8, positions=wrong).initial_carry((1,))
 
 
-def test_sizes_and_rates_that_do_not_fit_are_named() -> None:
+def test_errors_name_sizes_and_rates_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match="num_heads=2 and head_size=0 must be positive"):
         Attention(8, num_heads=2, head_size=0).initial_carry((1,))
     with pytest.raises(ValueError, match=r"attention_dropout=1\.0 is not in \[0, 1\)"):
@@ -83,7 +83,7 @@ def short_tables(length: int) -> AttentionPositions:
 
 
 @pytest.mark.full
-def test_rotary_tables_reach_over_a_document_and_not_over_the_stream() -> None:
+def test_rotary_tables_are_indexed_by_the_position_in_the_document() -> None:
     """Positions are counted from the start of a document, at splits too; beyond the tables there is an error or NaN."""
     core, plain = Attention(4, positions=short_tables(3)), Attention(4, positions="rotary(base=100.0)")
     variables, xs = variables_of(core, 4), jnp.asarray(drawn(1, 12, 4), jnp.float32)

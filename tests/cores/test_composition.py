@@ -110,7 +110,7 @@ class OwnDecoder(Decoder):
         return LSTM(F).map_states(function, carry)
 
     def last_attention_weights(self, carry: Any) -> jax.Array:
-        """There are none."""
+        """Raises: there are no weights."""
         raise ValueError("no weights")
 
 
@@ -140,21 +140,21 @@ def test_cores_may_be_made_in_setup_and_read_there() -> None:
     assert Compact().features == F
 
 
-def test_such_cores_are_parts_of_encoders_and_models() -> None:
+def test_encoders_and_models_take_cores_that_make_cores() -> None:
     assert shapes(Bidirectional(Setup(), OfAState(F)), XS)[0].shape == (2, 3, 2 * F)
     tokens, core = jnp.zeros((2, 3), jnp.int32), Stacked((Compact(), block(Setup())))
     assert shapes(LanguageModel(Embedding(5, F), core), core.initial_carry((2,)), tokens)[0][1].shape == (2, 3, 5)
 
 
 @pytest.mark.full
-def test_such_parts_make_an_encoder_decoder() -> None:
+def test_an_encoder_decoder_takes_parts_that_make_their_parts() -> None:
     tokens = jnp.zeros((2, 3), jnp.int32)
     of_a_core = DecoderStack((AttentionDecoder(Setup(), AdditiveAttention(F), Fusion("add")), OwnDecoder()))
     model = EncoderDecoder(OwnEncoder(), Embedding(5, F), of_a_core)
     assert shapes(model, XS, tokens)[0].shape == (2, 3, 5)
 
 
-def test_an_error_of_the_users_own_is_not_hidden() -> None:
+def test_an_error_in_a_method_of_the_user_is_raised() -> None:
     class Wrong(Compact):
         """Reads what nothing defines."""
 
@@ -168,5 +168,5 @@ def test_an_error_of_the_users_own_is_not_hidden() -> None:
 
 @pytest.mark.full
 @pytest.mark.parametrize("core", [Compact, OfAState])
-def test_they_obey_the_contract(core: Any) -> None:
+def test_cores_that_make_cores_obey_the_contract(core: Any) -> None:
     check_core(core, quick=True)

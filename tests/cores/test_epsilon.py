@@ -1,4 +1,4 @@
-"""The epsilon of every norm is that of its field."""
+"""Every norm uses the field ``epsilon``."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxseq.cores import GLA, GRU, Delta, LayerNormLSTM, Mamba2, Residual, block
-from jaxseq.decoders import DecoderBlock, DecoderStack
+from jaxseq.decoders import DecoderBlock, DecoderStack, make_decoder
 from jaxseq.encoders import CoreEncoder, EncoderBlock, EncoderStack, make_encoder
 from jaxseq.layers import FeedForward, LayerNorm, MultiHeadAttention, Sublayer
 
@@ -50,13 +50,16 @@ ALL: dict[str, Any] = {
             epsilon=EPSILON,
         )
     ),
+    "make_decoder": decoder(
+        make_decoder("transformer", "gru", F, attention="multi_head", feed_forward=5, num_heads=2, epsilon=EPSILON)
+    ),
 }
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("name", ALL)
 def test_every_norm_has_the_epsilon_that_is_given(name: str) -> None:
-    """The traced program adds this number, and the default nowhere."""
+    """The traced program adds the given number, and nowhere the default."""
     program = str(jax.make_jaxpr(ALL[name])())
     assert str(EPSILON) in program
     assert "1e-06" not in program and "e-07:" not in program

@@ -70,7 +70,7 @@ def test_nan_in_the_memory_at_padding_changes_nothing(name: str) -> None:
 
 @FULL
 @pytest.mark.parametrize("summary", ["last", "first_and_last", "mean"])
-def test_a_summary_ignores_padding_and_is_zero_of_nothing(summary: str) -> None:
+def test_a_summary_ignores_padding_and_is_zero_without_real_positions(summary: str) -> None:
     bridge, ids = Bridge(summary), jnp.asarray([[0, 1, 1, 0], [0, 0, 0, 0], [1, 1, 0, 1]], jnp.int32)
     ys = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4, 2)), jnp.float32)
     run = jax.jit(jax.value_and_grad(lambda ys: ((s := bridge.apply({}, ys, ids)) ** 2).sum() + 0 * s.sum()))
@@ -86,7 +86,7 @@ def test_a_summary_ignores_padding_and_is_zero_of_nothing(summary: str) -> None:
 
 @FULL
 @EVERY
-def test_no_rows_no_steps_and_no_memory_give_as_little(name: str) -> None:
+def test_empty_batches_inputs_and_memories_give_empty_or_zero_results(name: str) -> None:
     module: Any = CASES[name](dtype=jnp.float32, param_dtype=jnp.float32)
     bridge = Bridge("mean")
 
@@ -258,7 +258,7 @@ def call(decoder: Decoder, carry: Any, xs: Any, ids: Any, memory: Any) -> Any:
     return jax.eval_shape(lambda: decoder.init_with_output(jax.random.key(0), carry, xs, ids, memory)[0])
 
 
-def test_arguments_of_another_shape_or_dtype_are_named(our_own_errors: None) -> None:
+def test_errors_name_arguments_of_another_shape_or_dtype(our_own_errors: None) -> None:
     """Ids, carries and memories of 1 row for 8, of another dtype, or of another decoder."""
     xs, ids, encoded = jnp.ones((8, 3, F)), jnp.ones((8, 3), jnp.int32), jnp.ones((8, 5, 6))
     types: dict[str, Any] = {"dtype": jnp.float32, "param_dtype": jnp.float32}
@@ -306,7 +306,7 @@ def test_arguments_of_another_shape_or_dtype_are_named(our_own_errors: None) -> 
             module.initial_carry(one, (8,))
 
 
-def test_a_summary_of_other_rows_is_named(our_own_errors: None) -> None:
+def test_errors_name_a_summary_of_other_rows(our_own_errors: None) -> None:
     module: Any = make_decoder("rnn", "gru", F, fusion="add")
     xs, carry = jnp.ones((8, 3, F)), module.initial_carry(None, (8,))
     for summary, found in ((jnp.ones((8, 5, 6)), r"float32\(8, 5, 6\)"), (None, "None")):

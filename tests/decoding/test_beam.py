@@ -155,7 +155,7 @@ def test_it_is_its_definition(num_beams: int, groups: int, diversity: float) -> 
 
 
 @pytest.mark.full
-def test_with_several_end_tokens_it_is_its_definition_too() -> None:
+def test_beam_search_with_several_end_tokens_equals_its_definition() -> None:
     vocab_size, length, ends = 6, 6, (4, 2)
     table = 2.0 * jax.random.normal(jax.random.key(11), (length, vocab_size, vocab_size))
     arguments = (Partial(table_step, table), jnp.zeros(vocab_size, jnp.int32), jnp.arange(vocab_size, dtype=jnp.int32))
@@ -192,7 +192,7 @@ def transformers_search(scores, first, num_beams, length, divisor):
 
 @pytest.mark.full
 def test_the_results_are_never_worse_than_those_of_transformers() -> None:
-    """No sum of K scores, and no best score, is lower; some sums are higher."""
+    """No sum of K scores and no best score is lower; some sums are higher."""
     vocab_size, length, higher = 6, 7, 0
     for num_beams, (name, divisor) in itertools.product((2, 4), NORMALIZATIONS.items()):
         for seed in range(6):
@@ -210,7 +210,7 @@ def test_the_results_are_never_worse_than_those_of_transformers() -> None:
 
 @pytest.mark.full
 def test_the_carry_of_a_result_is_the_one_after_reading_it() -> None:
-    """Decoding goes on from it as from a carry that has read the result from the start."""
+    """Decoding continues from it as from a carry that has read the result from the start."""
     vocab_size, length = 6, 5
     m = model("hybrid", vocab_size, seed=2)
     options = BeamOptions(3, 2, keep_carry=True)

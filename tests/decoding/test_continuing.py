@@ -1,4 +1,4 @@
-"""A generation goes on where it ended: the carry after the last token, further turns, and documents of any id."""
+"""Continuing a generation: the carry that it returns, further turns, and documents of any id."""
 
 import jax
 import jax.numpy as jnp
@@ -27,13 +27,13 @@ V, ENDS, WIDTH = 5, (3, 0), 14
 FIRST = jnp.array([1, 2, 4], jnp.int32)
 READ = jnp.array([[1, 2, 0, 4], [2, 2, 1, 0], [4, 1, 1, 2]], jnp.int32)
 IDS = jnp.array([[1, 1, 2, 2], [7, 7, 7, 0], [0, 0, 0, 0]], jnp.int32)
-"""The documents that the rows stand in have the ids 2, 7, and none: the last row has read nothing."""
+"""The documents of the rows have the ids 2, 7, and none: the last row has read nothing."""
 
 read_documents = jax.jit(lambda forward, carry, tokens, ids: forward(carry, tokens, ids)[0])
 
 
 def padded(rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Prompts of one width, so that they share a program; behind them stand ids that no vocabulary has."""
+    """Prompts of one width, so that they share a program, padded with ids outside every vocabulary."""
     tokens = np.full((len(rows), WIDTH), -7)
     for row, known in zip(tokens, rows, strict=True):
         row[: len(known)] = known
@@ -54,7 +54,7 @@ def same(made, want) -> None:
         pytest.param("cache", False, marks=pytest.mark.full),
     ],
 )
-def test_a_text_read_and_made_in_turns_is_the_text_read_at_once(kind: str, raw: bool) -> None:
+def test_reading_and_generating_in_turns_equals_reading_the_text_at_once(kind: str, raw: bool) -> None:
     """The documents have any id, rows end at different times, and further turns are prompts after the carry."""
     m = model(kind, V, seed=3)
     step = Partial(lambda step, carry, tokens: step(carry, tokens), m.step) if raw else m.step
@@ -75,7 +75,7 @@ def test_a_text_read_and_made_in_turns_is_the_text_read_at_once(kind: str, raw: 
 
 @pytest.mark.full
 @pytest.mark.parametrize("kind", ["hybrid", "cache"])
-def test_two_generations_are_one_long_generation(kind: str) -> None:
+def test_a_continued_generation_equals_one_long_generation(kind: str) -> None:
     m = model(kind, V, seed=3)
     head = greedy(m.step, m.carry(3), FIRST, max_length=4)
     tail = greedy(m.step, head.carry, head.last_tokens, max_length=4)
@@ -85,7 +85,7 @@ def test_two_generations_are_one_long_generation(kind: str) -> None:
 
 
 @pytest.mark.full
-def test_speculation_goes_on_from_its_carries_in_any_document_under_constraints() -> None:
+def test_speculation_continues_from_its_carries_in_any_document_under_constraints() -> None:
     small, large = model("two states", V), model("hybrid", V, seed=1)
     start = [read_documents(m.forward, m.carry(3), READ, IDS) for m in (small, large)]
     rules = [MinLength(3, ENDS), NoRepeatedNgrams(3), Forbid([2])]
@@ -102,7 +102,7 @@ def test_speculation_goes_on_from_its_carries_in_any_document_under_constraints(
 
 
 @pytest.mark.full
-def test_several_samples_of_a_row_and_a_row_without_batch_dimensions_go_on(key: jax.Array) -> None:
+def test_several_samples_of_a_row_and_a_row_without_batch_dimensions_can_be_continued(key: jax.Array) -> None:
     table = jax.random.normal(jax.random.key(1), (V, V))
     step, common = Partial(table_step, table), {"key": key, "max_length": 6, "end_token": ENDS}
     for carry, first in [(jnp.zeros(2, jnp.int32), FIRST[:2]), (jnp.zeros((), jnp.int32), FIRST[0])]:
@@ -113,7 +113,7 @@ def test_several_samples_of_a_row_and_a_row_without_batch_dimensions_go_on(key: 
 
 
 @pytest.mark.full
-def test_no_later_call_deletes_the_carry(key: jax.Array) -> None:
+def test_later_calls_do_not_delete_the_carry(key: jax.Array) -> None:
     step, first = Partial(table_step, jnp.zeros((3, 3))), jnp.zeros(2, jnp.int32)
     made = greedy(step, jnp.zeros(2, jnp.int32), first, max_length=3, donate_carry=True)
     drawn = sample(step, made.carry, made.last_tokens, key=key, max_length=3)
@@ -122,8 +122,8 @@ def test_no_later_call_deletes_the_carry(key: jax.Array) -> None:
     assert made.carry.tolist() == [3, 3] and drawn.carry.is_deleted()
 
 
-def test_a_carry_of_no_known_kind_starts_with_id_one() -> None:
-    """And rows that have ended are padding to a forward function: it alone sees ids, and only if rows may end."""
+def test_a_carry_without_segment_id_starts_with_id_one() -> None:
+    """Only a forward function gets ids, and only if rows may end: rows that have ended are padding."""
     seen = []
 
     def forward(table, carry, tokens, ids=None):

@@ -147,7 +147,7 @@ def test_all_filters_come_in_the_stated_order():
         pytest.param(jnp.array([2e4, 1.0, 1.9e4, -jnp.inf], jnp.bfloat16), 2e-38, marks=pytest.mark.full),
     ],
 )
-def test_the_least_temperatures_leave_the_most_probable_token(logits, temperature):
+def test_the_smallest_temperatures_keep_the_most_probable_token(logits, temperature):
     """Logits are divided after their maximum is subtracted, so that nothing overflows."""
     scores = jax.nn.log_softmax(apply_temperature(logits, temperature))
     assert (

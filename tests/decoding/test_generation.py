@@ -194,7 +194,7 @@ def test_a_longer_generation_goes_on_where_a_shorter_one_ended(key):
 
 @pytest.mark.parametrize("name", ["rbg", pytest.param("unsafe_rbg", marks=pytest.mark.full)])
 def test_rows_draw_by_their_own_keys_of_any_implementation(name):
-    """Under ``vmap``, rbg keys draw as the first of them: each row would follow the key of the first."""
+    """Under ``vmap`` all rbg keys draw as the first one does, so that every row would depend on the first key."""
     key = jax.random.key(0, impl=name)
     keys = jax.random.split(key, B)
     flat = jax.tree_util.Partial(lambda carry, tokens: (carry, jnp.zeros((*tokens.shape, V))))
@@ -322,7 +322,7 @@ def test_a_row_ends_at_the_first_of_several_end_tokens(key):
     assert np.array_equal(one.tokens, greedy(STEP, start(), FIRST, max_length=L, end_token=END).tokens)
 
 
-def test_no_rows_give_results_of_no_rows(key):
+def test_a_batch_without_rows_gives_results_without_rows(key):
     none = start((0,)), FIRST[:0]
     forward = jax.tree_util.Partial(lambda carry, tokens, ids: (carry, jnp.zeros((*tokens.shape, V))))
     step, rules = step_of(forward), [Prefix([1]), NoRepeatedNgrams(2)]

@@ -136,7 +136,7 @@ def test_rows_with_options_of_their_own_draw_what_they_draw_alone(key: jax.Array
 
 
 @pytest.mark.full
-def test_what_is_compiled_in_may_be_an_array_and_is_refused_where_traced(key: jax.Array) -> None:
+def test_static_options_may_be_arrays_and_are_refused_if_traced(key: jax.Array) -> None:
     step = Partial(table_step, table(1))
 
     def run(top_k=3, max_length=4, num_samples=2):

@@ -26,7 +26,7 @@ from jaxseq.decoding import (
 from jaxseq.decoding.constraints import apply_constraints, next_states
 
 V, L, END = 6, 5, 1
-PROMPTS, LENGTHS = np.array([[3, 0, 3, 2], [4, 5, -7, 99]]), np.array([4, 2])  # behind a length anything may stand
+PROMPTS, LENGTHS = np.array([[3, 0, 3, 2], [4, 5, -7, 99]]), np.array([4, 2])  # tokens after a length are ignored
 BIASES = {(3, 4): -2.0, (0,): 1.5, (2, 3, 4): 4.0, (4, 4): -np.inf}
 
 
@@ -181,7 +181,7 @@ def test_ids_outside_the_vocabulary_give_nan_under_jit() -> None:
     [
         (lambda: RepetitionPenalty(0.0), "penalty must be above 0 and finite, not 0.0"),
         (lambda: FrequencyPenalty(float("nan")), "frequency must be finite, not nan"),
-        (lambda: SequenceBias({(): 1.0}), r"a finite bias for each sequence of tokens, not \[\]: 1.0"),
+        (lambda: SequenceBias({(): 1.0}), r"empty sequence.*\[\]: 1.0"),
         (lambda: SequenceBias({(2,): float("inf")}), r"\[2\]: inf"),
         (lambda: SequenceBias({(2, 6): 1.0}), r"SequenceBias: \(2, 6\): id 6 at index \(1,\) is outside \[0, 6\)"),
         (lambda: RepetitionPenalty(2.0, prompt=[0, -1]), r"RepetitionPenalty: prompt: id -1 at index \(1,\)"),
@@ -190,7 +190,7 @@ def test_ids_outside_the_vocabulary_give_nan_under_jit() -> None:
         (lambda: NoRepeatedNgrams(2, PROMPTS, np.array([4])), r"prompt_lengths of shape \(1,\)"),
         (lambda: Stop.at_sequences([[6]], vocab_size=V), "Stop: 6 is none of the 6 tokens"),
         (lambda: Stop.at_sequences([[]], vocab_size=V), r"Stop: sequence \[\] is empty"),
-        (lambda: Stop.at_strings([], ["a"]), "nothing to stop at"),
+        (lambda: Stop.at_strings([], ["a"]), "at least one string or sequence"),
         (lambda: Stop.at_strings(["a"], ["a"] * 5), "Stop: the vocabulary has 5 tokens, the logits 6"),
         (lambda: MinLength(2, None), "MinLength needs an end token"),
     ],

@@ -249,8 +249,8 @@ def test_a_step_reads_one_token_whatever_was_made() -> None:
     assert set(lengths) == {1}
 
 
-def test_ids_out_of_range_are_named_outside_jit_and_nan_under_it(key: jax.Array) -> None:
-    """First tokens, prompts and scored tokens; what stands behind a length may be anything, in a gradient too."""
+def test_ids_out_of_range_are_errors_outside_jit_and_nan_under_it(key: jax.Array) -> None:
+    """First tokens, prompts and scored tokens; tokens after a length are ignored, in a gradient too."""
     chain = jax.random.normal(jax.random.key(0), (5, 5))
     forward = Partial(table_forward, chain)
     step, carry, tokens = step_of(forward), jnp.zeros(3, jnp.int32), np.array([[1, 2, 3], [4, 5, 0], [0, -1, 9]])

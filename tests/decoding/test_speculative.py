@@ -174,7 +174,7 @@ def test_constraints_and_several_end_tokens_act_as_in_greedy_and_in_sampling(key
 
 
 @pytest.mark.full
-def test_a_row_that_constraints_leave_no_token_ends_as_in_greedy() -> None:
+def test_a_row_without_an_allowed_token_ends_as_in_greedy() -> None:
     chain, first = jnp.zeros((3, 3)).at[0, 1].set(9.0), jnp.zeros(2, jnp.int32)
     rules = [Prefix(np.array([[0, 1], [0, 0]])), Forbid([1])]  # the first row has no second token
     common = {"max_length": 3, "end_token": 2, "constraints": rules}

@@ -52,7 +52,7 @@ SEQUENCES = [(0, 3), (2, 0), (0, 2, 3)]
 
 
 def first_sequence(tokens) -> int | None:
-    """The same for the sequences."""
+    """The number of tokens after which the row first ends with one of the sequences."""
     ends = [n for n in range(1, len(tokens) + 1) for s in SEQUENCES if tuple(tokens[max(0, n - len(s)) : n]) == s]
     return min(ends, default=None)
 

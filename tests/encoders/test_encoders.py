@@ -232,7 +232,7 @@ def test_an_encoder_by_name_is_as_asked() -> None:
 
 
 def test_both_directions_start_from_given_states_and_return_the_final_ones() -> None:
-    """Each core alone over the real positions, in its own order, gives the states and the outputs."""
+    """The reference runs each core alone over the real positions, in its own order."""
     encoder = Bidirectional(GRU(D), LSTM(D - 1))
     xs, lengths = jnp.asarray(drawn(3, S, D, seed=6)), (S, 4, 0)
     ids = jnp.asarray(np.arange(S) < np.asarray(lengths)[:, None], jnp.int32)
@@ -265,7 +265,7 @@ XS3, IDS3 = jnp.zeros((2, S, D)), jnp.ones((2, S), jnp.int32)
 
 
 @pytest.mark.parametrize("name", [name for name in ENCODERS if name != "self-attention"])
-def test_an_input_that_does_not_fit_is_named(name: str, untyped: None) -> None:
+def test_errors_name_an_input_that_does_not_fit(name: str, untyped: None) -> None:
     encoder: Any = ENCODERS[name]
     for xs, ids, message in (
         (XS3, IDS3[:, :2], r"needs integer segment_ids of shape \[\*B, T\] = \(2, 7\) .* not int32\(2, 2\)"),

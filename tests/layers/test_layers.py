@@ -121,7 +121,7 @@ def test_a_fusion_is_its_equation(key: jax.Array) -> None:
         close(layer.apply(variables, x, context), want, 1e-6)
 
 
-def test_what_does_not_fit_is_named(key: jax.Array, untyped: None) -> None:
+def test_errors_name_the_argument_that_does_not_fit(key: jax.Array, untyped: None) -> None:
     xs = jnp.ones((T, D))
     for shape in ((2, D), (1, T, D)):
         with pytest.raises(ValueError, match=r"a context of shape .* does not fit x of shape \(8, 5\)"):

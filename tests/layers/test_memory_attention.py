@@ -177,7 +177,7 @@ def test_nan_at_padding_of_queries_and_memory_reaches_no_gradient(name: str, fie
 
 @pytest.mark.full
 @EVERY
-def test_no_rows_no_queries_and_no_memory_give_as_little(name: str, fields: dict) -> None:
+def test_empty_batches_queries_and_memories_give_empty_or_zero_results(name: str, fields: dict) -> None:
     layer = ReadMemory(ATTENTIONS[name](F, **fields))
     variables = variables_of(layer, jnp.ones((1, 2, D)), jnp.ones((1, 3, D)))
 
@@ -251,7 +251,7 @@ def our_own_errors() -> Any:
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
-def test_arguments_of_another_shape_or_dtype_are_named(our_own_errors: None) -> None:
+def test_errors_name_arguments_of_another_shape_or_dtype(our_own_errors: None) -> None:
     layer = ATTENTIONS["multi_head"](F)
     query, ids, memory = jnp.ones((8, T, D)), jnp.ones((8, T), jnp.int32), jnp.ones((8, S, 1, F))
     given = Memory(memory, memory, jnp.ones((8, S), jnp.int32))

@@ -150,7 +150,7 @@ def test_padded_tokens_have_no_gradient_and_others_outside_the_vocabulary_are_an
     assert np.isnan(logits[0, 3:5]).all() and np.isfinite(logits[0, :3]).all() and np.isfinite(logits[1:]).all()
 
 
-def test_tokens_and_ids_that_do_not_fit_are_named(untyped: None) -> None:
+def test_errors_name_tokens_and_ids_that_do_not_fit(untyped: None) -> None:
     model = LanguageModel(Embedding(V, F), GRU(F))
     for tokens, ids, message in (
         (TOKENS.astype(jnp.float32), IDS, r"tokens must be integers, not float32\(3, 8\)"),

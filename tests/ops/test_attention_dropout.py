@@ -41,7 +41,7 @@ def _kept(rate: float, key: jax.Array, batch: tuple[int, ...] = (3,), size: int 
 
 
 def test_tiles_and_equation_drop_the_same_weights_forward_and_backward(x64: None) -> None:
-    """With a bias too, whose gradient has the dropout."""
+    """The gradient of a bias includes the dropout too."""
     bias = jnp.asarray(np.random.default_rng(4).normal(size=(N, T, S)))
 
     @jitted

@@ -1,4 +1,4 @@
-"""Keys of rows: every row draws by its own key, whatever the implementation."""
+"""Keys of rows: every row draws by its own key, for every implementation of keys."""
 
 import jax
 import jax.numpy as jnp

@@ -25,7 +25,7 @@ def arguments(seed: int = 0, shapes: tuple = SHAPES) -> tuple:
 
 
 def scalar(run: Callable, peepholes: bool, ids: Any, **options: Any) -> Callable:
-    """A nonlinear function of all that ``run`` gives, and what it gave."""
+    """A nonlinear function of all results of ``run``, and the results."""
 
     def function(x: Any, R: Any, projection: Any, h: Any, c: Any, own: Any, ids: Any = ids) -> Any:
         cell = Partial(cells.peephole_lstm, cells.Peepholes(*own)) if peepholes else cells.lstm
@@ -98,9 +98,9 @@ def test_the_lstm_with_a_cell_size_is_fused_and_its_carry_holds_both_widths() ->
 
 
 @pytest.mark.full
-def test_what_does_not_fit_is_named(untyped: None) -> None:
+def test_errors_name_the_argument_that_does_not_fit(untyped: None) -> None:
     x, R, projection, h, c, _ = (a.astype(jnp.float32) for a in arguments())
-    with pytest.raises(ValueError, match=r"output_projection of shape \(5, 3\) for a cell that reads its own h"):
+    with pytest.raises(ValueError, match=r"output_projection of shape \(5, 3\): the cell must not read h itself"):
         recurrence(lambda s, x, r: s._replace(h=s.h + r[0]), cells.LSTMState(h, c), x, R, output_projection=projection)
     with pytest.raises(ValueError, match=r"state of shape \(2, 5\); x of shape .* needs \(2, 3\)"):
         recurrence(cells.lstm, cells.LSTMState(c, c), x, R, output_projection=projection)

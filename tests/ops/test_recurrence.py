@@ -408,7 +408,7 @@ def test_gates_stand_in_torchs_order(name: str) -> None:
 @pytest.mark.parametrize("residuals", ["activations", "chunks"])
 @pytest.mark.parametrize("time", [0, 1, 20])
 def test_vmap_over_no_rows_gives_no_rows(time: int, residuals: Any) -> None:
-    """Values and gradients, where the size of a merged axis cannot tell that of its parts."""
+    """Values and gradients; the sizes of the parts cannot be computed from a merged axis of size 0."""
     case = CELLS["elman-tanh"]
     _, x, R, state = arguments(case, batch=(0, 2), time=time)
     ids = jnp.ones(x.shape[:-2], jnp.int32)

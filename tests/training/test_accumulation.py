@@ -1,4 +1,4 @@
-"""Accumulated gradients are those of the joint batch, however it was divided."""
+"""Accumulated gradients are those of the joint batch, for every division of it."""
 
 import dataclasses
 import functools

@@ -100,7 +100,7 @@ def test_a_target_out_of_range_is_an_error_and_nan_under_jit(problem, bad):
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
-def test_ruled_out_tokens_are_as_if_they_were_not_in_the_vocabulary(problem, smoothing, x64):
+def test_tokens_with_a_logit_of_minus_infinity_are_excluded_from_the_vocabulary(problem, smoothing, x64):
     logits, targets, mask = problem
     allowed = np.array([0, 2, 3, 7, 10])
     targets = targets % len(allowed)

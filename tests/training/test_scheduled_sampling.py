@@ -68,7 +68,7 @@ def test_what_cannot_be_is_named():
 
 
 @pytest.mark.parametrize("bad", [-1, V])
-def test_faults_stay_visible(bad):
+def test_invalid_tokens_are_kept_and_nothing_is_drawn_from_invalid_logits(bad):
     tokens = TOKENS.at[0, 3].set(bad)
 
     def faulty(tokens):

@@ -57,7 +57,7 @@ def test_each_step_has_its_own_key_and_the_same_one_again():
     assert first != other
 
 
-def test_the_moving_average_is_over_updates_and_without_the_start():
+def test_the_moving_average_is_over_updates_and_excludes_the_initial_parameters():
     optimizer, step = optimizer_and_step()
     state, seen = state_of(optimizer), []
     chex.assert_trees_all_equal(state.eval_params, state.params)
@@ -115,7 +115,7 @@ def test_a_metric_cannot_hide_one_of_the_steps_own():
 
 
 @pytest.mark.parametrize("dtype", ["float16", pytest.param("float32", marks=pytest.mark.full)])
-def test_an_update_that_is_not_finite_is_skipped_though_the_gradient_is(dtype):
+def test_an_update_that_is_not_finite_is_skipped_even_if_the_gradient_is_finite(dtype):
     optimizer = optax.sgd(3e38)
     state = create_state(jnp.ones(2, dtype), optimizer, key=jax.random.key(0), ema=True)
     step = make_train_step(lambda params, *_: (jnp.sum(3 * params), Aux((), {})), optimizer, ema_decay=0.5)
@@ -124,7 +124,7 @@ def test_an_update_that_is_not_finite_is_skipped_though_the_gradient_is(dtype):
     assert np.all(state.params == 1) and state.ema.updates == 0 and state.nonfinite == 1
 
 
-def test_a_weight_that_cannot_be_one_is_skipped_and_one_that_is_no_scalar_is_named():
+def test_an_invalid_weight_skips_the_step_and_an_error_names_one_that_is_not_a_scalar():
     def weighted(params, carry, weight, key):
         return jnp.sum(params), Aux(carry, {}, weight)
 
@@ -139,7 +139,7 @@ def test_a_weight_that_cannot_be_one_is_skipped_and_one_that_is_no_scalar_is_nam
         step(state, np.ones(3, np.float32))
 
 
-def test_a_metric_that_is_no_scalar_is_named():
+def test_an_error_names_a_metric_that_is_not_a_scalar():
     def loss(params, carry, batch, key):
         return jnp.sum(params), Aux(carry, {"accuracy": jnp.ones(2)})
 

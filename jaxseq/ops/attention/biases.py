@@ -1,4 +1,4 @@
-"""Biases on the scores of attention: the base class, and arrays. Those made of positions are in ``positions``."""
+"""Biases on the scores of attention: the base class, and arrays. Biases by position are in ``positions``."""
 
 from abc import abstractmethod
 from dataclasses import dataclass, field, replace
@@ -25,11 +25,11 @@ class Bias(Tiled):
 
     @property
     def weights(self) -> Any:
-        """The array, or what takes its place in a pytree of tangents."""
+        """The array; in a pytree of tangents, its tangent."""
         return getattr(self, self.weights_name)
 
     def with_weights(self: Same, weights: Any) -> Same:
-        """The bias with other weights, of these heads."""
+        """The bias with other weights."""
         return replace(self, **{self.weights_name: weights})  # type: ignore[type-var]
 
     @abstractmethod
@@ -65,10 +65,10 @@ class DenseBias(Bias):
 
 
 def as_bias(bias: Any) -> Bias | None:
-    """The argument ``bias`` of attention; an array is at least ``[N or 1, T or 1, S or 1]`` then.
+    """Convert the argument ``bias`` of attention; an array gets leading axes of 1 until it has heads, queries and keys.
 
     Raises:
-        TypeError: it is no array of floating point numbers and was not made by ``positions``.
+        TypeError: it is neither an array of floating point numbers nor a ``Bias``.
     """
     if bias is None or isinstance(bias, Bias):
         return bias

@@ -1,10 +1,10 @@
-"""Dropout of attention weights, drawn anew wherever a tile of weights is evaluated instead of stored.
+"""Dropout of attention weights, drawn again for each evaluated tile of weights instead of stored.
 
 The draw of a pair is a hash of the key, the batch element, the head, the query and the key-value position, so it is the
 same in every implementation, for every size of tiles, forward and backward. Each (element, head, query) and (element,
 head, key) gets a word from Threefry-2x32 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"); the
 exclusive or of the two words of a pair goes through a permutation of 32 bits of which each output bit depends on all
-input bits alike (``triple32`` of Wellons' hash prospector).
+input bits (``triple32`` of Wellons' hash prospector).
 """
 
 import functools
@@ -44,7 +44,7 @@ class Dropout(Tiled):
         return _permute(q ^ k) >= np.uint32(min(round(self.rate * 2**32), 2**32 - 1))
 
     def apply(self, weights: Float[Array, "*B"], kept: Bool[Array, "*#B"]) -> Float[Array, "*B"]:
-        """The kept weights over ``1 - rate``, zeros for the others."""
+        """The kept weights divided by ``1 - rate``; zeros for the others."""
         return jnp.where(kept, weights / (1 - self.rate), jnp.zeros((), weights.dtype))
 
 
@@ -53,7 +53,7 @@ def make_dropout(rate: float, key: Array | None, batch: tuple[int, ...], num_hea
 
     Raises:
         ValueError: the rate is not in [0, 1), or is positive without a key.
-        TypeError: the key is no typed key (``jax.random.key``).
+        TypeError: the key is not a typed key (``jax.random.key``).
     """
     if not 0 <= rate < 1:
         raise ValueError(f"dropout_rate must be in [0, 1), got {rate}")

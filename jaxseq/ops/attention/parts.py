@@ -1,4 +1,4 @@
-"""What attention evaluates on each tile beside the products: mask, bias and dropout."""
+"""Mask, bias and dropout: the parts of attention that are evaluated on each tile."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,7 +9,7 @@ from jaxseq.ops.attention.masks import Mask
 
 
 class Parts(NamedTuple):
-    """Each may be None."""
+    """The mask, the bias and the dropout of a call; each may be None."""
 
     mask: Mask | None = None
     bias: Bias | None = None

@@ -35,7 +35,7 @@ def attention_reference(
 
 
 def reference(query: Array, key: Array, value: Array, parts: Parts, scale: float, soft_cap: float | None) -> Array:
-    """``attention_reference`` of arguments that are checked."""
+    """``attention_reference`` for arguments that have been checked."""
     query, key, value = zero_hidden(query, key, value, parts.mask)
     weights = drop(_weights(query, key, parts, scale, soft_cap), parts.dropout).astype(value.dtype)
     grouped = weights.reshape(*weights.shape[:-3], *_head_groups(query, key), *weights.shape[-2:])
@@ -83,7 +83,7 @@ def default_scale(query: Array) -> float:
 
 
 def _head_groups(query: Array, key: Array) -> tuple[int, int]:
-    """Key-value heads, and the query heads of each."""
+    """The number of key-value heads, and the number of query heads of each."""
     return key.shape[-2], query.shape[-2] // max(key.shape[-2], 1)
 
 

@@ -1,4 +1,4 @@
-"""The grid of tiles of one attention: its sizes, which tiles are live, and what a tile holds."""
+"""The grid of tiles of one attention: its sizes, its live tiles, and the evaluation of a tile."""
 
 import functools
 from collections.abc import Callable
@@ -30,7 +30,7 @@ class Plan(NamedTuple):
 
 @dataclass(frozen=True)
 class Grid:
-    """Tiles of rows (queries) by columns (keys), for each program: a batch element and a key-value head."""
+    """Tiles of rows (queries) by columns (keys), for each program (a batch element and a key-value head)."""
 
     plan: Plan
     parts: Parts
@@ -43,12 +43,13 @@ class Grid:
     columns: int
     """Tiles of queries and of keys."""
     programs: int
-    """That run side by side."""
+    """Programs that run side by side."""
     groups: int
-    """Of such programs, one after the other."""
+    """Groups of such programs, one after the other."""
     live: Array
+    """``[groups, rows, columns]``: False where no program of the group sees a pair of the tile."""
     full: Array
-    """``[groups, rows, columns]``: False in live: no program of the group sees a pair; True in full: all see all."""
+    """``[groups, rows, columns]``: True where all programs of the group see all pairs of the tile."""
 
     def lengths(self) -> tuple[int, int]:
         """The padded numbers of queries and keys."""
@@ -107,13 +108,13 @@ class Grid:
         return lambda x: dropout.apply(self.split_heads(x, transposed), kept).reshape(x.shape)
 
     def zero_bias_gradient(self, dtype: Any) -> Array:
-        """Of each program of a group: ``[programs, share or 1, ...]``."""
+        """Zeros for the bias gradient of each program of a group, ``[programs, share or 1, ...]``."""
         assert self.parts.bias is not None
         _, heads, *rest = self.parts.bias.weights.shape
         return jnp.zeros((self.programs, heads // self.kv_heads if heads > 1 else 1, *rest), dtype)
 
     def add_bias_gradient(self, total: Array, cotangent: Array, program: Array, i: Array, j: Array) -> Array:
-        """``total`` plus the gradient of the tiles' scores, of which the transposed cotangent is given."""
+        """``total`` plus the bias gradient of the tiles; ``cotangent`` is that of the transposed scores."""
         bias = self.parts.bias
         assert bias is not None
         cotangent = self.split_heads(cotangent, transposed=True).transpose(0, 2, 3, 1)

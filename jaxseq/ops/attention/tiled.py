@@ -105,9 +105,9 @@ class Tiled(ABC):
         return self.map_leaves(flatten)
 
     def crop(self: Same, rows: Span, columns: Span) -> Same:
-        """Arrays of queries by keys cut to a tile, of which ``tile(rows, columns)`` is the same then.
+        """Cut arrays of queries by keys to a tile; ``tile(rows, columns)`` gives the same values afterwards.
 
-        Taking an element of the batch before would copy its whole array for each tile.
+        Selecting an element of the batch first would copy its whole array for each tile.
         """
 
         def cut(name: str, dims: str, fill: Any, leaf: Array) -> Array:
@@ -116,7 +116,7 @@ class Tiled(ABC):
         return self.map_leaves(cut)
 
     def at_batch(self: Same, index: Int[Array, ""], batch: int) -> Same:
-        """The one of ``batch`` elements at ``index``.
+        """Element ``index`` of a batch of ``batch`` elements.
 
         Arrays are ``[L, *dims]``, where L divides the batch: neighbouring elements share them.
         """

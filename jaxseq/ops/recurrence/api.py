@@ -116,7 +116,7 @@ def _choose(
     if output_projection is not None:
         state = without_h(state)
         if reads_h(cell, state, gates):
-            raise ValueError(f"output_projection of shape {output_projection.shape} for a cell that reads its own h")
+            raise ValueError(f"output_projection of shape {output_projection.shape}: the cell must not read h itself")
     if implementation in ("auto", "fused"):
         traced, reason = trace_cell(cell, state, gates)
     auto = "reference" if traced is None else "fused"

@@ -190,7 +190,7 @@ def _run_chunk(step: Step, weights: Weights, rows: Rows, state: tuple, at: Any, 
 
 
 def _read_by_cell(weights: Weights, state: tuple) -> tuple:
-    """The state as the cell reads it: a cell with an output projection does not read h, so any part stands for it."""
+    """The state as the cell reads it: a cell with an output projection does not read h; another part replaces it."""
     return state if weights.output is None else without_h(state)
 
 

@@ -153,7 +153,7 @@ def reads_h(cell: Cell, state: Any, gates: int) -> bool:
 
 
 def without_h(state: Any) -> Any:
-    """The state for a cell that does not read h: its second part stands for the first, in a width that fits."""
+    """The state for a cell that does not read h: its second part replaces h, whose width the cell does not accept."""
     leaves, structure = jax.tree.flatten(state)
     return jax.tree.unflatten(structure, [leaves[1], *leaves[1:]])
 
