@@ -14,6 +14,7 @@ from jaxseq.decoding.constraints import (
     StatelessConstraint,
     StoppingCriterion,
 )
+from jaxseq.decoding.end_tokens import EndToken
 from jaxseq.decoding.filters import (
     apply_temperature,
     filter_logits,
@@ -42,6 +43,7 @@ __all__ = [
     "BeamOptions",
     "Constraint",
     "Coverage",
+    "EndToken",
     "Forbid",
     "Forward",
     "ForwardWithMemory",

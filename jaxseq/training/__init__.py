@@ -1,5 +1,6 @@
 """Training: train step, loop, run folder, checkpoints, report."""
 
+from jaxseq.training.accumulation import accumulate
 from jaxseq.training.checkpoints import Checkpoints, Restored
 from jaxseq.training.cli import check_repeated_flags, run_cli
 from jaxseq.training.environment import enable_compilation_cache
@@ -24,7 +25,7 @@ from jaxseq.training.run import Run, read_json
 from jaxseq.training.saved_run import SavedRun, read_run
 from jaxseq.training.scheduled_sampling import scheduled_sampling
 from jaxseq.training.settings import from_json, resumable_field, to_json
-from jaxseq.training.state import ParameterInfo, TrainState, create_state, parameter_table
+from jaxseq.training.state import Ema, ParameterInfo, TrainState, create_state, parameter_table
 from jaxseq.training.step import make_train_step
 from jaxseq.training.truncation import Truncation, TruncationMode
 
@@ -38,6 +39,7 @@ __all__ = [
     "Checkpoints",
     "ConfigMismatchError",
     "CrossEntropy",
+    "Ema",
     "Evaluate",
     "Interrupted",
     "JsonLinesWriter",
@@ -58,6 +60,7 @@ __all__ = [
     "Truncation",
     "TruncationMode",
     "Writer",
+    "accumulate",
     "check_repeated_flags",
     "create_state",
     "cross_entropy",
