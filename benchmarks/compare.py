@@ -25,6 +25,9 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parents[1]
+XLA_FLAGS = os.environ.get("XLA_FLAGS", "")
+"""Those of the caller: the harness imports jaxseq, which adds to them."""
+
 CORE_CASES = {
     "elman": (32, 256, 256),
     "gru": (32, 256, 256),
@@ -172,7 +175,7 @@ class Side:
     """A worker process that imports jaxseq from a folder, with its own ``XLA_FLAGS`` if they are given."""
 
     def __init__(self, folder: Path, flags: str | None) -> None:
-        environment = os.environ | {"PYTHONPATH": str(folder)}
+        environment = os.environ | {"PYTHONPATH": str(folder), "XLA_FLAGS": XLA_FLAGS}
         if flags is not None:
             environment |= {"XLA_FLAGS": flags, "JAXSEQ_XLA_FLAGS": "off"}
         command = [sys.executable, __file__, "--worker"]

@@ -150,6 +150,14 @@ def split_setting(word: str, option: str, *taken: str) -> tuple[str, str]:
     return field, value
 
 
+def split_values(text: str) -> list[str]:
+    """The values of ``value,value,...``; raises ValueError for an open quotation or a line end outside quotes."""
+    try:
+        return next(csv.reader([text], strict=True)) or [""]
+    except csv.Error as error:
+        raise ValueError(f"vary {text!r}: {error}") from None
+
+
 def base_settings(config: Config) -> dict[str, str]:
     """The settings of --base and --smoke, by field."""
     settings, text = {"smoke": "True"} if config.smoke else {}, " ".join(config.base)
@@ -169,7 +177,7 @@ def variants_of(config: Config, kind: type) -> dict[str, dict[str, str]]:
     variants, before = {"base": settings}, training.to_json(configure(kind, settings))
     for word in config.vary:
         field, text = split_setting(word, "vary", "run", "seed", "smoke")
-        for value in next(csv.reader([text])) or [""]:
+        for value in split_values(text):
             variant: Any = configure(kind, settings | {field: value})
             after = training.to_json(variant)
             if after != before:

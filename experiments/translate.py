@@ -11,6 +11,7 @@ wrote. It is only read, and can be used while its run trains.
 """
 
 import dataclasses
+import gzip
 import json
 import re
 import sys
@@ -33,8 +34,8 @@ class Config:
     """A UTF-8 file with one text per line, or a .jsonl file of objects with a field "source"; either may be .gz.
     Without --text and --file, texts are read from standard input."""
     output: Path | None = None
-    """Write the translations to this file instead of printing them: one per line, or to a .jsonl file one object
-    {"source": ..., "target": ...} per line."""
+    """Write the translations to this file (.gz too) instead of printing them: one per line, or to a .jsonl file one
+    object {"source": ..., "target": ...} per line."""
     beams: int | None = None
     """Number of beams; 1 is greedy decoding."""
     normalization: Literal["none", "mean", "gnmt"] | None = None
@@ -61,8 +62,10 @@ def main(config: Config) -> list[str]:
     found = translator(loaded.params, texts)
     write(config, texts, found)
     if config.alignment is not None:
-        first = next((pair for pair in zip(texts, found, strict=True) if pair[0].strip()), None)
-        alignments = translator.alignments(loaded.params, [first] if first else [])
+        filled = [pair for pair in zip(texts, found, strict=True) if pair[0].strip()]
+        if not filled:
+            raise ValueError("alignment draws the first text that is not blank: there is none")
+        alignments = translator.alignments(loaded.params, filled[:1])
         if not alignments:
             raise ValueError(f"{config.run}: a model of kind {type(translator.config).__name__} attends to nothing")
         plotting.draw_alignments(alignments, config.alignment)
@@ -87,7 +90,8 @@ def read(config: Config) -> list[str]:
 
 def write(config: Config, texts: Sequence[str], found: Sequence[str]) -> None:
     """Write one line per text to the file or to standard output; a line end in a translation becomes a space."""
-    if config.output is not None and config.output.suffix == ".jsonl":
+    packed = config.output is not None and config.output.suffix == ".gz"
+    if config.output is not None and ".jsonl" in config.output.suffixes[-1 - packed :]:
         rows = ({"source": text, "target": line} for text, line in zip(texts, found, strict=True))
         lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     else:
@@ -97,7 +101,8 @@ def write(config: Config, texts: Sequence[str], found: Sequence[str]) -> None:
             told = f"translations with a line end, written as a space: {changed} (--output FILE.jsonl keeps it)"
             print(told, file=sys.stderr)
     if config.output is not None:
-        config.output.write_bytes("".join(f"{line}\n" for line in lines).encode())
+        raw = "".join(f"{line}\n" for line in lines).encode()
+        config.output.write_bytes(gzip.compress(raw) if packed else raw)
         print(f"written: {config.output}", file=sys.stderr)
     else:
         print("\n".join(lines))

@@ -43,6 +43,8 @@ def main() -> None:
     if command is None:
         fail(words)
     if command == ("path",):
+        if sys.argv[2:]:
+            sys.exit(f"error: {NAME} path takes no options, not {' '.join(sys.argv[2:])}")
         print(experiments_folder())
         return
     script = experiments_folder() / f"{command[-1].replace('-', '_')}.py"

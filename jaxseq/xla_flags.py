@@ -6,14 +6,17 @@ orders of magnitude or NaN (``tests/test_xla_flags.py``; https://github.com/jax-
 ``--xla_cpu_experimental_ynn_fusion_type=-reduce`` turns this off for reductions; matrix products keep the library.
 
 XLA reads ``XLA_FLAGS`` when the first array is made, so import jaxseq before that. The flag is appended: other flags
-stay, and a value of the same flag that is already there is kept. ``JAXSEQ_XLA_FLAGS=off`` in the environment leaves
+stay, and a value of the same flag that is already there is kept. ``XLA_FLAGS`` may be the name of a file of flags; it
+is then replaced by the contents of the file and the flag. ``JAXSEQ_XLA_FLAGS=off`` in the environment leaves
 ``XLA_FLAGS`` alone.
 """
 
+import contextlib
 import os
 import sys
 import warnings
 from importlib import metadata
+from pathlib import Path
 
 FLAG = "--xla_cpu_experimental_ynn_fusion_type"
 VALUE = "-reduce"
@@ -28,10 +31,13 @@ def set_xla_flags() -> None:
     Warns:
         RuntimeWarning: JAX has already read ``XLA_FLAGS`` without it, and computes on the CPU.
     """
-    flags = os.environ.get("XLA_FLAGS", "")
+    flags = _read_flags()
     if os.environ.get("JAXSEQ_XLA_FLAGS") == "off" or _has_flag(flags) or not _jaxlib_has_flag():
         return
-    os.environ["XLA_FLAGS"] = f"{flags} {FLAG}={VALUE}".strip()
+    # XLA stops reading at the first word that is no flag.
+    words = [flags, f"{FLAG}={VALUE}"]
+    plain = all(word.startswith("-") for word in flags.split())
+    os.environ["XLA_FLAGS"] = " ".join(words if plain else reversed(words)).strip()
     if _computes_on_cpu():
         warnings.warn(
             "jaxseq is imported after JAX has started, too late for an XLA flag without which XLA computes some sums "
@@ -42,12 +48,24 @@ def set_xla_flags() -> None:
         )
 
 
+def _read_flags() -> str:
+    """The flags of ``XLA_FLAGS``, or of the file that it names: XLA takes a text that is no flag for a file."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    if flags and not flags.lstrip().startswith("-"):
+        with contextlib.suppress(OSError, ValueError):
+            return Path(flags).read_text(encoding="utf-8")
+    return flags
+
+
 def _has_flag(flags: str) -> bool:
     return any(flag.split("=")[0] == FLAG for flag in flags.split())
 
 
 def _jaxlib_has_flag() -> bool:
-    major, minor = metadata.version("jaxlib").split(".")[:2]
+    try:
+        major, minor = metadata.version("jaxlib").split(".")[:2]
+    except metadata.PackageNotFoundError:  # a build of jaxlib without metadata
+        return False
     return (int(major), int(minor)) in KNOWN_JAXLIB
 
 

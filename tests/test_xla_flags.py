@@ -64,6 +64,21 @@ def test_a_value_of_the_user_is_kept_and_opting_out_leaves_the_flags_alone():
     assert imported(JAXSEQ_XLA_FLAGS="off")[0] == ""
 
 
+def test_a_file_of_flags_is_read_and_joined(tmp_path):
+    """XLA takes ``XLA_FLAGS`` for the name of a file if it is no flag; with a flag behind the name it finds none."""
+    file, own = tmp_path / "flags.txt", f"{FLAG}={VALUE}"
+    file.write_text("--xla_cpu_enable_fast_math=false\n--xla_dump_to=x\n")
+    assert imported(XLA_FLAGS=str(file))[0].split() == ["--xla_cpu_enable_fast_math=false", "--xla_dump_to=x", own]
+    file.write_text(f"{FLAG}=-dot\n")
+    assert imported(XLA_FLAGS=str(file))[0] == str(file)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("flags", ["no such file", "--xla_dump_to='a b'", "--xla_cpu_enable_fast_math=false word"])
+def test_the_flag_stands_before_words_at_which_xla_stops_reading(flags):
+    assert imported(XLA_FLAGS=flags)[0] == f"{FLAG}={VALUE} {flags}"
+
+
 def test_import_warns_where_jax_has_started_without_the_flag():
     started = "import jax; jax.numpy.ones(3)"
     assert "import jaxseq before the first array" in imported(started)[1]

@@ -38,8 +38,8 @@ def read_pairs(
     - ``.jsonl``: one object per line, with the fields ``source_field`` and ``target_field``.
     - two files of any name: line i of ``target_path`` is the target of line i of ``path``.
 
-    Invalid lines (another number of columns, an empty side, broken JSON, a missing field, not UTF-8) are skipped and
-    reported in ``skipped``. Reading stops after ``max_pairs`` pairs.
+    Invalid lines (another number of columns, an empty side, broken JSON, a field that is missing or given twice, not
+    UTF-8) are skipped and reported in ``skipped``. Reading stops after ``max_pairs`` pairs.
 
     Raises:
         FileNotFoundError: a file does not exist.
@@ -84,7 +84,8 @@ def read_texts(path: str | Path, *, field: str = "source") -> tuple[str, ...]:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: not UTF-8, broken JSON, or a missing field (names file and line), or a broken gzip.
+        ValueError: not UTF-8, broken JSON, or a field that is missing or given twice (names file and line), or a
+            broken gzip.
     """
     path = Path(path)
     lines = read_lines(path)
@@ -179,7 +180,9 @@ def _json_lines(path: Path, lines: Sequence[bytes], fields: tuple[str, str]) -> 
 
 def _json_object(line: str) -> dict[str, object]:
     try:
-        item = json.loads(line)
+        item = json.loads(line, object_pairs_hook=_unique)
+    except KeyError as error:
+        raise ValueError(f"field {error.args[0]!r} is given twice") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"broken JSON: {error.msg} at column {error.colno}") from None
     except (ValueError, RecursionError):  # a number of thousands of digits, or lists in lists in lists
@@ -187,6 +190,15 @@ def _json_object(line: str) -> dict[str, object]:
     if not isinstance(item, dict):
         raise ValueError(f"a JSON {type(item).__name__}, not an object")
     return item
+
+
+def _unique(fields: list[tuple[str, object]]) -> dict[str, object]:
+    """A dict of the fields; raises KeyError for a name that occurs twice, of which JSON readers keep the last."""
+    names = [name for name, _ in fields]
+    for name in names:
+        if names.count(name) > 1:
+            raise KeyError(name)
+    return dict(fields)
 
 
 def _field(item: dict[str, object], name: str) -> str:

@@ -72,10 +72,10 @@ def decode_lines(raw: bytes, name: str) -> tuple[str, ...]:
 
 def split_lines(raw: bytes) -> list[bytes]:
     """The lines of a file's bytes, without line ends and byte order mark."""
-    lines = raw.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    lines = raw.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").split(b"\n")
     if not lines[-1]:
         lines.pop()
-    return [line.removesuffix(b"\r") for line in lines]
+    return lines
 
 
 def decode_line(line: bytes) -> str:

@@ -47,7 +47,6 @@ def parse(kind: Any, text: str, name: str) -> Any:
     field = name.rpartition(".")[2]
     holder = dataclasses.make_dataclass("Setting", [(field, kind)])
     said = io.StringIO()
-    check_repeated_flags(text.split())
     try:
         if any(dataclasses.is_dataclass(option) for option in _options(kind)):
             choice, *options = shlex.split(text) or [""]
@@ -56,6 +55,10 @@ def parse(kind: Any, text: str, name: str) -> Any:
             arguments = [f"--{field}", *shlex.split(text)]
         else:
             arguments = [f"--{field}={text}"]
+    except ValueError as error:  # an open quotation
+        raise ValueError(f"{name}={text!r}: {error}") from None
+    check_repeated_flags(arguments)
+    try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
             return getattr(tyro.cli(holder, args=arguments, config=(tyro.conf.FlagConversionOff,)), field)
     except (SystemExit, ValueError):

@@ -13,6 +13,9 @@ from jaxseq.training.interrupts import EXIT_INTERRUPTED
 
 C = TypeVar("C")
 
+FLAG = re.compile(r"(--[A-Za-z][\w.-]*)(=|$)")
+"""A flag, and not a value such as "-- quoted text"."""
+
 
 def run_cli(
     main: Callable[[C], object],
@@ -58,12 +61,13 @@ def check_repeated_flags(arguments: Sequence[str], repeatable: Sequence[str] = (
     for index, word in enumerate(arguments):
         if word == "--":
             return
-        if not word.startswith("--"):
+        found = FLAG.match(word)
+        if not found:
             continue
-        flag, equals, _ = word.partition("=")
+        flag = found.group(1)
         name = re.sub(r"(^|\.)no-", r"\1", flag[2:].replace("_", "-"))
         value = arguments[index + 1 : index + 2]
-        said = word if equals or not value or value[0].startswith("--") else f"{word} {value[0]}"
+        said = word if found.group(2) or not value or FLAG.match(value[0]) else f"{word} {value[0]}"
         if name in seen and name not in {other.replace("_", "-") for other in repeatable}:
             raise ValueError(f"{flag} is given twice: {seen[name]} and {said}")
         seen[name] = said

@@ -24,7 +24,7 @@ def cross_entropy(
     targets: Integer[Array | np.ndarray, "*B T"],
     mask: Bool[Array | np.ndarray, "*B T"],
     *,
-    label_smoothing: float = 0.0,
+    label_smoothing: float | Float[Array, ""] = 0.0,
 ) -> CrossEntropy:
     """The sum over real positions of ``log sum_v exp(l_v) - l_target``, and its mean.
 
@@ -44,7 +44,8 @@ def cross_entropy(
         ValueError: label_smoothing outside [0, 1); shapes that do not fit; an empty vocabulary; a target out of range.
         TypeError: targets that are not integers, or a mask that is not bool.
     """
-    if not 0 <= label_smoothing < 1:
+    traced = isinstance(label_smoothing, jax.core.Tracer)
+    if not traced and not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing must be in [0, 1), not {label_smoothing}")
     _check(logits, targets, mask)
     dtype, size = at_least_float32(logits.dtype), logits.shape[-1]
@@ -56,8 +57,9 @@ def cross_entropy(
     vocabulary = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1)
     # A comparison and its gradient fuse with the sum; the gradient of a gather would be a scatter.
     chosen = jnp.sum(jnp.where(vocabulary == targets[..., None], logits, jnp.zeros((), dtype)), axis=-1)
-    if label_smoothing:
-        chosen = (1 - label_smoothing) * chosen + label_smoothing * _mean_of_allowed(logits)
+    if traced or label_smoothing:
+        smoothing = jnp.asarray(label_smoothing, dtype)
+        chosen = (1 - smoothing) * chosen + smoothing * _mean_of_allowed(logits)
     # A factor of NaN, and not a constant in its place, makes the gradient NaN as well.
     factor = jnp.where(valid_ids(targets, size) | ~mask, jnp.ones((), dtype), jnp.asarray(jnp.nan, dtype))
     losses = jnp.where(mask, (jax.nn.logsumexp(logits, axis=-1) - chosen) * factor, jnp.zeros((), dtype))

@@ -151,7 +151,7 @@ class MetricAccumulator:
                 continue
             if name in self.LATEST or name in self.COUNTS:
                 self.content["latest"][name] = number
-            elif share := float(updated if name == "gradient_norm" else weight or 0):
+            elif share := float(updated if name == "gradient_norm" else max(weight or 0, 0)):
                 self.content["sums"][name] = self.content["sums"].get(name, 0.0) + share * number
                 self.content["weights"][name] = self.content["weights"].get(name, 0.0) + share
 

@@ -16,7 +16,7 @@ from jaxseq.training.accumulation import has_updated
 from jaxseq.training.optimizer import find_update_stats
 from jaxseq.training.protocols import Aux, B, Loss
 from jaxseq.training.state import Ema, TrainState, update_ema
-from jaxseq.training.widening import all_finite, apply_updates, global_norm, norm_dtype, with_widening
+from jaxseq.training.widening import all_finite, any_nan, apply_updates, global_norm, norm_dtype, with_widening
 from jaxseq.typing import Array, Bool, Carry, DType, Int, Key, PyTree, Scalar
 
 Metrics: TypeAlias = dict[str, Array]
@@ -52,9 +52,9 @@ def make_train_step(
     """A jitted ``(state, batch) -> (state, metrics)`` that donates the old state's buffers.
 
     A step leaves params, opt_state, carry and ema unchanged if its loss, its weight, its gradient norm or a new
-    parameter is not finite; the step number advances and the skip is counted. Accumulated gradients are weighted by
-    ``Aux.weight``; a skipped step is in neither sum. The moving average (:class:`~jaxseq.training.state.Ema`) advances
-    with each update of the parameters.
+    parameter is not finite, or its carry holds a NaN, which would spoil the steps after it; the step number advances
+    and the skip is counted. Accumulated gradients are weighted by ``Aux.weight``; a skipped step is in neither sum.
+    The moving average (:class:`~jaxseq.training.state.Ema`) advances with each update of the parameters.
 
     Args:
         loss: ``loss(params, carry, batch, key) -> (scalar, Aux)``.
@@ -80,6 +80,7 @@ def make_train_step(
         ema = None if state.ema is None else _next_ema(state.ema, params, ema_decay, updated)
         carry = jax.lax.stop_gradient(aux.carry) if keep_carry else state.carry
         check_carry(state.carry, carry)
+        finite = finite & ~any_nan(carry) if keep_carry else finite
         old = (state.params, state.opt_state, state.carry, state.ema)
         params, opt_state, carry, ema = jax.tree.map(
             lambda new, kept: jnp.where(finite, new, kept), (params, opt_state, carry, ema), old

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jaxseq.training.protocols import B, Batches, Loss, StreamBatches
 from jaxseq.training.state import TrainState, copy_buffers
 from jaxseq.training.step import check_carry, step_key
+from jaxseq.training.widening import any_nan
 from jaxseq.typing import Array, Carry, Int, Key, PyTree
 
 TruncationMode = Literal["zero", "carry", "recompute"]
@@ -72,8 +73,7 @@ def make_carry_update(loss: Loss[B]) -> Callable[[PyTree, Carry, B, Key[Array, "
     def update(params: PyTree, carry: Carry, batch: B, key: Key[Array, ""], step: int | Int[Array, ""]) -> Carry:
         _, aux = loss(params, carry, batch, step_key(key, step))
         check_carry(carry, aux.carry)
-        floats = [x for x in jax.tree.leaves(aux.carry) if jnp.issubdtype(x.dtype, jnp.inexact)]
-        valid = ~jnp.any(jnp.stack([jnp.any(jnp.isnan(x)) for x in floats])) if floats else jnp.ones((), bool)
+        valid = ~any_nan(aux.carry)
         return jax.tree.map(lambda new, old: jnp.where(valid, new, old), aux.carry, carry)
 
     return update

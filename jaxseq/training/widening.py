@@ -55,6 +55,12 @@ def global_norm(tree: PyTree) -> Scalar:
     return jnp.sqrt(sum(squares, jnp.zeros((), dtype)))
 
 
+def any_nan(tree: PyTree) -> Bool[Array, ""]:
+    """Whether an entry of a leaf of floats is NaN; infinities may be meant."""
+    each = [jnp.any(jnp.isnan(x)) for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return jnp.any(jnp.stack(each)) if each else jnp.zeros((), bool)
+
+
 def all_finite(tree: PyTree) -> Bool[Array, ""]:
     """Whether every entry of every leaf is finite."""
     each = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]

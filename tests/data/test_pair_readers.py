@@ -85,6 +85,7 @@ def test_a_bad_line_of_a_table_is_named(tmp_path, line, why):
         (b'["a", "b"]', "a JSON list, not an object"),
         (b"null", "a JSON NoneType, not an object"),
         (b'{"source": "a"}', "no field 'target'"),
+        (b'{"source": "a", "target": "b", "source": "c"}', "field 'source' is given twice"),
         (b'{"source": 3, "target": "b"}', "field 'source' is not a string, but a int"),
         (b'{"source": "a", "target": null}', "field 'target' is not a string, but a NoneType"),
         (b'{"source": "a", "target": " "}', "empty target"),

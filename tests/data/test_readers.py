@@ -30,6 +30,11 @@ def test_a_text_is_read_as_it_stands_but_for_line_ends_and_byte_order_mark(tmp_p
     assert read_text(str(path)) == read_text(path)
 
 
+def test_a_carriage_return_without_a_line_feed_is_text_at_the_end_too(tmp_path):
+    path = write(tmp_path, "mac.txt", b"a\r\rb\r")
+    assert read_text(path) == "a\r\rb\r" and read_lines(path) == read_texts(path) == ("a\r\rb\r",)
+
+
 @given(lines=st.lists(st.text(st.sampled_from("ab\r\u2028\x85\x0c\x1c\v é"), max_size=5), max_size=5))
 @settings(deadline=None, max_examples=100)
 def test_all_readers_take_the_same_lines(tmp_path_factory, lines):

@@ -207,6 +207,8 @@ def test_two_fields_that_the_config_couples_are_refused_and_named(fake):
         (("=3",), "", ["field=value", "=3"]),
         (("width=",), "", ["width=''", "int"]),
         (("width=3,,4",), "", ["width=''", "int"]),
+        (('text="x,y',), "", ["vary", '"x,y']),
+        (("text=a\rb",), "", ["vary", "'a\\rb'", "new-line"]),
         (("width=4",), "", ["width=4", "nothing but the base"]),
         (("samples=3",), "", ["samples=3", "no field that counts"]),
         (("seed=1",), "", ["seed", "--seeds"]),

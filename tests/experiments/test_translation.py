@@ -168,5 +168,10 @@ def test_a_trained_run_translates_other_texts(translation_run, tmp_path, capsys)
     translate.write(config, ["a\nb", ""], ["x\ny\u2028", ""])
     assert data.read_texts(tmp_path / "out.jsonl", field="target") == ("x\ny\u2028", "")
     assert data.read_texts(tmp_path / "out.jsonl") == ("a\nb", "")
+    for name in ("out.jsonl.gz", "out.gz"):
+        translate.write(translate.Config(run=run, output=tmp_path / name), ["a"], ["x"])
+    assert data.read_texts(tmp_path / "out.jsonl.gz") == ("a",) and data.read_texts(tmp_path / "out.gz") == ("x",)
+    with pytest.raises(ValueError, match="alignment draws the first text that is not blank: there is none"):
+        translate.main(translate.Config(run=run, text=(" ",), alignment=picture))
     translate.write(translate.Config(run=run, output=out), ["a", "b"], ["x\r\ny\u2028\r", "z"])
     assert out.read_bytes() == "x y\u2028 \nz\n".encode() and "written as a space: 1" in capsys.readouterr().err

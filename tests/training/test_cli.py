@@ -47,9 +47,16 @@ def test_flags_given_once_and_flags_that_append_are_read(monkeypatch):
     run_cli(found.append, Config, None, repeatable=("vary",))
     assert found == [Config("lstm", ("a", "b"), False, ("a", "b"), Part(4))]
     check_repeated_flags(["--a", "--", "--a"])
+    check_repeated_flags(["--text", "-- he said", "-- he said", "---", "---"])  # values: flags are words
 
 
 def test_a_field_set_twice_by_texts_is_refused():
     with pytest.raises(ValueError, match=r"train.steps is set twice: 3 and 4"):
         configure(Config, {"steps": "3", "train.steps": "4"})
     assert configure(Config, {"steps": "3", "train.steps": "3"}).train.steps == 3
+    with pytest.raises(ValueError, match="--some_names is given twice"):
+        configure(Config, {"some_names": "a --some_names b"})
+    assert configure(Config, {"core": "--a --a"}).core == "--a --a"
+    assert configure(Config, {"some_names": "'x --a' 'y --a'"}).some_names == ("x --a", "y --a")
+    with pytest.raises(ValueError, match='some_names="\'x": No closing quotation'):
+        configure(Config, {"some_names": "'x"})

@@ -79,6 +79,8 @@ def test_label_smoothing_is_the_cross_entropy_against_a_mixture(problem, x64):
     expected = -np.sum(mixed * log_softmax, where=mask[..., None])
     found = compiled(logits, targets, mask, label_smoothing=0.2)
     np.testing.assert_allclose(found.total, expected, rtol=1e-12)
+    traced = jax.jit(lambda rate: cross_entropy(jnp.asarray(logits), targets, mask, label_smoothing=rate))
+    np.testing.assert_allclose(traced(jnp.float32(0.2)).total, expected, rtol=1e-7)
     for wrong in (-0.1, 1.0):
         with pytest.raises(ValueError, match=f"label_smoothing must be in .0, 1., not {wrong}"):
             cross_entropy(jnp.asarray(logits), targets, mask, label_smoothing=wrong)

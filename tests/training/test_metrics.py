@@ -54,6 +54,7 @@ def test_a_window_has_means_the_latest_rate_and_the_clipped_fraction():
 
 def test_a_window_is_the_mean_over_the_items_of_all_its_steps():
     accumulator, losses, weights = MetricAccumulator(), [1.0, 4.0, 7.0, math.nan], [2.0, 8.0, 0.0, 5.0]
+    accumulator.add({"loss": 100.0, "weight": -3.0}, tokens=0)  # a skipped step
     for loss, weight in zip(losses, weights, strict=True):
         accumulator.add({"loss": loss, "accuracy": 2 * loss, "weight": weight}, tokens=1)
     row = accumulator.flush()

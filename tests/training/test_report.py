@@ -55,7 +55,7 @@ def test_the_report_is_one_file_that_needs_nothing_else(run):
 
 
 def test_it_shows_results_config_environment_parameters_and_samples(run):
-    page = write_report(run, title="A title", samples={"greedy": "the cat\nsat"}).read_text()
+    page = write_report(run, title="A title", samples={"greedy": "\nthe cat\nsat"}).read_text()
     page = page.replace("<wbr>", "")
     for part in [
         "A title",
@@ -67,7 +67,7 @@ def test_it_shows_results_config_environment_parameters_and_samples(run):
         "2 × 3",
     ]:
         assert part in page
-    assert "<pre>the cat\nsat</pre>" in page and "<h3>greedy</h3>" in page
+    assert "<pre>\n\nthe cat\nsat</pre>" in page and "<h3>greedy</h3>" in page
 
 
 ATTACK = '</pre><script>alert(1)</script><img src="x" onerror="alert(2)"> & {{ 7 * 7 }} "q" \'r\''
@@ -89,7 +89,7 @@ def test_nothing_that_is_shown_becomes_markup(tmp_path, run):
         "&lt;/pre&gt;&lt;script&gt;alert(1)&lt;/script&gt;&lt;img src=&#34;x&#34; onerror=&#34;alert(2)&#34;&gt; &amp; "
     )
     text += "{{ 7 * 7 }} &#34;q&#34; &#39;r&#39;"
-    assert page.count(f"<pre>{text}</pre>") == 1 and f'alt="{text}"' in page
+    assert page.count(f"<pre>\n{text}</pre>") == 1 and f'alt="{text}"' in page
     assert page.count(text) == 11
     assert "&lt;lstm&gt;" in write_report(run, samples=[ATTACK]).read_text()
 

@@ -124,6 +124,18 @@ def test_an_update_that_is_not_finite_is_skipped_even_if_the_gradient_is_finite(
     assert np.all(state.params == 1) and state.ema.updates == 0 and state.nonfinite == 1
 
 
+def test_a_carry_with_nan_is_not_handed_on():
+    def grows(params, carry, batch, key):
+        return jnp.sum(params), Aux({"h": carry["h"] + batch, "ids": carry["ids"]}, {})
+
+    start = {"h": jnp.full(2, -jnp.inf), "ids": jnp.zeros(2, jnp.int32)}
+    state = create_state(jnp.ones(2), optax.sgd(0.1), carry=start, key=jax.random.key(0))
+    step = make_train_step(grows, optax.sgd(0.1))
+    state, metrics = step(state, np.float32(np.inf))
+    assert metrics["skipped"] and np.all(state.carry["h"] == -np.inf) and np.all(state.params == 1)
+    assert not step(state, np.float32(1))[1]["skipped"]
+
+
 def test_an_invalid_weight_skips_the_step_and_an_error_names_one_that_is_not_a_scalar():
     def weighted(params, carry, weight, key):
         return jnp.sum(params), Aux(carry, {}, weight)
