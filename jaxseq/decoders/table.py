@@ -38,6 +38,7 @@ def make_decoder(
     attention_dropout: float = 0.0,
     dtype: DType = jnp.float32,
     param_dtype: DType = jnp.float32,
+    epsilon: float = 1e-6,
 ) -> Decoder:
     """A decoder around cores of one name.
 
@@ -61,6 +62,7 @@ def make_decoder(
       attention_dropout: the rate of the weights of attention to the memory and of causal self-attention.
       dtype: the dtype of the computation.
       param_dtype: the dtype of the parameters.
+      epsilon: that of every norm of a residual and of the stack.
 
     Raises:
       ValueError: an unknown kind, core or attention, or no fusion for ``"attention"``.
@@ -72,7 +74,7 @@ def make_decoder(
     if kind == "attention" and fusion is None:
         raise ValueError(f"fusion=None; kind='attention' needs one: {', '.join(FUSIONS)}")
     types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
-    residual: dict[str, Any] = {"norm": norm, "dropout": dropout, **types}
+    residual: dict[str, Any] = {"norm": norm, "dropout": dropout, "epsilon": epsilon, **types}
     causal = name == "transformer"
     joined = positions in JOINS
     drops: dict[str, Any] = {"attention_dropout": attention_dropout}
@@ -89,7 +91,7 @@ def make_decoder(
             attends = partial(attends, value_features=features)  # the width of the residual
         blocks = _blocks(cores, attends, feed_forward, residual)
         sinusoids = Positions(features, join=str(positions), **types) if causal and joined else None
-        return DecoderStack(blocks, sinusoids, norm=norm == "pre", **types)
+        return DecoderStack(blocks, sinusoids, norm=norm == "pre", epsilon=epsilon, **types)
     core = Stacked((cores[0], *(block(core, **residual) for core in cores[1:])))
     join = None if fusion is None else Fusion(fusion, **types)
     return RecurrentDecoder(core, join) if kind == "rnn" or join is None else AttentionDecoder(core, attends(), join)

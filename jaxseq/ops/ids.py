@@ -42,7 +42,8 @@ def check_ids(
 
 def valid_ids(ids: Int[Array, "..."], size: int) -> Bool[Array, "..."]:
     """Whether each id is in [0, size)."""
-    return (ids >= 0) & (ids < size)
+    largest = max(min(size - 1, jnp.iinfo(ids.dtype).max), 0)  # a size that the dtype cannot hold would wrap
+    return (ids >= 0) & (ids <= largest) & (size > 0)
 
 
 def nan_where_invalid(values: Float[Array, "..."], ids: Int[Array, "..."], size: int) -> Float[Array, "..."]:

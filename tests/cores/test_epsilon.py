@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxseq.cores import GLA, GRU, Delta, LayerNormLSTM, Mamba2, Residual, block
-from jaxseq.decoders import DecoderBlock, DecoderStack
+from jaxseq.decoders import DecoderBlock, DecoderStack, make_decoder
 from jaxseq.encoders import CoreEncoder, EncoderBlock, EncoderStack, make_encoder
 from jaxseq.layers import FeedForward, LayerNorm, MultiHeadAttention, Sublayer
 
@@ -43,6 +43,7 @@ ALL: dict[str, Any] = {
     "EncoderStack": encoder(EncoderStack((CoreEncoder(GRU(F)),), norm=True, epsilon=EPSILON)),
     "EncoderBlock": encoder(EncoderBlock(CoreEncoder(GRU(F)), FeedForward(F, 5), epsilon=EPSILON)),
     "make_encoder": encoder(make_encoder("gru", F, 2, feed_forward=5, epsilon=EPSILON)),
+    "make_decoder": decoder(make_decoder("transformer", "gru", F, 2, feed_forward=5, epsilon=EPSILON)),
     "DecoderStack": decoder(
         DecoderStack(
             (DecoderBlock(GRU(F), MultiHeadAttention(F, num_heads=2), FeedForward(F, 5), epsilon=EPSILON),),
