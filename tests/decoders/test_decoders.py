@@ -85,6 +85,12 @@ def test_a_summary_ignores_padding_and_is_zero_of_nothing(summary: str) -> None:
 
 
 @FULL
+def test_a_mean_in_float16_exceeds_no_range() -> None:
+    ys = jnp.full((1, 70_000, 1), 2, jnp.float16)
+    assert Bridge("mean").apply({}, ys).item() == 2
+
+
+@FULL
 @EVERY
 def test_no_rows_no_steps_and_no_memory_give_as_little(name: str) -> None:
     module: Any = CASES[name](dtype=jnp.float32, param_dtype=jnp.float32)

@@ -35,6 +35,8 @@ def test_rotary_turns_each_pair_by_its_angle(x64: None) -> None:
     turned = pairs * np.exp(1j * angles)
     expected = np.concatenate([turned.real, turned.imag], axis=-1)
     np.testing.assert_allclose(rotary(x, jnp.asarray(positions), base=100.0), expected, atol=1e-12)
+    shared = rotary(x, jnp.asarray(positions[0]), base=100.0)
+    np.testing.assert_allclose(shared[0], expected[0], atol=1e-12)
 
 
 @pytest.mark.parametrize("interleaved", [False, True])

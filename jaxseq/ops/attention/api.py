@@ -56,8 +56,8 @@ def attention(
         query, key, value: of one dtype.
         mask: made by ``jaxseq.ops.masks``; None: every query sees every key.
         bias: an array that broadcasts to ``[*B, N, T, S]``, or ``positions.alibi(...)``, or
-            ``positions.relative_bias(...)``, which take O(T) memory; it receives a gradient. -inf (and any score of at
-            most -1e30) hides the key from the query.
+            ``positions.relative_bias(...)``, which take O(T) memory; it receives a gradient. -inf (and any score below
+            -1e30) hides the key from the query.
         scale: 1/√H if None. A scalar array may be traced and receives a gradient; multiply the query by others.
         soft_cap: bounds the scaled products.
         dropout_rate: the probability with which a weight is set to zero; the others are divided by ``1 - rate``. The

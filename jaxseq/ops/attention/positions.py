@@ -32,7 +32,7 @@ def sinusoid(positions: Int[Array, "*B T"], features: int, *, base: float = 1000
 
 def rotary(
     x: Float[Array, "*B T N H"],
-    positions: Int[Array, "*B T"],
+    positions: Int[Array, "*#B T"],
     *,
     base: float = 10000.0,
     interleaved: bool = False,
@@ -66,7 +66,7 @@ def rotary(
     else:
         cos, sin = _looked_up(tables, positions, width)
     wide = at_least_float32(x.dtype)
-    cos, sin = (part[..., None, :].astype(wide) for part in (cos, sin))
+    cos, sin = (align_ranks(part[..., None, :].astype(wide), x)[0] for part in (cos, sin))
     left, right = _pairs(x[..., :width].astype(wide), interleaved)
     axis = x.ndim if interleaved else x.ndim - 1
     join = jnp.stack if interleaved else jnp.concatenate
