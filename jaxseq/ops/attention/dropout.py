@@ -48,7 +48,7 @@ class Dropout(Tiled):
         return jnp.where(kept, weights / (1 - self.rate), jnp.zeros((), weights.dtype))
 
 
-def make_dropout(rate: float, key: Array | None, batch: tuple[int, ...], num_heads: int) -> Dropout | None:
+def make_dropout(rate: float, key: Any, batch: tuple[int, ...], num_heads: int) -> Dropout | None:
     """The dropout of one call; None if the rate is 0.
 
     Raises:

@@ -332,7 +332,7 @@ def sliding_window(
     return _band(window, q_positions, kv_positions, offset)
 
 
-def _band(window: int | None, q_positions: Any, kv_positions: Any, offset: int) -> Mask:
+def _band(window: int | None, q_positions: Any, kv_positions: Any, offset: Any) -> Mask:
     offset = as_index("offset", offset)
     if offset and q_positions is not None:
         raise ValueError(f"offset={offset} and q_positions both give the positions of queries; pass one")

@@ -79,7 +79,7 @@ def masked_softmax(
     return softmax_of_products(scores.astype(at_least_float32(scores.dtype)), mask, as_bias(bias), 1.0, None)
 
 
-def check_scale(query: Array, scale: float | Float[Array, ""] | None) -> Any:
+def check_scale(query: Array, scale: Any) -> Any:
     """The scale, 1/√H by default; arrays in the dtype of the scores.
 
     Raises:
