@@ -12,7 +12,7 @@ import pytest
 from compilation import jitted
 from small_tiles import tiled
 
-from jaxseq.ops import attention, attention_implementation, attention_reference, attention_weights
+from jaxseq.ops import attention, attention_implementation, attention_reference, attention_weights, masked_softmax
 from jaxseq.ops.attention.masks import (
     Mask,
     causal,
@@ -428,6 +428,10 @@ def test_wrong_shapes_are_refused_without_a_type_checker_too() -> None:
         plain(query, key, value, dropout_rate=0.5, dropout_key=jax.random.split(jax.random.key(0)))
     with pytest.raises(ValueError, match=r"scale must be a number, not an array of shape \(4, 1, 1\)"):
         plain(query, key, value, scale=jnp.ones((4, 1, 1)))
+    with pytest.raises(ValueError, match=r"bias has shape \(1, 3, 5\), but must end in \(2, 3, 4\)"):
+        unwrap(masked_softmax)(jnp.zeros((2, 3, 4)), None, jnp.zeros((3, 5)))
+    with pytest.raises(TypeError, match=r"dense\(array\) makes one"):
+        unwrap(masked_softmax)(jnp.zeros((2, 3, 4)), jnp.ones((3, 4), bool))
     with pytest.raises(ValueError, match="one floating-point dtype, got int32"):
         plain(*(x.astype(jnp.int32) for x in (query, key, value)))
 

@@ -76,7 +76,9 @@ def masked_softmax(
     scores: Float[Array, "*B N T S"], mask: Mask | None = None, bias: Bias | Float[Array, "..."] | None = None
 ) -> Float[Array, "*B N T S"]:
     """``softmax(scores + bias)`` over the visible keys, at least float32; zeros where there are none."""
-    return softmax_of_products(scores.astype(at_least_float32(scores.dtype)), mask, as_bias(bias), 1.0, None)
+    bias = as_bias(bias)
+    _check_parts(mask, bias, scores.shape)
+    return softmax_of_products(scores.astype(at_least_float32(scores.dtype)), mask, bias, 1.0, None)
 
 
 def check_scale(query: Array, scale: Any) -> Any:
@@ -142,11 +144,16 @@ def check_arguments(
         raise ValueError(f"attention needs one floating-point dtype, got {query.dtype}, {key.dtype}, {value.dtype}")
     if soft_cap is not None and not soft_cap > 0:
         raise ValueError(f"a soft cap of the scores must be positive, got {soft_cap}")
+    _check_parts(mask, bias, (*query.shape[:-3], query.shape[-2], query.shape[-3], key.shape[-3]))
+
+
+def _check_parts(mask: Any, bias: Bias | None, scores: tuple[int, ...]) -> None:
+    """Raises ValueError or TypeError where a mask or a bias does not fit scores ``[*B, N, T, S]``."""
     if mask is not None and not isinstance(mask, Mask):
         raise TypeError(f"mask must be made by jaxseq.ops.masks, got {type(mask).__name__}: dense(array) makes one")
     for part in (mask, bias):
         if part is not None:
-            part.validate(query.shape[:-3], query.shape[-2], query.shape[-3], key.shape[-3])
+            part.validate(scores[:-3], *scores[-3:])
 
 
 def zero_hidden(query: Array, key: Array, value: Array, mask: Mask | None) -> tuple[Array, Array, Array]:
