@@ -68,8 +68,9 @@ class Attention(Core):
     see itself and the ``window - 1`` before it. ``soft_cap`` bounds the scaled scores, ``cap · tanh(scores / cap)``,
     before mask and bias (Gemma 2, arXiv:2408.00118). ``num_heads=None`` means one head for every 64 features if 64
     divides them, else one; ``head_size=None`` means ``features / num_heads``. ``use_bias`` gives all four projections a
-    bias. ``attention_dropout`` drops attention weights, if a ``dropout`` key is given. Weights can be captured
-    (``jaxseq.layers.capture_weights``), over the slots of a cache too; those are without dropout.
+    bias. ``attention_dropout`` drops attention weights, if a ``dropout`` key is given. ``implementation`` is that of
+    ``jaxseq.ops.attention``. Weights can be captured (``jaxseq.layers.capture_weights``), over the slots of a cache
+    too; those are without dropout.
 
     ``initial_carry(..., context)`` keeps ``context`` earlier positions (a window needs ``window - 1`` at most): the
     splitting law is exact while the history fits. ``context=0``, for training on whole sequences, keeps nothing.

@@ -39,7 +39,14 @@ class Stacked(Core):
     def run(
         self, carry: tuple[Carry, ...], xs: Sequence, segment_ids: SegmentIds | None
     ) -> tuple[tuple[Carry, ...], Features]:
-        """Runs them in order."""
+        """Runs them in order.
+
+        Raises:
+          ValueError: the carry is not that of as many cores.
+        """
+        if not isinstance(carry, tuple) or len(carry) != len(self.cores):
+            found = f"one of {len(carry)}" if isinstance(carry, tuple) else type(carry).__name__
+            raise ValueError(f"Stacked needs a carry that is a tuple of {len(self.cores)} parts, not {found}")
         after = []
         for core, before in zip(self.cores, carry, strict=True):
             one, xs = core(before, xs, segment_ids)
@@ -91,7 +98,7 @@ class Pointwise(Core):
     """A layer that acts on each position alone (a norm, a feed-forward layer) as a core; its carry is empty.
 
     Raises:
-      ValueError: the layer's output is not ``features`` wide.
+      ValueError: the layer's output is not ``features`` wide, or the carry is not empty.
     """
 
     layer: nn.Module
@@ -107,6 +114,8 @@ class Pointwise(Core):
 
     def run(self, carry: tuple[()], xs: Sequence, segment_ids: SegmentIds | None) -> tuple[tuple[()], Features]:
         """Applies the layer at every position."""
+        if carry != ():
+            raise ValueError(f"Pointwise needs an empty carry, as initial_carry makes it, not {type(carry).__name__}")
         ys = self.layer(xs)
         if ys.shape != (*xs.shape[:-1], self.features):
             raise ValueError(f"the layer of a Pointwise makes {ys.shape} of {xs.shape}, not features={self.features}")

@@ -9,6 +9,7 @@ from jaxseq.cores import StateCarry
 from jaxseq.decoders.decoder import Decoder
 from jaxseq.ops import segments
 from jaxseq.ops.inputs import check_inputs
+from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array, Carry, DType, Float, Int, SegmentIds
 
 Summary: TypeAlias = Literal["last", "first_and_last", "mean"]
@@ -42,8 +43,9 @@ class Bridge(nn.Module):
         real = segments.is_real(ids)
         ys = segments.without_padding(ys, ids)
         if self.summary == "mean":
-            count = jnp.maximum(real.sum(-1, keepdims=True), 1).astype(ys.dtype)
-            return ys.sum(-2) / count
+            wide = at_least_float32(ys.dtype)  # a sum of many positions may exceed the range of float16
+            count = jnp.maximum(real.sum(-1, keepdims=True), 1).astype(wide)
+            return (ys.sum(-2, dtype=wide) / count).astype(ys.dtype)
         if ys.shape[-2] == 0:
             width = ys.shape[-1] * (1 if self.summary == "last" else 2)
             return jnp.zeros((*ys.shape[:-2], width), ys.dtype)

@@ -52,6 +52,8 @@ class Bidirectional(nn.Module):
         that its core reads first.
         """
         check_inputs(type(self).__name__, xs, segment_ids)
+        if not isinstance(carries, BidirectionalCarries):
+            raise ValueError(f"Bidirectional needs BidirectionalCarries, not {type(carries).__name__}")
         reversed_ids = None if segment_ids is None else jnp.flip(segment_ids, -1)
         forward, ahead = self.forward(carries.forward, xs, segment_ids)
         backward, behind = self.backward(carries.backward, jnp.flip(xs, -2), reversed_ids)

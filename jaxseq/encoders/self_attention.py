@@ -42,7 +42,7 @@ class SelfAttention(nn.Module):
         given = None if segment_ids is None else places
         if segment_ids is not None:  # an id used again is another document
             starts = segments.starts(segment_ids)
-            count = 1 + jnp.cumsum(starts, axis=-1, dtype=segment_ids.dtype)
+            count = 1 + jnp.cumsum(starts, axis=-1, dtype=jnp.int32)
             segment_ids = jnp.where(segments.is_real(segment_ids), count, jnp.zeros_like(count))
         rotate = partial(positions.rotate, positions=places)
         bias = positions.bias(self, self.attention.heads, given, given, causal=False)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from jaxseq.layers.attention_positions import ScoreBias
 from jaxseq.layers.capture import MEMORY_ATTENTION, record
-from jaxseq.ops import attention, attention_weights, masked_softmax, masks, segments
+from jaxseq.ops import AttentionImplementation, attention, attention_weights, masked_softmax, masks, segments
 from jaxseq.ops.attention.masks import Mask
 from jaxseq.ops.inputs import check_inputs, check_leading, check_segment_ids
 from jaxseq.typing import Array, DType, Float, Key, SegmentIds
@@ -262,11 +262,14 @@ def _additive(
 class ProductAttention(MemoryAttention):
     """Abstract: ``e = q · k``, or ``q · k / √H`` if ``scaled``; the contexts come from ``jaxseq.ops.attention``.
 
+    ``implementation`` is that of the op, which names what each one can do.
+
     Raises:
       ValueError: queries and keys differ in width.
     """
 
     scaled: bool = False
+    implementation: AttentionImplementation = "auto"
 
     @final
     def head_weights(
@@ -287,7 +290,7 @@ class ProductAttention(MemoryAttention):
     ) -> Float[Array, "*B T N E"]:
         """Computes the contexts by ``jaxseq.ops.attention``, which need not store all weights."""
         scale = self._scale(query.shape[-1], memory.keys.shape[-1])
-        options: dict[str, Any] = {"mask": mask, "bias": bias, "scale": scale}
+        options: dict[str, Any] = {"mask": mask, "bias": bias, "scale": scale, "implementation": self.implementation}
         if dropout_key is not None:
             options |= {"dropout_rate": self.attention_dropout, "dropout_key": dropout_key}
         return attention(query, memory.keys, memory.values, **options)

@@ -146,15 +146,12 @@ def _batch_rule(leaves: tuple, mapped: tuple, *, op: _Call, results: tuple) -> t
         a = jnp.moveaxis(a, 0, at)
         return a.reshape(*a.shape[:at], a.shape[at] * a.shape[at + 1], *a.shape[at + 2 :])
 
-    def batch_of(a: Array, d: int | None, axis: int) -> int:
-        shape = a.shape if d is None else (*a.shape[:d], *a.shape[d + 1 :])
-        return shape[axis]
-
-    placed = zip(leaves, mapped, axes, strict=True)
-    batch = next(batch_of(a, d, axis) for a, d, axis in placed if isinstance(axis, int))
     out = _call_p.bind(*map(merged, leaves, mapped, axes), op=op, results=results)
     where = [axis if axis >= 0 else a.ndim + axis for a, axis in zip(out, results, strict=True)]
-    parts = [a.reshape(*a.shape[:d], size, batch, *a.shape[d + 1 :]) for a, d in zip(out, where, strict=True)]
+    # A result may lead with a divisor of the batch, as the gradient of what the batch shares does.
+    parts = [
+        a.reshape(*a.shape[:d], size, a.shape[d] // size, *a.shape[d + 1 :]) for a, d in zip(out, where, strict=True)
+    ]
     return parts, tuple(where)
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxseq.typing import Array, Bool, Float, Int, Integer
+from jaxseq.typing import Array, Bool, Float, Integer
 
 
 def check_ids(
@@ -40,12 +40,13 @@ def check_ids(
         raise ValueError(f"{what}: id {values[index]}{place} is outside [0, {size})")
 
 
-def valid_ids(ids: Int[Array, "..."], size: int) -> Bool[Array, "..."]:
+def valid_ids(ids: Integer[Array, "..."], size: int) -> Bool[Array, "..."]:
     """Whether each id is in [0, size)."""
-    return (ids >= 0) & (ids < size)
+    largest = max(min(size - 1, jnp.iinfo(ids.dtype).max), 0)  # a size that the dtype cannot hold would wrap
+    return (ids >= 0) & (ids <= largest) & (size > 0)
 
 
-def nan_where_invalid(values: Float[Array, "..."], ids: Int[Array, "..."], size: int) -> Float[Array, "..."]:
+def nan_where_invalid(values: Float[Array, "..."], ids: Integer[Array, "..."], size: int) -> Float[Array, "..."]:
     """The values, whose leading dimensions are those of the ids, with NaN where an id is outside [0, size)."""
     valid = valid_ids(ids, size)
     valid = valid.reshape(*valid.shape, *(1,) * (values.ndim - valid.ndim))

@@ -33,6 +33,7 @@ def previous_ids(segment_ids: Int[Array, "*B T"], before: Int[Array, "*B"] | Non
 
     ``before`` is the id that precedes the sequence; 0 (the default) means that nothing does.
     """
+    segment_ids = jnp.asarray(segment_ids)
     if before is None:
         before = jnp.zeros(segment_ids.shape[:-1], segment_ids.dtype)
     ids = jnp.concatenate([before[..., None].astype(segment_ids.dtype), segment_ids], axis=-1)

@@ -103,6 +103,11 @@ def test_a_carry_of_another_core_is_refused(untyped: None) -> None:
     for message, carry in caches.items():
         with pytest.raises(ValueError, match=message):
             call(Attention(F, num_heads=1), carry, XS)
+    for wrong, found in (((own,), "one of 1"), ((own,) * 3, "one of 3"), (own.state.h, "ArrayImpl")):
+        with pytest.raises(ValueError, match=f"Stacked needs a carry that is a tuple of 2 parts, not {found}"):
+            call(STACK, wrong, XS)
+    with pytest.raises(ValueError, match="Pointwise needs an empty carry, as initial_carry makes it, not StateCarry"):
+        call(Pointwise(nn.LayerNorm(), F), own, XS)
 
 
 @pytest.mark.parametrize("name", ["__call__", "initial_carry", "hidden", "reset_states"])

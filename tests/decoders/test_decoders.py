@@ -85,6 +85,12 @@ def test_a_summary_ignores_padding_and_is_zero_without_real_positions(summary: s
 
 
 @FULL
+def test_a_mean_in_float16_exceeds_no_range() -> None:
+    ys = jnp.full((1, 70_000, 1), 2, jnp.float16)
+    assert Bridge("mean").apply({}, ys).item() == 2
+
+
+@FULL
 @EVERY
 def test_empty_batches_inputs_and_memories_give_empty_or_zero_results(name: str) -> None:
     module: Any = CASES[name](dtype=jnp.float32, param_dtype=jnp.float32)

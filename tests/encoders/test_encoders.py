@@ -24,6 +24,7 @@ from jaxseq.encoders import (
 )
 from jaxseq.layers import (
     ATTENTIONS,
+    DotAttention,
     Embedding,
     FeedForward,
     MemoryAttention,
@@ -259,6 +260,14 @@ def test_both_directions_start_from_given_states_and_return_the_final_ones() -> 
         states = jax.tree.map(lambda leaf, row=row: leaf[row], (found.forward.state, found.backward.state))
         close(states, (ahead[0], behind[0]), 1e-5)
     close(*(jax.tree.map(lambda leaf: leaf[2], carries) for carries in (found, given)), 0)
+
+
+@pytest.mark.full
+def test_documents_may_be_more_than_the_dtype_of_ids_counts() -> None:
+    """600 documents of one position, of ids in one byte: each sees itself alone."""
+    xs, ids = jnp.asarray(np.random.default_rng(0).normal(size=(1, 600, 4)), jnp.float32), np.tile([1, 2], 300)[None]
+    encoder = SelfAttention(DotAttention(4))
+    np.testing.assert_allclose(encoder.apply({}, xs, jnp.asarray(ids, jnp.int8)), xs, rtol=1e-6)
 
 
 XS3, IDS3 = jnp.zeros((2, S, D)), jnp.ones((2, S), jnp.int32)

@@ -12,7 +12,7 @@ import pytest
 from compilation import jitted
 from small_tiles import tiled
 
-from jaxseq.ops import attention, attention_implementation, attention_reference, attention_weights
+from jaxseq.ops import attention, attention_implementation, attention_reference, attention_weights, masked_softmax
 from jaxseq.ops.attention.masks import (
     Mask,
     causal,
@@ -296,6 +296,25 @@ def test_vmap_over_no_rows_and_gradients_of_no_rows(implementation: str) -> None
         assert [x.shape for x in found] == [x.shape for x in (*none[:3], bias)]
 
 
+@pytest.mark.full
+@pytest.mark.parametrize("implementation", ["decode", "tiles"])
+def test_a_scale_that_is_learned_has_its_gradient(implementation: str, x64: None) -> None:
+    query, key, value, cotangent = _inputs()
+    query = query.at[:, -1].set(jnp.nan)
+    mask = segments(jnp.ones((B, T), int).at[:, -1].set(0), jnp.ones((B, S), int))
+
+    def of_scale(implementation: str, scale: jax.Array) -> jax.Array:
+        options = {"mask": mask, "soft_cap": 2.0, "implementation": implementation}
+        return (attention(query, key, value, scale=scale, **options) * cotangent).sum()
+
+    both = {
+        name: jitted(jax.value_and_grad(partial(of_scale, name)))(jnp.float32(0.3))
+        for name in ("reference", implementation)
+    }
+    np.testing.assert_allclose(both[implementation], both["reference"], rtol=1e-6)
+    np.testing.assert_allclose(both[implementation][0], of_scale("reference", 0.3), rtol=1e-6)
+
+
 def test_a_narrow_window_gets_small_tiles_and_the_same_numbers() -> None:
     """The plan is chosen from mask and lengths, and not by the batch, which vmap hides."""
     query, key, value = (_normal(i, 2, 600, 4, 8, dtype="float32") for i in range(3))
@@ -403,6 +422,18 @@ def test_wrong_shapes_are_refused_without_a_type_checker_too() -> None:
         plain(query, key, value, bias=jnp.ones((T, S), bool))
     with pytest.raises(TypeError, match="typed key"):
         plain(query, key, value, dropout_rate=0.5, dropout_key=jnp.zeros(2, jnp.uint32))
+    with pytest.raises(TypeError, match=r"typed key .*got int"):
+        plain(query, key, value, dropout_rate=0.5, dropout_key=3)
+    with pytest.raises(ValueError, match=r"one key, got keys of shape \(2,\)"):
+        plain(query, key, value, dropout_rate=0.5, dropout_key=jax.random.split(jax.random.key(0)))
+    with pytest.raises(ValueError, match=r"scale must be a number, not an array of shape \(4, 1, 1\)"):
+        plain(query, key, value, scale=jnp.ones((4, 1, 1)))
+    with pytest.raises(ValueError, match=r"bias has shape \(1, 3, 5\), but must end in \(2, 3, 4\)"):
+        unwrap(masked_softmax)(jnp.zeros((2, 3, 4)), None, jnp.zeros((3, 5)))
+    with pytest.raises(TypeError, match=r"dense\(array\) makes one"):
+        unwrap(masked_softmax)(jnp.zeros((2, 3, 4)), jnp.ones((3, 4), bool))
+    with pytest.raises(ValueError, match="one floating-point dtype, got int32"):
+        plain(*(x.astype(jnp.int32) for x in (query, key, value)))
 
 
 def test_torch_agrees() -> None:

@@ -130,6 +130,18 @@ def test_a_bias_of_positions_is_its_array(kind: str, given: bool, x64: None) -> 
     assert np.abs(plain[4]).max() > 1e-3
 
 
+def test_a_large_bias_for_all_keys_gives_equal_weights() -> None:
+    """A row of -1e9, as in a float mask that hides everything: all weights are equal, in the gradient too."""
+    query, key, value, cotangent = (x.astype(jnp.float32) for x in _inputs())
+    rows = jnp.zeros((T, 1), jnp.float32).at[3].set(-1e9)
+
+    def derivatives(attend: Any) -> Any:
+        return _derivatives(lambda *x: attend(*x[:3], bias=x[3]), (query, key, value, cotangent), rows)
+
+    found, expected = jitted(lambda: (derivatives(tiled), derivatives(attention_reference)))()
+    _close(found, expected, 1e-4)
+
+
 @pytest.mark.full
 def test_vmap_of_gradients_is_the_loop(x64: None) -> None:
     """For a bias that is mapped and for one that all calls share; within a call the batch shares it."""

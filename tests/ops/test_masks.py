@@ -16,6 +16,7 @@ from jaxseq.ops.attention.masks import (
     segments,
     sliding_window,
 )
+from jaxseq.ops.attention.positions import alibi
 from jaxseq.ops.attention.tiled import Span
 
 B, N, T, S = 2, 3, 11, 13
@@ -156,6 +157,14 @@ def test_wrong_dtypes_are_refused_without_a_type_checker_too() -> None:
         unwrap(segments)(jnp.ones(3), jnp.ones(3))
     with pytest.raises(TypeError, match="booleans"):
         unwrap(padding)(jnp.ones(3))
+    with pytest.raises(TypeError, match=r"window must be an integer that is known before tracing, got 2\.5"):
+        unwrap(sliding_window)(2.5)
+    with pytest.raises(TypeError, match=r"offset must be an integer that is known before tracing, got 1\.0"):
+        unwrap(causal)(offset=1.0)
+    with pytest.raises(TypeError, match=r"offset must be an integer .*, got .*pass positions"):
+        jax.jit(lambda n: unwrap(alibi)(jnp.ones(2), offset=n))(3)
+    of_arrays = unwrap(sliding_window)(jnp.int32(4), offset=np.int64(2))
+    assert jax.jit(lambda mask: mask.materialize(3, 9))(of_arrays).sum() == 11
 
 
 def test_a_promise_of_finite_keys_sees_the_same_and_clears_nothing():

@@ -35,6 +35,8 @@ def test_rotary_turns_each_pair_by_its_angle(x64: None) -> None:
     turned = pairs * np.exp(1j * angles)
     expected = np.concatenate([turned.real, turned.imag], axis=-1)
     np.testing.assert_allclose(rotary(x, jnp.asarray(positions), base=100.0), expected, atol=1e-12)
+    shared = rotary(x, jnp.asarray(positions[0]), base=100.0)
+    np.testing.assert_allclose(shared[0], expected[0], atol=1e-12)
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
@@ -116,7 +118,8 @@ def _t5_bucket(distance: np.ndarray, bidirectional: bool, num_buckets: int, max_
         distance = -np.minimum(distance, 0)
     max_exact = num_buckets // 2
     with np.errstate(divide="ignore"):
-        logs = np.log(distance.astype(np.float32) / max_exact) / np.float32(np.log(max_distance / max_exact))
+        logs = np.log((distance.astype(np.float32) / max_exact).astype(np.float64)).astype(np.float32)
+        logs = logs / np.float32(np.log(max_distance / max_exact))
     large = max_exact + np.maximum(logs * (num_buckets - max_exact), 0).astype(distance.dtype)
     return buckets + np.where(distance < max_exact, distance, np.minimum(large, num_buckets - 1))
 
@@ -127,6 +130,19 @@ def test_relative_buckets_are_those_of_t5(options: tuple[int, int]) -> None:
     for bidirectional in (True, False):
         buckets = relative_buckets(jnp.asarray(distance), *options, bidirectional)
         np.testing.assert_array_equal(buckets, _t5_bucket(distance, bidirectional, *options))
+
+
+@pytest.mark.parametrize(
+    ("size", "max_distance", "distance", "bucket"),
+    [(17, 27, 18, 13), (36, 50, 30, 26), (36, 98, 42, 27), (51, 49, 35, 37), (72, 100, 60, 53), (100, 98, 70, 74)],
+)
+def test_a_distance_on_the_border_of_two_buckets_is_in_that_of_torch(
+    size: int, max_distance: int, distance: int, bucket: int
+) -> None:
+    """Where a logarithm in float32 that is not rounded correctly gives the other one."""
+    earlier = jnp.asarray([-distance, distance], jnp.int8)
+    assert relative_buckets(earlier, size, max_distance, False).tolist() == [bucket, 0]
+    assert relative_buckets(earlier, 2 * size, max_distance, True).tolist() == [bucket, bucket + size]
 
 
 @pytest.mark.full

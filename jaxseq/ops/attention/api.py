@@ -12,7 +12,7 @@ from jaxseq.ops.attention.masks import Mask
 from jaxseq.ops.attention.parts import Parts
 from jaxseq.ops.attention.reference import (
     check_arguments,
-    default_scale,
+    check_scale,
     reference,
     zero_hidden,
     zero_hidden_queries,
@@ -37,7 +37,7 @@ def attention(
     *,
     mask: Mask | None = None,
     bias: Bias | Float[Array, "..."] | None = None,
-    scale: float | None = None,
+    scale: float | Float[Array, ""] | None = None,
     soft_cap: float | None = None,
     dropout_rate: float = 0.0,
     dropout_key: Key[Array, ""] | None = None,
@@ -56,9 +56,9 @@ def attention(
         query, key, value: of one dtype.
         mask: made by ``jaxseq.ops.masks``; None: every query sees every key.
         bias: an array that broadcasts to ``[*B, N, T, S]``, or ``positions.alibi(...)``, or
-            ``positions.relative_bias(...)``, which take O(T) memory; it receives a gradient. -inf (and any score of at
-            most -1e30) hides the key from the query.
-        scale: 1/√H if None.
+            ``positions.relative_bias(...)``, which take O(T) memory; it receives a gradient. -inf (and any score below
+            -1e30) hides the key from the query.
+        scale: 1/√H if None. A scalar array may be traced and receives a gradient; multiply the query by others.
         soft_cap: bounds the scaled products.
         dropout_rate: the probability with which a weight is set to zero; the others are divided by ``1 - rate``. The
             weights that are dropped depend on the key, batch element, head and indices alone, not on the
@@ -68,7 +68,7 @@ def attention(
             queries, without a transposed copy of keys and values; "tiles" has O(T) memory in reverse and forward mode,
             and in forward over reverse mode (reverse over reverse mode stores what the loops over tiles carry);
             "cudnn" is ``jax.nn.dot_product_attention`` on a CUDA device, with one reverse-mode gradient; "auto"
-            chooses (``attention_implementation``).
+            chooses (``attention_implementation``). Ask for "tiles" to use forward mode where "auto" takes "cudnn".
 
     Raises:
         ValueError: shapes that do not fit, a soft cap that is not positive, a dropout rate outside [0, 1) or without a
@@ -91,7 +91,7 @@ def attention(
         reason = why_not_cudnn(query, key, value, mask, bias, soft_cap, dropout_rate)
         if reason is not None:
             raise unavailable("attention", "cudnn", reason)
-    scale = default_scale(query) if scale is None else scale
+    scale = check_scale(query, scale)
     if 0 in (*query.shape, *value.shape):
         chosen = "reference"
     with implementation_scope("attention", chosen):
@@ -100,6 +100,8 @@ def attention(
         query, key, value = zero_hidden(query, key, value, mask)
         if chosen == "decode":
             return zero_hidden_queries(attention_decode(query, key, value, parts, scale, soft_cap), mask)
+        if isinstance(scale, jax.Array):  # which the others take as a constant
+            query, scale = (query.astype(scale.dtype) * scale).astype(query.dtype), 1.0
         if chosen == "cudnn":
             return attention_cudnn(query, key, value, mask, scale)
         plan = choose_plan(query, key, mask, float(scale), soft_cap)

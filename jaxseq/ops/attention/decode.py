@@ -1,5 +1,7 @@
 """The decode implementation of attention: for a few queries, reads keys and values once, without copies of them."""
 
+from typing import Any
+
 import jax.numpy as jnp
 from jax import lax
 
@@ -10,9 +12,7 @@ from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array
 
 
-def attention_decode(
-    query: Array, key: Array, value: Array, parts: Parts, scale: float, soft_cap: float | None
-) -> Array:
+def attention_decode(query: Array, key: Array, value: Array, parts: Parts, scale: Any, soft_cap: float | None) -> Array:
     """The equation as two products with keys and values in their own layout, ``[S, M · H]``.
 
     A query fills the columns of its key-value head and has zeros in the others: more products, but keys and values are

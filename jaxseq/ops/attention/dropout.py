@@ -48,11 +48,11 @@ class Dropout(Tiled):
         return jnp.where(kept, weights / (1 - self.rate), jnp.zeros((), weights.dtype))
 
 
-def make_dropout(rate: float, key: Array | None, batch: tuple[int, ...], num_heads: int) -> Dropout | None:
+def make_dropout(rate: float, key: Any, batch: tuple[int, ...], num_heads: int) -> Dropout | None:
     """The dropout of one call; None if the rate is 0.
 
     Raises:
-        ValueError: the rate is not in [0, 1), or is positive without a key.
+        ValueError: the rate is not in [0, 1), or is positive without a single key.
         TypeError: the key is not a typed key (``jax.random.key``).
     """
     if not 0 <= rate < 1:
@@ -61,8 +61,12 @@ def make_dropout(rate: float, key: Array | None, batch: tuple[int, ...], num_hea
         return None
     if key is None:
         raise ValueError(f"dropout_rate={rate} needs a dropout_key; pass 0.0 for no dropout")
-    if not jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key):
-        raise TypeError(f"dropout_key must be a typed key (jax.random.key), got an array of {key.dtype}")
+    dtype = getattr(key, "dtype", None)
+    if dtype is None or not jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+        found = type(key).__name__ if dtype is None else f"an array of {dtype}"
+        raise TypeError(f"dropout_key must be a typed key (jax.random.key), got {found}")
+    if key.shape:
+        raise ValueError(f"dropout_key must be one key, got keys of shape {key.shape}")
     words = jax.random.key_data(key)
     first, second = words[..., 0], words[..., 1]
     for i in range(2, words.shape[-1], 2):  # an rbg key has four words

@@ -23,6 +23,7 @@ from jaxseq.ops.attention.tiled import (
     Tiled,
     Tiles,
     align_ranks,
+    as_index,
     as_int32,
     leaf,
     pairwise,
@@ -323,13 +324,16 @@ def sliding_window(
 
     Raises:
         ValueError: the window is less than 1.
+        TypeError: window or offset is no integer, or is traced (pass positions instead).
     """
+    window = as_index("window", window)
     if window < 1:
         raise ValueError(f"a sliding window needs at least 1 position, got {window}")
     return _band(window, q_positions, kv_positions, offset)
 
 
-def _band(window: int | None, q_positions: Any, kv_positions: Any, offset: int) -> Mask:
+def _band(window: int | None, q_positions: Any, kv_positions: Any, offset: Any) -> Mask:
+    offset = as_index("offset", offset)
     if offset and q_positions is not None:
         raise ValueError(f"offset={offset} and q_positions both give the positions of queries; pass one")
     q, k = as_int32("q_positions", q_positions), as_int32("kv_positions", kv_positions)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxseq.ops.attention.biases import Bias
-from jaxseq.ops.attention.tiled import STATIC, Span, align_ranks, as_int32, leaf, slice_span, span_positions
+from jaxseq.ops.attention.tiled import STATIC, Span, align_ranks, as_index, as_int32, leaf, slice_span, span_positions
 from jaxseq.ops.ids import check_ids, nan_where_invalid
 from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array, Float, Int
@@ -32,7 +32,7 @@ def sinusoid(positions: Int[Array, "*B T"], features: int, *, base: float = 1000
 
 def rotary(
     x: Float[Array, "*B T N H"],
-    positions: Int[Array, "*B T"],
+    positions: Int[Array, "*#B T"],
     *,
     base: float = 10000.0,
     interleaved: bool = False,
@@ -66,7 +66,7 @@ def rotary(
     else:
         cos, sin = _looked_up(tables, positions, width)
     wide = at_least_float32(x.dtype)
-    cos, sin = (part[..., None, :].astype(wide) for part in (cos, sin))
+    cos, sin = (align_ranks(part[..., None, :].astype(wide), x)[0] for part in (cos, sin))
     left, right = _pairs(x[..., :width].astype(wide), interleaved)
     axis = x.ndim if interleaved else x.ndim - 1
     join = jnp.stack if interleaved else jnp.concatenate
@@ -92,6 +92,7 @@ def _looked_up(tables: tuple[Table, Table], positions: Array, features: int) -> 
             f"not {cos.shape} and {sin.shape}"
         )
     check_ids("positions", positions, cos.shape[0])
+    positions = jnp.asarray(as_int32("positions", positions))
     cos, sin = (nan_where_invalid(table[positions], positions, cos.shape[0]) for table in (cos, sin))
     return cos, sin
 
@@ -137,7 +138,7 @@ def alibi(
     Raises:
         ValueError: both an offset and q_positions.
     """
-    q, k = _positions(q_positions, kv_positions, offset)
+    q, k, offset = _positions(q_positions, kv_positions, offset)
     return Alibi(offset=offset, slopes=jnp.asarray(slopes), q_positions=q, kv_positions=k)
 
 
@@ -155,7 +156,8 @@ def relative_buckets(
         ValueError: there are fewer than 4 buckets (2 if not bidirectional), or max_distance is too small for them.
     """
     table = _bucket_table(num_buckets, max_distance, bidirectional)
-    return jnp.asarray(table)[jnp.clip(distance, -max_distance, max_distance) + max_distance]
+    distance = jnp.clip(as_int32("distance", distance), -max_distance, max_distance)
+    return jnp.asarray(table)[distance + max_distance]
 
 
 def _bucket_table(num_buckets: int, max_distance: int, bidirectional: bool) -> np.ndarray:
@@ -168,8 +170,8 @@ def _bucket_table(num_buckets: int, max_distance: int, bidirectional: bool) -> n
         raise ValueError(f"max_distance must exceed {exact}, the buckets of one distance each, got {max_distance}")
     distance = np.arange(-max_distance, max_distance + 1)
     size = np.abs(distance) if bidirectional else np.maximum(-distance, 0)
-    # In float32, as in transformers: some distances are on the border of two buckets.
-    logs = np.log(np.maximum(size, 1).astype(np.float32) / np.float32(exact))
+    # In float32, as in transformers: some distances are on the border of two buckets. The logarithm is rounded once.
+    logs = np.log((np.maximum(size, 1).astype(np.float32) / np.float32(exact)).astype(np.float64)).astype(np.float32)
     share = logs / np.float32(math.log(max_distance / exact)) * np.float32(side - exact)
     large = np.minimum(exact + share.astype(np.int32), side - 1)
     after = side if bidirectional else 0
@@ -196,16 +198,17 @@ def relative_bias(
     Raises:
         ValueError: both an offset and q_positions; else as ``relative_buckets``.
     """
-    q, k = _positions(q_positions, kv_positions, offset)
+    q, k, offset = _positions(q_positions, kv_positions, offset)
     table = jnp.asarray(table)
     _bucket_table(table.shape[-1], max_distance, bidirectional)
     return RelativeBias(offset, max_distance, bidirectional, table, q, k)
 
 
-def _positions(q_positions: Any, kv_positions: Any, offset: int) -> tuple[Array | None, Array | None]:
+def _positions(q_positions: Any, kv_positions: Any, offset: Any) -> tuple[Array | None, Array | None, int]:
+    offset = as_index("offset", offset)
     if offset and q_positions is not None:
         raise ValueError(f"offset={offset} and q_positions both give the positions of queries; pass one")
-    return as_int32("q_positions", q_positions), as_int32("kv_positions", kv_positions)
+    return as_int32("q_positions", q_positions), as_int32("kv_positions", kv_positions), offset
 
 
 def _add_transpose(bias: Bias, total: Array, cotangent: Array, rows: Span, columns: Span) -> Array:

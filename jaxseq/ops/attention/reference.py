@@ -3,7 +3,9 @@
 import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxseq.ops.attention.biases import Bias, as_bias
@@ -22,7 +24,7 @@ def attention_reference(
     *,
     mask: Mask | None = None,
     bias: Bias | Float[Array, "..."] | None = None,
-    scale: float | None = None,
+    scale: float | Float[Array, ""] | None = None,
     soft_cap: float | None = None,
     dropout_rate: float = 0.0,
     dropout_key: Key[Array, ""] | None = None,
@@ -31,10 +33,10 @@ def attention_reference(
     bias = as_bias(bias)
     check_arguments(query, key, value, mask, bias, soft_cap)
     parts = Parts(mask, bias, make_dropout(dropout_rate, dropout_key, query.shape[:-3], query.shape[-2]))
-    return reference(query, key, value, parts, default_scale(query) if scale is None else scale, soft_cap)
+    return reference(query, key, value, parts, check_scale(query, scale), soft_cap)
 
 
-def reference(query: Array, key: Array, value: Array, parts: Parts, scale: float, soft_cap: float | None) -> Array:
+def reference(query: Array, key: Array, value: Array, parts: Parts, scale: Any, soft_cap: float | None) -> Array:
     """``attention_reference`` for arguments that have been checked."""
     query, key, value = zero_hidden(query, key, value, parts.mask)
     weights = drop(_weights(query, key, parts, scale, soft_cap), parts.dropout).astype(value.dtype)
@@ -49,7 +51,7 @@ def attention_weights(
     *,
     mask: Mask | None = None,
     bias: Bias | Float[Array, "..."] | None = None,
-    scale: float | None = None,
+    scale: float | Float[Array, ""] | None = None,
     soft_cap: float | None = None,
 ) -> Float[Array, "*B N T S"]:
     """``softmax(capped(scale · query keyᵀ) + bias)`` over the visible keys, at least float32; zeros if none.
@@ -59,10 +61,10 @@ def attention_weights(
     bias = as_bias(bias)
     check_arguments(query, key, key, mask, bias, soft_cap)
     query, key, _ = zero_hidden(query, key, key, mask)
-    return _weights(query, key, Parts(mask, bias), default_scale(query) if scale is None else scale, soft_cap)
+    return _weights(query, key, Parts(mask, bias), check_scale(query, scale), soft_cap)
 
 
-def _weights(query: Array, key: Array, parts: Parts, scale: float, soft_cap: float | None) -> Array:
+def _weights(query: Array, key: Array, parts: Parts, scale: Any, soft_cap: float | None) -> Array:
     grouped = query.reshape(*query.shape[:-2], *_head_groups(query, key), query.shape[-1])
     wide = at_least_float32(query.dtype)
     products = jnp.einsum("...tmgh,...smh->...mgts", grouped, key, preferred_element_type=wide)
@@ -74,12 +76,24 @@ def masked_softmax(
     scores: Float[Array, "*B N T S"], mask: Mask | None = None, bias: Bias | Float[Array, "..."] | None = None
 ) -> Float[Array, "*B N T S"]:
     """``softmax(scores + bias)`` over the visible keys, at least float32; zeros where there are none."""
-    return softmax_of_products(scores.astype(at_least_float32(scores.dtype)), mask, as_bias(bias), 1.0, None)
+    bias = as_bias(bias)
+    _check_parts(mask, bias, scores.shape)
+    return softmax_of_products(scores.astype(at_least_float32(scores.dtype)), mask, bias, 1.0, None)
 
 
-def default_scale(query: Array) -> float:
-    """``1 / √H``."""
-    return 1 / math.sqrt(max(query.shape[-1], 1))
+def check_scale(query: Array, scale: Any) -> Any:
+    """The scale, 1/√H by default; arrays in the dtype of the scores.
+
+    Raises:
+        ValueError: an array that is no scalar.
+    """
+    if scale is None:
+        return 1 / math.sqrt(max(query.shape[-1], 1))
+    if not isinstance(scale, jax.Array | np.ndarray):
+        return scale
+    if scale.ndim:
+        raise ValueError(f"scale must be a number, not an array of shape {scale.shape}: multiply the query by it")
+    return jnp.asarray(scale, at_least_float32(query.dtype))
 
 
 def _head_groups(query: Array, key: Array) -> tuple[int, int]:
@@ -96,7 +110,7 @@ def drop(weights: Array, dropout: Dropout | None) -> Array:
 
 
 def softmax_of_products(
-    products: Array, mask: Mask | None, bias: Bias | None, scale: float, soft_cap: float | None
+    products: Array, mask: Mask | None, bias: Bias | None, scale: Any, soft_cap: float | None
 ) -> Array:
     """The attention weights for the products ``query keyᵀ``, ``[*B, N, T, S]``."""
     T, S = products.shape[-2:]
@@ -126,15 +140,20 @@ def check_arguments(
         raise ValueError(f"query and key differ in head size, {query.shape[-1]} and {key.shape[-1]}: {shapes}")
     if query.shape[-2] % key.shape[-2] if key.shape[-2] else query.shape[-2]:
         raise ValueError(f"{query.shape[-2]} query heads are no multiple of {key.shape[-2]} key-value heads")
-    if not (query.dtype == key.dtype == value.dtype):
-        raise ValueError(f"attention needs one dtype, got {query.dtype}, {key.dtype}, {value.dtype}")
+    if not (query.dtype == key.dtype == value.dtype and jnp.issubdtype(query.dtype, jnp.floating)):
+        raise ValueError(f"attention needs one floating-point dtype, got {query.dtype}, {key.dtype}, {value.dtype}")
     if soft_cap is not None and not soft_cap > 0:
         raise ValueError(f"a soft cap of the scores must be positive, got {soft_cap}")
+    _check_parts(mask, bias, (*query.shape[:-3], query.shape[-2], query.shape[-3], key.shape[-3]))
+
+
+def _check_parts(mask: Any, bias: Bias | None, scores: tuple[int, ...]) -> None:
+    """Raises ValueError or TypeError where a mask or a bias does not fit scores ``[*B, N, T, S]``."""
     if mask is not None and not isinstance(mask, Mask):
         raise TypeError(f"mask must be made by jaxseq.ops.masks, got {type(mask).__name__}: dense(array) makes one")
     for part in (mask, bias):
         if part is not None:
-            part.validate(query.shape[:-3], query.shape[-2], query.shape[-3], key.shape[-3])
+            part.validate(scores[:-3], *scores[-3:])
 
 
 def zero_hidden(query: Array, key: Array, value: Array, mask: Mask | None) -> tuple[Array, Array, Array]:

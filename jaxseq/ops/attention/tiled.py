@@ -1,6 +1,7 @@
 """The base class of masks and biases: functions of query and key that attention evaluates tile by tile."""
 
 import math
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -181,6 +182,20 @@ def pairwise(rows: tuple, columns: tuple) -> list[Any]:
 def split_tiles(array: Array, count: int, size: int) -> Array:
     """The last axis split into ``count`` tiles of ``size``."""
     return array.reshape(*array.shape[:-1], count, size)
+
+
+def as_index(name: str, number: Any) -> int:
+    """A window or an offset as a Python integer.
+
+    Raises:
+        TypeError: it is no integer, or is traced.
+    """
+    try:
+        return operator.index(number)
+    except TypeError as error:
+        raise TypeError(
+            f"{name} must be an integer that is known before tracing, got {number}; pass positions, which may be traced"
+        ) from error
 
 
 def as_int32(name: str, array: Any) -> Array | None:

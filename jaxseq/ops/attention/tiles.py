@@ -1,9 +1,10 @@
 """Attention tile by tile, with its own derivatives: memory grows with the length, not with its square.
 
 The forward pass visits the live tiles of a row of tiles with the online softmax (running maximum and sum) and stores
-the log-sum-exp of each query; the backward pass recomputes the scores from it, tile by tile. Tiles that the mask leaves
-empty are not visited; tiles that are fully visible come first and do not evaluate it. One *program* is a batch element
-and a key-value head with all query heads that share it, their rows stacked: grouped heads repeat no key.
+the log-sum-exp of each query; the backward pass recomputes the weights from it, tile by tile. It is stored as the
+maximum and the logarithm of what is left: their sum would lose the latter where a bias is large (-1e9). Tiles that the
+mask leaves empty are not visited; tiles that are fully visible come first and do not evaluate it. One *program* is a
+batch element and a key-value head with all query heads that share it, their rows stacked: grouped heads repeat no key.
 
 The backward pass works on transposed scores (keys by queries): no product then contracts over the rows of a tile (XLA's
 CPU products do that at half speed), and two slices of queries are taken a step, each of which is a copy.
@@ -77,15 +78,15 @@ def tiled_attention(query: Array, key: Array, value: Array, parts: Parts, plan: 
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _attend(plan: Plan, arrays: tuple[Array, Array, Array], parts: Parts) -> tuple[Array, Array]:
-    """The output and the log-sum-exp of each query's scores, ``[B, T, N]``."""
+def _attend(plan: Plan, arrays: tuple[Array, Array, Array], parts: Parts) -> tuple[Array, Array, Array]:
+    """The output and the log-sum-exp of each query's scores in two parts, both ``[B, T, N]``."""
     return batched_call(_forward, plan, Operands(None, (*arrays, PerhapsShared(parts)), ())).rows
 
 
 @functools.partial(_attend.defjvp, symbolic_zeros=True)
 def _attend_jvp(plan: Plan, primals: tuple, tangents: tuple) -> tuple[tuple, tuple]:
     arrays, parts = primals
-    out, logsumexp = _attend(plan, arrays, parts)
+    out, highest, rest = _attend(plan, arrays, parts)
     d_arrays = tuple(
         jnp.zeros(x.shape, x.dtype) if isinstance(d, SymbolicZero) else d
         for x, d in zip(arrays, tangents[0], strict=True)
@@ -95,11 +96,12 @@ def _attend_jvp(plan: Plan, primals: tuple, tangents: tuple) -> tuple[tuple, tup
         bias, d_weights = parts.bias, tangents[1].bias.weights
         parts = parts._replace(bias=None)
     # A bias that is differentiated is among the rows: its gradient then leads with the batch as its weights do.
-    fixed = Operands(None, (*arrays, out, logsumexp, bias, PerhapsShared(parts)), ())
+    fixed = Operands(None, (*arrays, out, highest, rest, bias, PerhapsShared(parts)), ())
     linear = Operands(None, (*d_arrays, d_weights), ())
     derivative = plan._replace(constant_loops=True)
-    d_out = batched_linear_call(_tangent, _transpose, plan, fixed, linear, derivative=derivative)
-    return (out, logsumexp), d_out.rows
+    d_out, d_rest = batched_linear_call(_tangent, _transpose, plan, fixed, linear, derivative=derivative).rows
+    # Everything depends on the sum of both parts, so the derivative of the sum may be that of one of them.
+    return (out, highest, rest), (d_out, jnp.zeros_like(highest), d_rest)
 
 
 def _transpose(plan: Plan, fixed: Operands, cotangents: list[Array]) -> Operands:
@@ -111,13 +113,14 @@ def _forward(plan: Plan, operands: Operands) -> Operands:
     query, key, value, parts = operands.rows
     wide, shape = at_least_float32(query.dtype), query.shape[:3]
     if 0 in (query.shape[0], key.shape[2]):
-        return Operands(None, (jnp.zeros((*shape, value.shape[3]), query.dtype), jnp.zeros(shape, wide)), ())
+        nothing = jnp.zeros(shape, wide)
+        return Operands(None, (jnp.zeros((*shape, value.shape[3]), query.dtype), nothing, nothing), ())
     grid = make_grid(plan, query, key, parts.arrays)
 
-    def group(_: None, xs: tuple) -> tuple[None, tuple[Array, Array]]:
+    def group(_: None, xs: tuple) -> tuple[None, tuple[Array, ...]]:
         queries, keys_t, values, program, order, counts = xs
 
-        def row(_: None, xs: tuple) -> tuple[None, tuple[Array, Array]]:
+        def row(_: None, xs: tuple) -> tuple[None, tuple[Array, ...]]:
             q, i, order, counts = xs
 
             def column(masked: bool, j: Array, carry: tuple) -> tuple:
@@ -132,22 +135,23 @@ def _forward(plan: Plan, operands: Operands) -> Operands:
             mixed = jnp.zeros((*q.shape[:-1], values.shape[-1]), wide)
             highest, total, mixed = grid.loop_over_live(order, counts, column, (total + MIN_SCORE, total, mixed))
             safe = jnp.where(total == 0, 1, total)
-            return None, ((mixed / safe[..., None]).astype(q.dtype), highest + jnp.log(safe))
+            return None, ((mixed / safe[..., None]).astype(q.dtype), highest, jnp.log(safe))
 
         return None, lax.scan(row, None, (queries, jnp.arange(grid.rows), order, counts))[1]
 
     xs = grid.tile_rows(_scaled(query, plan)), grid.tile_columns(key).mT, grid.tile_columns(value)
-    _, (out, logsumexp) = lax.scan(group, None, (*xs, grid.program_indices(), *grid.order()))
+    _, (out, *statistics) = lax.scan(group, None, (*xs, grid.program_indices(), *grid.order()))
     T = query.shape[1]
-    return Operands(None, (grid.untile_rows(out, T), grid.untile_rows(logsumexp[..., None], T)[..., 0]), ())
+    statistics = [grid.untile_rows(x[..., None], T)[..., 0] for x in statistics]
+    return Operands(None, (grid.untile_rows(out, T), *statistics), ())
 
 
 def _tangent(plan: Plan, fixed: Operands, linear: Operands) -> Operands:
     """The tangents of output and log-sum-exp."""
-    query, key, value, out, logsumexp, bias, parts = fixed.rows
+    query, key, value, out, highest, rest, bias, parts = fixed.rows
     d_query, d_key, d_value, d_weights = linear.rows
     if 0 in (query.shape[0], key.shape[2]):
-        return Operands(None, (out, logsumexp), ())
+        return Operands(None, (out, rest), ())
     grid = make_grid(plan, query, key, parts.arrays if bias is None else parts.arrays._replace(bias=bias))
     d_bias = None if bias is None else bias.with_weights(d_weights).pad(*grid.lengths())
     wide = at_least_float32(query.dtype)
@@ -156,13 +160,13 @@ def _tangent(plan: Plan, fixed: Operands, linear: Operands) -> Operands:
         rows, (keys_t, d_keys_t, values, d_values), program, order, counts = xs
 
         def row(_: None, xs: tuple) -> tuple[None, tuple[Array, Array]]:
-            (q, dq, lse), i, order, counts = xs
+            (q, dq, most, less), i, order, counts = xs
 
             def column(masked: bool, j: Array, carry: tuple) -> tuple:
                 mean, mixed = carry
                 k, dk, v, dv = keys_t[j], d_keys_t[j], values[j], d_values[j]
                 s, slope = grid.scores(_dot(q, k), program, i, j, masked=masked)
-                p = jnp.exp(s - lse)
+                p = jnp.exp((s - most) - less)
                 ds = _dot(dq, k) + _dot(q, dk)
                 ds = ds if slope is None else ds * slope
                 if d_bias is not None:
@@ -178,8 +182,8 @@ def _tangent(plan: Plan, fixed: Operands, linear: Operands) -> Operands:
         return None, lax.scan(row, None, (rows, jnp.arange(grid.rows), order, counts))[1]
 
     T = query.shape[1]
-    lse = grid.tile_rows(logsumexp[..., None], jnp.inf)
-    rows = grid.tile_rows(_scaled(query, plan)), grid.tile_rows(_scaled(d_query, plan)), lse
+    statistics = grid.tile_rows(highest[..., None], jnp.inf), grid.tile_rows(rest[..., None])
+    rows = grid.tile_rows(_scaled(query, plan)), grid.tile_rows(_scaled(d_query, plan)), *statistics
     columns = *(grid.tile_columns(x).mT for x in (key, d_key)), *(grid.tile_columns(x) for x in (value, d_value))
     _, (mean, mixed) = lax.scan(group, None, (rows, columns, grid.program_indices(), *grid.order()))
     mean, mixed = grid.untile_rows(mean[..., None], T), grid.untile_rows(mixed, T)
@@ -188,7 +192,7 @@ def _tangent(plan: Plan, fixed: Operands, linear: Operands) -> Operands:
 
 def _backward(plan: Plan, fixed: Operands, cotangents: Operands) -> Operands:
     """The transpose of ``_tangent``: gradients of query, key, value and of the bias's weights (None without them)."""
-    query, key, value, out, logsumexp, bias, parts = fixed.rows
+    query, key, value, out, highest, rest, bias, parts = fixed.rows
     cotangent, d_logsumexp = cotangents.rows
     if 0 in (query.shape[0], key.shape[2]):
         weights = None if bias is None else jnp.zeros_like(bias.weights)
@@ -197,7 +201,7 @@ def _backward(plan: Plan, fixed: Operands, cotangents: Operands) -> Operands:
     wide = at_least_float32(query.dtype)
 
     def group(total: Any, xs: tuple) -> tuple[Any, tuple[Array, Array, Array]]:
-        (queries, cotangents, logsumexps, deltas), columns, program, order, counts = xs
+        (queries, cotangents, most, less, deltas), columns, program, order, counts = xs
 
         def column(carry: tuple, xs: tuple) -> tuple[tuple, tuple[Array, Array]]:
             (k, v), j, order, counts = xs
@@ -207,7 +211,7 @@ def _backward(plan: Plan, fixed: Operands, cotangents: Operands) -> Operands:
                 dq_t, of_bias, dk, dv = carry
                 q, do = queries[i], cotangents[i]
                 s_t, slope_t = grid.scores(_dot_rows(k, q), program, i, j, transposed=True, masked=masked)
-                p_t = jnp.exp(s_t - logsumexps[i][:, None])
+                p_t = jnp.exp((s_t - most[i][:, None]) - less[i][:, None])
                 drop = grid.drop(program, i, j, transposed=True)
                 ds_t = p_t * (drop(_dot_rows(v, do)) - deltas[i][:, None])
                 if of_bias is not None:
@@ -228,8 +232,9 @@ def _backward(plan: Plan, fixed: Operands, cotangents: Operands) -> Operands:
 
     # A sum over the last axis of a product takes XLA's CPU backend 30 times as long as this.
     delta = jnp.einsum("...h,...h->...", out.astype(wide), cotangent.astype(wide)) - d_logsumexp
-    lse, delta = grid.tile_rows(logsumexp[..., None], jnp.inf)[..., 0], grid.tile_rows(delta[..., None])[..., 0]
-    rows = grid.tile_rows(_scaled(query, plan)), grid.tile_rows(cotangent.astype(query.dtype)), lse, delta
+    most = grid.tile_rows(highest[..., None], jnp.inf)[..., 0]
+    less, delta = (grid.tile_rows(x[..., None])[..., 0] for x in (rest, delta))
+    rows = grid.tile_rows(_scaled(query, plan)), grid.tile_rows(cotangent.astype(query.dtype)), most, less, delta
     columns = grid.tile_columns(key), grid.tile_columns(value)
     total = None if bias is None else jnp.zeros(bias.pad(*grid.lengths()).weights.shape, wide)
     xs = (rows, columns, grid.program_indices(), *grid.order(by_columns=True))
