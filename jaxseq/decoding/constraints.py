@@ -346,7 +346,8 @@ def is_known(values: Integer[np.ndarray | Array, "..."]) -> bool:
 def _check_length(
     rule: Rule, length: int | Integer[np.ndarray | Array, ""] | None, end_token: EndToken, vocab_size: int
 ) -> None:
-    name, known = type(rule).__name__, known_number(length)
+    name = type(rule).__name__
+    known = known_number(f"{name}: length", length)
     if not as_end_tokens(end_token, vocab_size):
         raise ValueError(f"{name} needs an end token")
     if known is not None and known < 0:
