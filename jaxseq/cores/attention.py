@@ -216,7 +216,10 @@ def _places(carry: Cache, shape: tuple[int, ...], segment_ids: SegmentIds | None
     ids = segment_ids.astype(jnp.int32)
     real = segments.is_real(ids)
     starts = segments.starts(ids, carry.segment_id)
-    count, started = (jnp.cumsum(marks, axis=-1, dtype=jnp.int32) for marks in (real, starts))
+    count, started = (
+        marks.astype(jnp.int32) if shape[-1] == 1 else jnp.cumsum(marks, axis=-1, dtype=jnp.int32)
+        for marks in (real, starts)
+    )
     document = jnp.where(real.any(-1), jnp.maximum(carry.document, 1), carry.document)
     documents = document[..., None] + started
     here = _Steps(jnp.where(real, carry.position[..., None] + count - 1, -1), jnp.where(real, documents, 0))
@@ -234,7 +237,8 @@ def _places_in_document(before: Cache, here: _Steps, segment_ids: SegmentIds | N
     start = before.start[..., None]
     if segment_ids is not None:
         starts = segments.starts(segment_ids.astype(jnp.int32), before.segment_id)
-        start = lax.cummax(jnp.where(starts, here.positions, start), axis=starts.ndim - 1)
+        start = jnp.where(starts, here.positions, start)
+        start = start if start.shape[-1] == 1 else lax.cummax(start, axis=start.ndim - 1)
     return jnp.maximum(here.positions - start, 0)
 
 

@@ -51,6 +51,10 @@ class Core(UnboundMethods, abc.ABC):
 
     unbound_methods: ClassVar[tuple[str, ...]] = ("make_carry", "initial_state", "map_states", "features")
 
+    zeroes_padding: ClassVar[bool] = False
+    """True if ``run`` takes anything at padded positions and returns zeros there, as a core made of cores can: then
+    they are not zeroed again. XLA fuses these selections along the residuals, which made a decoding step slow."""
+
     def __init_subclass__(cls, **options: Any) -> None:
         """Refuses a class that overrides a final method, by itself, a field or a mixin; ``nn.remat`` may wrap one.
 
@@ -103,6 +107,8 @@ class Core(UnboundMethods, abc.ABC):
         """
         check_inputs(type(self).__name__, xs, segment_ids)
         check_leading(type(self).__name__, "a carry", carry, xs)
+        if self.zeroes_padding:
+            return self.run(carry, xs, segment_ids)
         carry, ys = self.run(carry, segments.without_padding(xs, segment_ids), segment_ids)
         return carry, segments.without_padding(ys, segment_ids)
 

@@ -1,7 +1,7 @@
 """Cores made of cores (in sequence, with a residual), of a layer of one position, and positions."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -20,6 +20,8 @@ JOINS = ("add", "concat")
 
 class Stacked(Core):
     """Cores in sequence, each on the output of the one before; the carry is the tuple of their carries."""
+
+    zeroes_padding: ClassVar[bool] = True
 
     cores: tuple[Core, ...]
 
@@ -61,6 +63,8 @@ class Residual(Core):
       ValueError: the core's output has another width than its input, or ``norm`` is unknown.
     """
 
+    zeroes_padding: ClassVar[bool] = True
+
     core: Core
     norm: str = "pre"
     dropout: float = 0.0
@@ -90,8 +94,8 @@ class Residual(Core):
             return ys
 
         layer = Sublayer(self.norm, self.dropout, self.dtype, self.param_dtype, self.epsilon)
-        ys = layer(mixed, xs, segment_ids)
-        return carry, ys
+        ys = layer(mixed, segments.without_padding(xs, segment_ids))
+        return carry, ys if self.norm == "pre" else segments.without_padding(ys, segment_ids)
 
 
 class Pointwise(Core):

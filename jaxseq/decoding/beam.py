@@ -41,6 +41,7 @@ from jaxseq.decoding.normalization import divisor_table
 from jaxseq.decoding.options import BeamOptions, Coverage
 from jaxseq.decoding.step import (
     AnyStep,
+    Count,
     Memory,
     as_arrays,
     as_partial,
@@ -62,7 +63,7 @@ def beam_search(
     first_tokens: Integer[np.ndarray | Array, "*B"],
     options: BeamOptions = BeamOptions(),
     *,
-    max_length: int,
+    max_length: Count,
     end_token: EndToken,
     constraints: Sequence[Rule] = (),
     memory: Memory = None,
@@ -97,7 +98,7 @@ def start_search(
     carry: Carry,
     first_tokens: Integer[np.ndarray | Array, "*B"],
     options: BeamOptions,
-    max_length: int,
+    max_length: Count,
     end_token: EndToken,
     constraints: Sequence[Rule],
     memory: Memory,
@@ -107,8 +108,12 @@ def start_search(
 
     ``with_pruned`` also considers candidates that cannot enter the beam, for ``search_tree``.
     """
-    first_tokens, carry, rules = as_token_ids(first_tokens), as_arrays(carry), as_constraints(constraints)
-    check_max_length(carry, max_length)
+    first_tokens, carry, rules = (
+        as_token_ids(first_tokens, "first_tokens"),
+        as_arrays(carry),
+        as_constraints(constraints),
+    )
+    max_length = check_max_length(carry, max_length)
     check_inputs(carry, memory, first_tokens.shape)
     ends = as_end_tokens(end_token)
     logits = check_step(bind_memory(step, memory), carry, first_tokens, None)

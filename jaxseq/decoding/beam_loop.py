@@ -4,7 +4,6 @@ Shapes: N rows of the batch, G groups, W beams per group, C candidates; R rows o
 """
 
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -16,7 +15,7 @@ from jax.tree_util import Partial
 from jaxseq.decoding.constraints import Constraint, Rule, next_states, stopped
 from jaxseq.decoding.end_tokens import is_end
 from jaxseq.decoding.options import Coverage
-from jaxseq.decoding.step import gather_rows, take_rows
+from jaxseq.decoding.step import gather_rows, is_traced, take_rows
 from jaxseq.typing import Array, Bool, Carry, Float, Int, Scalar
 
 
@@ -114,14 +113,21 @@ class Candidates(NamedTuple):
     lives: Bool[Array, "N G C"]
 
 
-@partial(jax.jit, static_argnames="config", donate_argnames="state")
 def run_search(inputs: SearchInputs, state: SearchState, config: SearchConfig) -> SearchState:
-    """Expand until every row is done, or to ``max_length``."""
+    """Expand until every row is done, or to ``max_length``; overwrites the state's arrays."""
+    return (_search if is_traced((inputs, state)) else _search_donating)(inputs, state, config=config)
+
+
+def _run_search(inputs: SearchInputs, state: SearchState, config: SearchConfig) -> SearchState:
 
     def condition(now: SearchState) -> Array:
         return (now.position < config.max_length) & ~jnp.all(now.done)
 
     return lax.while_loop(condition, lambda now: expand(inputs, now, config)[0], state)
+
+
+_search = jax.jit(_run_search, static_argnames="config")
+_search_donating = jax.jit(_run_search, static_argnames="config", donate_argnames="state")
 
 
 def expand(inputs: SearchInputs, state: SearchState, config: SearchConfig) -> tuple[SearchState, Candidates]:

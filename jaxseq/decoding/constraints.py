@@ -337,7 +337,8 @@ def static_end_token(end_token: EndToken) -> int | tuple[int, ...]:
 def _check_length(
     rule: Rule, length: int | Integer[np.ndarray | Array, ""] | None, end_token: EndToken, vocab_size: int
 ) -> None:
-    name, known = type(rule).__name__, known_number(length)
+    name = type(rule).__name__
+    known = known_number(f"{name}: length", length)
     if not as_end_tokens(end_token, vocab_size):
         raise ValueError(f"{name} needs an end token")
     if known is not None and known < 0:

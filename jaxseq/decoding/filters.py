@@ -84,7 +84,8 @@ def apply_temperature(logits: Logits, temperature: PerRow) -> Logits:
     divisor = _per_row("temperature", temperature, wide)
     largest = jnp.max(wide, axis=-1, keepdims=True)
     subtracted = jnp.where(jnp.isfinite(largest) & (divisor != 1), largest, jnp.zeros_like(largest))
-    return ((wide - subtracted) / divisor).astype(logits.dtype)
+    divided = jnp.where(wide == -jnp.inf, wide, (wide - subtracted) / divisor)  # a tiny reciprocal would give NaN
+    return divided.astype(logits.dtype)
 
 
 def keep_top_k(logits: Logits, k: int) -> Logits:

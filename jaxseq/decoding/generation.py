@@ -16,7 +16,8 @@ from jaxseq.decoding.filters import check_top_k
 from jaxseq.decoding.generation_loop import (
     GenerationState,
     Sampler,
-    generate_tokens,
+    generate_tokens_donating,
+    generate_tokens_traced,
     init_state_donating,
     init_state_with_copy,
 )
@@ -32,6 +33,7 @@ from jaxseq.decoding.step import (
     check_context,
     check_inputs,
     check_step,
+    is_traced,
     repeat_leaves,
     repeat_rows,
 )
@@ -99,7 +101,7 @@ def greedy(
             vocabulary, a constraint that nothing satisfies, a leaf of the carry or the memory that does not lead with
             ``*B``, or a step that changes its carry's shape or dtype.
     """
-    first_tokens, carry = as_token_ids(first_tokens), as_arrays(carry)
+    first_tokens, carry = as_token_ids(first_tokens, "first_tokens"), as_arrays(carry)
     check_inputs(carry, memory, first_tokens.shape)
     bound = bind_memory(step, memory)
     generator = _start(bound, carry, first_tokens, None, constraints, max_length, end_token, donate_carry)
@@ -139,7 +141,7 @@ def sample(
     Raises:
         ValueError: as ``greedy``; top_k above V, num_samples below 1, or keys of a wrong shape or kind.
     """
-    first_tokens, carry = as_token_ids(first_tokens), as_arrays(carry)
+    first_tokens, carry = as_token_ids(first_tokens, "first_tokens"), as_arrays(carry)
     batch_shape = first_tokens.shape
     check_inputs(carry, memory, batch_shape)
     keys, filters = row_keys(key, batch_shape), active_filters(options, batch_shape)
@@ -188,7 +190,7 @@ def stream(
     """
     block_length, first_tokens, carry = (
         as_count("block_length", block_length),
-        as_token_ids(first_tokens),
+        as_token_ids(first_tokens, "first_tokens"),
         as_arrays(carry),
     )
     check_inputs(carry, memory, first_tokens.shape)
@@ -242,6 +244,7 @@ class _Generator:
 
     def generate(self, length: int) -> tuple[GenerationState, Int[Array, "*B L"]]:
         """Up to ``length`` more tokens, and the state after them, which the next call overwrites."""
+        generate_tokens = generate_tokens_traced if is_traced((self._inputs, self._state)) else generate_tokens_donating
         self._state, tokens = generate_tokens(
             *self._inputs, self._state, self._limit, length=length, end_tokens=self._end_tokens
         )
@@ -266,6 +269,7 @@ def _start(
     if sampler is not None and sampler.options.top_k is not None:
         check_top_k(sampler.options.top_k, logits.shape[-1])
     check_constraints(rules, logits.shape[-1], max_length, end_token)
+    donate_carry = donate_carry and not is_traced(carry)
     init_state = init_state_donating if donate_carry else init_state_with_copy
     state = init_state(
         _without_shared_arrays(carry) if donate_carry else carry,

@@ -1,6 +1,5 @@
 """The loop of greedy decoding, sampling and streaming: one compiled ``while_loop`` over a step."""
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -51,7 +50,7 @@ def init_state(
     batch_shape: tuple[int, ...],
     copies: int | None,
 ) -> GenerationState:
-    """The state before the first token; it holds a copy of the carry, which ``generate_tokens`` then overwrites.
+    """The state before the first token; it holds a copy of the carry, which the loop then overwrites.
 
     ``batch_shape`` is that of the caller's rows; with ``copies`` each of them was repeated (``repeat_rows``), and so
     are the states of the constraints here.
@@ -78,7 +77,6 @@ init_state_with_copy = jax.jit(init_state, static_argnames=_STATIC)
 init_state_donating = jax.jit(init_state, static_argnames=_STATIC, donate_argnames="carry")
 
 
-@partial(jax.jit, static_argnames=("length", "end_tokens"), donate_argnames="state")
 def generate_tokens(
     step: Partial,
     sampler: Sampler | None,
@@ -91,7 +89,8 @@ def generate_tokens(
 ) -> tuple[GenerationState, Int[Array, "*B L"]]:
     """Generate up to ``length`` more tokens, up to position ``limit``; stops as soon as every row has ended.
 
-    Places without a token hold the first end token (0 without one). The state's arrays are donated.
+    Places without a token hold the first end token (0 without one). The donating function
+    overwrites the state's arrays, which it could not under ``vmap``.
     """
     start = state.position
     fill = jnp.asarray(fill_token(end_tokens), state.tokens.dtype)
@@ -109,6 +108,11 @@ def generate_tokens(
         return after, lax.dynamic_update_index_in_dim(tokens, new, now.position - start, axis=-1)
 
     return lax.while_loop(condition, body, (state, buffer))
+
+
+_STATIC_LOOP = ("length", "end_tokens")
+generate_tokens_traced = jax.jit(generate_tokens, static_argnames=_STATIC_LOOP)
+generate_tokens_donating = jax.jit(generate_tokens, static_argnames=_STATIC_LOOP, donate_argnames="state")
 
 
 def _generate_token(

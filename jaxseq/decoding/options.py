@@ -103,7 +103,7 @@ class Coverage:
 
     def __post_init__(self) -> None:
         """Check the strength."""
-        strength = known_number(self.strength)
+        strength = known_number("coverage strength", self.strength)
         if strength is not None and not 0 <= strength < float("inf"):
             raise ValueError(f"coverage strength must be at least 0 and finite, not {strength}")
 
@@ -147,6 +147,9 @@ class BeamOptions:
 
     def __post_init__(self) -> None:
         """Check the values."""
+        for name in ("num_beams", "num_results", "num_groups"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, known_integer(name, getattr(self, name)))
         if self.num_beams < 1:
             raise ValueError(f"num_beams must be at least 1, not {self.num_beams}")
         if self.num_groups < 1 or self.num_beams % self.num_groups:
@@ -155,18 +158,24 @@ class BeamOptions:
             raise ValueError(f"num_results must be in [1, {self.num_beams}] (num_beams), not {self.num_results}")
         if isinstance(self.normalization, str) and self.normalization not in NORMALIZATIONS:
             raise ValueError(f"unknown normalization {self.normalization!r}; known: {', '.join(NORMALIZATIONS)}")
-        diversity = known_number(self.diversity)
+        diversity = known_number("diversity", self.diversity)
         if diversity is not None and not 0 <= diversity < float("inf"):
             raise ValueError(f"diversity must be at least 0 and finite, not {diversity}")
         if diversity and self.num_groups == 1:
             raise ValueError(f"diversity={diversity} works between groups: num_groups must be above 1")
 
 
-def known_number(value: Any) -> float | None:
-    """The value as a number where it can be checked: not if it is None, traced, or a placeholder of a pytree."""
-    if isinstance(value, jax.core.Tracer) or not isinstance(value, (int, float, np.number, np.ndarray, jax.Array)):
+def known_number(name: str, value: Any) -> float | None:
+    """The value as a number where it can be checked: not if it is None, traced, or a placeholder of a pytree.
+
+    Raises:
+        ValueError: an array that is not a single number.
+    """
+    if not isinstance(value, (int, float, np.number, np.ndarray, jax.Array)):
         return None
-    return float(value)
+    if np.shape(value):
+        raise ValueError(f"{name} must be a single number, not an array of shape {np.shape(value)}")
+    return None if isinstance(value, jax.core.Tracer) else float(value)
 
 
 def known_values(value: Any) -> Float[np.ndarray, " n"]:

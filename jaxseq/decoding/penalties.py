@@ -54,7 +54,7 @@ class RepetitionPenalty(LogitsProcessor):
     def __post_init__(self) -> None:
         """Check the penalty, and make the prompt an array."""
         set_arrays(self, *_PROMPT)
-        penalty = known_number(self.penalty)
+        penalty = known_number("RepetitionPenalty: penalty", self.penalty)
         if penalty is not None and not 0 < penalty < float("inf"):
             raise ValueError(f"RepetitionPenalty: penalty must be above 0 and finite, not {penalty}")
 
@@ -73,7 +73,7 @@ class RepetitionPenalty(LogitsProcessor):
         penalty = jnp.asarray(self.penalty, logits.dtype)
         changed = jnp.where(logits > 0, logits / penalty, logits * penalty)
         seen = token_counts(state, logits.shape[-1]) > 0
-        return _nan_where_invalid(jnp.where(seen, changed, logits), state)
+        return _nan_where_invalid(jnp.where(seen, _finite(changed, logits), logits), state)
 
     def next_state(self, state: Carry, tokens: Int[Array, "*B"]) -> Int[Array, "*B H"]:
         """The tokens appended."""
@@ -101,7 +101,7 @@ class FrequencyPenalty(LogitsProcessor):
         """Check the values, and make the prompt an array."""
         set_arrays(self, *_PROMPT)
         for name in ("frequency", "presence"):
-            value = known_number(getattr(self, name))
+            value = known_number(f"FrequencyPenalty: {name}", getattr(self, name))
             if value is not None and not np.isfinite(value):
                 raise ValueError(f"FrequencyPenalty: {name} must be finite, not {value}")
 
@@ -119,7 +119,8 @@ class FrequencyPenalty(LogitsProcessor):
         """The logits with the penalty; NaN for a row whose prompt has an id outside the vocabulary."""
         counts = token_counts(state, logits.shape[-1]).astype(logits.dtype)
         each, once = (jnp.asarray(x, logits.dtype) for x in (self.frequency, self.presence))
-        return _nan_where_invalid(logits - each * counts - once * jnp.minimum(counts, 1), state)
+        changed = logits - each * counts - once * jnp.minimum(counts, 1)
+        return _nan_where_invalid(_finite(changed, logits), state)
 
     def next_state(self, state: Carry, tokens: Int[Array, "*B"]) -> Int[Array, "*B H"]:
         """The tokens appended."""
@@ -152,7 +153,7 @@ class SequenceBias(LogitsProcessor):
             return
         object.__setattr__(self, "biases", {tuple(map(int, words)): bias for words, bias in self.biases.items()})
         for words, bias in self.biases.items():
-            value = known_number(bias)
+            value = known_number(f"SequenceBias: the bias of {list(words)}", bias)
             if not words or (value is not None and not value < float("inf")):
                 raise ValueError(f"SequenceBias: empty sequence or bias not below infinity: {list(words)}: {bias}")
 
@@ -184,11 +185,18 @@ class SequenceBias(LogitsProcessor):
         rows = added.reshape(int(np.prod(state.shape[:-1])), len(pad))
         zeros = jnp.zeros(logits.shape[-1], logits.dtype)
         changes = jax.vmap(lambda row: zeros.at[sequences[:, -1]].add(row))(rows)
-        return _nan_where_invalid(logits + changes.reshape(logits.shape), state)
+        changed = jnp.minimum(logits + changes.reshape(logits.shape), jnp.finfo(logits.dtype).max)
+        return _nan_where_invalid(changed, state)
 
     def next_state(self, state: Carry, tokens: Int[Array, "*B"]) -> Int[Array, "*B H"]:
         """The tokens appended."""
         return appended(state, tokens)
+
+
+def _finite(changed: Logits, logits: Logits) -> Logits:
+    """The changed logits, at most the largest number of their dtype in size where the logits were finite."""
+    largest = jnp.finfo(logits.dtype).max
+    return jnp.where(jnp.isfinite(logits), jnp.clip(changed, -largest, largest), changed)
 
 
 def _nan_where_invalid(logits: Logits, history: Int[Array, "*B H"]) -> Logits:

@@ -65,7 +65,7 @@ def score_tokens(
 
     Tokens after a sequence's length are ignored.
     """
-    first_tokens, tokens, carry = as_token_ids(first_tokens), as_token_ids(tokens), as_arrays(carry)
+    first_tokens, tokens, carry = as_token_ids(first_tokens, "first_tokens"), as_token_ids(tokens), as_arrays(carry)
     batch, rows = first_tokens.shape, tokens.shape[:-1]
     several = len(rows) == len(batch) + 1
     if not tokens.ndim or rows[: len(batch)] != batch or not (several or rows == batch):

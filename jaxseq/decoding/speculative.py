@@ -72,7 +72,7 @@ def speculative_sample(
         ValueError: draft_length below 1, two vocabularies, options without a key, or as ``sample``.
     """
     draft_length, longest = as_count("draft_length", draft_length), as_count("max_length", max_length)
-    first_tokens = as_token_ids(first_tokens)
+    first_tokens = as_token_ids(first_tokens, "first_tokens")
     draft_carry, carry, rules = as_arrays(draft_carry), as_arrays(carry), as_constraints(constraints)
     trees = {"draft_carry": draft_carry, "draft_memory": draft_memory, "carry": carry, "memory": memory}
     for name, tree in trees.items():

@@ -313,6 +313,11 @@ def is_inside(shape: tuple[int, ...], lengths: Int[Array, "*B"]) -> Bool[Array, 
     return jnp.broadcast_to(jnp.arange(shape[-1], dtype=lengths.dtype), shape) < lengths[..., None]
 
 
+def is_traced(tree: Any) -> bool:
+    """Whether a leaf is traced: its buffer cannot be donated."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+
+
 def as_arrays(carry: Carry) -> Carry:
     """The carry with its leaves, Python numbers too, as arrays."""
     return jax.tree.map(jnp.asarray, carry)

@@ -27,7 +27,7 @@ from jaxseq.decoding.beam_results import Hypotheses, trace_back, with_carry
 from jaxseq.decoding.constraints import Rule
 from jaxseq.decoding.end_tokens import EndToken
 from jaxseq.decoding.options import BeamOptions
-from jaxseq.decoding.step import AnyStep, Memory
+from jaxseq.decoding.step import AnyStep, Count, Memory
 from jaxseq.typing import Array, Carry, Integer
 
 
@@ -85,7 +85,7 @@ def search_tree(
     first_tokens: Integer[np.ndarray | Array, "..."],
     options: BeamOptions = BeamOptions(),
     *,
-    max_length: int,
+    max_length: Count,
     end_token: EndToken,
     constraints: Sequence[Rule] = (),
     memory: Memory = None,
@@ -106,7 +106,7 @@ def search_tree(
     )
     steps: list[Candidates] = []
     slots: list[np.ndarray] = []
-    while int(state.position) < max_length and not bool(state.done.all()):
+    while int(state.position) < config.max_length and not bool(state.done.all()):
         state, candidates = _expand(inputs, state, config)
         steps.append(jax.device_get(jax.tree.map(lambda x: x[0, 0], candidates)))
         at = int(state.position) - 1

@@ -36,7 +36,10 @@ def previous_ids(segment_ids: Int[Array, "*B T"], before: Int[Array, "*B"] | Non
     segment_ids = jnp.asarray(segment_ids)
     if before is None:
         before = jnp.zeros(segment_ids.shape[:-1], segment_ids.dtype)
-    ids = jnp.concatenate([before[..., None].astype(segment_ids.dtype), segment_ids], axis=-1)
+    before = before[..., None].astype(segment_ids.dtype)
+    if segment_ids.shape[-1] == 1:  # a decoding step
+        return before
+    ids = jnp.concatenate([before, segment_ids], axis=-1)
     time = jnp.broadcast_to(jnp.arange(ids.shape[-1]), ids.shape)
     latest = lax.cummax(jnp.where(ids != 0, time, 0), axis=ids.ndim - 1)
     return jnp.take_along_axis(ids, latest, axis=-1)[..., :-1]
@@ -50,6 +53,9 @@ def starts(segment_ids: Int[Array, "*B T"], before: Int[Array, "*B"] | None = No
 
 def last_id(segment_ids: Int[Array, "*B T"], before: Int[Array, "*B"] | None = None) -> Int[Array, "*B"]:
     """The id of the last real position, ``before`` where there is none."""
+    if segment_ids.shape[-1] == 1 and before is not None:  # a decoding step
+        last = segment_ids[..., 0]
+        return jnp.where(last != 0, last, before.astype(last.dtype))
     ended = jnp.pad(segment_ids, [(0, 0)] * (segment_ids.ndim - 1) + [(0, 1)])
     return previous_ids(ended, before)[..., -1]
 
@@ -58,6 +64,8 @@ def first_id(segment_ids: Int[Array, "*B T"]) -> Int[Array, "*B"]:
     """The id of the first real position, 0 where there is none."""
     if segment_ids.shape[-1] == 0:
         return jnp.zeros(segment_ids.shape[:-1], segment_ids.dtype)
+    if segment_ids.shape[-1] == 1:
+        return segment_ids[..., 0]
     where = jnp.argmax(is_real(segment_ids), axis=-1)
     return jnp.take_along_axis(segment_ids, where[..., None], axis=-1)[..., 0]
 
