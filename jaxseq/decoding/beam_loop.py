@@ -287,7 +287,7 @@ def _assign_slots(candidates: Candidates, config: SearchConfig) -> Slots:
     alike = (parents[..., :, None] == parents[..., None, :]) & lives[..., :, None] & lives[..., None, :]
     stays = lives & ~jnp.any(jnp.tril(alike, -1), axis=-1)
     free = ~jnp.any((parents[..., :, None] == places[..., None, :]) & lives[..., :, None], axis=-2)
-    spare = jnp.argsort(~free, axis=-1, stable=True)
+    spare = jnp.argsort(~free, axis=-1, stable=True).astype(parents.dtype)
     moved = jnp.maximum(jnp.cumsum(~stays, axis=-1) - 1, 0)
     place = jnp.where(stays, parents, jnp.take_along_axis(spare, moved, axis=-1))
     lives, parents, tokens, *sums = taken((lives, parents, *others), jnp.argsort(place, axis=-1))

@@ -64,7 +64,7 @@ def trace_back(state: SearchState, config: SearchConfig) -> Hypotheses:
         tokens = jnp.where(last, finished.last_tokens, tokens)
         return jnp.where(inside, jnp.take_along_axis(parent_row, slots, axis=-1), slots), tokens
 
-    tables = (jnp.arange(config.max_length), state.token_table, state.parent_table)
+    tables = (jnp.arange(config.max_length, dtype=lengths.dtype), state.token_table, state.parent_table)
     _, tokens = lax.scan(body, finished.slots, tables, reverse=True)
     num_beams = num_groups * group_size
     scores, order = lax.top_k(finished.scores.reshape(num_rows, num_beams), config.num_results)

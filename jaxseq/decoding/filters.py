@@ -84,7 +84,8 @@ def apply_temperature(logits: Logits, temperature: PerRow) -> Logits:
     divisor = _per_row("temperature", temperature, wide)
     largest = jnp.max(wide, axis=-1, keepdims=True)
     subtracted = jnp.where(jnp.isfinite(largest) & (divisor != 1), largest, jnp.zeros_like(largest))
-    divided = jnp.where(wide == -jnp.inf, wide, (wide - subtracted) / divisor)  # a tiny reciprocal would give NaN
+    shifted = wide - subtracted
+    divided = jnp.where(shifted == -jnp.inf, shifted, shifted / divisor)  # infinity times a reciprocal of 0 is NaN
     return divided.astype(logits.dtype)
 
 

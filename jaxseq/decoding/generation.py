@@ -136,7 +136,7 @@ def sample(
         key: one typed key per row (shape ``*B``), or a single key, of which row i (in row-major order) gets
             ``jax.random.fold_in(key, i)``. Token t of a row is drawn with ``fold_in(row_key, t)``.
         num_samples: draw n sequences per row, ``[*B n ...]`` in the results (the carry too), and sample j of a row has
-            the key ``fold_in(row_key, j)`` and the row's options.
+            the key ``fold_in(row_key, j)`` and the row's options; ``row_key`` is the threefry key here.
 
     Raises:
         ValueError: as ``greedy``; top_k above V, num_samples below 1, or keys of a wrong shape or kind.
@@ -144,7 +144,7 @@ def sample(
     first_tokens, carry = as_token_ids(first_tokens, "first_tokens"), as_arrays(carry)
     batch_shape = first_tokens.shape
     check_inputs(carry, memory, batch_shape)
-    keys, filters = row_keys(key, batch_shape), active_filters(options, batch_shape)
+    keys, filters = threefry_keys(row_keys(key, batch_shape)), active_filters(options, batch_shape)
     bound = bind_memory(step, memory)
     if num_samples is not None:
         num_samples = as_count("num_samples", num_samples)
@@ -152,7 +152,7 @@ def sample(
         keys = fold_in_each(keys, num_samples).reshape(first_tokens.shape)
         filters = jax.tree.map(lambda x: repeat_leaves(x, x.ndim, num_samples) if x.ndim else x, filters)
         donate_carry = True
-    sampler = Sampler(threefry_keys(keys), filters)
+    sampler = Sampler(keys, filters)
     generator = _start(
         bound, carry, first_tokens, sampler, constraints, max_length, end_token, donate_carry, batch_shape, num_samples
     )
