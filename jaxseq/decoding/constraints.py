@@ -19,6 +19,7 @@ import abc
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,7 @@ import numpy as np
 from jax.tree_util import register_dataclass
 
 from jaxseq.decoding.end_tokens import EndToken, as_end_tokens, is_end
-from jaxseq.decoding.history import as_array, set_arrays
+from jaxseq.decoding.history import set_arrays
 from jaxseq.decoding.options import known_number
 from jaxseq.ops.ids import check_ids, valid_ids
 from jaxseq.typing import Array, Bool, Carry, Int, Integer, Logits
@@ -260,7 +261,7 @@ class Forbid(StatelessConstraint):
 
     def check(self, vocab_size: int, max_length: int) -> None:
         """Check that the tokens are in the vocabulary, and are not all of it."""
-        tokens = as_array(self.tokens)
+        tokens: Any = self.tokens
         check_ids("Forbid: tokens", tokens, vocab_size)
         if not isinstance(tokens, jax.core.Tracer) and len(np.unique(tokens)) == vocab_size:
             raise ValueError(f"Forbid rules out all {vocab_size} tokens of the vocabulary")
@@ -293,7 +294,8 @@ class Prefix(Constraint):
 
     def check(self, vocab_size: int, max_length: int) -> None:
         """Check that the tokens are in the vocabulary, and are at most max_length."""
-        check_ids("Prefix: tokens", as_array(self.tokens), vocab_size)
+        tokens: Any = self.tokens
+        check_ids("Prefix: tokens", tokens, vocab_size)
         length = np.shape(self.tokens)[-1]
         if length > max_length:
             raise ValueError(f"Prefix of {length} tokens is longer than max_length={max_length}")
@@ -339,6 +341,8 @@ def _check_length(
 ) -> None:
     name = type(rule).__name__
     known = known_number(f"{name}: length", length)
+    if length is not None and not jnp.issubdtype(jnp.result_type(length), jnp.integer):
+        raise TypeError(f"{name}: length must be an integer, not {length}")
     if not as_end_tokens(end_token, vocab_size):
         raise ValueError(f"{name} needs an end token")
     if known is not None and known < 0:

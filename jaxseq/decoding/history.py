@@ -24,15 +24,22 @@ NO_TOKEN = np.iinfo(np.int32).max
 """Replaces negative ids of a prompt, because -1 marks a place without a token."""
 
 
-def as_array(value: Any) -> Any:
-    """Convert a sequence to an array; other values (arrays, None, placeholders of a pytree) are returned unchanged."""
+def as_array(name: str, value: Any) -> Any:
+    """Convert a sequence to an array; other values (arrays, None, placeholders of a pytree) are returned unchanged.
+
+    Raises:
+        TypeError: numbers that are not integers.
+    """
+    found = np.asarray(value) if isinstance(value, Sequence) and len(value) else value
+    if isinstance(found, np.ndarray | jax.Array) and found.dtype.kind not in "iuV":  # V: a tangent of integers
+        raise TypeError(f"{name} must be integers, not {found.dtype}{found.shape}")
     return np.asarray(value, np.int32) if isinstance(value, Sequence) else value
 
 
 def set_arrays(rule: Any, *names: str) -> None:
     """Make these fields of a frozen dataclass arrays, so that other values need no new compilation."""
     for name in names:
-        object.__setattr__(rule, name, as_array(getattr(rule, name)))
+        object.__setattr__(rule, name, as_array(f"{type(rule).__name__}: {name}", getattr(rule, name)))
 
 
 def check_prompt(name: str, prompt: Prompt, lengths: PromptLengths, vocab_size: int) -> None:
@@ -45,7 +52,7 @@ def check_prompt(name: str, prompt: Prompt, lengths: PromptLengths, vocab_size: 
         if lengths is not None:
             raise ValueError(f"{name}: prompt_lengths={lengths} without a prompt")
         return
-    tokens, real = as_array(prompt), None
+    tokens, real = as_array(f"{name}: prompt", prompt), None
     if lengths is not None:
         if np.shape(lengths) != tokens.shape[:-1]:
             raise ValueError(f"{name}: prompt_lengths of shape {np.shape(lengths)} for prompts {tokens.shape}")

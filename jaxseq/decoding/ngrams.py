@@ -17,6 +17,7 @@ from jaxseq.decoding.history import (
     set_arrays,
     token_counts,
 )
+from jaxseq.decoding.options import known_integer
 from jaxseq.typing import Array, Bool, Carry, Int
 
 
@@ -38,6 +39,7 @@ class NoRepeatedNgrams(Constraint):
 
     def __post_init__(self) -> None:
         """Make the prompt an array, so that other prompts of its shape need no new compilation."""
+        object.__setattr__(self, "size", known_integer("NoRepeatedNgrams: size", self.size))
         set_arrays(self, "prompt", "prompt_lengths")
 
     def check(self, vocab_size: int, max_length: int) -> None:

@@ -22,6 +22,7 @@ from jaxseq.decoding import (
     step_of,
     stream,
 )
+from jaxseq.ops.keys import threefry_keys
 
 V, B, L, END = 7, 5, 12, 3
 
@@ -207,7 +208,8 @@ def test_rows_draw_by_their_own_keys_of_any_implementation(name):
     folded = draw(FIRST, key=jnp.stack([jax.random.fold_in(key, i) for i in range(B)]))
     assert np.array_equal(draw(FIRST, key=key).tokens, folded.tokens)
     several = draw(FIRST[:1], key=keys[:1], num_samples=B)
-    each = draw(FIRST, key=jnp.stack([jax.random.fold_in(keys[0], i) for i in range(B)]))
+    row_key = threefry_keys(keys[:1])[0]
+    each = draw(FIRST, key=jnp.stack([jax.random.fold_in(row_key, i) for i in range(B)]))
     assert np.array_equal(several.tokens[0], each.tokens)
 
 
