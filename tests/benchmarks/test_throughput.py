@@ -59,6 +59,7 @@ def ceilings(monkeypatch):
     monkeypatch.setattr(throughput, "copy_ceiling", lambda dtype: 1e10)
 
 
+@pytest.mark.full
 def test_a_run_marks_what_is_wrong_fails_or_does_not_fit_and_goes_on(tmp_path, ceilings, monkeypatch, capsys):
     (tmp_path / "mine.py").write_text(CORES_OF_TESTS)
     mine = [f"{tmp_path / 'mine.py'}:{name}" for name in ("Wrong", "WrongGradient", "Failing")]

@@ -36,8 +36,8 @@ CASES: dict[str, Callable[..., Decoder]] = {
     ),
     "post-norm hybrid": decoder("transformer", "mingru", attention="additive", feed_forward=12, norm="post"),
 }
-EVERY = pytest.mark.parametrize("name", CASES)
 FULL = pytest.mark.full
+EVERY = pytest.mark.parametrize("name", [pytest.param(name, marks=FULL if name == "general" else ()) for name in CASES])
 
 
 @functools.cache

@@ -462,6 +462,7 @@ def test_constraints_leave_exactly_what_they_allow(names: tuple[str, ...]) -> No
     np.testing.assert_allclose(found.log_probabilities[:filled], [s for s, _ in want], atol=1e-5)  # the model's own
 
 
+@pytest.mark.full
 def test_a_row_has_its_own_prefix_and_sampling_and_greedy_follow_it(key: jax.Array) -> None:
     table = jax.random.normal(jax.random.key(8), (5, 5))
     prefixes = jnp.array([[2, 3], [4, 0], [0, 0]])

@@ -87,6 +87,7 @@ def test_no_prompt_and_an_empty_one_are_refused(prompts: list, message: str) -> 
         pad_prompts(prompts)
 
 
+@pytest.mark.full
 def test_a_score_is_the_sum_over_the_tokens_up_to_the_length_and_has_a_gradient(x64: None) -> None:
     table = jax.random.normal(jax.random.key(0), (5, 5), jnp.float64)
     tokens, lengths = jnp.array([[1, 2, 0, 3], [4, 4, 1, 0]]), jnp.array([2, 4])
@@ -116,6 +117,7 @@ def test_a_score_without_shapes_that_fit_is_refused() -> None:
         score(step, carry, first, jnp.zeros((2, 4), jnp.int32), jnp.zeros(3, jnp.int32))
 
 
+@pytest.mark.full
 def test_several_samples_a_prompt_are_samples_by_keys_of_their_own(key: jax.Array) -> None:
     step = Partial(table_step, jax.random.normal(jax.random.key(1), (5, 5)))
     first = jnp.array([0, 3], jnp.int32)

@@ -104,6 +104,7 @@ def test_without_a_key_it_is_greedy(draft: str, target: str, draft_length: int) 
     np.testing.assert_allclose(made.log_probabilities, want.log_probabilities, atol=1e-5)
 
 
+@pytest.mark.full
 def test_a_draft_that_is_the_model_is_always_kept(key: jax.Array) -> None:
     m: Model = model("cache", 5, seed=1)
     length = 15

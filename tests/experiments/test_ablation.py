@@ -485,6 +485,7 @@ def test_the_command_line_runs_processes_and_tells_failures(fake):
     assert calls(fake) == ["4 plain 1", "6 plain 1", "4 broken 1"]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_a_stopped_ablation_stops_its_run_and_says_how_to_go_on(number, tmp_path):
     fake = write(tmp_path)

@@ -101,6 +101,7 @@ def test_one_beam_is_greedy_and_so_is_the_largest_of_one(run):
         assert other.log_probability == pytest.approx(greedy.log_probability, abs=1e-4)
 
 
+@pytest.mark.full
 def test_log_probabilities_are_the_models_own(any_run):
     results = made(any_run, prompt=("the fox", "a"), beams=4, results=4, normalization="gnmt", alpha=0.8)
     results += made(any_run, prompt=("the", ""), temperature=0.7, top_p=0.8, samples=2)
@@ -117,6 +118,7 @@ def test_log_probabilities_are_the_models_own(any_run):
     assert len({r.tokens for r in results[:4]}) == 4
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("options", [{"beams": 3, "results": 2}], ids=str)
 def test_prompts_of_a_batch_get_what_each_gets_alone(any_run, options):
     prompts = ("the quick brown fox", "", "a")

@@ -60,7 +60,13 @@ def close(actual, expected, tolerance: float) -> None:
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance), actual, expected)
 
 
-@pytest.mark.parametrize(("name", "ids"), [*((name, IDS) for name in CORES), ("recurrent", None), ("attention", None)])
+@pytest.mark.parametrize(
+    ("name", "ids"),
+    [
+        *((name, IDS) for name in CORES),
+        *(pytest.param(name, None, marks=pytest.mark.full) for name in ("recurrent", "attention")),
+    ],
+)
 def test_a_text_in_pieces_is_the_whole_text(name: str, ids: jax.Array | None) -> None:
     model, params = model_and_parameters(name)
     weights = jnp.sin(jnp.arange(B * T * V, dtype=jnp.float32)).reshape(B, T, V)

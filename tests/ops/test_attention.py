@@ -332,6 +332,7 @@ def test_a_narrow_window_gets_small_tiles_and_the_same_numbers() -> None:
     np.testing.assert_allclose(fast, plain, atol=3e-6)
 
 
+@pytest.mark.full
 def test_cudnn_is_given_what_the_mask_says(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a made-up CUDA device whose cuDNN is XLA's form of the same function: window, lengths, grouped heads."""
     device = SimpleNamespace(

@@ -21,7 +21,7 @@ def colors(file):
     return {tuple(color) for color in image.reshape(-1, 3).tolist()}
 
 
-@pytest.mark.parametrize("metric", ["exact_match", "bleu"])
+@pytest.mark.parametrize("metric", ["exact_match", pytest.param("bleu", marks=pytest.mark.full)])
 def test_every_model_has_a_curve_of_its_own_colour(tmp_path, metric):
     both = {"GRU": rows(0.5, 20.0), "Transformer, a rather long name $x$": rows(0.9, 35.0, count=1)}
     drawn = colors(draw_length_curves(both, tmp_path / "a.png", metric=metric, trained_length=20))
@@ -30,6 +30,7 @@ def test_every_model_has_a_curve_of_its_own_colour(tmp_path, metric):
     assert (0xB5, 0x48, 0x3A) not in alone
 
 
+@pytest.mark.full
 def test_names_in_any_script_and_equal_ends_raise_no_warning(tmp_path):
     names = ["модель", "日本語", "نموذج", "a", "b", "c", "d", "e"]
     colors(draw_length_curves({name: rows(0.0) for name in names}, tmp_path / "a.png"))

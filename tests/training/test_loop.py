@@ -185,7 +185,10 @@ def test_steps_that_are_not_finite_are_skipped_counted_and_dumped(tmp_path, pois
     assert rows(tmp_path)[-1]["nonfinite"] == len(poison)
 
 
-@pytest.mark.parametrize(("most", "poison", "stops"), [(3, (7, 8, 9), True), (4, (7, 8, 9), False), (1, (19,), True)])
+@pytest.mark.parametrize(
+    ("most", "poison", "stops"),
+    [(3, (7, 8, 9), True), (4, (7, 8, 9), False), pytest.param(1, (19,), True, marks=pytest.mark.full)],
+)
 def test_too_many_in_a_row_stop_it_with_finite_parameters_saved(tmp_path, most, poison, stops):
     train_config = dataclasses.replace(Config().train, max_consecutive_nonfinite=most)
     config = dataclasses.replace(Config(), train=train_config)
