@@ -7,6 +7,7 @@ sum of log decays from the first position of a document in the chunk up to i, po
 """
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxseq.ops.linear.chunks import chunk_size, scan_chunks
@@ -57,11 +58,13 @@ def _chunk(
     differentiable = sums_in_chunk(log_decay, document)
     sums = lax.stop_gradient(differentiable)
     change = differentiable.fine - sums.fine
+    # A position reads its own key without a decay: its term takes no factor, because it would cancel in the difference.
+    own = (q * k).sum(-1, keepdims=True) * v
     q, k = q * jnp.exp(change), k * jnp.exp(-change)
     end = Sums(*(part[..., -1:, :] for part in sums))
     inside = _by_head if log_decay.shape[-1] == 1 else _by_channel
     seen = jnp.where(continues, q * sums.exp(), 0)
-    out = inside(q, k, v, sums, document) + jnp.where(continues, seen @ state, 0)
+    out = own + inside(q, k, v, sums, document) + jnp.where(continues, seen @ state, 0)
     kept = jnp.where(leaves, k * jnp.exp(jnp.minimum(end.minus(sums), MAX_ROUNDING_ERROR)), 0)
     faded = jnp.where(passes, state, 0) * jnp.swapaxes(end.exp(), -1, -2)
     state = faded + jnp.swapaxes(kept, -1, -2) @ v
@@ -69,20 +72,23 @@ def _chunk(
 
 
 def _by_head(q: Array, k: Array, v: Array, sums: Sums, document: Array) -> Array:
-    """One decay a head: one matrix of decays a chunk."""
+    """Reads earlier keys by one decay a head: one matrix of decays a chunk."""
     to, since = (Sums(*(jnp.expand_dims(part[..., 0], axis) for part in sums)) for axis in (-1, -2))
-    decay = jnp.where(visible_keys(document), jnp.exp(jnp.minimum(to.minus(since), MAX_ROUNDING_ERROR)), 0)
+    visible = visible_keys(document)
+    earlier = visible & jnp.broadcast_to(~np.eye(visible.shape[-1], dtype=bool), visible.shape)
+    decay = jnp.where(earlier, jnp.exp(jnp.minimum(to.minus(since), MAX_ROUNDING_ERROR)), 0)
     return (q @ jnp.swapaxes(k, -1, -2) * decay) @ v
 
 
 def _by_channel(q: Array, k: Array, v: Array, sums: Sums, document: Array) -> Array:
-    """One decay a key channel: in every interval of 2, 4, 8, ... positions, the later half reads the earlier half.
+    """Reads earlier keys by one decay a key channel: in every interval of 2, 4, 8, ... positions, the later half reads
+    the earlier half.
 
     The factor is ``exp(g_i - g_m) exp(g_m - g_j)``, m the last position of the earlier half: both are at most 1. Each
     interval length computes the products of all pairs in a block and selects its own.
     """
     size = q.shape[-2]
-    out = (q * k).sum(-1, keepdims=True) * v
+    out = jnp.zeros((), q.dtype)
     half = 1
     for block in (min(BLOCK, size), size):
         scores = jnp.zeros((), q.dtype)
@@ -94,5 +100,5 @@ def _by_channel(q: Array, k: Array, v: Array, sums: Sums, document: Array) -> Ar
             scores = scores + jnp.where(taken, (q_ * factor) @ jnp.swapaxes(k_ * factor, -1, -2), 0)
             half *= 2
         if scores.ndim:
-            out = out + (scores @ v_).reshape(out.shape)
+            out = out + (scores @ v_).reshape(v.shape)
     return out
