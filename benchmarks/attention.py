@@ -1,7 +1,7 @@
 """Attention, forward and backward, against ``jax.nn.dot_product_attention`` and torch's flash kernel.
 
     python benchmarks/attention.py                # all cases, under 5 minutes on 2 CPU cores
-    python benchmarks/attention.py --case masks   # one of them; its rows replace those of the results file
+    python benchmarks/attention.py --case masks   # some of them; their rows replace those of the results file
     python benchmarks/attention.py --quick        # seconds, small sizes, writes nothing
 
 Batch 1, 8 heads of 64, float32 (bfloat16 too where there is a CUDA device). Cases:
@@ -251,7 +251,7 @@ QUICK: tuple[Callable[[], list[Row]], ...] = (
 def main() -> None:
     """Run the cases; the JSON lines go to benchmarks/results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--case", choices=list(CASES), action="append", help="only this case; may be given again")
+    parser.add_argument("--case", nargs="+", choices=list(CASES), help="only these cases")
     parser.add_argument("--quick", action="store_true", help="small sizes, few repeats, nothing written")
     options = parse_arguments(parser)
     if options.quick:

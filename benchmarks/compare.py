@@ -9,8 +9,9 @@ Each side runs in a process of its own, which compiles every case first. Then th
 at a time, and the order alternates. A row holds the median time of the side before over the median time of the side
 after: above 1 means that the side after is faster. Cases use calls that both checkouts share: cores by name, forward
 and backward or forward alone (``-forward``), of a batch or of a single row (``-row``), with documents and padding
-(``-documents``) or without; ``attention``; a decoding step with a cache; greedy decoding of a single row. Checksums
-of the first results are compared as well. The rows go to ``benchmarks/results/compare-NAME-DEVICE.json``.
+(``-documents``) or without; ``attention``; a decoding step with a cache; greedy decoding of one row or more, with an
+end token (``-end``) or without. Checksums of the first results are compared as well. The rows go to
+``benchmarks/results/compare-NAME-DEVICE.json``.
 """
 
 import argparse
@@ -63,6 +64,7 @@ OTHERS = (
     "greedy-lstm",
     "greedy-rglru",
     "greedy-attention",
+    *(f"greedy-{name}-{batch}-end" for name in ("lstm", "attention") for batch in (1, 8, 32)),
 )
 
 
@@ -119,8 +121,11 @@ def decode_case(name: str) -> Callable[[], Any]:
     return lambda: run(variables, carry, xs[:, -1:])
 
 
-def greedy_case(name: str) -> Callable[[], Any]:
-    """Greedy decoding of 64 tokens for one row, by two layers of 128 features over 256 tokens."""
+def greedy_case(name: str, batch: str = "1", end: str = "") -> Callable[[], Any]:
+    """Greedy decoding of 64 tokens by two layers of 128 features over 256 tokens; ``end``: with a token that ends rows.
+
+    The parameters are such that no row ends, so that the work is the same with an end token and without one.
+    """
     import jax
     import jax.numpy as jnp
     from jax.tree_util import Partial
@@ -133,11 +138,14 @@ def greedy_case(name: str) -> Callable[[], Any]:
     make: Any = CORES[name]
     core = Stacked(tuple(block(make(features=128), feed_forward=256) for _ in range(2)))
     model = LanguageModel(Embedding(256, 128), core)
-    tokens = jnp.zeros((1,), jnp.int32)
-    carry = model.initial_carry((1,), 64)
-    params = model.init(jax.random.key(1), model.initial_carry((1,)), tokens[:, None])
+    rows = (int(batch),)
+    tokens = jnp.zeros(rows, jnp.int32)
+    carry = model.initial_carry(rows, 64)
+    params = model.init(jax.random.key(1), model.initial_carry(rows), tokens[:, None])
     step = step_of(Partial(model.apply, params))
-    return lambda: greedy(step, carry, tokens, max_length=64, end_token=None).tokens
+    made = greedy(step, carry, tokens, max_length=64, end_token=None).tokens
+    unused = next(token for token in range(256) if token not in set(made.reshape(-1).tolist()))
+    return lambda: greedy(step, carry, tokens, max_length=64, end_token=unused if end else None).tokens
 
 
 def make_case(name: str) -> Callable[[], Any]:

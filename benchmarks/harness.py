@@ -279,7 +279,7 @@ def device_name() -> str:
 
 
 def environment() -> Row:
-    """What a figure depends on besides the code: versions, flags, device."""
+    """The versions, flags and device that a figure depends on besides the code."""
     versions: dict[str, str | None] = {}
     for package in ("jax", "jaxlib", "flax", "numpy", "torch", "dm-haiku", "equinox"):
         try:

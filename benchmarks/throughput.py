@@ -37,7 +37,7 @@ from jaxseq.cores import CORES
 
 @dataclass(frozen=True)
 class Plan:
-    """What is run. ``tokens`` and ``batch`` are what either axis keeps constant; ``budget_s`` is a case's timing."""
+    """The cases of a run. Each axis keeps ``tokens`` or ``batch`` constant; ``budget_s`` is the time for one case."""
 
     mixers: tuple[str, ...] = tuple(CORES)
     lengths: tuple[int, ...] = (256, 1024)
@@ -154,7 +154,7 @@ def _measured(plan: Plan, case: Case) -> list[Row]:
 
 
 def _finish(row: Row, case: Case, axes: list[str], ceilings: tuple[float, float]) -> None:
-    """What follows from the times: tokens/s, and the fraction of the ceiling that binds."""
+    """Add the figures derived from the times: tokens/s, and the fraction of the ceiling that binds."""
     row |= {"axes": axes, "ceiling_flops_per_s": ceilings[0], "ceiling_bytes_per_s": ceilings[1]}
     if "median_s" not in row:
         return

@@ -5,7 +5,6 @@ from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jax import lax
 
 from jaxseq.cores.core import Core, StateCarry, StateCore
 from jaxseq.layers.feed_forward import FeedForward
@@ -175,12 +174,10 @@ class Positions(StateCore):
     def mix(self, state: PositionCount, xs: Sequence, segment_ids: SegmentIds | None) -> tuple[PositionCount, Features]:
         """Counts the positions, and joins their vectors to the input."""
         width = self._width(xs.shape[-1])
-        places, count = _counted(state.seen, xs.shape[:-1], segment_ids)
-        if segment_ids is not None:
-            places = jnp.where(segments.is_real(segment_ids), places, 0)
+        places, count = segments.count_positions(state.seen[..., 0], xs.shape[:-1], segment_ids)
         vectors = self._vectors(width)(places).astype(self.dtype)
         ys = xs + vectors if self.join == "add" else jnp.concatenate([xs, vectors], axis=-1)
-        return PositionCount(count), ys
+        return PositionCount(count[..., None]), ys
 
     def _width(self, given: int) -> int:
         """The width of a position's vector."""
@@ -203,17 +200,3 @@ class Positions(StateCore):
         """The rows of the table, NaN beyond it."""
         check_ids(f"learned positions of max_length={self.max_length}", places, self.max_length)
         return nan_where_invalid(table[places], places, self.max_length)
-
-
-def _counted(
-    before: Int[Array, "*B 1"], shape: tuple[int, ...], segment_ids: SegmentIds | None
-) -> tuple[Int[Array, "*B T"], Int[Array, "*B 1"]]:
-    """The index of every position in its document, and the count after the input."""
-    if segment_ids is None:
-        order = jnp.broadcast_to(jnp.arange(shape[-1], dtype=before.dtype), shape)
-        return before + order, before + shape[-1]
-    seen = jnp.cumsum(segments.is_real(segment_ids), axis=-1, dtype=before.dtype)
-    start = segments.starts(segment_ids)
-    before_start = lax.cummax(jnp.where(start, seen - 1, -before), axis=seen.ndim - 1)
-    counts = jnp.concatenate([before, seen - before_start], axis=-1)
-    return jnp.maximum(counts[..., 1:] - 1, 0), counts[..., -1:]

@@ -98,7 +98,7 @@ def has_valid_ids(history: Int[Array, "*B H"], vocab_size: int) -> Bool[Array, "
 
 
 def token_counts(tokens: Int[Array, "*B n"], vocab_size: int) -> Int[Array, "*B V"]:
-    """How often each token of the vocabulary occurs in each row; ids outside it are not counted."""
+    """Count each token of the vocabulary in each row; ids outside the vocabulary are not counted."""
     places = jnp.where(valid_ids(tokens, vocab_size), tokens, vocab_size)
     rows = places.reshape(int(np.prod(tokens.shape[:-1])), tokens.shape[-1])
     counts = jax.vmap(lambda row: jnp.zeros(vocab_size, jnp.int32).at[row].add(1, mode="drop"))(rows)

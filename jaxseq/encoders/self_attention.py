@@ -4,13 +4,12 @@ from functools import partial
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jax import lax
 
 from jaxseq.layers import AttentionPositions, MemoryAttention, attention_positions
 from jaxseq.ops import segments
 from jaxseq.ops.inputs import check_inputs
 from jaxseq.ops.segments import without_padding
-from jaxseq.typing import Array, DType, Features, Int, SegmentIds, Sequence
+from jaxseq.typing import DType, Features, SegmentIds, Sequence
 
 
 class SelfAttention(nn.Module):
@@ -38,7 +37,7 @@ class SelfAttention(nn.Module):
         """The contexts; zeros at padded positions."""
         check_inputs("SelfAttention", xs, segment_ids)
         positions = attention_positions(self.positions)
-        places = _places(xs.shape[:-1], segment_ids)
+        places, _ = segments.count_positions(jnp.zeros(xs.shape[:-2], jnp.int32), xs.shape[:-1], segment_ids)
         given = None if segment_ids is None else places
         if segment_ids is not None:  # an id used again is another document
             starts = segments.starts(segment_ids)
@@ -49,13 +48,3 @@ class SelfAttention(nn.Module):
         memory = self.attention.project(xs, segment_ids, rotate)
         ys = self.attention(xs, memory, segment_ids, rotate=rotate, bias=bias)
         return without_padding(ys, segment_ids)
-
-
-def _places(shape: tuple[int, ...], segment_ids: SegmentIds | None) -> Int[Array, "*B T"]:
-    """The index of every position in its document; 0 at padding."""
-    if segment_ids is None:
-        return jnp.broadcast_to(jnp.arange(shape[-1], dtype=jnp.int32), shape)
-    real = segments.is_real(segment_ids)
-    order = jnp.where(real, jnp.cumsum(real, axis=-1, dtype=jnp.int32) - 1, 0)
-    start = lax.cummax(jnp.where(segments.starts(segment_ids), order, 0), axis=order.ndim - 1)
-    return jnp.maximum(order - start, 0)

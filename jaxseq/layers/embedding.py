@@ -57,7 +57,7 @@ class Embedding(nn.Module):
         """
         if not jnp.issubdtype(jnp.result_type(tokens), jnp.integer):
             raise ValueError(f"tokens must be integers, not {jnp.result_type(tokens)}{jnp.shape(tokens)}")
-        segments.check(segment_ids, jnp.shape(tokens), "tokens")
+        segments.check("Embedding", segment_ids, jnp.shape(tokens), "tokens")
         real = None if segment_ids is None else segments.is_real(segment_ids)
         check_ids("tokens", tokens, self.vocab_size, real)
         rows = self._rows().at[tokens].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)

@@ -21,7 +21,7 @@ from jaxseq.layers.attention_positions import ScoreBias
 from jaxseq.layers.capture import MEMORY_ATTENTION, record
 from jaxseq.ops import AttentionImplementation, attention, attention_weights, masked_softmax, masks, segments
 from jaxseq.ops.attention.masks import Mask
-from jaxseq.ops.inputs import check_inputs, check_leading, check_segment_ids
+from jaxseq.ops.inputs import check_inputs, check_leading
 from jaxseq.typing import Array, DType, Float, Key, SegmentIds
 
 Rotate: TypeAlias = Callable[[Float[Array, "*B T N H"]], Float[Array, "*B T N H"]]
@@ -190,9 +190,7 @@ class MemoryAttention(nn.Module, abc.ABC):
         if not isinstance(memory, Memory):
             raise ValueError(f"{name} needs a Memory, as project makes it, not {type(memory).__name__}")
         check_leading(name, "a memory", memory, query)
-        if memory.segment_ids is not None:
-            *lead, heads, size = memory.keys.shape
-            check_segment_ids(f"{name}, for a memory,", memory.segment_ids, (*lead, heads * size))
+        segments.check(f"{name}, for a memory,", memory.segment_ids, memory.keys.shape[:-2], "keys")
         queries = self._split(self.query, segments.without_padding(query.astype(self.dtype), segment_ids))
         return (queries if rotate is None else rotate(queries)), _mask(memory, segment_ids)
 

@@ -38,7 +38,7 @@ class Sublayer(nn.Module):
         if self.norm not in NORMS:
             raise ValueError(f"norm={self.norm!r}; known: {', '.join(NORMS)}")
         norm = LayerNorm(self.dtype, self.param_dtype, self.epsilon, name="layer_norm")
-        check(segment_ids, xs.shape[:-1])
+        check("Sublayer", segment_ids, xs.shape[:-1])
         xs = without_padding(xs.astype(self.dtype), segment_ids)
         ys = function(norm(xs) if self.norm == "pre" else xs)
         if ys.shape != xs.shape:

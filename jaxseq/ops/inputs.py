@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxseq.ops import segments
 from jaxseq.typing import Sequence
 
 
@@ -23,22 +24,7 @@ def check_inputs(name: str, xs: Any, segment_ids: Any) -> None:
         raise ValueError(
             f"{name} needs floating-point inputs of shape [*B, T, D], not {jnp.result_type(xs)}{jnp.shape(xs)}"
         )
-    if segment_ids is not None:
-        check_segment_ids(name, segment_ids, xs.shape)
-
-
-def check_segment_ids(name: str, segment_ids: Any, inputs: tuple[int, ...]) -> None:
-    """Check that segment ids are integers of shape ``[*B, T]`` for inputs of shape ``[*B, T, D]``.
-
-    Raises:
-      ValueError: they are not.
-    """
-    shape, dtype = jnp.shape(segment_ids), jnp.result_type(segment_ids)
-    if shape != inputs[:-1] or not jnp.issubdtype(dtype, jnp.integer):
-        raise ValueError(
-            f"{name} needs integer segment_ids of shape [*B, T] = {inputs[:-1]} for inputs of shape "
-            f"{inputs}, not {dtype}{shape}"
-        )
+    segments.check(name, segment_ids, xs.shape[:-1])
 
 
 def check_leading(name: str, what: str, tree: Any, xs: Sequence) -> None:

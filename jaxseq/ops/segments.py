@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxseq.typing import Array, Bool, DType, Inexact, Int
+from jaxseq.typing import Array, Bool, DType, Inexact, Int, SegmentIds
 
 
 class SegmentMasks(NamedTuple):
@@ -77,13 +77,46 @@ def masks(segment_ids: Int[Array, "*B T"] | None) -> SegmentMasks:
     return SegmentMasks(starts(segment_ids), is_real(segment_ids))
 
 
-def check(segment_ids: Array | None, shape: tuple[int, ...], inputs: str = "inputs") -> None:
-    """Raises ValueError unless ids are integers of the shape ``[*B, T]`` of the inputs that they belong to."""
+def check(name: str, segment_ids: Any, shape: tuple[int, ...], inputs: str = "inputs") -> None:
+    """Check that segment ids, if there are any, are integers of the shape ``[*B, T]`` of what they belong to.
+
+    Args:
+        name: the function or module that is called, for the message ("LSTM").
+        segment_ids: None, or an array.
+        shape: ``[*B, T]``.
+        inputs: what they belong to, for the message.
+
+    Raises:
+        ValueError: they have another shape or dtype.
+    """
     if segment_ids is None:
         return
     found, dtype = jnp.shape(segment_ids), jnp.result_type(segment_ids)
     if found != shape or not jnp.issubdtype(dtype, jnp.integer):
-        raise ValueError(f"segment_ids must be integers of shape {shape}, as the {inputs}, not {dtype}{found}")
+        raise ValueError(
+            f"{name} needs integer segment_ids of shape [*B, T] = {shape} as its {inputs}, not {dtype}{found}"
+        )
+
+
+def count_positions(
+    before: Int[Array, "*B"], shape: tuple[int, ...], segment_ids: SegmentIds | None
+) -> tuple[Int[Array, "*B T"], Int[Array, "*B"]]:
+    """The index of every position in its document, 0 at padding, and the count of positions after the input.
+
+    Args:
+        before: the number of positions of the first document that were read before the input.
+        shape: ``[*B, T]``.
+        segment_ids: None for one document without padding.
+    """
+    if segment_ids is None:
+        order = jnp.broadcast_to(jnp.arange(shape[-1], dtype=before.dtype), shape)
+        return before[..., None] + order, before + shape[-1]
+    real = is_real(segment_ids)
+    seen = jnp.cumsum(real, axis=-1, dtype=before.dtype)
+    at_start = jnp.where(starts(segment_ids), seen - 1, -before[..., None])
+    counts = seen - lax.cummax(at_start, axis=seen.ndim - 1)
+    last = jnp.concatenate([before[..., None], counts], axis=-1)[..., -1]
+    return jnp.where(real, counts - 1, jnp.zeros_like(counts)), last
 
 
 def without_padding(xs: Inexact[Array, "..."], segment_ids: Int[Array, "*B T"] | None) -> Inexact[Array, "..."]:

@@ -127,7 +127,7 @@ def test_errors_name_the_argument_that_does_not_fit(key: jax.Array, untyped: Non
         with pytest.raises(ValueError, match=r"a context of shape .* does not fit x of shape \(8, 5\)"):
             Fusion().init(key, xs, jnp.ones(shape))
     for ids in (jnp.ones(T - 1, jnp.int32), jnp.ones(T)):
-        with pytest.raises(ValueError, match=r"segment_ids must be integers of shape \(8,\), as the inputs, not"):
+        with pytest.raises(ValueError, match=r"Sublayer needs integer segment_ids .* \(8,\) as its inputs, not"):
             Sublayer().init(key, jnp.tanh, xs, ids)
     with pytest.raises(ValueError, match="fusion='join'; known: add, multiply, concat"):
         Fusion("join").init(key, xs, xs)

@@ -139,7 +139,7 @@ def test_relative_buckets_are_those_of_t5(options: tuple[int, int]) -> None:
 def test_a_distance_on_the_border_of_two_buckets_is_in_that_of_torch(
     size: int, max_distance: int, distance: int, bucket: int
 ) -> None:
-    """Where a logarithm in float32 that is not rounded correctly gives the other one."""
+    """A logarithm in float32 that is not rounded correctly gives the other bucket."""
     earlier = jnp.asarray([-distance, distance], jnp.int8)
     assert relative_buckets(earlier, size, max_distance, False).tolist() == [bucket, 0]
     assert relative_buckets(earlier, 2 * size, max_distance, True).tolist() == [bucket, bucket + size]

@@ -36,7 +36,7 @@ def causal_convolution(
       ValueError: shapes or dtypes do not agree, ``dilation`` is not positive, or the implementation is unknown.
     """
     _check(state, xs, kernel, dilation)
-    segments.check(segment_ids, xs.shape[:-1])
+    segments.check("causal_convolution", segment_ids, xs.shape[:-1])
     chosen = choose_implementation("causal_convolution", implementation, ConvolutionImplementation, lambda: "direct")
     run = causal_convolution_reference if chosen == "reference" else direct_convolution
     with implementation_scope("causal_convolution", chosen):

@@ -59,7 +59,7 @@ def linear_recurrence(
         raise ValueError(f"a {a.shape}, b {b.shape} ([*B, T, F]) and state {state.shape} ([*B, F]) do not agree")
     if not a.dtype == b.dtype == state.dtype:
         raise ValueError(f"a ({a.dtype}), b ({b.dtype}) and state ({state.dtype}) must share one dtype")
-    segments.check(segment_ids, a.shape[:-1])
+    segments.check("linear_recurrence", segment_ids, a.shape[:-1])
     chosen = choose_implementation(
         "linear_recurrence", implementation, LinearRecurrenceImplementation, lambda: linear_recurrence_implementation(a)
     )
@@ -118,7 +118,7 @@ def linear_attention(
     """
     _check_chunk(chunk)
     _check_shapes(state, query, key, value, log_decay)
-    segments.check(segment_ids, query.shape[:-2])
+    segments.check("linear_attention", segment_ids, query.shape[:-2])
     chosen = _choose_chunkwise("linear_attention", implementation, query.shape[-3], REFERENCE_MAX_STEPS)
     if query.shape[-3] == 0:
         return state, value
@@ -168,7 +168,7 @@ def delta_rule(
     _check_shapes(state, query, key, value, log_decay)
     if beta.shape != query.shape[:-1]:
         raise ValueError(f"beta {beta.shape} must be {query.shape[:-1]} ([*B, T, N])")
-    segments.check(segment_ids, query.shape[:-2])
+    segments.check("delta_rule", segment_ids, query.shape[:-2])
     chosen = _choose_chunkwise("delta_rule", implementation, query.shape[-3], 1)
     if query.shape[-3] == 0:
         return state, value
@@ -215,7 +215,7 @@ def mlstm(
         raise ValueError(f"log_i {log_i.shape} and log_f {log_f.shape} must be {query.shape[:-1]} ([*B, T, N])")
     _check_chunk(chunk)
     _check_shapes(state.C, query, key, value, log_f)
-    segments.check(segment_ids, query.shape[:-2])
+    segments.check("mlstm", segment_ids, query.shape[:-2])
     if state.n.shape != state.C.shape[:-1] or state.m.shape != state.C.shape[:-2]:
         wanted = f"{state.C.shape[:-1]} and {state.C.shape[:-2]}"
         raise ValueError(f"state n {state.n.shape} and m {state.m.shape} must be {wanted}")

@@ -129,7 +129,7 @@ def _choose(
 def _check(state: Any, x: Any, R: Array, output_projection: Array | None, segment_ids: Any, residuals: str) -> None:
     if R.ndim != 4:
         raise ValueError(f"R of shape {R.shape} is not [N, H, G, H]")
-    segments.check(segment_ids, x.shape[:-2])
+    segments.check("recurrence", segment_ids, x.shape[:-2])
     heads, size, gates, out = R.shape
     batch, features = x.shape[:-3], x.shape[-1]
     first, *others = jax.tree.leaves(state)
