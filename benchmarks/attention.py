@@ -9,6 +9,8 @@ Batch 1, 8 heads of 64, float32 (bfloat16 too where there is a CUDA device). Cas
 - ``2048``, ``4096``, ``8192``: causal attention of that length against peers.
 - ``masks``: window, packed documents and prefix at T = 8192 against causal attention over the whole, with what is
   left to do: the fraction of visible (query, key) pairs and of live tiles of 512, causal attention being 1.
+- ``options``: dropout of weights, learned biases and forward mode at T = 1024: tiles against the equation, which stores
+  all weights. Both drop the same weights.
 - ``vmap``: a batch of 4 and ``jax.vmap`` of the unbatched call.
 - ``decode``: one step of the ``Attention`` core with a cache of 1024 (donated) against the prefix all over again.
 """
@@ -43,6 +45,7 @@ from harness import (
 from jaxseq.cores import Attention
 from jaxseq.ops import attention, attention_weights
 from jaxseq.ops.attention.masks import Mask, causal, prefix, segments, sliding_window
+from jaxseq.ops.attention.positions import relative_bias
 
 HEADS, HEAD_SIZE = 8, 64
 
@@ -157,6 +160,46 @@ def against_own_causal(length: int, repeats: int) -> list[Row]:
     return rows
 
 
+def with_options(length: int, repeats: int) -> list[Row]:
+    """Options of causal attention, with the gradient of the bias, by tiles and by the equation."""
+    rng = np.random.default_rng(2)
+    bias = rng.normal(size=(HEADS, length, length)).astype(np.float32)
+    table = rng.normal(size=(HEADS, 32)).astype(np.float32)
+    options: dict[str, tuple[np.ndarray, Callable[[Any], dict[str, Any]]]] = {
+        "none": (np.zeros(1, np.float32), lambda _: {}),
+        "forward mode": (np.zeros(1, np.float32), lambda _: {}),
+        "dropout": (np.zeros(1, np.float32), lambda _: {"dropout_rate": 0.1, "dropout_key": jax.random.key(0)}),
+        "learned bias": (bias, lambda bias: {"bias": bias}),
+        "relative_bias": (table, lambda table: {"bias": relative_bias(table, bidirectional=False)}),
+    }
+
+    def candidate(option: str, implementation: Any) -> Callable[..., Any]:
+        def both(query: Any, key: Any, value: Any, cotangent: Any, weights: Any) -> tuple[Any, ...]:
+            def run(query: Any, key: Any, value: Any, weights: Any) -> Any:
+                more = options[option][1](weights)
+                return attention(query, key, value, mask=causal(), implementation=implementation, **more)
+
+            arrays = (query, key, value, weights)
+            if option == "forward mode":
+                return jax.jvp(run, arrays, (cotangent, query, key, weights))
+            out, pullback = jax.vjp(run, *arrays)
+            return out, *pullback(cotangent)
+
+        return both
+
+    rows = []
+    for option, (weights, _) in options.items():
+        rows += measure(
+            {"case": "options", "T": length, "option": option, "dtype": "float32"},
+            [compiled("tiles", candidate(option, "tiles")), compiled("equation", candidate(option, "reference"))],
+            [(*arrays, weights) for arrays in inputs(length)],
+            reference=candidate(option, "reference"),
+            repeats=repeats,
+            budget_s=15,
+        )
+    return rows
+
+
 def _pairs(mask: Mask, length: int) -> int:
     return int(jax.jit(lambda mask: mask.materialize(length, length).sum())(mask))
 
@@ -237,12 +280,14 @@ CASES: dict[str, Callable[[], list[Row]]] = {
     "4096": lambda: against_peers(4096, 7),
     "8192": lambda: against_peers(8192, 2),
     "masks": lambda: against_own_causal(8192, 7),
+    "options": lambda: with_options(1024, 9),
     "vmap": lambda: under_vmap(2048, 9),
     "decode": lambda: [row for b in (1, 8) for f in (256, 512) for row in decoding(b, f, 1024, 15)],
 }
 QUICK: tuple[Callable[[], list[Row]], ...] = (
     lambda: against_peers(512, 3),
     lambda: against_own_causal(1024, 3),
+    lambda: with_options(128, 3),
     lambda: under_vmap(256, 3),
     lambda: decoding(1, 64, 128, 3),
 )
