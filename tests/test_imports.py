@@ -15,7 +15,7 @@ LEVELS |= {"testing": 7, "pipelines": 8, "__main__": 9, "xla_flags": 0}
 SIDE_ROOMS = {"decoding", "training", "data", "analysis"}
 """They import typing, precision, ops and plotting, and never one another; pipelines puts them together."""
 
-LEAVES = {"plotting"}
+LEAVES = {"plotting", "weights"}
 """They import nothing of the package but typing."""
 
 # What a room may take from outside the package and the standard library, where the design says so.
@@ -24,9 +24,11 @@ OUTSIDE = {
     "precision": {"jax"},
     "ops": {"jax", "jaxtyping", "numpy"},
     "plotting": {"matplotlib", "numpy"},
-    "data": {"babel", "jaxtyping", "num2words", "numpy", "tokenizers"},
+    "weights": {"jaxtyping", "numpy", "safetensors"},
+    "data": {"PIL", "babel", "jaxtyping", "num2words", "numpy", "skimage", "sklearn", "tokenizers"},
 }
-EXTRAS = ["babel", "matplotlib", "num2words", "sacrebleu", "torch", "tokenizers", "tensorboardX"]
+EXTRAS = ["PIL", "babel", "matplotlib", "num2words", "sacrebleu", "safetensors", "skimage", "sklearn"]
+EXTRAS += ["tensorboardX", "tokenizers", "torch"]
 DEVELOPMENT = ["beartype", "hypothesis", "pytest", "mypy", "ruff"]
 
 
@@ -63,6 +65,8 @@ def allowed(room: str, other: str) -> bool:
         return other == "typing"
     if room in SIDE_ROOMS:
         return other in LEAVES or LEVELS.get(other, 9) <= LEVELS["ops"]
+    if other == "weights" and room == "encoders":
+        return True
     if other in LEAVES | SIDE_ROOMS:
         return LEVELS[room] >= LEVELS["pipelines"]
     return LEVELS.get(other, 9) < LEVELS[room]
