@@ -5,8 +5,8 @@
 
 The same command again resumes a run that was stopped. Without --text it reads the embedded corpus (the Python
 language reference that the standard library contains). The default takes two to three minutes on 2 CPU cores and
-reaches 1.80 bits per character on held-out topics, where LZMA primed with the training text needs 1.88 (Python 3.11's
-corpus; with --split-seed 1 and 2: 1.899 and 1.966, 1.866 and 1.872). generate.py generates text with what was trained.
+reaches 1.78 bits per character on held-out topics, where LZMA primed with the training text needs 1.88 (Python 3.11's
+corpus; with --split-seed 1 and 2: 1.901 and 1.966, 1.871 and 1.872). generate.py generates text with what was trained.
 """
 
 import dataclasses
