@@ -6,15 +6,21 @@ from collections.abc import Callable, Sequence
 
 Ngram = tuple[str, ...]
 
-PUNCTUATION = frozenset(
-    ["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--", "...", ";"]
-)
-"""The 17 tokens that pycocoevalcap drops."""
-
 VERSION = "caption-scores.1"
 """Of the definitions, in every signature. A change that changes a score increases it."""
 
-BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
+PUNCTUATION = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
+PUNCTUATION |= {"-LRB-", "-RRB-", "-LCB-", "-RCB-"}
+"""The 17 tokens that pycocoevalcap drops."""
+
+ABBREVIATIONS = """
+    jan feb mar apr jun jul aug sep sept oct nov dec mon tue tues wed thu thurs fri
+    mr mrs ms dr drs prof gen col lt sgt capt rev hon gov pres sen rep adm maj messrs jr sr esq ph.d
+    st mt ft ave blvd rd sq bldg dept est assn bros corp co inc ltd etc vs al cf v
+    va calif fla tex mass wash ariz ala ill ind ore penn
+"""
+SPELLINGS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
+SPELLINGS |= {"£": "#", "€": "$", "¢": "cents", "½": "1/2", "¼": "1/4", "¾": "3/4"}
 CONTRACTIONS = {
     "cannot": ("can", "not"),
     "gimme": ("gim", "me"),
@@ -23,18 +29,24 @@ CONTRACTIONS = {
     "lemme": ("lem", "me"),
     "wanna": ("wan", "na"),
 }
+_CHARACTERS = {"’": "'", "‘": "'", "´": "'", "“": '"', "”": '"', "–": " - ", "—": " - ", "―": " - ", "…": " ... "}
+_TRANSLATION = str.maketrans({**_CHARACTERS, "½": " ½ ", "¼": " ¼ ", "¾": " ¾ "})
+_DROPPED = re.compile(r'"|-{1,4}|\.+')  # quotes, and rows that become the tokens -- and ...
 _TOKEN = re.compile(
-    r"""
-      (?:https?://|www\.)\S*[^\s.,;:!?'")\]}]            # an address in the web
-    | (?:[^\W\d_]\.){2,}                                 # u.s. a.m.
-    | (?:mr|mrs|ms|dr|st|jr|sr|prof|vs|etc|mt|ft|no)\.(?=\s|$)
-    | \d+(?:[.,:/]\d+)+(?!\w) | (?<!\w)[.]\d+            # 1,000.5 10:30 1/2 .5
-    | (?<!\w)'t(?=is\b|was\b)                            # 'tis 'twas
-    | \w+?(?=n't\b)                                      # do|n't
-    | n't\b
-    | '(?:s|m|d|re|ve|ll)\b                              # it|'s
-    | (?:o|d|l)'\w+ | \w+(?:-\w+)*                       # o'clock, black-and-white
-    | \.{2,} | -{2,} | `` | '' | \S
+    rf"""
+      (?:https?://|www\.)\S*[^\s.,;:!?'")\]}}]                                  # an address in the web
+    | [\w.+-]+@\w+(?:\.\w+)+ | [@\#][a-z]\w* | <[a-z/][^<>\s]*>                  # mail, names, tags
+    | (?<!\w)(?:{"|".join(ABBREVIATIONS.split())})\.(?!\w) | (?<!\w)no\.(?=\s*\d)
+    | (?<!\w)(?:[a-z]\.)+(?!\w)                                                     # u.s. a.m.
+    | (?<!\w)[+-]?\d*(?:[.,:/]\d+)+(?![\w/-]) | (?<!\w)[+-]\d+(?![\w/-])         # 1,000.5 10:30 1/2 -5
+    | (?<!\w)\d*\.\d+(?=x)
+    | (?<!\w)(?:'n'?(?!\w)|'(?:em|til|cause)\b|'\d\ds?(?![\w']))
+    | (?<!\w)'t(?=is\b|was) | \b[y]'(?=\w)                                      # 'tis, y'all
+    | \w+?(?=n't\b) | n't\b                                                     # do|n't
+    | '(?:s|m|d|re|ve|ll|n)\b                                                   # it|'s
+    | \b[odnl]'\w+ | \bma'am\b | \bc'mon\b                                      # o'clock
+    | \w+(?:[-.]\w+|/\w+)*                                                      # black-and-white, and/or
+    | [?!]{{2,}} | \.{{2,}} | -{{2,}} | `` | '' | \S
     """,
     re.VERBOSE,
 )
@@ -43,15 +55,16 @@ _TOKEN = re.compile(
 def ptb_tokens(text: str) -> list[str]:
     """Lower-case tokens of the Penn Treebank without 17 tokens of punctuation, as pycocoevalcap takes them.
 
-    Contractions are parted (``do n't``, ``it 's``, ``can not``), words with hyphens, numbers (``1,000.5``, ``10:30``)
-    and abbreviations (``u.s.``, ``mr.``) stay whole. Brackets become ``-lrb-`` and ``-rrb-``, which are kept: the list of
-    dropped tokens has them in upper case, and Stanford's tokenizer in lower case. These are the tokenizer's rules for
-    plain English; it knows further abbreviations, and rules for e-mail addresses and markup.
+    Contractions are parted (``do n't``, ``it 's``, ``can not``). Words with hyphens, numbers (``1,000.5``, ``10:30``)
+    and abbreviations (``u.s.``, ``mr.``) stay whole. Brackets become ``-lrb-`` and ``-rrb-`` and are kept, as are rows
+    like ``!!``: pycocoevalcap's list has brackets in upper case only, and single marks only. These are the rules of
+    Stanford's tokenizer 3.4.1 for plain English; it also has rules for emoticons, telephone numbers and markup, and
+    knows more abbreviations.
     """
     tokens: list[str] = []
-    for token in _TOKEN.findall(text.lower().replace("’", "'").replace("“", "``").replace("”", "''")):
-        tokens.extend(CONTRACTIONS.get(token, (BRACKETS.get(token, token),)))
-    return [_ellipsis(token) for token in tokens if _ellipsis(token) not in PUNCTUATION and token != '"']
+    for token in _TOKEN.findall(text.lower().translate(_TRANSLATION)):
+        tokens.extend(CONTRACTIONS.get(token, (SPELLINGS.get(token, token),)))
+    return [token for token in tokens if token not in PUNCTUATION and not _DROPPED.fullmatch(token)]
 
 
 def words(text: str) -> list[str]:
@@ -110,10 +123,3 @@ def signature(score: str, references: Sequence[Sequence[object]], tokenizer: str
     number = str(counts.pop()) if len(counts) == 1 else "var"
     parts = [score, f"nrefs:{number}", f"tok:{tokenizer}", *(f"{name}:{value}" for name, value in terms.items())]
     return "|".join([*parts, f"version:{VERSION}"])
-
-
-def _ellipsis(token: str) -> str:
-    """Any row of dots is the token ``...``, any row of hyphens ``--``."""
-    if len(token) > 1 and set(token) in ({"."}, {"-"}):
-        return "..." if token[0] == "." else "--"
-    return token
