@@ -368,7 +368,7 @@ def test_files_with_changed_bytes_give_equal_arrays_or_the_error(read):
 
 @pytest.mark.full
 def test_files_with_changed_bytes_give_equal_arrays_or_the_error_often(read):
-    fuzz(read, 6000)
+    fuzz(read, 3000)
 
 
 def run_random_opcodes(count):
@@ -401,7 +401,7 @@ def test_random_opcodes_raise_nothing_else():
 
 @pytest.mark.full
 def test_random_opcodes_raise_nothing_else_often():
-    run_random_opcodes(200_000)
+    run_random_opcodes(100_000)
 
 
 @pytest.mark.full
