@@ -8,7 +8,8 @@ import numpy as np
 from jaxseq.weights.archives import Archive
 from jaxseq.weights.errors import WeightsError, shown
 from jaxseq.weights.numbers import numbers_in
-from jaxseq.weights.pickle_values import PickleReader, Storage, Tensor
+from jaxseq.weights.pickle_values import PickleReader
+from jaxseq.weights.tensor_records import Storage, Tensor
 
 MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY = b"\x80\x02\x8a\x0a" + MAGIC.to_bytes(10, "little")
