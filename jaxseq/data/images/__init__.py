@@ -1,5 +1,20 @@
 """Images and their captions: the embedded scenes and readers of users' formats. NumPy only, no JAX."""
 
 from jaxseq.data.images.captioned import CaptionCorpus, CaptionedImages, ImageSource
+from jaxseq.data.images.scene_captions import CaptionSlots, Description, caption_slots, mentions
+from jaxseq.data.images.scenes import Scene, SceneDesign, SceneImages, SceneObject, scene_corpus
 
-__all__ = ["CaptionCorpus", "CaptionedImages", "ImageSource"]
+__all__ = [
+    "CaptionCorpus",
+    "CaptionSlots",
+    "CaptionedImages",
+    "Description",
+    "ImageSource",
+    "Scene",
+    "SceneDesign",
+    "SceneImages",
+    "SceneObject",
+    "caption_slots",
+    "mentions",
+    "scene_corpus",
+]
