@@ -2,7 +2,8 @@
 
 from jaxseq.data.images.captioned import CaptionCorpus, CaptionedImages, ImageSource
 from jaxseq.data.images.scene_captions import CaptionSlots, Description, caption_slots, mentions
-from jaxseq.data.images.scenes import Scene, SceneDesign, SceneImages, SceneObject, scene_corpus
+from jaxseq.data.images.scene_layouts import SceneDesign
+from jaxseq.data.images.scenes import Scene, SceneImages, SceneObject, scene_corpus
 
 __all__ = [
     "CaptionCorpus",

@@ -1,41 +1,61 @@
 """The layouts of scenes, drawn for all images of a split at once: each is a pure function of its own index."""
 
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from jaxseq.data.images.scene_captions import COLOURS, DIGITS, MAX_REFERENCES, RELATIONS, SIZES
+
+Split: TypeAlias = Literal["train", "validation", "test"]
+SPLITS: tuple[str, ...] = get_args(Split)
+
 MARGIN = 1 / 16
 """Centres of two objects differ in their distances along both axes by at least this fraction of the image's side."""
-MAX_ATTEMPTS = 20_000
+MAX_ATTEMPTS = 5000
+MAX_OBJECTS = 4
 HELD_OUT = 10
 """One in ten layouts, and one in ten digits, is in the validation part; as many are in the test part."""
 
 
-class Design(Protocol):
-    """The fields of ``SceneDesign`` that determine a layout."""
+@dataclass(frozen=True)
+class SceneDesign:
+    """What the scenes contain, and which of their captions are references."""
 
-    @property
-    def objects(self) -> tuple[int, int]:
-        """The least and the greatest number of digits."""
+    objects: tuple[int, int] = (2, 2)
+    """The least and the greatest number of digits in an image, 1 to 4."""
+    size: int = 48
+    """Height and width of an image in pixels."""
+    digit_sizes: tuple[int, ...] = (16,)
+    """Side of a digit in pixels: one, or two, which captions call small and large."""
+    colours: int = 6
+    """The number of colours, 1 to 8."""
+    contrast: float = 0.5
+    """The background is grey + contrast x (photograph - grey): 0 is a plain ground, 1 the photograph."""
+    references: int = 4
+    """Captions of an image: the first wording in both directions, then the second wording in both."""
 
-    @property
-    def size(self) -> int:
-        """The side of the image."""
-
-    @property
-    def digit_sizes(self) -> tuple[int, ...]:
-        """The sides of digits."""
-
-    @property
-    def colours(self) -> int:
-        """The number of colours."""
+    def __post_init__(self) -> None:
+        low, high = self.objects
+        if not 1 <= low <= high <= MAX_OBJECTS:
+            raise ValueError(f"objects must be 1 <= least <= greatest <= {MAX_OBJECTS}, not {self.objects}")
+        if not 1 <= len(self.digit_sizes) <= len(SIZES) or list(self.digit_sizes) != sorted(set(self.digit_sizes)):
+            raise ValueError(f"digit_sizes must be one or two increasing sides, not {self.digit_sizes}")
+        if not self.digit_sizes[0] >= 8 or not self.digit_sizes[-1] <= self.size:
+            raise ValueError(f"digit_sizes must lie between 8 and the image's size {self.size}, not {self.digit_sizes}")
+        if not 1 <= self.colours <= len(COLOURS):
+            raise ValueError(f"colours must be 1 to {len(COLOURS)}, not {self.colours}")
+        if not 0 <= self.contrast <= 1:
+            raise ValueError(f"contrast must be in [0, 1], not {self.contrast}")
+        if not 1 <= self.references <= MAX_REFERENCES:
+            raise ValueError(f"references must be 1 to {MAX_REFERENCES}, not {self.references}")
 
 
 class Layouts(NamedTuple):
-    """The objects of N scenes in the order of their first captions; entries from ``count`` on have no meaning."""
+    """The objects of N scenes in the order of their first captions; entries from ``number`` on have no meaning."""
 
-    count: Int[np.ndarray, " N"]
+    number: Int[np.ndarray, " N"]
     glyph: Int[np.ndarray, "N M"]  # indices of digit images
     digit: Int[np.ndarray, "N M"]  # their classes
     colour: Int[np.ndarray, "N M"]
@@ -46,7 +66,7 @@ class Layouts(NamedTuple):
 
 
 def draw_layouts(
-    design: Design,
+    design: SceneDesign,
     classes: Int[np.ndarray, " glyphs"],
     extents: Int[np.ndarray, "sizes glyphs 4"],
     split: str,
@@ -61,7 +81,7 @@ def draw_layouts(
     Raises:
         ValueError: an image for which no candidate of ``MAX_ATTEMPTS`` is valid.
     """
-    part = ("train", "validation", "test").index(split)
+    part = SPLITS.index(split)
     glyphs = np.flatnonzero(part_of(np.arange(len(classes))) == part)
     pending, made = np.arange(count), None
     for attempt in range(MAX_ATTEMPTS):
@@ -89,7 +109,7 @@ def part_of(ids: Int[np.ndarray, " N"]) -> Int[np.ndarray, " N"]:
 
 def uniform(key: tuple[int, ...], indices: Int[np.ndarray, " N"], draws: int) -> Float[np.ndarray, "N draws"]:
     """Numbers in [0, 1), a hash of (key, index, number of the draw): SplitMix64 (Steele et al. 2014) in a chain."""
-    state = np.zeros((len(indices), draws), np.uint64)
+    state = np.zeros((1, 1), np.uint64)
     parts = [np.full((1, 1), part, np.int64).astype(np.uint64) for part in key]
     for part in [*parts, indices.astype(np.uint64)[:, None], np.arange(draws, dtype=np.uint64)[None]]:
         state = _mixed(state + part)
@@ -104,7 +124,7 @@ def _mixed(x: np.ndarray) -> np.ndarray:
 
 
 def _candidates(
-    design: Design,
+    design: SceneDesign,
     glyphs: Int[np.ndarray, " own"],
     classes: Int[np.ndarray, " glyphs"],
     extents: Int[np.ndarray, "sizes glyphs 4"],
@@ -130,13 +150,9 @@ def _candidates(
     made = Layouts(count, *(field[take] for field in drawn[1:]))
     relation, clear = _relations(centre[take], count, design.size)
     real_pairs = np.triu(np.ones((most, most), bool), 1) & (real[:, :, None] & real[:, None, :])
-    apart = np.abs(corner[:, :, None] - corner[:, None]).max(-1)
-    # a square ends where the next one begins: compare with the side of the first along the axis
-    far = _disjoint(made.corner, sides[made.size])
-    del apart
-    words = made.digit + 10 * (made.colour + 8 * made.size)
-    same = words[:, :, None] == words[:, None, :]
-    valid = clear & ~(real_pairs & (same | ~far)).any((1, 2))
+    names = made.digit + len(DIGITS) * (made.colour + len(COLOURS) * made.size)
+    fine = _disjoint(made.corner, sides[made.size]) & (names[:, :, None] != names[:, None])
+    valid = clear & (fine | ~real_pairs).all((1, 2))
     return made._replace(relation=relation), valid
 
 
@@ -181,12 +197,10 @@ def _disjoint(corner: Int[np.ndarray, "N M 2"], side: Int[np.ndarray, "N M"]) ->
 
 def _layout_ids(layouts: Layouts) -> Int[np.ndarray, " N"]:
     """A number for the classes and relations of each scene."""
-    most = layouts.digit.shape[1]
-    code = layouts.count.astype(np.int64)
-    for place in range(most):
-        real = place < layouts.count
-        linked = (place + 1 < layouts.count) | ((place == 0) & (layouts.count == 1))
-        code = code * 50 + np.where(
-            real, layouts.digit[:, place] * 5 + np.where(linked, layouts.relation[:, place], 4), 0
-        )
+    code, unused = layouts.number.astype(np.int64), len(RELATIONS)
+    for place in range(layouts.digit.shape[1]):
+        related = (place + 1 < layouts.number) | ((place == 0) & (layouts.number == 1))
+        relation = np.where(related, layouts.relation[:, place], unused)
+        name = layouts.digit[:, place] * (unused + 1) + relation
+        code = code * (len(DIGITS) * (unused + 1)) + np.where(place < layouts.number, name, 0)
     return code

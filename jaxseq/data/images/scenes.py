@@ -7,28 +7,16 @@ the backgrounds are crops of scikit-image's photographs.
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cache
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float32, Int, Integer, UInt8
 
 from jaxseq.data.images.captioned import CaptionCorpus, CaptionedImages
-from jaxseq.data.images.scene_captions import (
-    COLOURS,
-    DIGITS,
-    MAX_REFERENCES,
-    PLACES,
-    RELATIONS,
-    SIZES,
-    Description,
-    captions_of,
-)
-from jaxseq.data.images.scene_layouts import Layouts, draw_layouts, uniform
-
-Split: TypeAlias = Literal["train", "validation", "test"]
-SPLITS: tuple[str, ...] = get_args(Split)
+from jaxseq.data.images.scene_captions import COLOURS, DIGITS, PLACES, RELATIONS, SIZES, Description, captions_of
+from jaxseq.data.images.scene_layouts import SPLITS, Layouts, SceneDesign, Split, draw_layouts, uniform
 
 RGB = np.array(
     [
@@ -55,40 +43,6 @@ REDUCTIONS = (1, 2, 4)
 GREY = 128.0
 VISIBLE = 0.25
 """The opacity from which a pixel counts as part of a digit."""
-MAX_OBJECTS = 4
-
-
-@dataclass(frozen=True)
-class SceneDesign:
-    """What the scenes contain, and which of their captions are references."""
-
-    objects: tuple[int, int] = (2, 2)
-    """The least and the greatest number of digits in an image, 1 to 4."""
-    size: int = 48
-    """Height and width of an image in pixels."""
-    digit_sizes: tuple[int, ...] = (16,)
-    """Side of a digit in pixels: one, or two, which captions call small and large."""
-    colours: int = 6
-    """The number of colours, 1 to 8."""
-    contrast: float = 0.5
-    """The background is grey + contrast x (photograph - grey): 0 is a plain ground, 1 the photograph."""
-    references: int = 4
-    """Captions of an image: the first wording in both directions, then the second wording in both."""
-
-    def __post_init__(self) -> None:
-        low, high = self.objects
-        if not 1 <= low <= high <= MAX_OBJECTS:
-            raise ValueError(f"objects must be 1 <= least <= greatest <= {MAX_OBJECTS}, not {self.objects}")
-        if not 1 <= len(self.digit_sizes) <= len(SIZES) or list(self.digit_sizes) != sorted(set(self.digit_sizes)):
-            raise ValueError(f"digit_sizes must be one or two increasing sides, not {self.digit_sizes}")
-        if not self.digit_sizes[0] >= 8 or not self.digit_sizes[-1] <= self.size:
-            raise ValueError(f"digit_sizes must lie between 8 and the image's size {self.size}, not {self.digit_sizes}")
-        if not 1 <= self.colours <= len(COLOURS):
-            raise ValueError(f"colours must be 1 to {len(COLOURS)}, not {self.colours}")
-        if not 0 <= self.contrast <= 1:
-            raise ValueError(f"contrast must be in [0, 1], not {self.contrast}")
-        if not 1 <= self.references <= MAX_REFERENCES:
-            raise ValueError(f"references must be 1 to {MAX_REFERENCES}, not {self.references}")
 
 
 class SceneObject(NamedTuple):
@@ -146,7 +100,7 @@ class SceneImages:
 
     def __len__(self) -> int:
         """The number of images."""
-        return len(self.layouts.count)
+        return len(self.layouts.number)
 
     def __call__(self, indices: Integer[np.ndarray, " B"] | Sequence[int]) -> UInt8[np.ndarray, "B Y X 3"]:
         """The images of these indices.
@@ -170,7 +124,7 @@ class SceneImages:
         crop = ground[y : y + side, x : x + side]
         image[:] = crop if u[2] < 0.5 else crop[:, ::-1]
         layouts = self.layouts
-        for place in range(int(layouts.count[index])):
+        for place in range(int(layouts.number[index])):
             side = self.design.digit_sizes[layouts.size[index, place]]
             y, x = layouts.corner[index, place].tolist()
             opacity = self._sides[side][layouts.glyph[index, place]][..., None]
@@ -180,7 +134,7 @@ class SceneImages:
     def scene(self, index: int) -> Scene:
         """Objects, boxes and relations of one image."""
         layouts, named = self.layouts, len(self.design.digit_sizes) > 1
-        count = int(layouts.count[index])
+        count = int(layouts.number[index])
         objects = []
         for place in range(count):
             digit, colour = DIGITS[layouts.digit[index, place]], COLOURS[layouts.colour[index, place]]
@@ -201,8 +155,8 @@ def scene_corpus(
 ) -> CaptionCorpus:
     """Captioned scenes, in three parts that share no digit image, no photograph and no layout.
 
-    The layout of a scene is the classes of its digits with their relations (*three above seven*); of a single digit, its
-    class and place. Every layout belongs to one part, whatever the seed, so that no caption of one part is a caption of
+    The layout of a scene is the classes of its digits and their relations (*three above seven*), or the class and place
+    of a single digit. Every layout belongs to one part, whatever the seed: no caption of one part is a caption of
     another. ``images`` of each part is a ``SceneImages``, which knows the scenes.
 
     Raises:
@@ -210,14 +164,19 @@ def scene_corpus(
         ImportError: the extra ``images`` is not installed.
     """
     design = SceneDesign() if design is None else design
-    parts = []
-    for split, count in zip(SPLITS, (train, validation, test), strict=True):
-        images = SceneImages(design, split, count, seed=seed)  # type: ignore[arg-type]
-        names = tuple(f"{split}/{index:06d}" for index in range(count))
-        parts.append(CaptionedImages(images, images.captions(), names))
+
+    def part(split: Split, count: int) -> CaptionedImages:
+        images = SceneImages(design, split, count, seed=seed)
+        return CaptionedImages(images, images.captions(), tuple(f"{split}/{index:06d}" for index in range(count)))
+
     low, high = design.objects
     number = str(low) if low == high else f"{low} to {high}"
-    return CaptionCorpus(*parts, description=f"scenes of {number} handwritten digits (seed {seed})")
+    return CaptionCorpus(
+        part("train", train),
+        part("validation", validation),
+        part("test", test),
+        description=f"scenes of {number} handwritten digits (seed {seed})",
+    )
 
 
 class _Glyphs(NamedTuple):
@@ -270,10 +229,7 @@ def enlarged(opacity: Float32[np.ndarray, "n y x"], side: int) -> Float32[np.nda
 
 def _extents(opacity: Float[np.ndarray, "n side side"]) -> Int[np.ndarray, "n 4"]:
     """The box x1 y1 x2 y2 of the visible pixels of each digit."""
-    visible, side = opacity >= VISIBLE, opacity.shape[1]
-    bounds = []
-    for axis in (1, 2):  # over rows: columns remain
-        any_visible = visible.any(axis)
-        bounds.append((any_visible.argmax(1), side - any_visible[:, ::-1].argmax(1)))
-    (x1, x2), (y1, y2) = bounds
-    return np.stack([x1, y1, x2, y2], axis=1)
+    side = opacity.shape[1]
+    columns, rows = ((opacity.max(axis) >= VISIBLE) for axis in (1, 2))
+    first, last = ([part.argmax(1) for part in parts] for parts in ((columns, rows), (columns[:, ::-1], rows[:, ::-1])))
+    return np.stack([*first, *(side - place for place in last)], axis=1)
