@@ -30,10 +30,11 @@ DESIGNS = {
     "up to four, two sizes": SceneDesign(objects=(1, 4), size=64, digit_sizes=(12, 18), colours=8, contrast=0.0),
     "three": SceneDesign(objects=(3, 3), references=1),
 }
-COUNT = 120
+COUNT = 80
+MARKED = [pytest.param(name, marks=[pytest.mark.full] if name in ("one", "three") else []) for name in DESIGNS]
 
 
-@pytest.fixture(scope="module", params=DESIGNS)
+@pytest.fixture(scope="module", params=MARKED)
 def images(request) -> SceneImages:
     return SceneImages(DESIGNS[request.param], "train", COUNT)
 
@@ -45,19 +46,20 @@ def scenes_of(images):
 def test_an_image_depends_on_nothing_but_design_split_seed_and_index(images):
     everything = images(np.arange(COUNT))
     assert everything.dtype == np.uint8 and everything.shape == (COUNT, *images.size, 3)
-    order = np.random.default_rng(0).permutation(COUNT)[:50]
+    order = np.random.default_rng(0).permutation(COUNT)[:30]
     assert np.array_equal(images(order), everything[order])
     assert np.array_equal(images(order[:1]), everything[order[:1]])
-    fewer = SceneImages(images.design, "train", 40)
-    assert np.array_equal(fewer(np.arange(40)), everything[:40])
-    assert scenes_of(fewer) == scenes_of(images)[:40]
+    fewer = SceneImages(images.design, "train", 20)
+    assert np.array_equal(fewer(np.arange(20)), everything[:20])
+    assert scenes_of(fewer) == scenes_of(images)[:20]
     assert images(np.array([], int)).shape == (0, *images.size, 3)
     assert SceneImages(images.design, "train", COUNT).fingerprint == images.fingerprint != fewer.fingerprint
-    for other in (SceneImages(images.design, "test", COUNT), SceneImages(images.design, "train", COUNT, seed=1)):
+    for other in (SceneImages(images.design, "test", 20), SceneImages(images.design, "train", 20, seed=1)):
         assert other.fingerprint != images.fingerprint
-        assert (other(order) != everything[order]).any((1, 2, 3)).all()
+        assert (other(np.arange(20)) != everything[:20]).any((1, 2, 3)).all()
 
 
+@pytest.mark.full
 def test_every_field_of_a_design_is_in_the_fingerprint():
     base = SceneDesign()
     others = dict(objects=(1, 2), size=56, digit_sizes=(15,), colours=5, contrast=0.25, references=3)
@@ -82,12 +84,12 @@ def layout(scene):
     return tuple(description.digit for description in scene.descriptions), scene.relations
 
 
-@pytest.mark.parametrize("name", DESIGNS)
+@pytest.mark.parametrize("name", MARKED)
 def test_parts_share_no_digit_image_no_layout_no_caption_and_no_photograph(name):
     glyphs, layouts, captions = ([set() for _ in SPLITS] for _ in range(3))
     for place, split in enumerate(SPLITS):
         for seed in (0, 1):
-            made = SceneImages(DESIGNS[name], split, 400, seed=seed)
+            made = SceneImages(DESIGNS[name], split, 1200 if split == "train" else 150, seed=seed)
             real = np.arange(made.layouts.glyph.shape[1]) < made.layouts.number[:, None]
             glyphs[place] |= set(made.layouts.glyph[real].tolist())
             layouts[place] |= set(map(layout, scenes_of(made)))
@@ -98,14 +100,14 @@ def test_parts_share_no_digit_image_no_layout_no_caption_and_no_photograph(name)
     if name == "two":
         assert sum(map(len, layouts)) == 200  # 10 x 10 classes, above or left of: every layout occurs in some part
         assert all(10 <= len(part) <= 30 for part in layouts[1:])
-        assert all(140 <= len(part) <= 220 for part in glyphs[1:])
+        assert all(120 <= len(part) <= 220 for part in glyphs[1:])
 
 
 def test_a_box_holds_what_is_visible_of_its_digit_and_no_more():
     design = SceneDesign(objects=(1, 1), size=40, digit_sizes=(13, 20), colours=8, contrast=0.0)
-    made = SceneImages(design, "train", 60)
+    made = SceneImages(design, "train", 40)
     assert made.captions()[0] == captions_of(made.scene(0).descriptions, made.scene(0).relations)
-    for index, image in enumerate(made(np.arange(60)).astype(float)):
+    for index, image in enumerate(made(np.arange(40)).astype(float)):
         (found,) = made.scene(index).objects
         colour = RGB[COLOURS.index(found.description.colour)].astype(float)
         channel = np.abs(colour - GREY).argmax()
@@ -196,7 +198,7 @@ def test_the_parser_takes_the_whole_grammar_and_nothing_else():
     random = np.random.default_rng(0)
     words = sorted({word for caption, _ in known for word in caption.split()} | {"", "purple ", "Red", "ein"})
     texts, accepted = sorted(caption for caption, _ in known), 0
-    for _ in range(5000):
+    for _ in range(3000):
         changed = texts[random.integers(len(texts))].split()
         place = random.integers(len(changed) + 1)
         changed[place : place + random.integers(3)] = random.choice(words, random.integers(3)).tolist()
@@ -207,7 +209,7 @@ def test_the_parser_takes_the_whole_grammar_and_nothing_else():
             pairs = zip(slots.objects, slots.attributes, strict=True)
             descriptions = [Description(digit, *reversed(attribute.split())) for digit, attribute in pairs]
             assert text in captions_of(descriptions, slots.relations)
-    assert 100 < accepted < 2500
+    assert 60 < accepted < 1500
     for text in (
         "",
         " ",
