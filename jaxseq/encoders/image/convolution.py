@@ -1,10 +1,12 @@
 """Layers of image backbones: convolution, norms that keep the images of a batch apart, coordinate channels."""
 
+from typing import Any, Literal, get_args
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import lax
 
-from jaxseq.ops.convolution.convolution_2d import convolve_2d
+from jaxseq.ops.convolution import convolve_2d, depthwise_2d
 from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array, DType, Float
 
@@ -28,6 +30,58 @@ class Convolution(nn.Module):
         shape = (self.size, self.size, x.shape[-1], self.features)
         kernel = self.param("kernel", HE, shape, self.param_dtype).astype(self.dtype)
         return convolve_2d(x.astype(self.dtype), kernel, stride=self.stride, padding=self.padding)
+
+
+class Depthwise(nn.Module):
+    """``ops.depthwise_2d`` with the parameter ``kernel`` ``[size, size, C]``, without a bias."""
+
+    size: int
+    stride: int = 1
+    padding: str | int = "same"
+    dtype: DType = jnp.float32
+    param_dtype: DType = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*B Y X C"]) -> Float[Array, "*B _Y _X C"]:
+        """Convolves each channel of each image."""
+        init = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal", in_axis=(0, 1), out_axis=2)
+        kernel = self.param("kernel", init, (self.size, self.size, x.shape[-1]), self.param_dtype)
+        return depthwise_2d(x.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride, padding=self.padding)
+
+
+Norm = Literal["group", "frozen_batch"]
+
+
+def make_norm(norm: Norm, **options: Any) -> nn.Module:
+    """The norm of that name: ``GroupNorm`` or ``FrozenBatchNorm``.
+
+    Raises:
+      ValueError: an unknown name.
+    """
+    if norm not in get_args(Norm):
+        raise ValueError(f"norm={norm!r}; known: {', '.join(get_args(Norm))}")
+    return GroupNorm(**options) if norm == "group" else FrozenBatchNorm(**options)
+
+
+class FrozenBatchNorm(nn.Module):
+    """``scale ⊙ x + bias`` for each channel: batch normalization with stored statistics (Ioffe & Szegedy 2015).
+
+    ``weights.frozen_batch_norm`` folds running statistics into ``scale`` and ``bias``; there is no other use of
+    statistics, so a batch equals its rows. Without trained statistics nothing is normalized: use ``GroupNorm`` to train
+    from scratch.
+    """
+
+    dtype: DType = jnp.float32
+    param_dtype: DType = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*B Y X C"]) -> Float[Array, "*B Y X C"]:
+        """Scales and shifts each channel."""
+        channels, wide = x.shape[-1], at_least_float32(self.dtype)
+        shape = (1,) * (x.ndim - 1) + (channels,)
+        scale = self.param("scale", nn.initializers.ones, (channels,), self.param_dtype).astype(wide).reshape(shape)
+        bias = self.param("bias", nn.initializers.zeros, (channels,), self.param_dtype).astype(wide).reshape(shape)
+        return (x.astype(wide) * scale + bias).astype(self.dtype)
 
 
 class GroupNorm(nn.Module):

@@ -4,6 +4,7 @@ import math
 
 from jax import lax
 
+from jaxseq.ops.convolution.matmul_2d import matmul_2d
 from jaxseq.typing import Array, Float
 
 
@@ -28,10 +29,18 @@ def convolve_2d(
     """
     _check(images, kernel, stride)
     *batch, height, width, channels = images.shape
-    flat = images.reshape(math.prod(batch), height, width, channels)
     pads = edges((height, width), kernel.shape[:2], stride, padding)
+    if kernel.shape[:2] == (1, 1) and not any(map(any, pads)):
+        return _mix_channels(images[..., ::stride, ::stride, :], kernel[0, 0])
+    flat = images.reshape(math.prod(batch), height, width, channels)
     ys = lax.conv_general_dilated(flat, kernel, (stride, stride), pads, dimension_numbers=("NHWC", "HWIO", "NHWC"))
     return ys.reshape(*batch, *ys.shape[1:])
+
+
+def _mix_channels(images: Float[Array, "*B Y X C"], kernel: Float[Array, "C F"]) -> Float[Array, "*B Y X F"]:
+    """A 1x1 convolution: one matrix product of all pixels."""
+    ys = matmul_2d(images.reshape(-1, images.shape[-1]), kernel)
+    return ys.reshape(*images.shape[:-1], kernel.shape[-1])
 
 
 def edges(size: tuple[int, int], taps: tuple[int, ...], stride: int, padding: str | int) -> list[tuple[int, int]]:
