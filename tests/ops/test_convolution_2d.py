@@ -101,10 +101,19 @@ def test_the_form_is_chosen_by_the_platform() -> None:
 
 
 def test_a_1x1_convolution_is_a_dense_layer_per_pixel(x64: Any) -> None:
-    x, kernel = draw(2, 3, 4, 5), draw(1, 1, 5, 6)
-    got = convolve_2d(jnp.asarray(x), jnp.asarray(kernel))
-    close(got, np.stack([[[pixel @ kernel[0, 0] for pixel in row] for row in image] for image in x]))
-    mapped = jax.vmap(functools.partial(convolve_2d, kernel=jnp.asarray(kernel)))(jnp.asarray(x))
+    x, kernel = jnp.asarray(draw(2, 3, 4, 5)), draw(1, 1, 5, 6)
+    got = convolve_2d(x, jnp.asarray(kernel))
+    close(got, np.stack([[[pixel @ kernel[0, 0] for pixel in row] for row in image] for image in np.asarray(x)]))
+
+    def loss(convolve: Any, x: Any, kernel: Any) -> Any:
+        return jnp.sin(convolve(x, kernel)).sum()
+
+    def dense(x: Any, kernel: Any) -> Any:
+        return jnp.einsum("byxc,cf->byxf", x, kernel[0, 0])
+
+    gradients = [jax.grad(functools.partial(loss, f), (0, 1))(x, jnp.asarray(kernel)) for f in (convolve_2d, dense)]
+    close(*gradients)
+    mapped = jax.vmap(functools.partial(convolve_2d, kernel=jnp.asarray(kernel)))(x)
     close(mapped, got)
 
 
