@@ -62,26 +62,34 @@ def test_crops_and_flips_of_an_image_depend_on_its_key_alone(key: jax.Array) -> 
     def both(x: Any, key: Any) -> Any:
         return crop(x, key=key), ops.random_flip(x, key=key)
 
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(6))
-    want = jitted(jax.vmap(both))(flat, keys)
-    for images in (flat, flat.reshape(2, 3, 7, 10, 3)):
-        for got, expected in zip(both(images, key), want, strict=True):
+    def ways(flat: Any, key: Any) -> Any:
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(6))
+        rows = jax.vmap(both)(flat, keys)
+        return rows, [both(flat, key), both(flat.reshape(2, 3, 7, 10, 3), key)], crop(flat[4], key=keys[4])
+
+    want, others, alone = jitted(ways)(flat, key)
+    for other in others:
+        for got, expected in zip(other, want, strict=True):
             np.testing.assert_array_equal(got.reshape(expected.shape), expected)
-    np.testing.assert_array_equal(crop(flat[4], key=keys[4]), want[0][4])
+    np.testing.assert_array_equal(alone, want[0][4])
     windows = [flat[0, y : y + 3, x : x + 4] for y in range(5) for x in range(7)]
     assert any(np.array_equal(want[0][0], window) for window in windows)
 
 
 def test_all_places_are_drawn_and_half_of_the_images_are_flipped(key: jax.Array) -> None:
     ramp = jnp.broadcast_to(jnp.arange(12, dtype=jnp.uint8).reshape(1, 3, 4, 1), (600, 3, 4, 1))
-    corners, counts = np.unique(np.asarray(ops.random_crop(ramp, (2, 2), key=key))[:, 0, 0, 0], return_counts=True)
+    rates = [functools.partial(ops.random_flip, rate=rate) for rate in (0.5, 0.0, 1.0)]
+    crops, *flips = jitted(lambda x, key: [ops.random_crop(x, (2, 2), key=key), *(f(x, key=key) for f in rates)])(
+        ramp, key
+    )
+    corners, counts = np.unique(np.asarray(crops)[:, 0, 0, 0], return_counts=True)
     assert corners.tolist() == [0, 1, 2, 4, 5, 6] and counts.min() > 60
-    flipped = np.asarray(ops.random_flip(ramp, key=key))[:, 0, 0, 0] == 3
-    assert 240 < flipped.sum() < 360
-    for rate in (0.0, 1.0):
-        np.testing.assert_array_equal(ops.random_flip(ramp, key=key, rate=rate), ramp[:, :, ::-1] if rate else ramp)
+    assert 240 < (np.asarray(flips[0])[:, 0, 0, 0] == 3).sum() < 360
+    np.testing.assert_array_equal(flips[1], ramp)
+    np.testing.assert_array_equal(flips[2], ramp[:, :, ::-1])
 
 
+@pytest.mark.full
 def test_keys_of_another_kind_draw_for_each_image() -> None:
     key = jax.random.key(0, impl="rbg")
     ramp = jnp.broadcast_to(jnp.arange(8, dtype=jnp.uint8).reshape(1, 1, 8, 1), (32, 1, 8, 1))

@@ -49,9 +49,9 @@ def test_regions_are_the_map_row_after_row() -> None:
     assert (SMALL.features, SMALL.stride) == (16, 4)
     feature_map = jitted(functools.partial(MODEL.apply, method="feature_map"))(variables(), IMAGES)
     assert feature_map.shape == (3, 9, 12, 16)
-    np.testing.assert_allclose(pooled(feature_map), np.asarray(feature_map).mean((1, 2)), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(jitted(pooled)(feature_map), np.asarray(feature_map).mean((1, 2)), rtol=1e-5, atol=1e-5)
     frozen = {"params": {"projection": variables()["params"]["projection"]}}
-    again = ImageEncoder(None, 12).apply(frozen, feature_map)
+    again = jitted(ImageEncoder(None, 12).apply)(frozen, feature_map)
     np.testing.assert_allclose(again, memory(), rtol=1e-5, atol=1e-5)
 
 
@@ -66,7 +66,7 @@ def test_group_norm_is_its_equation(x64: None, key: jax.Array) -> None:
     x = np.random.default_rng(2).normal(2, 3, (2, 3, 5, 8))
     model = GroupNorm(4, epsilon=0.1, dtype=jnp.float64, param_dtype=jnp.float64)
     scale, bias = np.arange(8.0), np.arange(8.0)[::-1].copy()
-    got = model.apply({"params": {"scale": scale, "bias": bias}}, jnp.asarray(x))
+    got = jitted(model.apply)({"params": {"scale": scale, "bias": bias}}, jnp.asarray(x))
     groups = x.reshape(2, 15, 4, 2)
     mean, variance = groups.mean((1, 3), keepdims=True), groups.var((1, 3), keepdims=True)
     want = ((groups - mean) / np.sqrt(variance + 0.1)).reshape(x.shape) * scale + bias
@@ -78,7 +78,7 @@ def test_group_norm_is_its_equation(x64: None, key: jax.Array) -> None:
 def test_frozen_statistics_are_an_affine_map(untyped: None) -> None:
     x = jnp.asarray(np.random.default_rng(2).normal(size=(2, 3, 5, 8)), jnp.float32)
     scale, bias = jnp.arange(8.0), -jnp.arange(8.0)
-    got = FrozenBatchNorm().apply({"params": {"scale": scale, "bias": bias}}, x)
+    got = np.asarray(jitted(FrozenBatchNorm().apply)({"params": {"scale": scale, "bias": bias}}, x))
     np.testing.assert_allclose(got, np.asarray(x) * np.arange(8.0) - np.arange(8.0), rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="norm='batch'; known: group, frozen_batch"):
         make_norm("batch")  # type: ignore[arg-type]
@@ -131,7 +131,7 @@ def test_segment_ids_are_refused() -> None:
 
 
 def test_sinusoids_tell_row_and_column_apart() -> None:
-    table = np.asarray(sinusoids(3, 5, 8))
+    table = np.asarray(jitted(lambda: sinusoids(3, 5, 8))())
     assert len(np.unique(table.reshape(15, 8).round(5), axis=0)) == 15
     np.testing.assert_array_equal(table[1, 0, :4], table[1, 4, :4])
     np.testing.assert_array_equal(table[0, 2, 4:], table[2, 2, 4:])
@@ -142,9 +142,9 @@ def test_sinusoids_tell_row_and_column_apart() -> None:
 def test_learned_positions_fit_one_size(key: jax.Array) -> None:
     x = jnp.ones((2, 3, 4, 8))
     model = ImageEncoder(None, positions="learned")
-    made = model.init(key, x)
+    made = jitted(model.init)(key, x)
     table = made["params"]["projection"]["positions"]
-    np.testing.assert_allclose(model.apply(made, x)[1], 1 + table.reshape(12, 8), rtol=1e-6)
+    np.testing.assert_allclose(jitted(model.apply)(made, x)[1], 1 + table.reshape(12, 8), rtol=1e-6)
     with pytest.raises(ValueError, match=r"map \(3, 4, 8\), not \(4, 3, 8\)"):
         model.apply(made, jnp.ones((2, 4, 3, 8)))
 

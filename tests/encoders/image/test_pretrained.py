@@ -92,7 +92,7 @@ def test_lite0_names_what_photographs_show() -> None:
         assert abs(row[index] - probability) < 0.006, (name, row[index])
 
 
-@pytest.mark.parametrize("depth", [18, 50])
+@pytest.mark.parametrize("depth", [18, pytest.param(50, marks=pytest.mark.full)])
 def test_every_tensor_of_a_state_dict_is_accounted_for(depth: int) -> None:
     module, parameters, tensors = resnet(depth, 8)
     numbers = sum(a.size for n, a in tensors.items() if not n.startswith("fc.") and not n.endswith("tracked"))
@@ -108,6 +108,7 @@ def test_every_tensor_of_a_state_dict_is_accounted_for(depth: int) -> None:
         pretrained_parameters(module, {n: a for n, a in tensors.items() if n != "bn1.weight"})
 
 
+@pytest.mark.full
 def test_the_file_of_lite0_is_read_whole() -> None:
     tensors = lite0_tensors()
     model = ImageClassifier(EfficientNetLite0())
@@ -127,6 +128,10 @@ def test_modules_without_an_origin_are_refused() -> None:
         entries(ResNet(18, norm="group"))
     with pytest.raises(ValueError, match="depth=101; known: 18, 34, 50"):
         ResNet(101)
+
+
+@pytest.mark.full
+def test_kernels_that_are_not_depthwise_are_refused() -> None:
     bad: Any = {"_blocks.0._depthwise_conv.weight": np.zeros((32, 2, 3, 3), np.float32)}
     with pytest.raises(WeightsError, match="is not depthwise"):
         pretrained_parameters(EfficientNetLite0(), lite0_tensors() | bad)
@@ -162,9 +167,10 @@ def test_backbones_keep_images_apart_and_compute_in_low_precision(backbone: Any)
 def test_patches_are_a_linear_map_of_blocks(key: jax.Array) -> None:
     images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 6, 3)), jnp.float32)
     model = Patches(2, 5)
-    variables = jax.tree.map(lambda p: p + 0.1, model.init(key, images))
+    variables = jax.tree.map(lambda p: p + 0.1, jitted(model.init)(key, images))
     blocks = images.reshape(2, 2, 2, 3, 2, 3).transpose(0, 1, 3, 2, 4, 5).reshape(2, 2, 3, 12)
     kernel = variables["params"]["conv"]["kernel"].reshape(12, 5)
-    np.testing.assert_allclose(model.apply(variables, images), blocks @ kernel + 0.1, rtol=1e-5, atol=1e-5)
+    got = np.asarray(jitted(model.apply)(variables, images))
+    np.testing.assert_allclose(got, np.asarray(blocks) @ np.asarray(kernel) + 0.1, rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="patches of 4 px do not divide an image of 4 x 6 px"):
         Patches(4, 5).init(key, images)
