@@ -4,6 +4,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxseq.encoders.image.convolution import Convolution, Norm, make_norm
@@ -108,5 +109,5 @@ def max_pool(x: Float[Array, "*B Y X C"]) -> Float[Array, "*B _Y _X C"]:
     """The maximum of 3x3 pixels at a stride of 2, one pixel beyond each edge left out of it."""
     ones = (1,) * (x.ndim - 3)
     edges = [(0, 0)] * (x.ndim - 3) + [(1, 1), (1, 1), (0, 0)]
-    lowest = jnp.asarray(-jnp.inf, x.dtype)
+    lowest = np.asarray(-np.inf, x.dtype)  # an array of jax hides from lax, under jit, that this is a maximum
     return lax.reduce_window(x, lowest, lax.max, (*ones, 3, 3, 1), (*ones, 2, 2, 1), edges)
