@@ -29,6 +29,7 @@ __all__ = [
     "testing",
     "training",
     "typing",
+    "weights",
     "xla_flags",
 ]
 

@@ -24,7 +24,7 @@ OUTSIDE = {
     "precision": {"jax"},
     "ops": {"jax", "jaxtyping", "numpy"},
     "plotting": {"matplotlib", "numpy"},
-    "weights": {"jaxtyping", "numpy", "safetensors"},
+    "weights": {"jaxtyping", "ml_dtypes", "numpy", "safetensors"},
     "data": {"PIL", "babel", "jaxtyping", "num2words", "numpy", "skimage", "sklearn", "tokenizers"},
 }
 EXTRAS = ["PIL", "babel", "matplotlib", "num2words", "sacrebleu", "safetensors", "skimage", "sklearn"]

@@ -1,6 +1,12 @@
-"""Analysis of trained models: scores of translations, alignment accuracy, comparisons over seeds."""
+"""Analysis of trained models: scores of translations and captions, alignments, attention, comparisons over seeds."""
 
 from jaxseq.analysis.alignment import alignment_accuracy
+from jaxseq.analysis.attention_share import AttentionShare, attention_share
+from jaxseq.analysis.caption_bleu import BleuScores, caption_bleu
+from jaxseq.analysis.caption_cider import CaptionScore, DocumentFrequencies, cider_d, document_frequencies
+from jaxseq.analysis.caption_rouge import rouge_l
+from jaxseq.analysis.caption_scores import CaptionScores, caption_scores
+from jaxseq.analysis.caption_tokens import ptb_tokens
 from jaxseq.analysis.comparison import (
     INTERVAL_METHOD,
     Comparison,
@@ -12,6 +18,7 @@ from jaxseq.analysis.comparison import (
     paired_differences,
     t_quantile,
 )
+from jaxseq.analysis.slot_accuracy import slot_accuracy
 from jaxseq.analysis.translation_scores import (
     LengthScores,
     TranslationScores,
@@ -22,17 +29,30 @@ from jaxseq.analysis.translation_scores import (
 
 __all__ = [
     "INTERVAL_METHOD",
+    "AttentionShare",
+    "BleuScores",
+    "CaptionScore",
+    "CaptionScores",
     "Comparison",
+    "DocumentFrequencies",
     "Estimate",
     "LengthScores",
     "TranslationScores",
     "alignment_accuracy",
+    "attention_share",
+    "caption_bleu",
+    "caption_scores",
+    "cider_d",
     "compare_metrics",
     "compare_to_base",
     "comparison_table",
+    "document_frequencies",
     "mean_interval",
     "paired_differences",
+    "ptb_tokens",
+    "rouge_l",
     "scores_by_length",
+    "slot_accuracy",
     "t_quantile",
     "translation_scores",
     "wilson_interval",

@@ -1,0 +1,21 @@
+"""Images and their captions: the embedded scenes and readers of users' formats. NumPy only, no JAX."""
+
+from jaxseq.data.images.captioned import CaptionCorpus, CaptionedImages, ImageSource
+from jaxseq.data.images.scene_captions import CaptionSlots, Description, caption_slots, mentions
+from jaxseq.data.images.scene_layouts import SceneDesign
+from jaxseq.data.images.scenes import Scene, SceneImages, SceneObject, scene_corpus
+
+__all__ = [
+    "CaptionCorpus",
+    "CaptionSlots",
+    "CaptionedImages",
+    "Description",
+    "ImageSource",
+    "Scene",
+    "SceneDesign",
+    "SceneImages",
+    "SceneObject",
+    "caption_slots",
+    "mentions",
+    "scene_corpus",
+]
