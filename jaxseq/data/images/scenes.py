@@ -155,9 +155,9 @@ def scene_corpus(
 ) -> CaptionCorpus:
     """Captioned scenes, in three parts that share no digit image, no photograph and no layout.
 
-    The layout of a scene is the classes of its digits and their relations (*three above seven*), or the class and place
-    of a single digit. Every layout belongs to one part, whatever the seed: no caption of one part is a caption of
-    another. ``images`` of each part is a ``SceneImages``, which knows the scenes.
+    The layout of a scene is all that its captions name: the digits with their colours and sizes, and the relations (or
+    the place of a single digit). Every layout belongs to one part, whatever the seed: no caption of one part is a
+    caption of another. ``images`` of each part is a ``SceneImages``, which knows the scenes.
 
     Raises:
         ValueError: a count below 1, or a design without room for its objects.
