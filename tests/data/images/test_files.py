@@ -197,3 +197,9 @@ def test_without_pillow_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(ImportError, match=r"jaxseq\[images\]"):
         ImageFiles(["a.png"], SIZE)
+
+
+def test_warnings_of_pillow_do_not_decide_what_is_kept(paths, monkeypatch):
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 200)  # the images have 240: a warning, here an error
+    assert build(paths).kept == (0, 1, 3, 4)
+    assert "more than max_pixels=239" in build(paths, max_pixels=239).skipped[0]
