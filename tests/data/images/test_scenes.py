@@ -235,12 +235,13 @@ def test_a_mention_of_another_description_is_left_out():
 
 
 def test_a_corpus_has_the_parts_it_was_asked_for():
-    corpus = scene_corpus(train=30, validation=5, test=6)
+    design = SceneDesign(objects=(2, 2))
+    corpus = scene_corpus(design, train=30, validation=5, test=6)
     assert [len(part.images) for part in corpus.parts.values()] == [30, 5, 6]
     assert all(part.captions == part.images.captions() for part in corpus.parts.values())
     assert len({name for part in corpus.parts.values() for name in part.names}) == 41
-    assert corpus.sha256 == scene_corpus(train=30, validation=5, test=6).sha256
-    assert corpus.sha256 != scene_corpus(train=30, validation=5, test=6, seed=1).sha256
+    assert corpus.sha256 == scene_corpus(design, train=30, validation=5, test=6).sha256
+    assert corpus.sha256 != scene_corpus(design, train=30, validation=5, test=6, seed=1).sha256
     assert corpus.sha256 != scene_corpus(SceneDesign(references=3), train=30, validation=5, test=6).sha256
     assert "train: 30 images of 48 x 48, 120 captions" in corpus.summary() and corpus.sha256 in corpus.summary()
 
