@@ -2,8 +2,9 @@
 
 from jaxseq.pipelines.pair_tasks import Dates, Digits, Files, Names, Reversal, Words
 from jaxseq.pipelines.saved import LoadedRun, Pipeline, load_run
+from jaxseq.pipelines.search import SearchConfig
 from jaxseq.pipelines.text_generator import TextGenerator, cut_at, token_bytes
-from jaxseq.pipelines.translator import SearchConfig, Translator
+from jaxseq.pipelines.translator import Translator
 from jaxseq.pipelines.user_cores import check_user_cores
 
 __all__ = [
