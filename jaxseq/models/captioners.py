@@ -8,22 +8,27 @@ import jax
 import jax.numpy as jnp
 
 from jaxseq.decoders import Bridge, Decoder, make_decoder
-from jaxseq.encoders.image import BACKBONES, ImageEncoder, make_backbone
+from jaxseq.encoders import make_encoder
+from jaxseq.encoders.image import BACKBONES, Backbone, ImageEncoder, make_backbone
 from jaxseq.layers import Embedding
-from jaxseq.models.configs import Precision, check_fields, dtypes
+from jaxseq.models.configs import NUM_HEADS, Precision, check_fields, dtypes
 from jaxseq.models.encoder_decoder import EncoderDecoder
 from jaxseq.precision import POLICIES
 from jaxseq.typing import Array, Float, Int
 
 CaptionDecoder: TypeAlias = Literal["rnn", "lstm", "attention", "transformer"]
 
-OPTIONS: dict[str, dict[str, Any]] = {
-    "rnn": {},
-    "lstm": {},
-    "attention": {"attention": "additive"},
-    "transformer": {"num_heads": 4, "feed_forward": None},
+OPTIONS: dict[str, tuple[str, str, Any]] = {
+    "attention": ("decoder", "attention", "additive"),
+    "num_heads": ("decoder", "transformer", NUM_HEADS),
+    "feed_forward": ("decoder", "transformer", None),
+    "patch_size": ("encoder", "patches", 8),
+    "encoder_layers": ("encoder", "patches", 2),
 }
-"""The options that only some decoders read, and their defaults."""
+"""The options that one decoder or one encoder reads: the field that chooses it, its name, the option's default."""
+
+FROM_SCRATCH = ("small", "patches")
+"""Encoders without published weights."""
 
 DEFAULT_LAYERS = {"rnn": 1, "lstm": 1, "attention": 1, "transformer": 2}
 
@@ -44,8 +49,11 @@ class CaptionerConfig:
     decoder: CaptionDecoder = "attention"
     encoder: str = "small"
     """A name in jaxseq.encoders.image.BACKBONES."""
+    pretrained: bool = False
+    """The encoder's parameters are those of a trained network, with its norms' stored statistics; without it, group
+    norms. Not for small and patches."""
     frozen: bool = False
-    """The encoder is not trained: the model reads its feature maps, which are computed once."""
+    """The pretrained encoder is not trained further: the model reads its feature maps, which are computed once."""
     features: int = 128
     """Width of the regions, the decoder and the embedding of words."""
     layers: int | None = None
@@ -56,6 +64,10 @@ class CaptionerConfig:
     """Heads of each attention, by default 4; read by decoder=transformer."""
     feed_forward: int | None = None
     """Width of the feed-forward layers, by default 4 x features; read by decoder=transformer."""
+    patch_size: int | None = None
+    """Pixels of a patch along each axis, by default 8; read by encoder=patches."""
+    encoder_layers: int | None = None
+    """Transformer blocks over the patches, by default 2; read by encoder=patches."""
     tied: bool = False
     """Use the transposed embedding as the head."""
     dropout: float = 0.0
@@ -63,19 +75,21 @@ class CaptionerConfig:
     precision: Precision = "float32"
 
     def __post_init__(self) -> None:
-        check_fields(self, {"features": 2, "layers": 1, "num_heads": 1, "feed_forward": 1})
-        if self.decoder not in OPTIONS:
-            raise ValueError(f"decoder={self.decoder!r}; known: {', '.join(OPTIONS)}")
-        if self.encoder not in BACKBONES:
-            raise ValueError(f"encoder={self.encoder!r}; known: {', '.join(BACKBONES)}")
+        for name, known in {"decoder": DEFAULT_LAYERS, "encoder": BACKBONES}.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)!r}; known: {', '.join(known)}")
         if self.attention not in (None, "additive", "scaled_dot"):
             raise ValueError(f"attention={self.attention!r}; known: additive, scaled_dot")
-        for name in ("attention", "num_heads", "feed_forward"):
-            if getattr(self, name) is not None and name not in OPTIONS[self.decoder]:
-                readers = ", ".join(kind for kind, options in OPTIONS.items() if name in options)
-                raise ValueError(
-                    f"{name}={getattr(self, name)} is an option of decoder={readers}, not of decoder={self.decoder}"
-                )
+        sizes = ("layers", "num_heads", "feed_forward", "patch_size", "encoder_layers")
+        check_fields(self, {"features": 2, **dict.fromkeys(sizes, 1)})
+        for name, (field, reader, _) in OPTIONS.items():
+            value, chosen = getattr(self, name), getattr(self, field)
+            if value is not None and chosen != reader:
+                raise ValueError(f"{name}={value} is an option of {field}={reader}, not of {field}={chosen}")
+        if self.pretrained and self.encoder in FROM_SCRATCH:
+            raise ValueError(f"pretrained needs an encoder with known weights, not encoder={self.encoder}")
+        if self.frozen and not self.pretrained:
+            raise ValueError(f"frozen needs pretrained weights: encoder={self.encoder} would keep random parameters")
 
     @property
     def attends(self) -> bool:
@@ -83,21 +97,25 @@ class CaptionerConfig:
         return self.decoder in ("attention", "transformer")
 
     def option(self, name: str) -> Any:
-        """The value of an option that only some decoders read, or its default."""
+        """The value of one of ``OPTIONS``, or its default."""
         value = getattr(self, name)
-        return OPTIONS[self.decoder][name] if value is None else value
+        return OPTIONS[name][2] if value is None else value
 
-    def backbone(self) -> nn.Module:
+    def backbone(self) -> Backbone:
         """The image encoder's backbone: images to a feature map."""
-        return make_backbone(self.encoder, **dtypes(self.precision))
+        fields = dtypes(self.precision)
+        if self.encoder == "patches":
+            fields |= {"size": self.option("patch_size"), "features": self.features}
+        elif self.encoder not in FROM_SCRATCH:
+            fields |= {"norm": "frozen_batch" if self.pretrained else "group"}
+        return make_backbone(self.encoder, **fields)
 
     def build(self, vocab_size: int) -> EncoderDecoder:
         """The model of images ``[*B Y X 3]``; with ``frozen``, of the backbone's feature maps ``[*B Y' X' F]``."""
         types, recurrent = dtypes(self.precision), self.decoder != "transformer"
-        backbone = None if self.frozen else self.backbone()
         scale = 1.0 if recurrent else float(self.features) ** 0.5
         return EncoderDecoder(
-            ImageEncoder(backbone, self.features, **types),
+            self._encoder(),
             Embedding(vocab_size, self.features, scale=scale, **types),
             self._decoder(),
             head=None if self.tied else nn.Dense(vocab_size, **types),
@@ -105,6 +123,16 @@ class CaptionerConfig:
             dropout=self.dropout,
             logits_dtype=POLICIES[self.precision].output,
         )
+
+    def _encoder(self) -> ImageEncoder:
+        types, backbone = dtypes(self.precision), None if self.frozen else self.backbone()
+        if self.encoder != "patches":
+            return ImageEncoder(backbone, self.features, **types)
+        common: dict[str, Any] = {"num_heads": NUM_HEADS, "feed_forward": 4 * self.features, "dropout": self.dropout}
+        blocks = make_encoder(
+            "transformer", self.features, self.option("encoder_layers"), positions="none", **common, **types
+        )
+        return ImageEncoder(backbone, encoder=blocks, positions="sinusoidal", **types)
 
     def _decoder(self) -> Decoder:
         sizes = self.features, self.layers or DEFAULT_LAYERS[self.decoder]
@@ -137,7 +165,7 @@ def caption_logits(
 
 
 def repeat_encoded(encoded: Any, batch_ndim: int, rows: tuple[int, ...]) -> Any:
-    """Leaves ``[*B ...]``, B of ``batch_ndim`` dimensions, repeated to ``[*rows ...]``, whose first dimensions are B."""
+    """Leaves ``[*B ...]``, B of ``batch_ndim`` dimensions, repeated to ``[*rows ...]``; ``rows`` begins with B."""
 
     def repeat(leaf: Array) -> Array:
         inner = leaf.shape[batch_ndim:]
