@@ -20,6 +20,7 @@ from jaxseq.data.vocabulary import (
     fit_vocabulary,
     vocabulary_from_json,
 )
+from jaxseq.data.words import Words, split_words
 
 __all__ = [
     "BPE",
@@ -40,6 +41,7 @@ __all__ = [
     "RandomCrops",
     "SourceBatch",
     "Vocabulary",
+    "Words",
     "date_lists",
     "date_pairs",
     "decode_lines",
@@ -59,6 +61,7 @@ __all__ = [
     "read_texts",
     "reversal_pairs",
     "split_pairs",
+    "split_words",
     "text_corpus",
     "text_pairs",
     "vocabulary_from_json",

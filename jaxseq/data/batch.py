@@ -57,7 +57,7 @@ def join_documents(documents: Sequence[np.ndarray | Sequence[int]], *, separator
     return np.concatenate([mark[:0], *(part for text in documents for part in (mark, as_tokens(text)))])
 
 
-def fingerprint_of(kind: str, arrays: Sequence[np.ndarray], **parameters: int | None) -> str:
+def fingerprint_of(kind: str, arrays: Sequence[np.ndarray], **parameters: int | str | None) -> str:
     """The SHA-256, in hex, of the kind, the parameters, and the shape and contents of every array."""
     digest = hashlib.sha256(json.dumps([kind, parameters], sort_keys=True).encode())
     for array in arrays:

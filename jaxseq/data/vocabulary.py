@@ -8,7 +8,6 @@ To compare vocabularies, use bits per *character*: the sum of all tokens' nats, 
 """
 
 import json
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,8 +16,10 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 from jaxtyping import Int32
 
+from jaxseq.data.vocabulary_fields import UNICODE_BITS, checked_ids, fields_of
+from jaxseq.data.words import Words
+
 UNKNOWN = "\ufffd"
-UNICODE_BITS = math.log2(0x110000)
 
 
 @runtime_checkable
@@ -94,7 +95,7 @@ class Characters:
     def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
         """One character per id; U+FFFD for an unknown character."""
         table = ["", UNKNOWN, *self.characters]
-        return "".join(table[token] for token in _checked(tokens, self.size))
+        return "".join(table[token] for token in checked_ids(tokens, self.size))
 
     def escape_bits(self, text: str) -> float:
         """log2 of the number of code points, for each unknown character."""
@@ -107,7 +108,7 @@ class Characters:
     @classmethod
     def from_json(cls, text: str) -> "Characters":
         """The inverse of ``to_json``."""
-        return cls(_fields(text, "characters")["characters"])
+        return cls(fields_of(text, "characters")["characters"])
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ class Bytes:
 
     def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
         """The text of the bytes; U+FFFD for bytes that are not UTF-8."""
-        return bytes(token for token in _checked(tokens, self.size) if token < 256).decode(errors="replace")
+        return bytes(token for token in checked_ids(tokens, self.size) if token < 256).decode(errors="replace")
 
     def escape_bits(self, text: str) -> float:
         """Always 0."""
@@ -148,7 +149,7 @@ class Bytes:
     @classmethod
     def from_json(cls, text: str) -> "Bytes":
         """The inverse of ``to_json``."""
-        _fields(text, "bytes")
+        fields_of(text, "bytes")
         return cls()
 
 
@@ -207,7 +208,7 @@ class BPE:
 
     def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
         """The text of the bytes; U+FFFD for bytes that are not UTF-8."""
-        kept = [token for token in _checked(tokens, self.size) if token != self.separator]
+        kept = [token for token in checked_ids(tokens, self.size) if token != self.separator]
         return self._tokenizer.decode(kept, skip_special_tokens=False)
 
     def escape_bits(self, text: str) -> float:
@@ -221,28 +222,32 @@ class BPE:
     @classmethod
     def from_json(cls, text: str) -> "BPE":
         """The inverse of ``to_json``."""
-        return cls(_fields(text, "bpe")["model"])
+        return cls(fields_of(text, "bpe")["model"])
 
 
-Kind: TypeAlias = type[Characters] | type[Bytes] | type[BPE]
+Kind: TypeAlias = type[Characters] | type[Bytes] | type[BPE] | type[Words]
 
-VOCABULARIES: dict[str, Kind] = {"characters": Characters, "bytes": Bytes, "bpe": BPE}
+VOCABULARIES: dict[str, Kind] = {"characters": Characters, "bytes": Bytes, "bpe": BPE, "words": Words}
 
 
-def fit_vocabulary(name: str, documents: Iterable[str], *, vocab_size: int | None = None) -> Vocabulary:
+def fit_vocabulary(
+    name: str, documents: Iterable[str], *, vocab_size: int | None = None, min_count: int | None = None
+) -> Vocabulary:
     """Make the vocabulary of a name in ``VOCABULARIES`` from training documents.
 
-    ``vocab_size`` is the largest size of a ``"bpe"`` vocabulary (default 1024); the others have no such option.
+    ``vocab_size`` is the largest size of a ``"bpe"`` vocabulary (default 1024). ``min_count`` is the number of
+    occurrences that a word of a ``"words"`` vocabulary needs (default 1).
 
     Raises:
-        ValueError: an unknown name (lists the known ones), or ``vocab_size`` for another vocabulary than BPE.
+        ValueError: an unknown name (lists the known ones), or an option of another vocabulary.
     """
     kind = _named(name)
-    if vocab_size is None:
-        return kind.fit(documents)
-    if kind is not BPE:
-        raise ValueError(f"vocab_size={vocab_size} is an option of 'bpe', not of {name!r}")
-    return BPE.fit(documents, vocab_size=vocab_size)
+    given = {"vocab_size": (vocab_size, "bpe"), "min_count": (min_count, "words")}
+    options: dict[str, Any] = {option: value for option, (value, _) in given.items() if value is not None}
+    for option, value in options.items():
+        if given[option][1] != name:
+            raise ValueError(f"{option}={value} is an option of {given[option][1]!r}, not of {name!r}")
+    return kind.fit(documents, **options)
 
 
 def vocabulary_from_json(text: str) -> Vocabulary:
@@ -262,21 +267,6 @@ def _named(name: str) -> Kind:
     if name not in VOCABULARIES:
         raise ValueError(f"unknown vocabulary {name!r}; known: {', '.join(VOCABULARIES)}")
     return VOCABULARIES[name]
-
-
-def _fields(text: str, kind: str) -> dict[str, Any]:
-    fields = json.loads(text)
-    if fields.get("kind") != kind:
-        raise ValueError(f"a vocabulary of kind {fields.get('kind')!r}, not {kind!r}")
-    return fields
-
-
-def _checked(tokens: Sequence[int] | np.ndarray, size: int) -> list[int]:
-    ids = np.asarray(tokens).ravel().tolist()
-    for token in ids:
-        if not 0 <= token < size:
-            raise ValueError(f"token id {token} outside the vocabulary of {size}")
-    return ids
 
 
 def _code_points(text: str) -> np.ndarray:

@@ -1,16 +1,20 @@
 """Images and their captions: the embedded scenes and readers of users' formats. NumPy only, no JAX."""
 
+from jaxseq.data.images.batches import CaptionBatch, CaptionBatches, IndexedArrays
 from jaxseq.data.images.captioned import CaptionCorpus, CaptionedImages, ImageSource
 from jaxseq.data.images.scene_captions import CaptionSlots, Description, caption_slots, mentions
 from jaxseq.data.images.scene_layouts import SceneDesign
 from jaxseq.data.images.scenes import Scene, SceneImages, SceneObject, scene_corpus
 
 __all__ = [
+    "CaptionBatch",
+    "CaptionBatches",
     "CaptionCorpus",
     "CaptionSlots",
     "CaptionedImages",
     "Description",
     "ImageSource",
+    "IndexedArrays",
     "Scene",
     "SceneDesign",
     "SceneImages",
