@@ -16,16 +16,17 @@ from jaxseq.models.encoder_decoder import EncoderDecoder
 from jaxseq.precision import POLICIES
 from jaxseq.typing import Array, Float, Int
 
+CaptionAttention: TypeAlias = Literal["additive", "scaled_dot", "multi_head"]
 CaptionDecoder: TypeAlias = Literal["rnn", "lstm", "attention", "transformer"]
 
-OPTIONS: dict[str, tuple[str, str, Any]] = {
-    "attention": ("decoder", "attention", "additive"),
-    "num_heads": ("decoder", "transformer", NUM_HEADS),
-    "feed_forward": ("decoder", "transformer", None),
-    "patch_size": ("encoder", "patches", 8),
-    "encoder_layers": ("encoder", "patches", 2),
+OPTIONS: dict[str, tuple[str, tuple[str, ...], Any]] = {
+    "attention": ("decoder", ("attention",), "multi_head"),
+    "num_heads": ("decoder", ("attention", "transformer"), NUM_HEADS),
+    "feed_forward": ("decoder", ("attention", "transformer"), None),
+    "patch_size": ("encoder", ("patches",), 8),
+    "encoder_layers": ("encoder", ("patches",), 2),
 }
-"""The options that one decoder or one encoder reads: the field that chooses it, its name, the option's default."""
+"""The options that some decoders or encoders read: the field that chooses one, their names, the option's default."""
 
 FROM_SCRATCH = ("small", "patches")
 """Encoders without published weights."""
@@ -38,9 +39,10 @@ class CaptionerConfig:
     """An image encoder and a decoder of words.
 
     ``rnn`` (Elman) and ``lstm`` start from a projection of the mean over the regions and do not see the image again
-    (Vinyals et al. 2015, https://arxiv.org/abs/1411.4555). ``attention`` is an LSTM that attends to the regions for
-    each word anew (Xu et al. 2015, https://arxiv.org/abs/1502.03044). ``transformer`` is a stack of blocks of masked
-    self-attention, attention over the regions, and a feed-forward layer.
+    (Vinyals et al. 2015, https://arxiv.org/abs/1411.4555). ``attention`` is an LSTM whose state, when it has read a
+    word, is compared with every region (soft attention, Xu et al. 2015, https://arxiv.org/abs/1502.03044; from the
+    current state, Luong et al. 2015, https://arxiv.org/abs/1508.04025), and a feed-forward layer, in residuals.
+    ``transformer`` is a stack of blocks of masked self-attention, attention over the regions, and a feed-forward layer.
 
     Raises:
         ValueError: a value out of range, an unknown encoder, or an option that the decoder does not read.
@@ -49,21 +51,22 @@ class CaptionerConfig:
     decoder: CaptionDecoder = "attention"
     encoder: str = "small"
     """A name in jaxseq.encoders.image.BACKBONES."""
-    pretrained: bool = False
+    pretrained: bool | None = None
     """The encoder's parameters are those of a trained network, with its norms' stored statistics; without it, group
-    norms. Not for small and patches."""
+    norms. By default for efficientnet_lite0 alone; never for small and patches."""
     frozen: bool = False
     """The pretrained encoder is not trained further: the model reads its feature maps, which are computed once."""
     features: int = 128
     """Width of the regions, the decoder and the embedding of words."""
     layers: int | None = None
     """Layers of the decoder; by default 2 blocks of a transformer, else 1."""
-    attention: Literal["additive", "scaled_dot"] | None = None
-    """Comparison of the decoder's state with each region, by default additive; read by decoder=attention."""
+    attention: CaptionAttention | None = None
+    """Comparison of the state with each region, by default multi_head (scaled dot products of projections); read by
+    decoder=attention."""
     num_heads: int | None = None
-    """Heads of each attention, by default 4; read by decoder=transformer."""
+    """Heads of multi_head attention, by default 4; read by the decoders attention and transformer."""
     feed_forward: int | None = None
-    """Width of the feed-forward layers, by default 4 x features; read by decoder=transformer."""
+    """Width of the feed-forward layers, by default 4 x features; read by the decoders attention and transformer."""
     patch_size: int | None = None
     """Pixels of a patch along each axis, by default 8; read by encoder=patches."""
     encoder_layers: int | None = None
@@ -78,23 +81,29 @@ class CaptionerConfig:
         for name, known in {"decoder": DEFAULT_LAYERS, "encoder": BACKBONES}.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}={getattr(self, name)!r}; known: {', '.join(known)}")
-        if self.attention not in (None, "additive", "scaled_dot"):
-            raise ValueError(f"attention={self.attention!r}; known: additive, scaled_dot")
         sizes = ("layers", "num_heads", "feed_forward", "patch_size", "encoder_layers")
         check_fields(self, {"features": 2, **dict.fromkeys(sizes, 1)})
-        for name, (field, reader, _) in OPTIONS.items():
+        for name, (field, readers, _) in OPTIONS.items():
             value, chosen = getattr(self, name), getattr(self, field)
-            if value is not None and chosen != reader:
-                raise ValueError(f"{name}={value} is an option of {field}={reader}, not of {field}={chosen}")
+            if value is not None and chosen not in readers:
+                named = " and ".join(f"{field}={reader}" for reader in readers)
+                raise ValueError(f"{name}={value} is an option of {named}, not of {field}={chosen}")
+        if self.num_heads is not None and self.attention not in (None, "multi_head"):
+            raise ValueError(f"num_heads={self.num_heads} is an option of attention=multi_head, not {self.attention}")
         if self.pretrained and self.encoder in FROM_SCRATCH:
             raise ValueError(f"pretrained needs an encoder with known weights, not encoder={self.encoder}")
-        if self.frozen and not self.pretrained:
+        if self.frozen and not self.starts_trained:
             raise ValueError(f"frozen needs pretrained weights: encoder={self.encoder} would keep random parameters")
 
     @property
     def attends(self) -> bool:
         """Whether the decoder attends to regions."""
         return self.decoder in ("attention", "transformer")
+
+    @property
+    def starts_trained(self) -> bool:
+        """Whether the encoder is pretrained."""
+        return self.encoder == "efficientnet_lite0" if self.pretrained is None else self.pretrained
 
     def option(self, name: str) -> Any:
         """The value of one of ``OPTIONS``, or its default."""
@@ -107,19 +116,19 @@ class CaptionerConfig:
         if self.encoder == "patches":
             fields |= {"size": self.option("patch_size"), "features": self.features}
         elif self.encoder not in FROM_SCRATCH:
-            fields |= {"norm": "frozen_batch" if self.pretrained else "group"}
+            fields |= {"norm": "frozen_batch" if self.starts_trained else "group"}
         return make_backbone(self.encoder, **fields)
 
     def build(self, vocab_size: int) -> EncoderDecoder:
         """The model of images ``[*B Y X 3]``; with ``frozen``, of the backbone's feature maps ``[*B Y' X' F]``."""
-        types, recurrent = dtypes(self.precision), self.decoder != "transformer"
-        scale = 1.0 if recurrent else float(self.features) ** 0.5
+        types = dtypes(self.precision)
+        scale = float(self.features) ** 0.5 if self.decoder == "transformer" else 1.0
         return EncoderDecoder(
             self._encoder(),
             Embedding(vocab_size, self.features, scale=scale, **types),
             self._decoder(),
             head=None if self.tied else nn.Dense(vocab_size, **types),
-            bridge=Bridge("mean", **types) if recurrent else None,
+            bridge=None if self.attends else Bridge("mean", **types),
             dropout=self.dropout,
             logits_dtype=POLICIES[self.precision].output,
         )
@@ -137,12 +146,14 @@ class CaptionerConfig:
     def _decoder(self) -> Decoder:
         sizes = self.features, self.layers or DEFAULT_LAYERS[self.decoder]
         common: dict[str, Any] = {"dropout": self.dropout, **dtypes(self.precision)}
-        if self.decoder == "attention":
-            return make_decoder("attention", "lstm", *sizes, attention=self.option("attention"), **common)
-        if self.decoder == "transformer":
-            hidden = self.option("feed_forward") or 4 * self.features
-            common |= {"num_heads": self.option("num_heads"), "feed_forward": hidden}
-            return make_decoder("transformer", "transformer", *sizes, attention="multi_head", **common)
+        if self.attends:
+            core = "lstm" if self.decoder == "attention" else "transformer"
+            kind = self.option("attention")
+            common |= {
+                "num_heads": self.option("num_heads"),
+                "feed_forward": self.option("feed_forward") or 4 * self.features,
+            }
+            return make_decoder("transformer", core, *sizes, attention=kind, **common)
         return make_decoder("rnn", {"rnn": "elman", "lstm": "lstm"}[self.decoder], *sizes, fusion=None, **common)
 
 
