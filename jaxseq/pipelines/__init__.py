@@ -1,6 +1,10 @@
-"""Trained models with their vocabularies: text in, text out; and the tasks that translators are trained on."""
+"""Trained models with their vocabularies: text or images in, text out; and the tasks that they are trained on."""
 
+from jaxseq.pipelines.caption_measures import CaptionLosses, Losses, attention_on_boxes, scene_slots
+from jaxseq.pipelines.caption_tasks import Scenes
+from jaxseq.pipelines.captioner import Arrays, ArraySource, Caption, Captioner, First
 from jaxseq.pipelines.pair_tasks import Dates, Digits, Files, Names, Reversal, Words
+from jaxseq.pipelines.pretrained import FrozenEncoder, find_weights, read_backbone, with_backbone
 from jaxseq.pipelines.saved import LoadedRun, Pipeline, load_run
 from jaxseq.pipelines.search import SearchConfig
 from jaxseq.pipelines.text_generator import TextGenerator, cut_at, token_bytes
@@ -8,19 +12,33 @@ from jaxseq.pipelines.translator import Translator
 from jaxseq.pipelines.user_cores import check_user_cores
 
 __all__ = [
+    "ArraySource",
+    "Arrays",
+    "Caption",
+    "CaptionLosses",
+    "Captioner",
     "Dates",
     "Digits",
     "Files",
+    "First",
+    "FrozenEncoder",
     "LoadedRun",
+    "Losses",
     "Names",
     "Pipeline",
     "Reversal",
+    "Scenes",
     "SearchConfig",
     "TextGenerator",
     "Translator",
     "Words",
+    "attention_on_boxes",
     "check_user_cores",
     "cut_at",
+    "find_weights",
     "load_run",
+    "read_backbone",
+    "scene_slots",
     "token_bytes",
+    "with_backbone",
 ]

@@ -16,7 +16,7 @@ from jaxseq.ops.keys import fold_in_each
 from jaxseq.pipelines.pretrained import FrozenEncoder
 from jaxseq.pipelines.saved import Pipeline
 from jaxseq.pipelines.search import GREEDY, Found, Search, SearchConfig
-from jaxseq.typing import Float, Integer, Key, PyTree, Shaped
+from jaxseq.typing import Float, Int, Integer, Key, PyTree, Shaped
 
 FILE, VOCABULARY = "captioner.json", "vocabulary.json"
 BATCH_SIZE = 64
@@ -32,7 +32,8 @@ class Arrays(Protocol):
         """The arrays of these indices."""
 
 
-class ArraySource(NamedTuple):
+@dataclass(frozen=True)
+class ArraySource:
     """An array ``[N Y X C]`` as a source."""
 
     array: Shaped[np.ndarray, "N Y X C"]
@@ -44,6 +45,22 @@ class ArraySource(NamedTuple):
     def __call__(self, indices: Integer[np.ndarray, " B"]) -> Shaped[np.ndarray, "B Y X C"]:
         """The rows of these indices."""
         return self.array[indices]
+
+
+@dataclass(frozen=True)
+class First:
+    """The first ``count`` of a source."""
+
+    source: Arrays
+    count: int
+
+    def __len__(self) -> int:
+        """The number of images."""
+        return self.count
+
+    def __call__(self, indices: Integer[np.ndarray, " B"]) -> Shaped[np.ndarray, "B Y X C"]:
+        """The arrays of these indices."""
+        return self.source(indices)
 
 
 class Caption(NamedTuple):
@@ -155,6 +172,12 @@ class Captioner(Pipeline):
             raise ValueError(f"images are {images.shape}, not [N, {height}, {width}, 3] as this captioner reads them")
         return images if self.frozen is None else self.frozen(images)
 
+    def source(self, images: Arrays) -> Any:
+        """A source of the model's inputs for a source of images."""
+        if self.frozen is None:
+            return images
+        raise NotImplementedError
+
     def __call__(self, params: PyTree, images: Shaped[np.ndarray, "N Y X 3"]) -> list[str]:
         """The caption of each image ``[N Y X 3]``, pixels 0 to 255."""
         if not len(images):
@@ -164,7 +187,7 @@ class Captioner(Pipeline):
     def captions(self, params: PyTree, inputs: Arrays) -> list[Caption]:
         """The best caption of each input, by the search of this captioner."""
         made = []
-        for count, batch in _batches(inputs):
+        for count, batch in input_batches(inputs):
             found = self._search.best(params, batch, None, self.search, self.max_length)
             made += [self._caption(found, row) for row in range(count)]
         return made
@@ -180,12 +203,16 @@ class Captioner(Pipeline):
     ) -> list[list[Caption]]:
         """``num_samples`` captions of each input; image i has the key ``fold_in(key, i)``."""
         keys, made = fold_in_each(key, len(inputs)), list[list[Caption]]()
-        for count, batch in _batches(inputs):
+        for count, batch in input_batches(inputs):
             rows = (len(made) + np.arange(len(batch))).clip(max=len(inputs) - 1)
             more = {"keys": keys[rows], "num_samples": num_samples}
             found = self._search.sample(params, batch, options, self.max_length, **more)
             made += [[self._caption(found, (row, sample)) for sample in range(num_samples)] for row in range(count)]
         return made
+
+    def own_words(self, params: PyTree, batch: Shaped[np.ndarray, "B Y X C"], length: int) -> Int[np.ndarray, "B T"]:
+        """The first ``length`` tokens of greedy decoding, which does not stop at an end."""
+        return self._search.greedy_tokens(params, batch, length)
 
     def attentions(
         self, params: PyTree, inputs: Arrays, tokens: Sequence[np.ndarray]
@@ -198,7 +225,7 @@ class Captioner(Pipeline):
         if not self.config.attends:
             return maps
         end, length = np.int32(self.vocabulary.separator), max(map(len, tokens)) + 1
-        for count, batch in _batches(inputs):
+        for count, batch in input_batches(inputs):
             rows = np.full((len(batch), length), end)
             for row, ids in enumerate(tokens[len(maps) : len(maps) + count]):
                 rows[row, 1 : len(ids) + 1] = ids
@@ -221,7 +248,7 @@ class Captioner(Pipeline):
         return Caption(self.vocabulary.decode(ids), ids, float(found.log_probabilities[row]))
 
 
-def _batches(inputs: Arrays) -> Iterator[tuple[int, np.ndarray]]:
+def input_batches(inputs: Arrays) -> Iterator[tuple[int, np.ndarray]]:
     """Batches of one shape and the number of real rows of each; the last is filled with copies of its last row."""
     total = len(inputs)
     rows = min(BATCH_SIZE, total)

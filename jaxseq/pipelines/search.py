@@ -93,6 +93,11 @@ class Search:
         made = decoding.sample(step, carry, first, options, key=keys, num_samples=num_samples, **common)
         return Found(*map(np.asarray, (made.tokens, made.lengths, made.log_probabilities)))
 
+    def greedy_tokens(self, params: PyTree, source: Any, length: int) -> np.ndarray:
+        """The first ``length`` tokens ``[B T]`` of greedy decoding, which does not stop at an end."""
+        step, carry, first, common = self._start(params, source, None, length)
+        return np.asarray(decoding.greedy(step, carry, first, **common | {"end_token": None}).tokens)
+
     def _start(
         self, params: PyTree, source: Any, source_segment_ids: Any, max_length: int
     ) -> tuple[Any, Any, np.ndarray, dict[str, Any]]:
