@@ -2,6 +2,8 @@
 
 from jaxseq.data.images.batches import CaptionBatch, CaptionBatches, IndexedArrays
 from jaxseq.data.images.captioned import CaptionCorpus, CaptionedImages, ImageSource
+from jaxseq.data.images.decoding import ImageError, ResizeMode, read_image
+from jaxseq.data.images.files import ImageFiles
 from jaxseq.data.images.scene_captions import CaptionSlots, Description, caption_slots, mentions
 from jaxseq.data.images.scene_layouts import SceneDesign
 from jaxseq.data.images.scenes import Scene, SceneImages, SceneObject, scene_corpus
@@ -13,13 +15,17 @@ __all__ = [
     "CaptionSlots",
     "CaptionedImages",
     "Description",
+    "ImageError",
+    "ImageFiles",
     "ImageSource",
     "IndexedArrays",
+    "ResizeMode",
     "Scene",
     "SceneDesign",
     "SceneImages",
     "SceneObject",
     "caption_slots",
     "mentions",
+    "read_image",
     "scene_corpus",
 ]

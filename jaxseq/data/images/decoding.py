@@ -1,0 +1,193 @@
+"""Decoding and resizing of image files by Pillow: every file gives an RGB image of the wanted size, or a reason."""
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, get_args
+
+import numpy as np
+from jaxtyping import UInt8
+
+ResizeMode = Literal["squash", "crop", "pad"]
+RESIZE_MODES: tuple[ResizeMode, ...] = get_args(ResizeMode)
+
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
+"""Pillow's formats that are read. Formats decoded by other programs (EPS by Ghostscript) are left out."""
+MAX_PIXELS = 2**26
+"""The default limit on the pixels of a file (67 million, 200 MB decoded)."""
+SIXTEEN_BITS = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+WHITE = (255, 255, 255, 255)
+
+ORIENTATION = 0x0112
+TRANSPOSITIONS = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
+"""The values of the EXIF tag Orientation, and what makes the image upright."""
+
+
+class ImageError(ValueError):
+    """A file that gives no image; the message is the reason, without the file's name."""
+
+
+def read_image(
+    path: str | Path, size: tuple[int, int], *, mode: ResizeMode = "crop", max_pixels: int = MAX_PIXELS
+) -> UInt8[np.ndarray, "Y X 3"]:
+    """The image of a file in RGB, resized to height Y and width X.
+
+    The content decides on the format (``FORMATS``), not the suffix. Conversion to RGB:
+
+    - the first frame of an animation;
+    - grey, palette, CMYK, YCbCr, Lab: Pillow's conversion, without colour profiles;
+    - transparent: laid over white;
+    - 16 bits grey: round(value / 257); 16 bits RGB: the upper byte; floating point is refused;
+    - the EXIF orientation is applied.
+
+    Modes, all with Pillow's antialiased bilinear filter: ``squash`` scales both sides on their own; ``crop`` keeps the
+    aspect ratio and cuts out the centre; ``pad`` keeps it and fills the borders with black.
+
+    Raises:
+        ImageError: not a regular file, unreadable, no image, broken, truncated, or more than ``max_pixels`` pixels
+            (found in the header, before anything is decoded). Pillow's own limit (``PIL.Image.MAX_IMAGE_PIXELS``,
+            twice that is refused) holds too.
+        ValueError: an unknown mode, or a size below 1.
+        ImportError: the extra ``images`` is not installed.
+    """
+    check_resize(size, mode)
+    pillow, formats = _pillow()
+    try:
+        with regular_file(path) as file, pillow.open(file, formats=formats) as image:
+            if image.width * image.height > max_pixels:
+                raise ImageError(f"{image.width} x {image.height} pixels, more than max_pixels={max_pixels}")
+            image.load()
+            return np.asarray(_resized(_turned(_rgb(image), _orientation(image)), size, mode))
+    except ImageError:
+        raise
+    except pillow.UnidentifiedImageError:
+        raise ImageError(f"no image ({', '.join(FORMATS)})") from None
+    except Exception as error:  # Pillow's decoders raise nearly everything on broken files
+        raise ImageError(f"cannot be decoded: {type(error).__name__}: {' '.join(str(error).split())[:200]}") from None
+
+
+def check_resize(size: tuple[int, int], mode: str) -> None:
+    """Check a size and a mode.
+
+    Raises:
+        ValueError: an unknown mode, or a side below 1.
+    """
+    if mode not in RESIZE_MODES:
+        raise ValueError(f"unknown resize mode {mode!r}; known: {', '.join(RESIZE_MODES)}")
+    if min(size) < 1:
+        raise ValueError(f"height and width must be at least 1, not {size[0]} and {size[1]}")
+
+
+@contextmanager
+def regular_file(path: str | Path) -> Iterator[BinaryIO]:
+    """A regular file, opened to read its bytes; never waits for a pipe or a device.
+
+    Raises:
+        ImageError: missing, another kind of file (a folder, a pipe, a device, a socket), empty, or unreadable.
+    """
+    try:
+        _check_regular(os.stat(path))  # before opening, which may act on a device
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except FileNotFoundError:
+        raise ImageError("no such file") from None
+    except (OSError, ValueError) as error:
+        raise error if isinstance(error, ImageError) else ImageError(f"cannot be opened: {_reason(error)}") from None
+    with os.fdopen(descriptor, "rb") as file:
+        _check_regular(os.fstat(descriptor))
+        yield file
+
+
+def _check_regular(found: os.stat_result) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise ImageError("a folder, not a file" if stat.S_ISDIR(found.st_mode) else "not a regular file")
+    if not found.st_size:
+        raise ImageError("an empty file")
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
+def _rgb(image: Any) -> Any:
+    """The image in RGB; see ``read_image``."""
+    if image.mode == "F":
+        raise ImageError("floating-point pixels")
+    if image.mode in SIXTEEN_BITS:
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise ImageError(f"pixels of more than 16 bits: {values.min()} to {values.max()}")
+        pillow, _ = _pillow()
+        image = pillow.fromarray(((values + 128) // 257).astype(np.uint8))
+    elif image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        pillow, _ = _pillow()
+        image = image.convert("RGBA")
+        image = pillow.alpha_composite(pillow.new("RGBA", image.size, WHITE), image)
+    return image.convert("RGB")
+
+
+def _orientation(image: Any) -> int:
+    """The EXIF orientation; 1 if there is none, or if it cannot be read."""
+    try:
+        return int(image.getexif().get(ORIENTATION, 1))
+    except Exception:
+        return 1
+
+
+def _turned(image: Any, orientation: int) -> Any:
+    if orientation not in TRANSPOSITIONS:
+        return image
+    pillow, _ = _pillow()
+    return image.transpose(pillow.Transpose[TRANSPOSITIONS[orientation]])
+
+
+def _resized(image: Any, size: tuple[int, int], mode: ResizeMode) -> Any:
+    pillow, _ = _pillow()
+    y, x = size
+    width, height = image.size
+    bilinear = pillow.Resampling.BILINEAR
+    if mode == "squash":
+        return image.resize((x, y), bilinear)
+    if mode == "crop":
+        scale = max(x / width, y / height)
+        w, h = min(x / scale, width), min(y / scale, height)
+        left, top = (width - w) / 2, (height - h) / 2
+        return image.resize((x, y), bilinear, box=(left, top, min(left + w, width), min(top + h, height)))
+    scale = min(x / width, y / height)
+    w, h = (max(1, min(full, round(side * scale))) for side, full in ((width, x), (height, y)))
+    padded = pillow.new("RGB", (x, y))
+    padded.paste(image.resize((w, h), bilinear), ((x - w) // 2, (y - h) // 2))
+    return padded
+
+
+def pillow_version() -> str:
+    """The version of Pillow.
+
+    Raises:
+        ImportError: the extra ``images`` is not installed.
+    """
+    _pillow()
+    import PIL
+
+    return PIL.__version__
+
+
+@cache
+def _pillow() -> tuple[Any, tuple[str, ...]]:
+    """The module ``PIL.Image``, and those of ``FORMATS`` that this build of Pillow has."""
+    try:
+        from PIL import Image
+    except ImportError:
+        raise ImportError('image files need Pillow: pip install "jaxseq[images]"') from None
+    Image.init()
+    return Image, tuple(name for name in FORMATS if name in Image.OPEN)
