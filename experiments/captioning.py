@@ -140,12 +140,15 @@ def main(config: Config) -> dict[str, Any]:
 def smoke(config: Config) -> Config:
     """The same experiment with small sizes."""
     train = dataclasses.replace(config.train, steps=6, log_every=2, checkpoint_every=3, eval_every=None)
-    small = {"decoder": config.model.decoder, "encoder": config.model.encoder, "features": 8}
-    heads = {"num_heads": 2} if config.model.attends and config.model.attention in (None, "multi_head") else {}
-    task = config.task.smoke() if hasattr(config.task, "smoke") else config.task
-    model = dataclasses.replace(config.model, **small | heads)
-    changes = {"batch_size": 4, "samples": min(config.samples, 2), "compared_beams": min(config.compared_beams, 2)}
-    return dataclasses.replace(config, train=train, model=model, task=task, **changes)
+    sizes: dict[str, Any] = {"features": 8}
+    if config.model.attends and config.model.attention in (None, "multi_head"):
+        sizes["num_heads"] = 2
+    if config.model.encoder == "patches":
+        sizes["encoder_layers"] = 1
+    model = dataclasses.replace(config.model, **sizes)
+    samples, beams = min(config.samples, 2), min(config.compared_beams, 2)
+    changed: dict[str, Any] = {"train": train, "model": model, "batch_size": 4, "samples": samples}
+    return dataclasses.replace(config, task=config.task.smoke(), compared_beams=beams, **changed)
 
 
 def make_captioner(config: Config, corpus: CaptionCorpus) -> tuple[Captioner, Any, str]:

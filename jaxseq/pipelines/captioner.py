@@ -4,7 +4,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ FILE, VOCABULARY = "captioner.json", "vocabulary.json"
 BATCH_SIZE = 64
 
 
+@runtime_checkable
 class Arrays(Protocol):
     """Images or feature maps by index: an ``ImageSource``, a ``FeatureCache``, or ``ArraySource``."""
 
