@@ -34,7 +34,7 @@ class StoredArray(NamedTuple):
 
 def row_digest(row: np.ndarray) -> bytes:
     """The BLAKE2b digest of a row's bytes."""
-    return hashlib.blake2b(np.ascontiguousarray(row).data.cast("B"), digest_size=DIGEST_SIZE).digest()
+    return hashlib.blake2b(row.tobytes(), digest_size=DIGEST_SIZE).digest()
 
 
 def row_digests(array: Shaped[np.ndarray, "N *rest"], *, workers: int = 4) -> UInt8[np.ndarray, "N 16"]:
@@ -57,7 +57,7 @@ class RowWriter:
         """Write a row; rows that are never written are zero."""
         if values.shape != self.shape[1:] or values.dtype != self.dtype:
             raise ValueError(f"a row of {self.shape[1:]} {self.dtype}, not {values.shape} {values.dtype}")
-        raw, offset = np.ascontiguousarray(values).data.cast("B"), row * self._row_size
+        raw, offset = values.tobytes(), row * self._row_size
         while raw:
             written = os.pwrite(self._descriptor, raw, offset)
             raw, offset = raw[written:], offset + written

@@ -109,6 +109,10 @@ class ImageFiles:
         digest.update(self._stored.digests[self._rows].tobytes())
         return digest.hexdigest()
 
+    def digest(self, index: int) -> bytes:
+        """The checksum of one image's pixels: equal for equal images."""
+        return self._stored.digests[self._rows[index]].tobytes()
+
     def __len__(self) -> int:
         """The number of images."""
         return len(self._rows)

@@ -135,7 +135,7 @@ def test_an_interrupted_build_leaves_nothing(tmp_path):
 
 
 def test_an_array_file_gives_back_its_rows_and_zeros_for_the_others(tmp_path):
-    for shape in ((3, 2), (3, 0), (0, 2), (2,)):
+    for shape in ((3, 2), (3, 0), (0, 2), (2, 1, 2)):
         values = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
         with new_array_file(tmp_path / "a", shape, np.float32, {"é": 1}) as rows:
             for row in range(1, shape[0]):
