@@ -3,7 +3,7 @@ r"""Train a captioner of images, caption the test images, and write a run folder
     python experiments/captioning.py --run runs/scenes                          # digits on photographs
     python experiments/captioning.py --decoder transformer --run runs/transformer
     python experiments/captioning.py task:folder --captions mine.tsv --encoder efficientnet_lite0 --frozen
-    python experiments/captioning.py task:karpathy --file dataset_flickr8k.json --images Flicker8k_Dataset \
+    python experiments/captioning.py task:karpathy --captions dataset_flickr8k.json --images Flicker8k_Dataset \
         --encoder resnet50 --weights resnet50.pth --frozen --run runs/flickr8k
 
 The same command again resumes a run that was stopped. task: chooses the images (task:coco --help lists its options).
@@ -25,12 +25,18 @@ import tyro
 from tyro.conf import OmitArgPrefixes, subcommand
 
 from jaxseq import analysis, ops, pipelines, plotting, training
-from jaxseq.data.images import CaptionBatch, CaptionBatches, CaptionCorpus, SceneImages
+from jaxseq.data.images import CaptionBatch, CaptionBatches, CaptionCorpus, Prefetch, SceneImages
 from jaxseq.models import CaptionerConfig, caption_logits
-from jaxseq.pipelines import Caption, Captioner, Scenes, SearchConfig
+from jaxseq.pipelines import Caption, Captioner, Coco, Flickr, Folder, Karpathy, Scenes, SearchConfig
 from jaxseq.training import resumable_field
 
-Task = Annotated[Scenes, subcommand("task:scenes")]
+Task = (
+    Annotated[Scenes, subcommand("task:scenes")]
+    | Annotated[Coco, subcommand("task:coco")]
+    | Annotated[Karpathy, subcommand("task:karpathy")]
+    | Annotated[Flickr, subcommand("task:flickr")]
+    | Annotated[Folder, subcommand("task:folder")]
+)
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,8 @@ class Config:
     weights: Path | None = resumable_field(None)
     """A file of the encoder's weights (.safetensors, .npz, .pt, .pth). efficientnet_lite0 takes those of its installed
     package by default."""
+    cache: Path = resumable_field(Path("runs/cache"))
+    """A folder that keeps resized images, and the feature maps of a frozen encoder, for all runs."""
     split_seed: int = 0
     """Random seed of the scenes, or of the split of a folder."""
     batch_size: int = 32
@@ -91,10 +99,10 @@ def main(config: Config) -> dict[str, Any]:
     """Read, build, train, caption, score, report; returns the results."""
     if config.smoke:
         config = smoke(config)
-    corpus = config.task.corpus(config.split_seed)
+    corpus = config.task.corpus(config.split_seed, config.cache)
     print(corpus.summary(), flush=True)
     captioner, backbone, weights = make_captioner(config, corpus)
-    examples = Data(corpus, {name: captioner.source(part.images) for name, part in corpus.parts.items()})
+    examples = Data(corpus, {name: captioner.source(part.images, config.cache) for name, part in corpus.parts.items()})
     batches = make_batches(config, captioner, examples)
     key, init_key = jax.random.split(jax.random.key(config.seed))
     arrays = captioner.blank(), np.zeros((1, 1), np.int32)
@@ -113,7 +121,8 @@ def main(config: Config) -> dict[str, Any]:
         loss = make_loss(config, captioner)
         chosen = ops.used_implementations(loss, params, (), batches(0), key)
         evaluate = make_evaluation(captioner, examples)
-        state = training.fit(loss, state, optimizer, batches, run, config.train, evaluate=evaluate)
+        with Prefetch(batches) as ahead:
+            state = training.fit(loss, state, optimizer, ahead, run, config.train, evaluate=evaluate)
         rows = training.read_json_lines(run.metrics)
         rates = [row["steps_per_second"] for row in rows if "steps_per_second" in row]
         results = {

@@ -1,7 +1,7 @@
 """Trained models with their vocabularies: text or images in, text out; and the tasks that they are trained on."""
 
 from jaxseq.pipelines.caption_measures import CaptionLosses, Losses, attention_on_boxes, scene_slots
-from jaxseq.pipelines.caption_tasks import Scenes
+from jaxseq.pipelines.caption_tasks import Coco, Flickr, Folder, Karpathy, Scenes
 from jaxseq.pipelines.captioner import Arrays, ArraySource, Caption, Captioner, First
 from jaxseq.pipelines.pair_tasks import Dates, Digits, Files, Names, Reversal, Words
 from jaxseq.pipelines.pretrained import FrozenEncoder, find_weights, read_backbone, with_backbone
@@ -17,11 +17,15 @@ __all__ = [
     "Caption",
     "CaptionLosses",
     "Captioner",
+    "Coco",
     "Dates",
     "Digits",
     "Files",
     "First",
+    "Flickr",
+    "Folder",
     "FrozenEncoder",
+    "Karpathy",
     "LoadedRun",
     "Losses",
     "Names",

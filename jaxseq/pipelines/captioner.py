@@ -4,6 +4,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -11,8 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxseq import data, decoding, training
+from jaxseq.data.images import FeatureCache, IndexedArrays
 from jaxseq.models import CaptionerConfig, alignment
 from jaxseq.ops.keys import fold_in_each
+from jaxseq.pipelines.pretrained import BATCH_SIZE as FEATURE_BATCH
 from jaxseq.pipelines.pretrained import FrozenEncoder
 from jaxseq.pipelines.saved import Pipeline
 from jaxseq.pipelines.search import GREEDY, Found, Search, SearchConfig
@@ -173,11 +176,18 @@ class Captioner(Pipeline):
             raise ValueError(f"images are {images.shape}, not [N, {height}, {width}, 3] as this captioner reads them")
         return images if self.frozen is None else self.frozen(images)
 
-    def source(self, images: Arrays) -> Any:
-        """A source of the model's inputs for a source of images."""
+    def source(self, images: IndexedArrays, cache: Path | None = None) -> Arrays:
+        """The model's inputs for a source of images; feature maps of a frozen encoder are computed once.
+
+        ``cache`` is a folder to keep feature maps in; without it they are kept in memory.
+        """
         if self.frozen is None:
             return images
-        raise NotImplementedError
+        if cache is not None:
+            fields = {"encoder": self.config.encoder, "precision": self.config.precision}
+            weights = {"weights_sha256": self.frozen.fingerprint, "fields": fields}
+            return FeatureCache(images, self.frozen, cache, batch_size=min(FEATURE_BATCH, len(images)), **weights)
+        return ArraySource(np.concatenate([self.frozen(batch)[:rows] for rows, batch in input_batches(images)]))
 
     def __call__(self, params: PyTree, images: Shaped[np.ndarray, "N Y X 3"]) -> list[str]:
         """The caption of each image ``[N Y X 3]``, pixels 0 to 255."""
