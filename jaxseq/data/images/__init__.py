@@ -2,8 +2,13 @@
 
 from jaxseq.data.images.batches import CaptionBatch, CaptionBatches, IndexedArrays
 from jaxseq.data.images.captioned import CaptionCorpus, CaptionedImages, ImageSource
+from jaxseq.data.images.captioned_files import ImageOptions
 from jaxseq.data.images.decoding import ImageError, ResizeMode, read_image
+from jaxseq.data.images.features import FeatureCache
 from jaxseq.data.images.files import ImageFiles
+from jaxseq.data.images.json_captions import read_coco_captions, read_karpathy
+from jaxseq.data.images.line_captions import read_caption_tsv, read_flickr
+from jaxseq.data.images.prefetch import Prefetch
 from jaxseq.data.images.scene_captions import CaptionSlots, Description, caption_slots, mentions
 from jaxseq.data.images.scene_layouts import SceneDesign
 from jaxseq.data.images.scenes import Scene, SceneImages, SceneObject, scene_corpus
@@ -15,10 +20,13 @@ __all__ = [
     "CaptionSlots",
     "CaptionedImages",
     "Description",
+    "FeatureCache",
     "ImageError",
     "ImageFiles",
+    "ImageOptions",
     "ImageSource",
     "IndexedArrays",
+    "Prefetch",
     "ResizeMode",
     "Scene",
     "SceneDesign",
@@ -26,6 +34,10 @@ __all__ = [
     "SceneObject",
     "caption_slots",
     "mentions",
+    "read_caption_tsv",
+    "read_coco_captions",
+    "read_flickr",
     "read_image",
+    "read_karpathy",
     "scene_corpus",
 ]

@@ -1,5 +1,6 @@
 """Batches prepared ahead, in the background."""
 
+import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Generic, TypeVar
@@ -32,6 +33,7 @@ class Prefetch(Generic[BatchT]):
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
         self._ready: dict[int, Future[BatchT]] = {}
         self._closed = False
+        self._lock = threading.Lock()
 
     @property
     def fingerprint(self) -> str:
@@ -54,12 +56,14 @@ class Prefetch(Generic[BatchT]):
         if self._closed:
             raise RuntimeError("this Prefetch is closed")
         wanted = range(step, step + self.depth + 1)
-        for other in [other for other in self._ready if other not in wanted]:
-            self._ready.pop(other).cancel()
-        for other in wanted:
-            if other not in self._ready:
-                self._ready[other] = self._pool.submit(self.dataset, other)
-        return self._ready.pop(step).result()
+        with self._lock:
+            for other in [other for other in self._ready if other not in wanted]:
+                self._ready.pop(other).cancel()
+            for other in wanted:
+                if other not in self._ready:
+                    self._ready[other] = self._pool.submit(self.dataset, other)
+            asked = self._ready.pop(step)
+        return asked.result()
 
     def close(self) -> None:
         """End the thread, after the batch that is being prepared; more calls do nothing."""
