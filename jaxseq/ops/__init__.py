@@ -1,6 +1,6 @@
 """Pure functions of arrays. Every optimised op has a plain ``*_reference`` with the same values and gradients."""
 
-from jaxseq.ops import segments
+from jaxseq.ops import images, segments
 from jaxseq.ops.attention import (
     AttentionImplementation,
     attention,
@@ -11,7 +11,14 @@ from jaxseq.ops.attention import (
     masks,
     positions,
 )
-from jaxseq.ops.convolution import ConvolutionImplementation, causal_convolution, causal_convolution_reference
+from jaxseq.ops.convolution import (
+    ConvolutionImplementation,
+    DepthwiseImplementation,
+    causal_convolution,
+    causal_convolution_reference,
+    convolve_2d,
+    depthwise_2d,
+)
 from jaxseq.ops.implementations import used_implementations
 from jaxseq.ops.linear import (
     ChunkwiseImplementation,
@@ -48,6 +55,7 @@ __all__ = [
     "Cell",
     "ChunkwiseImplementation",
     "ConvolutionImplementation",
+    "DepthwiseImplementation",
     "LSTMImplementation",
     "LinearRecurrenceImplementation",
     "MLSTMState",
@@ -60,10 +68,13 @@ __all__ = [
     "causal_convolution",
     "causal_convolution_reference",
     "cells",
+    "convolve_2d",
     "cudnn_lstm",
     "delta_rule",
     "delta_rule_reference",
+    "depthwise_2d",
     "gru_reset_before",
+    "images",
     "linear_attention",
     "linear_attention_reference",
     "linear_recurrence",

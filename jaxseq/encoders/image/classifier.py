@@ -10,7 +10,7 @@ from jaxseq.typing import Array, DType, Float, Shaped
 
 
 class ImageClassifier(nn.Module):
-    """``dense(pooled(backbone((pixels - mean) / std)))``: the logits of classes, as pretrained backbones learned them."""
+    """``dense(pooled(backbone((pixels - mean) / std)))``: the logits of classes, as backbones are pretrained."""
 
     backbone: Backbone
     num_classes: int = 1000

@@ -124,5 +124,6 @@ def coordinates(height: int, width: int, dtype: DType) -> Float[Array, "Y X 2"]:
 
 def with_coordinates(x: Float[Array, "*B Y X C"]) -> Float[Array, "*B Y X D"]:
     """The image with its coordinates as two further channels (Liu et al. 2018: CoordConv)."""
-    places = coordinates(*x.shape[-3:-1], x.dtype)
+    height, width = x.shape[-3:-1]
+    places = coordinates(height, width, x.dtype)
     return jnp.concatenate([x, jnp.broadcast_to(places, (*x.shape[:-1], 2))], axis=-1)

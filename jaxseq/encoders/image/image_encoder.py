@@ -109,7 +109,7 @@ class RegionProjection(nn.Module):
 
     def _learned(self, shape: tuple[int, ...]) -> Any:
         if self.has_variable("params", "positions"):
-            stored = self.get_variable("params", "positions").shape
+            stored: tuple[int, ...] = self.get_variable("params", "positions").shape
             if stored != shape:
                 raise ValueError(f"positions='learned' are for a map {stored}, not {shape}; 'coordinates' fit any size")
         return self.param("positions", nn.initializers.normal(0.02), shape, self.param_dtype)

@@ -17,7 +17,7 @@ from jaxseq.weights import Entry, convert_weights, convolution_kernel, dense_ker
 STATISTICS = ("weight", "bias", "running_mean", "running_var")
 
 
-def entries(module: nn.Module) -> tuple[Entry, ...]:
+def entries(module: Any) -> tuple[Entry, ...]:
     """How the parameters of a backbone, or of an ``ImageClassifier``, are made of the tensors of its origin.
 
     ``ResNet`` reads torchvision's names, ``EfficientNetLite0`` those of the package

@@ -21,7 +21,7 @@ class ResNet(nn.Module):
     changes. Padding is symmetric, torch's rule.
 
     ``norm="frozen_batch"`` is an affine map of each channel into which ``weights.frozen_batch_norm`` folds the running
-    statistics of a trained network (``entries``); the statistics of a batch are never used. ``"group"`` (groups of 8) is
+    statistics of a trained network (``entries``); the statistics of a batch are never used. ``"group"`` (8 groups) is
     for training from scratch.
 
     Raises:

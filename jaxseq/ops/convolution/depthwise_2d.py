@@ -53,7 +53,7 @@ def depthwise_2d(
     flat = images.reshape(math.prod(batch), height, width, channels)
     with implementation_scope("depthwise_2d", chosen):
         if chosen == "reference":
-            groups = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "feature_group_count": channels}
+            groups: dict[str, Any] = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "feature_group_count": channels}
             ys = lax.conv_general_dilated(flat, kernel[:, :, None], (stride, stride), pads, **groups)
         else:
             ys = _depthwise_p.bind(jnp.pad(flat, [(0, 0), *pads, (0, 0)]), kernel, stride=stride)
