@@ -56,7 +56,7 @@ def attention_share(
     return AttentionShare(np.asarray(np.einsum("...yx,...y,...x->...", table, rows, columns) / sums), np.asarray(area))
 
 
-def _overlaps(low: np.ndarray, high: np.ndarray, size: float, cells: int) -> np.ndarray:
+def _overlaps(low: np.ndarray, high: np.ndarray, size: int, cells: int) -> np.ndarray:
     """The fraction of each of ``cells`` equal parts of 0..``size`` that lies between ``low`` and ``high``."""
     edges = np.arange(cells + 1)
     begin, end = (np.clip(position * (cells / size), 0, cells)[..., None] for position in (low, high))

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxseq.analysis.caption_tokens import Ngram, ngrams, signature, tokenized, tokenized_references
+from jaxseq.typing import Float
 
 ORDERS = (1, 2, 3, 4)
 SIGMA = 6.0
@@ -18,7 +19,7 @@ class CaptionScore(NamedTuple):
     """A score of a corpus, ``score``: the mean of ``each``, one number a caption."""
 
     score: float
-    each: np.ndarray
+    each: Float[np.ndarray, "B"]
     signature: str
 
 

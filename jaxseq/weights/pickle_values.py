@@ -1,8 +1,8 @@
 """A reader of pickles that executes nothing: an interpreter of the opcodes in which torch writes tensors.
 
 A pickle is a program for a stack machine. This machine makes numbers, strings, tuples, lists, dicts and the records of
-this file. It imports nothing, calls no object and sets no attribute: a global is a name, compared with a literal list.
-Opcodes and names that are not listed are refused.
+``tensor_records``. It imports nothing, calls no object and sets no attribute: a global is a name, compared with a
+literal list. Opcodes and names that are not listed are refused.
 
 Every opcode takes time and memory proportional to the bytes it reads or to the values it takes from the stack, and the
 values copied by calls are counted, so that a pickle of n bytes costs O(n).
@@ -10,27 +10,10 @@ values copied by calls are counted, so that a pickle of n bytes costs O(n).
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from jaxseq.weights.errors import WeightsError, shown
-from jaxseq.weights.numbers import MAX_DIMENSIONS
-
-STORAGES = {
-    "BFloat16Storage": "bfloat16",
-    "BoolStorage": "bool",
-    "ByteStorage": "uint8",
-    "CharStorage": "int8",
-    "ComplexDoubleStorage": "complex128",
-    "ComplexFloatStorage": "complex64",
-    "DoubleStorage": "float64",
-    "FloatStorage": "float32",
-    "HalfStorage": "float16",
-    "IntStorage": "int32",
-    "LongStorage": "int64",
-    "ShortStorage": "int16",
-}
-"""The storages of torch and the dtypes of their numbers."""
+from jaxseq.weights.tensor_records import STORAGES, Global, Storage, Tensor, view_of
 
 FUNCTIONS = {
     "collections.OrderedDict",
@@ -38,32 +21,6 @@ FUNCTIONS = {
     "torch._utils._rebuild_tensor_v2",
     "torch._utils._rebuild_parameter",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Global:
-    """The full name of a class or function; never the thing itself."""
-
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class Storage:
-    """``size`` numbers of a dtype, kept in the file under a key."""
-
-    key: str
-    dtype: str
-    size: int
-
-
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    """A view of a storage. Offset and strides count numbers, not bytes."""
-
-    storage: Storage
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
 
 
 class PickleReader:
@@ -212,11 +169,11 @@ class PickleReader:
             case "collections.OrderedDict", (list(pairs),):
                 self._push(self._ordered(pairs))
             case "torch._utils._rebuild_tensor", (storage, offset, shape, strides):
-                self._push(_tensor(storage, offset, shape, strides))
+                self._push(view_of(storage, offset, shape, strides))
             case "torch._utils._rebuild_tensor_v2", (storage, offset, shape, strides, _, dict(), *view) if not any(
                 view
             ):
-                self._push(_tensor(storage, offset, shape, strides))
+                self._push(view_of(storage, offset, shape, strides))
             case "torch._utils._rebuild_parameter", (Tensor() as tensor, _, dict()):
                 self._push(tensor)
             case _:
@@ -251,28 +208,6 @@ def _insert(target: dict[Any, Any], items: Any) -> None:
         if key in target:
             raise WeightsError(f"the key {shown(key)} occurs twice")
         target[key] = value
-
-
-def _tensor(storage: Any, offset: Any, shape: Any, strides: Any) -> Tensor:
-    """A tensor whose numbers all lie in its storage, and which has no more numbers than its storage."""
-    integers = all(
-        type(part) is tuple and len(part) <= MAX_DIMENSIONS and all(type(n) is int and n >= 0 for n in part)
-        for part in (shape, strides, (offset,))
-    )
-    if type(storage) is not Storage or not integers or len(shape) != len(strides):
-        raise WeightsError("the pickle has a tensor without a storage, an offset, a shape or strides")
-    size, allocated = 1, 1
-    for dimension in shape:
-        size, allocated = size * dimension, allocated * max(dimension, 1)
-        if allocated >= 1 << 48:
-            raise WeightsError(f"a tensor of storage {shown(storage.key)} has the shape {shown(shape)}")
-    last = offset + sum((dimension - 1) * stride for dimension, stride in zip(shape, strides, strict=True))
-    if size and (last >= storage.size or size > storage.size):
-        raise WeightsError(
-            f"a tensor of shape {shown(shape)} exceeds storage {shown(storage.key)} of {storage.size} numbers"
-        )
-    steps = tuple(0 if dimension == 1 else stride for dimension, stride in zip(shape, strides, strict=True))
-    return Tensor(storage, offset, shape, steps)
 
 
 STOP = ord(".")

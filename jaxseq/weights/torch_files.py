@@ -1,5 +1,6 @@
 """torch's files without torch: the zip format (torch >= 1.6) and the legacy format before it."""
 
+from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -7,7 +8,8 @@ import numpy as np
 from jaxseq.weights.archives import Archive
 from jaxseq.weights.errors import WeightsError, shown
 from jaxseq.weights.numbers import numbers_in
-from jaxseq.weights.pickle_values import PickleReader, Storage, Tensor
+from jaxseq.weights.pickle_values import PickleReader
+from jaxseq.weights.tensor_records import Storage, Tensor
 
 MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY = b"\x80\x02\x8a\x0a" + MAGIC.to_bytes(10, "little")
@@ -105,18 +107,22 @@ def _named(value: Any, numbers: dict[str, np.ndarray]) -> Named:
         raise WeightsError(f"the file holds {type(value).__name__.lower()}, not a dict of tensors")
     tensors: dict[str, np.ndarray] = {}
     others: dict[str, Any] = {}
-    open_parts = [(str(key), part, 1) for key, part in reversed(value.items())]
     characters = 0
+    open_parts = [("", _items(value))]  # depth first, so that no more names exist than lie on one path
     while open_parts:
-        name, part, depth = open_parts.pop()
+        prefix, items = open_parts[-1]
+        key, part = next(items, (None, None))
+        if key is None:
+            open_parts.pop()
+            continue
+        name = f"{prefix}{key}"
         characters += len(name) + 1
-        if characters > MAX_CHARACTERS or depth > MAX_DEPTH:
+        if characters > MAX_CHARACTERS or len(open_parts) > MAX_DEPTH:
             raise WeightsError(f"the value {shown(name)} is nested too deeply, or contains itself")
         if name in tensors or name in others:
             raise WeightsError(f"the name {shown(name)} occurs twice")
         if isinstance(part, dict | list | tuple):
-            inner = list(part.items() if isinstance(part, dict) else enumerate(part))
-            open_parts += [(f"{name}.{key}", each, depth + 1) for key, each in reversed(inner)]
+            open_parts.append((f"{name}.", _items(part)))
         elif isinstance(part, Tensor):
             tensors[name] = _array(part, numbers)
         elif part is None or isinstance(part, bool | int | float | str | bytes):
@@ -124,3 +130,7 @@ def _named(value: Any, numbers: dict[str, np.ndarray]) -> Named:
         else:
             raise WeightsError(f"{shown(name)} is a {type(part).__name__.lower()}, neither a tensor nor a plain value")
     return tensors, others
+
+
+def _items(part: dict[Any, Any] | list[Any] | tuple[Any, ...]) -> Iterator[tuple[Any, Any]]:
+    return iter(part.items() if isinstance(part, dict) else enumerate(part))
