@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxseq import data, decoding, training
-from jaxseq.data.images import FeatureCache, IndexedArrays
+from jaxseq.data.images import FeatureCache, IndexedArrays, ResizeMode
 from jaxseq.models import CaptionerConfig, alignment
 from jaxseq.ops.keys import fold_in_each
 from jaxseq.pipelines.pretrained import BATCH_SIZE as FEATURE_BATCH
@@ -82,7 +82,7 @@ class _Description:
     model: CaptionerConfig
     search: SearchConfig
     image_size: tuple[int, int]
-    resize: str
+    resize: ResizeMode
     max_length: int
     encoder_sha256: str | None = None
 
@@ -113,7 +113,7 @@ class Captioner(Pipeline):
         vocabulary: data.Vocabulary,
         *,
         image_size: tuple[int, int],
-        resize: str = "crop",
+        resize: ResizeMode = "crop",
         search: SearchConfig = GREEDY,
         max_length: int,
         frozen: FrozenEncoder | None = None,
@@ -185,7 +185,7 @@ class Captioner(Pipeline):
             return images
         if cache is not None:
             fields = {"encoder": self.config.encoder, "precision": self.config.precision}
-            weights = {"weights_sha256": self.frozen.fingerprint, "fields": fields}
+            weights: dict[str, Any] = {"weights_sha256": self.frozen.fingerprint, "fields": fields}
             return FeatureCache(images, self.frozen, cache, batch_size=min(FEATURE_BATCH, len(images)), **weights)
         return ArraySource(np.concatenate([self.frozen(batch)[:rows] for rows, batch in input_batches(images)]))
 
@@ -216,7 +216,7 @@ class Captioner(Pipeline):
         keys, made = fold_in_each(key, len(inputs)), list[list[Caption]]()
         for count, batch in input_batches(inputs):
             rows = (len(made) + np.arange(len(batch))).clip(max=len(inputs) - 1)
-            more = {"keys": keys[rows], "num_samples": num_samples}
+            more: dict[str, Any] = {"keys": keys[rows], "num_samples": num_samples}
             found = self._search.sample(params, batch, options, self.max_length, **more)
             made += [[self._caption(found, (row, sample)) for sample in range(num_samples)] for row in range(count)]
         return made

@@ -56,7 +56,7 @@ def test_images_of_another_size_and_idle_options_are_refused(made):
     with pytest.raises(ValueError, match="max_length must be at least 1, not 0"):
         Captioner(MODEL, WORDS, image_size=(8, 8), max_length=0)
     recurrent = CaptionerConfig(decoder="rnn")
-    with pytest.raises(ValueError, match="coverage=0.2 needs a decoder that attends, not rnn"):
+    with pytest.raises(ValueError, match=r"coverage=0\.2 needs a decoder that attends, not rnn"):
         Captioner(recurrent, WORDS, image_size=(8, 8), max_length=3, search=SearchConfig(beams=2, coverage=0.2))
     frozen = CaptionerConfig(encoder="efficientnet_lite0", frozen=True)
     with pytest.raises(ValueError, match="frozen=True, but a frozen encoder is not given"):
