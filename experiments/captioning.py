@@ -262,13 +262,14 @@ def scores_of(config: Config, found: list[Caption], references: Any) -> dict[str
 
 def write_report(config: Config, captioner: Captioner, params: Any, examples: Data, run: training.Run) -> Path:
     """The report: images with their captions and references, and the attention at each word."""
-    rows = run.read("captions.json")[: config.samples]
+    every = run.read("captions.json")
+    rows = every[: config.samples]
     folder, figures, samples = run.path / "figures", dict[str, Path](), dict[str, str]()
     folder.mkdir(exist_ok=True)
     images = examples.corpus.test.images(np.arange(len(rows)))
-    tokens = [captioner.vocabulary.encode(row["found"]) for row in rows]
-    inputs = pipelines.First(examples.inputs["test"], len(rows))
-    maps = captioner.attentions(params, inputs, tokens) if rows else []
+    inputs = pipelines.First(examples.inputs["test"], min(max(64, len(rows)), len(every)))  # compiled already
+    tokens = [captioner.vocabulary.encode(row["found"]) for row in every[: len(inputs)]]
+    maps = captioner.attentions(params, inputs, tokens)
     for index, row in enumerate(rows):
         right = "" if row["found"] in row["references"] else " (none of the references)"
         notes = [f"caption: {row['found']}{right}", *(f"reference: {text}" for text in row["references"])]

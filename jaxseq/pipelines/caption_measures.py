@@ -89,14 +89,16 @@ def _losses(
     own: Int[Array, "B T"],
 ) -> tuple[Float[Array, "B K"], Float[Array, "B K"]]:
     """L and F of every reference."""
-    logits_of: Any = partial(model.apply, {"params": params}, batch, method=caption_logits)
+    read = jnp.concatenate([targets, own[:, None]], axis=1)  # the model's words are one more caption of the image
+    logits: Any = model.apply({"params": params}, batch, _shifted(read, end), method=caption_logits)
+    scores = jax.nn.log_softmax(logits)
     real = jnp.arange(targets.shape[-1])[None, None] < lengths[..., None]
-    forced, free = logits_of(_shifted(targets, end)), logits_of(_shifted(own, end))[:, None]
-    made = []
-    for logits in (forced, jnp.broadcast_to(free, forced.shape)):
-        scores = jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], axis=-1)[..., 0]
-        made.append(-jnp.where(real, scores, 0.0).sum(-1))
-    return made[0], made[1]
+
+    def entropy(scores: Float[Array, "B K T V"]) -> Float[Array, "B K"]:
+        chosen = jnp.take_along_axis(scores, targets[..., None], axis=-1)[..., 0]
+        return -jnp.where(real, chosen, 0.0).sum(-1)
+
+    return entropy(scores[:, :-1]), entropy(jnp.broadcast_to(scores[:, -1:], scores[:, :-1].shape))
 
 
 def _shifted(tokens: Int[Array, "*B T"], first: int) -> Int[Array, "*B T"]:

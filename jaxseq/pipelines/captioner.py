@@ -235,7 +235,7 @@ class Captioner(Pipeline):
         maps: list[np.ndarray] = []
         if not self.config.attends:
             return maps
-        end, length = np.int32(self.vocabulary.separator), max(map(len, tokens)) + 1
+        end, length = np.int32(self.vocabulary.separator), max(self.max_length, *map(len, tokens)) + 1
         for count, batch in input_batches(inputs):
             rows = np.full((len(batch), length), end)
             for row, ids in enumerate(tokens[len(maps) : len(maps) + count]):

@@ -37,5 +37,5 @@ def captioning_run(tmp_path_factory):
     """The config and the results of a finished run of a captioner of scenes that attends to patches."""
     pytest.importorskip("skimage", reason="scikit-image is not installed (extra `images`)")
     pytest.importorskip("sklearn", reason="scikit-learn is not installed (extra `images`)")
-    config = small_captioning(tmp_path_factory.mktemp("captioning") / "run", samples=1)
+    config = small_captioning(tmp_path_factory.mktemp("captioning") / "run", samples=1, compared_beams=1)
     return config, captioning.main(config)

@@ -10,6 +10,7 @@ import pytest
 from jaxseq.models import CaptionerConfig, caption_logits
 from tests.comparison import close
 
+FULL = pytest.mark.full
 WORDS = 7
 TINY = {"encoder": "resnet18", "pretrained": True, "frozen": True, "features": 4}
 HEADS = {"attention": {"num_heads": 2}, "transformer": {"num_heads": 2, "layers": 1}}
@@ -26,7 +27,9 @@ def examples():
     return random.normal(size=(2, 2, 2, 3)).astype(np.float32), random.integers(0, WORDS, (2, 2, 3)).astype(np.int32)
 
 
-@pytest.mark.parametrize("decoder", ["rnn", "lstm", "attention", "transformer"])
+@pytest.mark.parametrize(
+    "decoder", ["rnn", *(pytest.param(x, marks=FULL) for x in ("lstm", "attention", "transformer"))]
+)
 def test_decoding_word_by_word_equals_the_full_forward_and_captions_share_an_image(decoder, key):
     model = tiny(decoder).build(WORDS)
     images, tokens = examples()
@@ -91,6 +94,7 @@ def test_only_a_pretrained_encoder_has_stored_statistics(fields, norm):
     assert CaptionerConfig(**fields).backbone().norm == norm
 
 
+@FULL
 def test_a_frozen_encoder_is_no_part_of_the_model(key):
     config = CaptionerConfig(encoder="efficientnet_lite0", frozen=True, features=8, num_heads=2)
     assert config.starts_trained
@@ -102,7 +106,7 @@ def test_a_frozen_encoder_is_no_part_of_the_model(key):
     assert set(jax.eval_shape(whole.init, key, images, tokens)["params"]["encoder"]) == {"backbone", "projection"}
 
 
-@pytest.mark.full
+@FULL
 @pytest.mark.parametrize(
     "fields",
     [

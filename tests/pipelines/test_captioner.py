@@ -24,6 +24,7 @@ def made():
     return captioner, jax.tree.map(lambda leaf: random.normal(size=leaf.shape).astype(leaf.dtype) / 2, shapes)
 
 
+@pytest.mark.full
 def test_a_batch_equals_its_rows_and_beams_are_at_least_greedy(made):
     captioner, params = made
     together = captioner.captions(params, ArraySource(IMAGES))
@@ -41,6 +42,7 @@ def test_a_batch_equals_its_rows_and_beams_are_at_least_greedy(made):
         np.testing.assert_allclose(table.sum((1, 2)), np.ones(len(table)), rtol=1e-5)
 
 
+@pytest.mark.full
 def test_unknown_words_are_never_written(made):
     captioner, params = made
     biased = jax.tree.map(np.array, params)
