@@ -40,6 +40,7 @@ def saved_images(folder: Path, split: str, count: int, seed: int = 0) -> list[Pa
     return paths
 
 
+@FULL
 def test_a_run_leaves_scores_captions_and_a_report(captioning_run):
     settings, results = captioning_run
     assert read_json(settings.run / "results.json") == results and results["steps"] == 6
@@ -56,6 +57,7 @@ def test_a_run_leaves_scores_captions_and_a_report(captioning_run):
         main(dataclasses.replace(settings, model=dataclasses.replace(settings.model, dropout=0.1)))
 
 
+@FULL
 def test_a_trained_run_captions_image_files_as_it_captioned_the_test_images(captioning_run, tmp_path, capsys):
     settings = captioning_run[0]
     saved_images(tmp_path, "test", 6)
@@ -68,6 +70,8 @@ def test_a_trained_run_captions_image_files_as_it_captioned_the_test_images(capt
     assert [row["caption"] for row in written] == [row["found"] for row in rows]
     assert written[0]["image"].endswith("test0.png") and len(picture.read_bytes()) > 1000
     told = capsys.readouterr().err
+    with pytest.raises(ValueError, match="none of 1 files is an image"):
+        caption.main(caption.Config(run=settings.run, images=(tmp_path / "x.png",)))
     assert "test6.png: no image" in told and "skipped: 1 of 7 files" in told
 
 
@@ -92,8 +96,8 @@ def test_options_stand_behind_what_they_belong_to():
             parsed(idle)
 
 
-def test_what_cannot_be_is_refused_by_name(captioning_run, tmp_path):
-    run = captioning_run[0].run
+def test_what_cannot_be_is_refused_by_name(tmp_path):
+    run = tmp_path
     for made, message in (
         (lambda: Config(captions_per_image=0), "captions_per_image must be at least 1, not 0"),
         (lambda: Config(label_smoothing=1.0), r"label_smoothing must be in \[0, 1\), not 1.0"),
@@ -106,8 +110,7 @@ def test_what_cannot_be_is_refused_by_name(captioning_run, tmp_path):
         (lambda: caption.Config(run=run, images=(tmp_path,), samples=0), "samples must be at least 1, not 0"),
         (lambda: caption.Config(run=run, images=(tmp_path,), samples=2, beams=2), "beams is an option of a search"),
         (lambda: caption.Config(run=run, images=(tmp_path,), temperature=0.5), "temperature and seed are options of"),
-        (lambda: caption.main(caption.Config(run=run, images=(tmp_path,))), "has no image files"),
-        (lambda: caption.main(caption.Config(run=run, images=(tmp_path / "x.png",))), "none of 1 files is an image"),
+        (lambda: caption.files([tmp_path]), "has no image files"),
     ):
         with pytest.raises(ValueError, match=message):
             made()
