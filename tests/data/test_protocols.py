@@ -13,6 +13,7 @@ from jaxseq.data import (
     PackedDocuments,
     RandomCrops,
     Vocabulary,
+    Words,
 )
 
 
@@ -34,6 +35,6 @@ def test_every_dataset_is_a_function_of_the_step_with_a_fingerprint(dataset):
 
 
 def test_every_vocabulary_has_the_protocols_members():
-    assert all(isinstance(vocabulary, Vocabulary) for vocabulary in (Characters("ab"), Bytes()))
+    assert all(isinstance(vocabulary, Vocabulary) for vocabulary in (Characters("ab"), Bytes(), Words(("a",))))
     pytest.importorskip("tokenizers", reason="the extra 'text' is not installed")
     assert isinstance(BPE.fit(["ab"], vocab_size=257), Vocabulary)

@@ -69,7 +69,8 @@ def new_array_file(path: Path, shape: tuple[int, ...], dtype: Any, description: 
     """Write an array file; it appears under its name, complete, when the block ends without an error.
 
     ``description`` is JSON; it may be changed until the block ends. The file replaces an older one. Another process
-    that writes the same file at the same time writes to a file of its own; the last one to finish stays.
+    that writes the same file at the same time writes to a file of its own; the last one to finish stays. A process
+    that is killed leaves its unfinished file, whose name starts with a dot.
 
     Raises:
         OSError: the folder cannot be written, or has no room (names both sizes, before anything is written).

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import math
 import os
 import time
 import warnings
@@ -32,6 +33,9 @@ from jaxseq.data.images.decoding import (
 )
 
 logger = logging.getLogger(__name__)
+
+LARGE = 4.0
+"""Gigabytes of images in memory from which a message suggests a cache."""
 
 
 class ImageFiles:
@@ -153,6 +157,8 @@ class _Build:
         self.shape = (len(paths), *size, 3)
 
     def in_memory(self) -> StoredArray:
+        if (gigabytes := math.prod(self.shape) / 1e9) > LARGE:
+            logger.warning("%d images take %.1f GB of memory without a cache folder", len(self.paths), gigabytes)
         images = np.zeros(self.shape, np.uint8)
         reasons = self.decode_into(images)
         return StoredArray(images, row_digests(images, workers=self.workers), {"reasons": reasons})

@@ -3,7 +3,7 @@
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from jaxseq.data.batch import Dataset, check_step
 
@@ -40,7 +40,7 @@ class Prefetch(Generic[BatchT]):
         """That of the dataset."""
         return self.dataset.fingerprint
 
-    def __getattr__(self, name: str) -> object:
+    def __getattr__(self, name: str) -> Any:
         """An attribute of the dataset, such as ``steps_per_epoch``."""
         if name.startswith("_") or name == "dataset":
             raise AttributeError(name)

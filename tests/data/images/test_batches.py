@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxseq.data import Dataset
 from jaxseq.data.images import CaptionBatches
 
 
@@ -76,6 +77,7 @@ def test_a_batch_is_a_function_of_the_step_and_seeds_and_epochs_differ():
         return CaptionBatches(Numbered(40), captions_for([5] * 40), 8, separator=5, seed=seed)
 
     data, again = made(), made()
+    assert isinstance(data, Dataset)
     forward = [data(step) for step in range(10)]
     for step in (9, 0, 4, 9):
         for left, right in zip(forward[step], again(step), strict=True):

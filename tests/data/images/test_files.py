@@ -197,3 +197,15 @@ def test_without_pillow_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(ImportError, match=r"jaxseq\[images\]"):
         ImageFiles(["a.png"], SIZE)
+
+
+def test_warnings_of_pillow_do_not_decide_what_is_kept(paths, monkeypatch):
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 200)  # the images have 240: a warning, here an error
+    assert build(paths).kept == (0, 1, 3, 4)
+    assert "more than max_pixels=239" in build(paths, max_pixels=239).skipped[0]
+
+
+def test_many_images_in_memory_are_mentioned(paths, monkeypatch, caplog):
+    monkeypatch.setattr("jaxseq.data.images.files.LARGE", 1e-9)
+    build(paths)
+    assert "6 images take 0.0 GB of memory without a cache folder" in caplog.text
