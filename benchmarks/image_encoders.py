@@ -38,7 +38,7 @@ def tensors() -> dict[str, np.ndarray]:
 
 
 def torch_candidates(weights: dict[str, np.ndarray], threads: tuple[int, ...]) -> list[Candidate]:
-    """torch with each layout and number of threads."""
+    """torch with each layout and number of threads, which stands in the name."""
     try:
         import torch
     except ImportError:
@@ -55,7 +55,7 @@ def torch_candidates(weights: dict[str, np.ndarray], threads: tuple[int, ...]) -
                 x = images.permute(0, 3, 1, 2).float().sub(127).div(128).contiguous(memory_format=form)
                 return lite0(torch, held, x).numpy()
 
-        return plain(f"torch {layout} {count} threads", lambda variables, images: run(images), torch.from_numpy)
+        return plain(f"torch {layout}, {count}", lambda variables, images: run(images), torch.from_numpy)
 
     return [candidate(layout, count) for layout in ("contiguous", "channels_last") for count in threads]
 
@@ -85,8 +85,7 @@ def speed(batch: int, repeats: int, budget_s: float) -> list[Row]:
     )
     for row in rows:
         if "median_s" in row:
-            row["images_per_s"] = batch / row["median_s"]
-            print(f"batch {batch:2} {row['name']:32} {row['images_per_s']:7.1f} images/s", flush=True)
+            print(f"batch {batch:2} {row['name']:32} {batch / row['median_s']:7.1f} images/s", flush=True)
     return rows
 
 
