@@ -4,6 +4,8 @@
     python -m jaxseq train translation model:transformer --run runs/dates
     python -m jaxseq generate --run runs/demo --prompt "The "
     python -m jaxseq translate --run runs/dates --text "March 3, 2031"
+    python -m jaxseq train captioning --run runs/scenes
+    python -m jaxseq caption --run runs/scenes --images photograph.jpg
     python -m jaxseq ablation --vary features=128 --run runs/ablation
 
 The options behind a command are those of its script, and COMMAND --help lists them. The scripts are meant to be read
@@ -18,8 +20,10 @@ from typing import NoReturn
 COMMANDS = {
     ("train", "language-model"): "train a language model on text",
     ("train", "translation"): "train a translator on pairs of texts",
+    ("train", "captioning"): "train a captioner of images",
     ("generate",): "generate text with a trained language model",
     ("translate",): "translate texts with a trained translator",
+    ("caption",): "caption images with a trained captioner",
     ("ablation",): "change one field of an experiment at a time, and compare over seeds",
     ("path",): "print the folder of the scripts",
 }

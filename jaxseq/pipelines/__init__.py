@@ -1,25 +1,48 @@
-"""Trained models with their vocabularies: text in, text out; and the tasks that translators are trained on."""
+"""Trained models with their vocabularies: text or images in, text out; and the tasks that they are trained on."""
 
+from jaxseq.pipelines.caption_measures import CaptionLosses, Losses, attention_on_boxes, scene_slots
+from jaxseq.pipelines.caption_tasks import Coco, Flickr, Folder, Karpathy, Scenes
+from jaxseq.pipelines.captioner import Arrays, ArraySource, Caption, Captioner, First
 from jaxseq.pipelines.pair_tasks import Dates, Digits, Files, Names, Reversal, Words
+from jaxseq.pipelines.pretrained import FrozenEncoder, find_weights, read_backbone, with_backbone
 from jaxseq.pipelines.saved import LoadedRun, Pipeline, load_run
+from jaxseq.pipelines.search import SearchConfig
 from jaxseq.pipelines.text_generator import TextGenerator, cut_at, token_bytes
-from jaxseq.pipelines.translator import SearchConfig, Translator
+from jaxseq.pipelines.translator import Translator
 from jaxseq.pipelines.user_cores import check_user_cores
 
 __all__ = [
+    "ArraySource",
+    "Arrays",
+    "Caption",
+    "CaptionLosses",
+    "Captioner",
+    "Coco",
     "Dates",
     "Digits",
     "Files",
+    "First",
+    "Flickr",
+    "Folder",
+    "FrozenEncoder",
+    "Karpathy",
     "LoadedRun",
+    "Losses",
     "Names",
     "Pipeline",
     "Reversal",
+    "Scenes",
     "SearchConfig",
     "TextGenerator",
     "Translator",
     "Words",
+    "attention_on_boxes",
     "check_user_cores",
     "cut_at",
+    "find_weights",
     "load_run",
+    "read_backbone",
+    "scene_slots",
     "token_bytes",
+    "with_backbone",
 ]

@@ -4,43 +4,23 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 
 from jaxseq import data, decoding, plotting, training
-from jaxseq.models import Encoded, alignment
+from jaxseq.models import alignment
 from jaxseq.models.configs import AttentionTranslator, RNNTranslator, TransformerTranslator
 from jaxseq.pipelines.saved import Pipeline
+from jaxseq.pipelines.search import GREEDY, Search, SearchConfig
 from jaxseq.typing import PyTree
 
 FILE, SOURCE_VOCABULARY, TARGET_VOCABULARY = "translator.json", "source_vocabulary.json", "target_vocabulary.json"
 BATCH_SIZE = 64
 
 TranslatorConfig: TypeAlias = RNNTranslator | AttentionTranslator | TransformerTranslator
-
-
-@dataclass(frozen=True)
-class SearchConfig:
-    """The search for a translation: greedy decoding or beam search."""
-
-    beams: int = 1
-    """Number of beams; 1 is greedy decoding."""
-    normalization: Literal["none", "mean", "gnmt"] = "gnmt"
-    """Divisor of a beam's log-probability: 1, its length, or (gnmt) ((5 + length) / 6)^0.6."""
-    coverage: float = 0.0
-    """Strength of beam search's coverage penalty, for models that attend."""
-
-    def __post_init__(self) -> None:
-        if self.beams < 1:
-            raise ValueError(f"beams must be at least 1, not {self.beams}")
-        if self.coverage < 0:
-            raise ValueError(f"coverage must be at least 0, not {self.coverage}")
-        if self.coverage and self.beams == 1:
-            raise ValueError(f"coverage={self.coverage} belongs to beam search, not to beams=1")
 
 
 @dataclass(frozen=True)
@@ -73,7 +53,7 @@ class Translator(Pipeline):
         source: data.Vocabulary,
         target: data.Vocabulary,
         *,
-        search: SearchConfig = SearchConfig(),
+        search: SearchConfig = GREEDY,
         num_buckets: int = 2,
         max_length: int,
     ) -> None:
@@ -81,9 +61,7 @@ class Translator(Pipeline):
         self.config, self.source, self.target = config, source, target
         self.search, self.num_buckets, self.max_length = search, num_buckets, max_length
         self.model = config.build(source.size, target.size)
-        self._encode = jax.jit(partial(self.model.apply, method="encode"))
-        self._initial_carry = jax.jit(partial(self.model.apply, method="initial_carry"), static_argnums=(2, 3))
-        self._decode = partial(self.model.apply, method="decode")
+        self._search = Search(self.model, target.separator)
         self._alignment = jax.jit(partial(alignment, self.model))
 
     @classmethod
@@ -120,38 +98,19 @@ class Translator(Pipeline):
     def __call__(self, params: PyTree, texts: Sequence[str]) -> list[str]:
         """The translation of each text; of a blank text, the empty string."""
         filled = [index for index, text in enumerate(texts) if text.strip()]
-        sources = [self.source.encode(texts[index]) for index in filled]
+        encoded = [self.source.encode(texts[index]) for index in filled]
         found = [""] * len(texts)
         if not filled:
             return found
         batches = data.BucketedSources(
-            sources, BATCH_SIZE, source_end=self.source.separator, num_buckets=self.num_buckets
+            encoded, BATCH_SIZE, source_end=self.source.separator, num_buckets=self.num_buckets
         )
         for batch in batches:
-            tokens, lengths = self._search_batch({"params": params}, batch)
-            for index, row, length in zip(batch.indices, tokens, lengths, strict=False):
+            sources = batch.source_tokens, batch.source_segment_ids
+            made = self._search.best(params, *sources, self.search, self.max_length)
+            for index, row, length in zip(batch.indices, made.tokens, made.lengths, strict=False):
                 found[filled[index]] = self.target.decode(row[:length])
         return found
-
-    def _search_batch(self, variables: PyTree, batch: data.SourceBatch) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens and lengths of the best hypothesis of each row."""
-        rows, end = (len(batch.source_tokens),), self.target.separator
-        encoded: Encoded = self._encode(variables, batch.source_tokens, batch.source_segment_ids)
-        carry = self._initial_carry(variables, encoded, rows, self.max_length)
-        step = decoding.step_of(Partial(self._decode, variables))
-        first_tokens = np.full(rows, end, np.int32)
-        common: dict[str, Any] = {"end_token": end, "max_length": self.max_length, "memory": encoded}
-        if self.search.beams == 1:
-            made = decoding.greedy(step, carry, first_tokens, **common)
-            return np.asarray(made.tokens), np.asarray(made.lengths)
-        coverage = None
-        if self.search.coverage:
-            mask = jnp.asarray(batch.source_segment_ids != 0)
-            coverage = decoding.Coverage(self.model.last_attention_weights, self.search.coverage, mask)
-        normalization, beams = self.search.normalization, self.search.beams
-        options = decoding.BeamOptions(beams, 1, normalization=normalization, coverage=coverage)
-        found = decoding.beam_search(step, carry, first_tokens, options, **common)
-        return np.asarray(found.tokens[:, 0]), np.asarray(found.lengths[:, 0])
 
     def alignments(self, params: PyTree, pairs: Sequence[tuple[str, str]]) -> list[plotting.Alignment]:
         """The decoder's attention over the source for each target; empty for a model without attention."""

@@ -1,6 +1,7 @@
 """Figures in one style: alignments, comparisons, curves. Needs matplotlib (extra ``plots``) when one is drawn."""
 
 from jaxseq.plotting.alignments import Alignment, draw_alignment, draw_alignments, draw_heads
+from jaxseq.plotting.attention_maps import draw_attention_maps
 from jaxseq.plotting.comparisons import ComparisonRow, MeanInterval, draw_comparisons
 from jaxseq.plotting.labels import Labels, missing_characters, text_label, token_labels
 from jaxseq.plotting.length_curves import CurvePoint, draw_length_curves
@@ -44,6 +45,7 @@ __all__ = [
     "MeanInterval",
     "draw_alignment",
     "draw_alignments",
+    "draw_attention_maps",
     "draw_comparisons",
     "draw_heads",
     "draw_length_curves",

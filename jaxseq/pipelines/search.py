@@ -1,0 +1,110 @@
+"""The search for an output text that translators and captioners share: greedy decoding, beams, samples."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from jaxseq import decoding
+from jaxseq.models import Encoded, EncoderDecoder
+from jaxseq.typing import Key, PyTree
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """The search for an output: greedy decoding or beam search."""
+
+    beams: int = 1
+    """Number of beams; 1 is greedy decoding."""
+    normalization: Literal["none", "mean", "gnmt"] = "gnmt"
+    """Divisor of a beam's log-probability: 1, its length, or (gnmt) ((5 + length) / 6)^0.6."""
+    coverage: float = 0.0
+    """Strength of beam search's coverage penalty, for models that attend."""
+
+    def __post_init__(self) -> None:
+        if self.beams < 1:
+            raise ValueError(f"beams must be at least 1, not {self.beams}")
+        if self.coverage < 0:
+            raise ValueError(f"coverage must be at least 0, not {self.coverage}")
+        if self.coverage and self.beams == 1:
+            raise ValueError(f"coverage={self.coverage} belongs to beam search, not to beams=1")
+
+
+GREEDY = SearchConfig()
+
+
+class Found(NamedTuple):
+    """The best output of each row: tokens, padded; their number, with the end token; the model's log-probability."""
+
+    tokens: np.ndarray
+    lengths: np.ndarray
+    log_probabilities: np.ndarray
+
+
+class Search:
+    """Encodes a batch of sources with a model and decodes it; compiles once for each shape.
+
+    Args:
+        model: the parameters are an argument of its methods.
+        end: the token before the first and after the last token of an output.
+        forbidden: tokens that no output contains.
+    """
+
+    def __init__(self, model: EncoderDecoder, end: int, forbidden: Sequence[int] = ()) -> None:
+        self.model, self.end = model, end
+        self.rules = (decoding.Forbid(tuple(forbidden)),) if forbidden else ()
+        self._encode = jax.jit(partial(model.apply, method="encode"))
+        self._initial_carry = jax.jit(partial(model.apply, method="initial_carry"), static_argnums=(2, 3))
+        self._decode = partial(model.apply, method="decode")
+
+    def best(
+        self, params: PyTree, source: Any, source_segment_ids: Any, search: SearchConfig, max_length: int
+    ) -> Found:
+        """The best output of each row, by greedy decoding or beam search."""
+        step, carry, first, common = self._start(params, source, source_segment_ids, max_length)
+        if search.beams == 1:
+            made = decoding.greedy(step, carry, first, **common)
+            return Found(*map(np.asarray, (made.tokens, made.lengths, made.log_probabilities)))
+        coverage = None
+        if search.coverage:
+            mask = None if source_segment_ids is None else jnp.asarray(source_segment_ids != 0)
+            coverage = decoding.Coverage(self.model.last_attention_weights, search.coverage, mask)
+        options = decoding.BeamOptions(search.beams, 1, normalization=search.normalization, coverage=coverage)
+        found = decoding.beam_search(step, carry, first, options, **common)
+        return Found(*(np.asarray(part[:, 0]) for part in (found.tokens, found.lengths, found.log_probabilities)))
+
+    def sample(
+        self,
+        params: PyTree,
+        source: Any,
+        options: decoding.SamplingOptions,
+        max_length: int,
+        *,
+        keys: Key[jax.Array, " B"],
+        num_samples: int,
+    ) -> Found:
+        """``num_samples`` outputs of each row ``[B n ...]``, drawn with the row's key."""
+        step, carry, first, common = self._start(params, source, None, max_length)
+        made = decoding.sample(step, carry, first, options, key=keys, num_samples=num_samples, **common)
+        return Found(*map(np.asarray, (made.tokens, made.lengths, made.log_probabilities)))
+
+    def greedy_tokens(self, params: PyTree, source: Any, length: int) -> np.ndarray:
+        """The first ``length`` tokens ``[B T]`` of greedy decoding, which does not stop at an end."""
+        step, carry, first, common = self._start(params, source, None, length)
+        return np.asarray(decoding.greedy(step, carry, first, **common | {"end_token": None}).tokens)
+
+    def _start(
+        self, params: PyTree, source: Any, source_segment_ids: Any, max_length: int
+    ) -> tuple[Any, Any, np.ndarray, dict[str, Any]]:
+        """The step, the carry, the first tokens, and further arguments of a decoding function."""
+        variables, rows = {"params": params}, (len(source),)
+        encoded: Encoded = self._encode(variables, source, source_segment_ids)
+        carry = self._initial_carry(variables, encoded, rows, max_length)
+        step = decoding.step_of(Partial(self._decode, variables))
+        common = {"end_token": self.end, "max_length": max_length, "memory": encoded, "constraints": self.rules}
+        return step, carry, np.full(rows, self.end, np.int32), common

