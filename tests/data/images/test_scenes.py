@@ -16,6 +16,8 @@ from jaxseq.data.images import (
     caption_slots,
     mentions,
     scene_corpus,
+    scene_layouts,
+    scenes,
 )
 from jaxseq.data.images.scene_captions import COLOURS, DIGITS, PLACES, RELATIONS, SIZES, captions_of, converse
 from jaxseq.data.images.scene_layouts import MARGIN, uniform
@@ -70,10 +72,8 @@ def test_every_field_of_a_design_is_in_the_fingerprint():
 
 def test_splitmix64_gives_its_published_numbers():
     numbers = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]  # of seed 0
-    from jaxseq.data.images.scene_layouts import _mixed
-
     states = np.arange(3, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    assert _mixed(states).tolist() == numbers
+    assert scene_layouts._mixed(states).tolist() == numbers
     drawn = uniform((3, 1), np.arange(20_000), 5)
     assert ((drawn >= 0) & (drawn < 1)).all()
     assert np.abs(drawn.mean(0) - 0.5).max() < 0.01 and np.abs(np.corrcoef(drawn.T) - np.eye(5)).max() < 0.03
@@ -261,7 +261,7 @@ def test_a_corpus_that_does_not_fit_is_refused():
     assert "skipped: 7" in skipped.summary() and "and 2 more" in skipped.summary()
 
 
-def test_designs_that_cannot_be_are_refused(untyped):
+def test_designs_that_cannot_be_are_refused(untyped, monkeypatch):
     refused = {
         "objects must be .* not \\(0, 2\\)": dict(objects=(0, 2)),
         "objects must be .* not \\(3, 2\\)": dict(objects=(3, 2)),
@@ -281,7 +281,9 @@ def test_designs_that_cannot_be_are_refused(untyped):
         SceneImages(SceneDesign(), "dev", 3)
     with pytest.raises(ValueError, match="at least 1 image, not 0"):
         SceneImages(SceneDesign(), "test", 0)
-    with pytest.raises(ValueError, match=r"no room: .* 4 to 4 digits of \(24,\) pixels in an image of 48 .* image 0"):
+    crowded = r"no room: 50 draws of 4 to 4 digits of \(24,\) pixels in an image of 48 .* image 0"
+    with monkeypatch.context() as patched, pytest.raises(ValueError, match=crowded):
+        patched.setattr(scene_layouts, "MAX_ATTEMPTS", 50)
         SceneImages(SceneDesign(objects=(4, 4), digit_sizes=(24,)), "test", 1)
     with pytest.raises(ValueError, match="no photograph of the validation part is as large as the image: size=700"):
         SceneImages(SceneDesign(size=700), "validation", 1)
@@ -292,8 +294,6 @@ def test_designs_that_cannot_be_are_refused(untyped):
 
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch):
-    from jaxseq.data.images import scenes
-
     for module, reader in {"sklearn.datasets": scenes._glyphs, "skimage.data": scenes._grounds}.items():
         with monkeypatch.context() as patched:
             reader.cache_clear()
