@@ -30,8 +30,8 @@ class SmallCNN(nn.Module):
     """
 
     channels: tuple[int, ...] = (32, 64, 96, 96)
-    strides: tuple[int, ...] = (2, 2, 2, 1)
-    kernels: tuple[int, ...] = (5, 3, 3, 3)
+    strides: tuple[int, ...] = (2, 1, 2, 1)
+    kernels: tuple[int, ...] = (3, 3, 3, 3)
     residual: bool = True
     coordinates: bool = True
     groups: int = 8
