@@ -31,7 +31,8 @@ OPTIONS: dict[str, tuple[str, tuple[str, ...], Any]] = {
 FROM_SCRATCH = ("small", "patches")
 """Encoders without published weights."""
 
-DEFAULT_LAYERS = {"rnn": 1, "lstm": 1, "attention": 1, "transformer": 2}
+LEARNING_RATES = {"rnn": 2e-3, "lstm": 2e-3, "attention": 3e-3, "transformer": 2e-3}
+"""The decoders, and their learning rates by default."""
 
 
 @dataclass(frozen=True)
@@ -58,15 +59,15 @@ class CaptionerConfig:
     """The pretrained encoder is not trained further: the model reads its feature maps, which are computed once."""
     features: int = 128
     """Width of the regions, the decoder and the embedding of words."""
-    layers: int | None = None
-    """Layers of the decoder; by default 2 blocks of a transformer, else 1."""
+    layers: int = 1
+    """Layers of the decoder."""
     attention: CaptionAttention | None = None
     """Comparison of the state with each region, by default multi_head (scaled dot products of projections); read by
     decoder=attention."""
     num_heads: int | None = None
     """Heads of multi_head attention, by default 4; read by the decoders attention and transformer."""
     feed_forward: int | None = None
-    """Width of the feed-forward layers, by default 4 x features; read by the decoders attention and transformer."""
+    """Width of the feed-forward layers, by default features; read by the decoders attention and transformer."""
     patch_size: int | None = None
     """Pixels of a patch along each axis, by default 8; read by encoder=patches."""
     encoder_layers: int | None = None
@@ -78,7 +79,7 @@ class CaptionerConfig:
     precision: Precision = "float32"
 
     def __post_init__(self) -> None:
-        for name, known in {"decoder": DEFAULT_LAYERS, "encoder": BACKBONES}.items():
+        for name, known in {"decoder": LEARNING_RATES, "encoder": BACKBONES}.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}={getattr(self, name)!r}; known: {', '.join(known)}")
         sizes = ("layers", "num_heads", "feed_forward", "patch_size", "encoder_layers")
@@ -94,6 +95,11 @@ class CaptionerConfig:
             raise ValueError(f"pretrained needs an encoder with known weights, not encoder={self.encoder}")
         if self.frozen and not self.starts_trained:
             raise ValueError(f"frozen needs pretrained weights: encoder={self.encoder} would keep random parameters")
+
+    @property
+    def default_learning_rate(self) -> float:
+        """The learning rate of an experiment by default."""
+        return LEARNING_RATES[self.decoder]
 
     @property
     def attends(self) -> bool:
@@ -144,14 +150,14 @@ class CaptionerConfig:
         return ImageEncoder(backbone, encoder=blocks, positions="sinusoidal", **types)
 
     def _decoder(self) -> Decoder:
-        sizes = self.features, self.layers or DEFAULT_LAYERS[self.decoder]
+        sizes = self.features, self.layers
         common: dict[str, Any] = {"dropout": self.dropout, **dtypes(self.precision)}
         if self.attends:
             core = "lstm" if self.decoder == "attention" else "transformer"
             kind = self.option("attention")
             common |= {
                 "num_heads": self.option("num_heads"),
-                "feed_forward": self.option("feed_forward") or 4 * self.features,
+                "feed_forward": self.option("feed_forward") or self.features,
             }
             return make_decoder("transformer", core, *sizes, attention=kind, **common)
         return make_decoder("rnn", {"rnn": "elman", "lstm": "lstm"}[self.decoder], *sizes, fusion=None, **common)

@@ -27,7 +27,7 @@ class SceneDesign:
     """The least and the greatest number of digits in an image, 1 to 4."""
     size: int = 32
     """Height and width of an image in pixels."""
-    digit_sizes: tuple[int, ...] = (11,)
+    digit_sizes: tuple[int, ...] = (13,)
     """Side of a digit in pixels: one, or two, which captions call small and large."""
     colours: int = 6
     """The number of colours, 1 to 8."""
