@@ -1,7 +1,7 @@
 """Captioners: an image encoder, and a decoder of words, as an ``EncoderDecoder``."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Literal, TypeAlias, cast, get_args
 
 import flax.linen as nn
 import jax
@@ -30,9 +30,6 @@ OPTIONS: dict[str, tuple[str, tuple[str, ...], Any]] = {
 
 FROM_SCRATCH = ("small", "patches")
 """Encoders without published weights."""
-
-LEARNING_RATES = {"rnn": 2e-3, "lstm": 2e-3, "attention": 3e-3, "transformer": 2e-3}
-"""The decoders, and their learning rates by default."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +76,7 @@ class CaptionerConfig:
     precision: Precision = "float32"
 
     def __post_init__(self) -> None:
-        for name, known in {"decoder": LEARNING_RATES, "encoder": BACKBONES}.items():
+        for name, known in {"decoder": get_args(CaptionDecoder), "encoder": BACKBONES}.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}={getattr(self, name)!r}; known: {', '.join(known)}")
         sizes = ("layers", "num_heads", "feed_forward", "patch_size", "encoder_layers")
@@ -95,11 +92,6 @@ class CaptionerConfig:
             raise ValueError(f"pretrained needs an encoder with known weights, not encoder={self.encoder}")
         if self.frozen and not self.starts_trained:
             raise ValueError(f"frozen needs pretrained weights: encoder={self.encoder} would keep random parameters")
-
-    @property
-    def default_learning_rate(self) -> float:
-        """The learning rate of an experiment by default."""
-        return LEARNING_RATES[self.decoder]
 
     @property
     def attends(self) -> bool:

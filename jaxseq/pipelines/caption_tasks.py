@@ -30,7 +30,7 @@ class Scenes:
     resize: ClassVar[ResizeMode] = "squash"
 
     design: SceneDesign = field(default_factory=SceneDesign)
-    train_images: int = 40_000
+    train_images: int = 128_000
     validation_images: int = 500
     test_images: int = 1000
 
