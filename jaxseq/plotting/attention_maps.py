@@ -15,7 +15,7 @@ from jaxseq.typing import Array, Float, Shaped
 COLUMNS, PANEL, TITLE_LINE = 6, 1.55, 0.2
 """Panels in a row; inches of a panel with its title, and of a line of text."""
 
-VEIL = 0.82
+VEIL = 0.72
 """Opacity where the attention is 0."""
 
 
