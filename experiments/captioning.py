@@ -68,7 +68,7 @@ class Config:
     """Number of images in the report."""
     train: training.TrainConfig = training.TrainConfig(steps=4000, eval_every=500, checkpoint_every=500)
     optimizer: training.OptimizerConfig = training.OptimizerConfig(
-        learning_rate=3e-3, warmup_steps=100, weight_decay=0.01
+        learning_rate=2e-3, warmup_steps=100, weight_decay=0.01
     )
     allow_config_change: bool = resumable_field(False)
     """Resume a run even if its config differs."""

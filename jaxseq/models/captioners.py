@@ -56,15 +56,15 @@ class CaptionerConfig:
     """The pretrained encoder is not trained further: the model reads its feature maps, which are computed once."""
     features: int = 128
     """Width of the regions, the decoder and the embedding of words."""
-    layers: int = 1
-    """Layers of the decoder."""
+    layers: int | None = None
+    """Layers of the decoder; by default 2 for the decoders attention and transformer, else 1."""
     attention: CaptionAttention | None = None
     """Comparison of the state with each region, by default multi_head (scaled dot products of projections); read by
     decoder=attention."""
     num_heads: int | None = None
     """Heads of multi_head attention, by default 4; read by the decoders attention and transformer."""
     feed_forward: int | None = None
-    """Width of the feed-forward layers, by default features; read by the decoders attention and transformer."""
+    """Width of the feed-forward layers, by default 2 x features; read by the decoders attention and transformer."""
     patch_size: int | None = None
     """Pixels of a patch along each axis, by default 8; read by encoder=patches."""
     encoder_layers: int | None = None
@@ -142,14 +142,14 @@ class CaptionerConfig:
         return ImageEncoder(backbone, encoder=blocks, positions="sinusoidal", **types)
 
     def _decoder(self) -> Decoder:
-        sizes = self.features, self.layers
+        sizes = self.features, self.layers or (2 if self.attends else 1)
         common: dict[str, Any] = {"dropout": self.dropout, **dtypes(self.precision)}
         if self.attends:
             core = "lstm" if self.decoder == "attention" else "transformer"
             kind = self.option("attention")
             common |= {
                 "num_heads": self.option("num_heads"),
-                "feed_forward": self.option("feed_forward") or self.features,
+                "feed_forward": self.option("feed_forward") or 2 * self.features,
             }
             return make_decoder("transformer", core, *sizes, attention=kind, **common)
         return make_decoder("rnn", {"rnn": "elman", "lstm": "lstm"}[self.decoder], *sizes, fusion=None, **common)
