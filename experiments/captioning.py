@@ -68,7 +68,7 @@ class Config:
     """Number of images in the report."""
     train: training.TrainConfig = training.TrainConfig(steps=4000, eval_every=500, checkpoint_every=500)
     optimizer: training.OptimizerConfig = training.OptimizerConfig(
-        learning_rate=2e-3, warmup_steps=100, weight_decay=0.01
+        learning_rate=None, warmup_steps=100, weight_decay=0.01
     )
     allow_config_change: bool = resumable_field(False)
     """Resume a run even if its config differs."""
@@ -86,6 +86,9 @@ class Config:
             if self.model.pretrained is False:
                 raise ValueError(f"weights={self.weights} needs pretrained, which is switched off")
             object.__setattr__(self, "model", dataclasses.replace(self.model, pretrained=True))
+        if self.optimizer.learning_rate is None:
+            rate = self.model.default_learning_rate
+            object.__setattr__(self, "optimizer", dataclasses.replace(self.optimizer, learning_rate=rate))
 
 
 class Data(NamedTuple):

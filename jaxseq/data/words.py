@@ -155,7 +155,11 @@ class Words:
             raise ValueError("the JSON of a vocabulary of words needs a list of strings as 'words'")
         if limit is not None and type(limit) is not int:
             raise ValueError(f"max_words must be a number or null, not {limit!r}")
-        return cls(tuple(words), bool(fields.get("lowercase", True)), bool(fields.get("punctuation", True)), limit)
+        flags = {name: fields.get(name, True) for name in ("lowercase", "punctuation")}
+        for name, value in flags.items():
+            if type(value) is not bool:
+                raise ValueError(f"{name} must be true or false, not {value!r}")
+        return cls(tuple(words), flags["lowercase"], flags["punctuation"], limit)
 
 
 @cache

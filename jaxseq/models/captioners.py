@@ -28,6 +28,9 @@ OPTIONS: dict[str, tuple[str, tuple[str, ...], Any]] = {
 }
 """The options that some decoders or encoders read: the field that chooses one, their names, the option's default."""
 
+LEARNING_RATES = {"rnn": 2e-3, "lstm": 2e-3, "attention": 3e-3, "transformer": 2e-3}
+"""Learning rates of an experiment by default."""
+
 FROM_SCRATCH = ("small", "patches")
 """Encoders without published weights."""
 
@@ -57,14 +60,14 @@ class CaptionerConfig:
     features: int = 128
     """Width of the regions, the decoder and the embedding of words."""
     layers: int | None = None
-    """Layers of the decoder; by default 2 for the decoders attention and transformer, else 1."""
+    """Layers of the decoder; by default 2 blocks of a transformer, else 1."""
     attention: CaptionAttention | None = None
     """Comparison of the state with each region, by default multi_head (scaled dot products of projections); read by
     decoder=attention."""
     num_heads: int | None = None
     """Heads of multi_head attention, by default 4; read by the decoders attention and transformer."""
     feed_forward: int | None = None
-    """Width of the feed-forward layers, by default 2 x features; read by the decoders attention and transformer."""
+    """Width of the feed-forward layers, by default features for attention, 2 x features for transformer; read by the decoders attention and transformer."""
     patch_size: int | None = None
     """Pixels of a patch along each axis, by default 8; read by encoder=patches."""
     encoder_layers: int | None = None
@@ -88,10 +91,25 @@ class CaptionerConfig:
                 raise ValueError(f"{name}={value} is an option of {named}, not of {field}={chosen}")
         if self.num_heads is not None and self.attention not in (None, "multi_head"):
             raise ValueError(f"num_heads={self.num_heads} is an option of attention=multi_head, not {self.attention}")
+        self._check_widths()
         if self.pretrained and self.encoder in FROM_SCRATCH:
             raise ValueError(f"pretrained needs an encoder with known weights, not encoder={self.encoder}")
         if self.frozen and not self.starts_trained:
             raise ValueError(f"frozen needs pretrained weights: encoder={self.encoder} would keep random parameters")
+
+    @property
+    def default_learning_rate(self) -> float:
+        """The learning rate of an experiment by default."""
+        return LEARNING_RATES[self.decoder]
+
+    def _check_widths(self) -> None:
+        """Raises ValueError unless features divide into heads and, for patches, into sines and cosines of 2 axes."""
+        heads = self.option("num_heads")
+        has_heads = self.decoder == "transformer" or (self.attends and self.option("attention") == "multi_head")
+        if has_heads and self.features % heads:
+            raise ValueError(f"num_heads={heads} does not divide features={self.features}")
+        if self.encoder == "patches" and self.features % 4:
+            raise ValueError(f"features={self.features} must be a multiple of 4 for encoder=patches")
 
     @property
     def attends(self) -> bool:
@@ -142,14 +160,15 @@ class CaptionerConfig:
         return ImageEncoder(backbone, encoder=blocks, positions="sinusoidal", **types)
 
     def _decoder(self) -> Decoder:
-        sizes = self.features, self.layers or (2 if self.attends else 1)
+        sizes = self.features, self.layers or (2 if self.decoder == "transformer" else 1)
         common: dict[str, Any] = {"dropout": self.dropout, **dtypes(self.precision)}
         if self.attends:
             core = "lstm" if self.decoder == "attention" else "transformer"
             kind = self.option("attention")
             common |= {
                 "num_heads": self.option("num_heads"),
-                "feed_forward": self.option("feed_forward") or 2 * self.features,
+                "feed_forward": self.option("feed_forward")
+                or self.features * (2 if self.decoder == "transformer" else 1),
             }
             return make_decoder("transformer", core, *sizes, attention=kind, **common)
         return make_decoder("rnn", {"rnn": "elman", "lstm": "lstm"}[self.decoder], *sizes, fusion=None, **common)

@@ -150,9 +150,10 @@ class Captioner(Pipeline):
 
     def with_search(self, search: SearchConfig, max_length: int | None = None) -> "Captioner":
         """The same model and vocabulary, decoding in another way; what is compiled already is shared."""
-        _check(search, self.config, max_length or self.max_length)
+        length = self.max_length if max_length is None else max_length
+        _check(search, self.config, length)
         other = copy.copy(self)
-        other.search, other.max_length = search, max_length or self.max_length
+        other.search, other.max_length = search, length
         return other
 
     def parameter_shapes(self) -> PyTree:
@@ -161,9 +162,9 @@ class Captioner(Pipeline):
         return jax.eval_shape(self.model.init, jax.random.key(0), self.blank(), tokens)["params"]
 
     def blank(self, count: int = 1) -> Shaped[np.ndarray, "B Y X C"]:
-        """Inputs of the model for ``count`` black images, to create parameters with."""
-        images = np.zeros((count, *self.image_size, 3), np.uint8)
-        return images if self.frozen is None else self.frozen(images)
+        """Zeros of the shape of the model's inputs for ``count`` images, to create parameters with."""
+        shape = count, *self.image_size, 3
+        return np.zeros(shape, np.uint8) if self.frozen is None else np.zeros(self.frozen.map_shape(shape), np.float32)
 
     def inputs(self, images: Shaped[np.ndarray, "B Y X 3"]) -> Shaped[np.ndarray, "B Y X C"]:
         """The model's inputs of images: themselves, or a frozen encoder's feature maps.
@@ -235,7 +236,7 @@ class Captioner(Pipeline):
         maps: list[np.ndarray] = []
         if not self.config.attends:
             return maps
-        end, length = np.int32(self.vocabulary.separator), max(self.max_length, *map(len, tokens)) + 1
+        end, length = np.int32(self.vocabulary.separator), max([self.max_length, *map(len, tokens)]) + 1
         for count, batch in input_batches(inputs):
             rows = np.full((len(batch), length), end)
             for row, ids in enumerate(tokens[len(maps) : len(maps) + count]):

@@ -74,7 +74,8 @@ class FrozenEncoder:
 
     def __init__(self, backbone: Backbone, params: PyTree) -> None:
         self.params = jax.tree.map(np.asarray, params)
-        self._map = jax.jit(partial(ImageEncoder(backbone).apply, method="feature_map"))
+        self._apply = partial(ImageEncoder(backbone).apply, method="feature_map")
+        self._map = jax.jit(self._maps)
         self.fingerprint = weights.weights_fingerprint(flat(self.params))
 
     def __call__(self, images: Shaped[np.ndarray | Array, "B Y X 3"]) -> Float[np.ndarray, "B V U F"]:
@@ -86,6 +87,17 @@ class FrozenEncoder:
             padded = np.pad(part, ((0, rows - len(part)), (0, 0), (0, 0), (0, 0)))
             maps.append(np.asarray(self._map(variables, padded), np.float32)[: len(part)])
         return np.concatenate(maps)
+
+    def map_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of the feature maps of images of this shape; computes nothing."""
+        images = jax.ShapeDtypeStruct(shape, np.uint8)
+        return tuple(jax.eval_shape(self._apply, {"params": {"backbone": self.params}}, images).shape)
+
+    def _maps(self, variables: PyTree, images: Any) -> Any:
+        if jax.default_backend() != "cpu":
+            return self._apply(variables, images)
+        # Two images at a time: the temporary arrays of more do not fit the caches (benchmarks/image_encoders.py).
+        return jax.lax.map(partial(self._apply, variables), images, batch_size=2)
 
     def save(self, folder: Path) -> str:
         """Write the parameters to a run folder unless they are there; returns the SHA-256 of the file.

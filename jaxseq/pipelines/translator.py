@@ -81,9 +81,10 @@ class Translator(Pipeline):
 
     def with_search(self, search: SearchConfig, max_length: int | None = None) -> "Translator":
         """The same model and vocabularies, decoding in another way; what is compiled already is shared."""
-        check_search(search, self.config, max_length or self.max_length)
+        length = self.max_length if max_length is None else max_length
+        check_search(search, self.config, length)
         other = copy.copy(self)
-        other.search, other.max_length = search, max_length or self.max_length
+        other.search, other.max_length = search, length
         return other
 
     def parameter_shapes(self) -> PyTree:

@@ -49,6 +49,8 @@ def read_weight_file(path: str | os.PathLike[str]) -> WeightFile:
         OSError: the file cannot be read.
         ImportError: a safetensors file, and safetensors is not installed.
     """
+    if Path(path).exists() and not Path(path).is_file():
+        raise WeightsError(f"{os.fspath(path)}: not a regular file")
     data = Path(path).read_bytes()
     try:
         tensors, others = _read(data)

@@ -1,11 +1,14 @@
 """A file that holds one array and its description, written atomically and opened memory-mapped."""
 
+import contextlib
+import glob
 import hashlib
 import json
 import math
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,6 +21,7 @@ from jaxtyping import Shaped, UInt8
 MAGIC = b"jaxseq array 1\n\0"
 DIGEST_SIZE = 16
 FOOTER_SIZE = 8 + DIGEST_SIZE + len(MAGIC)
+NEW_SECONDS = 60.0
 
 
 class ArrayFileError(ValueError):
@@ -69,8 +73,8 @@ def new_array_file(path: Path, shape: tuple[int, ...], dtype: Any, description: 
     """Write an array file; it appears under its name, complete, when the block ends without an error.
 
     ``description`` is JSON; it may be changed until the block ends. The file replaces an older one. Another process
-    that writes the same file at the same time writes to a file of its own; the last one to finish stays. A process
-    that is killed leaves its unfinished file, whose name starts with a dot.
+    that writes the same file at the same time writes to a file of its own; the last one to finish stays. The
+    unfinished file of a process that was killed, whose name starts with a dot, is deleted by the next one.
 
     Raises:
         OSError: the folder cannot be written, or has no room (names both sizes, before anything is written).
@@ -81,8 +85,10 @@ def new_array_file(path: Path, shape: tuple[int, ...], dtype: Any, description: 
     free = shutil.disk_usage(path.parent).free
     if needed > free:
         raise OSError(f"{path}: needs {needed / 1e9:.1f} GB, but the disk has only {free / 1e9:.1f} GB free")
+    _delete_unfinished(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+    _lock(descriptor)
     try:
         with os.fdopen(descriptor, "r+b") as file:
             file.truncate(needed)
@@ -123,7 +129,7 @@ def open_array_file(path: Path, *, verify: bool = True) -> StoredArray:
             fields = json.loads(described)
             shape, dtype = tuple(int(side) for side in fields["shape"]), np.dtype(fields["dtype"])
             count, description = shape[0], dict(fields["description"])
-        except (ValueError, KeyError, TypeError, IndexError):
+        except (ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError):
             raise ArrayFileError("its description is damaged") from None
         data = math.prod(shape) * dtype.itemsize
         if min(shape) < 0 or dtype.hasobject or size != data + count * DIGEST_SIZE + length + FOOTER_SIZE:
@@ -137,6 +143,29 @@ def open_array_file(path: Path, *, verify: bool = True) -> StoredArray:
     if verify and not np.array_equal(row_digests(array), table):
         raise ArrayFileError("its contents do not fit their checksums")
     return StoredArray(array, table, description)
+
+
+def _delete_unfinished(path: Path) -> None:
+    """Delete unfinished files that no process has locked; new ones, which may not be locked yet, are left."""
+    for other in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        with contextlib.suppress(OSError):
+            if time.time() - other.stat().st_mtime > NEW_SECONDS:
+                with other.open("r+b") as file:
+                    if _lock(file.fileno()):
+                        other.unlink()
+
+
+def _lock(descriptor: int) -> bool:
+    """Lock a file until it is closed; whether it could be locked."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def _digest(raw: bytes) -> bytes:

@@ -1,5 +1,7 @@
 """Decoding and resizing of image files by Pillow: every file gives an RGB image of the wanted size, or a reason."""
 
+import errno
+import logging
 import os
 import stat
 from collections.abc import Iterator
@@ -34,6 +36,10 @@ TRANSPOSITIONS = {
 """The values of the EXIF tag Orientation, and what makes the image upright."""
 
 
+TEMPORARY = (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""Errors of the system, which say nothing about the file."""
+
+
 class ImageError(ValueError):
     """A file that gives no image; the message is the reason, without the file's name."""
 
@@ -59,6 +65,7 @@ def read_image(
             (found in the header, before anything is decoded). Pillow's own limit (``PIL.Image.MAX_IMAGE_PIXELS``,
             twice that is refused) holds too.
         ValueError: an unknown mode, or a size below 1.
+        OSError, MemoryError: the system fails, not the file (``TEMPORARY``).
         ImportError: the extra ``images`` is not installed.
     """
     check_resize(size, mode)
@@ -74,6 +81,8 @@ def read_image(
     except pillow.UnidentifiedImageError:
         raise ImageError(f"no image ({', '.join(FORMATS)})") from None
     except Exception as error:  # Pillow's decoders raise nearly everything on broken files
+        if _is_temporary(error):
+            raise
         raise ImageError(f"cannot be decoded: {type(error).__name__}: {' '.join(str(error).split())[:200]}") from None
 
 
@@ -102,7 +111,9 @@ def regular_file(path: str | Path) -> Iterator[BinaryIO]:
     except FileNotFoundError:
         raise ImageError("no such file") from None
     except (OSError, ValueError) as error:
-        raise error if isinstance(error, ImageError) else ImageError(f"cannot be opened: {_reason(error)}") from None
+        if isinstance(error, ImageError) or _is_temporary(error):
+            raise
+        raise ImageError(f"cannot be opened: {_reason(error)}") from None
     with os.fdopen(descriptor, "rb") as file:
         _check_regular(os.fstat(descriptor))
         yield file
@@ -113,6 +124,10 @@ def _check_regular(found: os.stat_result) -> None:
         raise ImageError("a folder, not a file" if stat.S_ISDIR(found.st_mode) else "not a regular file")
     if not found.st_size:
         raise ImageError("an empty file")
+
+
+def _is_temporary(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in TEMPORARY)
 
 
 def _reason(error: Exception) -> str:
@@ -189,5 +204,6 @@ def _pillow() -> tuple[Any, tuple[str, ...]]:
         from PIL import Image
     except ImportError:
         raise ImportError('image files need Pillow: pip install "jaxseq[images]"') from None
+    logging.getLogger("PIL").addHandler(logging.NullHandler())  # else its remarks on broken files go to stderr
     Image.init()
     return Image, tuple(name for name in FORMATS if name in Image.OPEN)

@@ -65,6 +65,10 @@ class ImageEncoder(nn.Module):
         if images.ndim < 3:
             raise ValueError(f"ImageEncoder needs images of shape [*B, Y, X, C], not {images.shape}")
         if self.backbone is None:
+            if not jnp.issubdtype(images.dtype, jnp.floating):
+                raise ValueError(
+                    f"ImageEncoder(None) takes feature maps of floats, not {images.dtype} of {images.shape}"
+                )
             return images.astype(self.dtype)
         normalized = image_ops.normalize(images, self.backbone.mean, self.backbone.std, self.dtype)
         return self.backbone(normalized)
