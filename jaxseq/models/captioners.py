@@ -67,7 +67,8 @@ class CaptionerConfig:
     num_heads: int | None = None
     """Heads of multi_head attention, by default 4; read by the decoders attention and transformer."""
     feed_forward: int | None = None
-    """Width of the feed-forward layers, by default features for attention, 2 x features for transformer; read by the decoders attention and transformer."""
+    """Width of the feed-forward layers, by default features for attention and 2 x features for transformer; read by
+    these decoders."""
     patch_size: int | None = None
     """Pixels of a patch along each axis, by default 8; read by encoder=patches."""
     encoder_layers: int | None = None

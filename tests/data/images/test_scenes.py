@@ -243,7 +243,7 @@ def test_a_corpus_has_the_parts_it_was_asked_for():
     assert corpus.sha256 == scene_corpus(design, train=30, validation=5, test=6).sha256
     assert corpus.sha256 != scene_corpus(design, train=30, validation=5, test=6, seed=1).sha256
     assert corpus.sha256 != scene_corpus(SceneDesign(references=3), train=30, validation=5, test=6).sha256
-    assert "train: 30 images of 48 x 48, 120 captions" in corpus.summary() and corpus.sha256 in corpus.summary()
+    assert "train: 30 images of 32 x 32, 120 captions" in corpus.summary() and corpus.sha256 in corpus.summary()
 
 
 def test_a_corpus_that_does_not_fit_is_refused():
@@ -268,8 +268,8 @@ def test_designs_that_cannot_be_are_refused(untyped, monkeypatch):
         "objects must be .* not \\(1, 5\\)": dict(objects=(1, 5)),
         "one or two increasing sides, not \\(18, 12\\)": dict(digit_sizes=(18, 12)),
         "one or two increasing sides, not \\(\\)": dict(digit_sizes=()),
-        "between 8 and the image's size 48, not \\(7,\\)": dict(digit_sizes=(7,)),
-        "between 8 and the image's size 48, not \\(16, 49\\)": dict(digit_sizes=(16, 49)),
+        "between 8 and the image's size 32, not \\(7,\\)": dict(digit_sizes=(7,)),
+        "between 8 and the image's size 32, not \\(16, 33\\)": dict(digit_sizes=(16, 33)),
         "colours must be 1 to 8, not 9": dict(colours=9),
         "contrast must be in \\[0, 1\\], not 1.5": dict(contrast=1.5),
         "references must be 1 to 4, not 0": dict(references=0),
@@ -284,7 +284,7 @@ def test_designs_that_cannot_be_are_refused(untyped, monkeypatch):
     crowded = r"no room: 50 draws of 4 to 4 digits of \(24,\) pixels in an image of 48 .* image 0"
     with monkeypatch.context() as patched, pytest.raises(ValueError, match=crowded):
         patched.setattr(scene_layouts, "MAX_ATTEMPTS", 50)
-        SceneImages(SceneDesign(objects=(4, 4), digit_sizes=(24,)), "test", 1)
+        SceneImages(SceneDesign(objects=(4, 4), size=48, digit_sizes=(24,)), "test", 1)
     with pytest.raises(ValueError, match="no photograph of the validation part is as large as the image: size=700"):
         SceneImages(SceneDesign(size=700), "validation", 1)
     made = SceneImages(SceneDesign(), "test", 3)
