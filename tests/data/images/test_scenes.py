@@ -30,7 +30,7 @@ DESIGNS = {
     "two": SceneDesign(objects=(2, 2)),
     "one": SceneDesign(objects=(1, 1), size=32, contrast=1.0),
     "up to four, two sizes": SceneDesign(objects=(1, 4), size=64, digit_sizes=(12, 18), colours=8, contrast=0.0),
-    "three": SceneDesign(objects=(3, 3), references=1),
+    "three": SceneDesign(objects=(3, 3), size=48, references=1),
 }
 COUNT = 80
 MARKED = [pytest.param(name, marks=[pytest.mark.full] if name in ("one", "three") else []) for name in DESIGNS]
