@@ -137,7 +137,7 @@ def draw(config: Config, captioner: pipelines.Captioner, params: object, images:
         ValueError: the decoder does not attend.
     """
     if not captioner.config.attends:
-        raise ValueError(f"{config.run}: the decoder {captioner.config.decoder} attends to nothing")
+        raise ValueError(f"{config.run}: attention needs a decoder that attends, not {captioner.config.decoder}")
     first = captioner.source(images.select([0]))
     maps = captioner.attentions(params, first, [caption.tokens])
     words = [captioner.vocabulary.decode([token]) for token in caption.tokens.tolist()]

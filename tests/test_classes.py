@@ -34,12 +34,17 @@ def plain(attribute: Any) -> Any:
     return inspect.unwrap(attribute) if callable(attribute) and not inspect.isclass(attribute) else None
 
 
+def generated(method: Any) -> bool:
+    """Whether a method is one that ``dataclasses`` wrote, as ``__setattr__`` of each frozen class."""
+    return getattr(getattr(method, "__code__", None), "co_filename", "") == "<string>"
+
+
 def overrides(classes: list[type]) -> Iterator[str]:
     """Concrete methods and properties of our classes that a subclass defines again."""
     for cls in classes:
         annotations = inspect.get_annotations(cls)
         for name, own in vars(cls).items():
-            if name in GENERATED or name in annotations or plain(own) is None:
+            if name in GENERATED or name in annotations or plain(own) is None or generated(plain(own)):
                 continue
             for base in cls.__mro__[1:]:
                 inherited = vars(base).get(name)

@@ -30,7 +30,7 @@ def test_the_cell_of_ones_own_trains_as_pasted(tmp_path, capsys):
 @pytest.mark.parametrize(
     "text",
     [
-        pytest.param(text, marks=[pytest.mark.full] if "beam_search" in text else [], id=f"example {number}")
+        pytest.param(text, marks=[pytest.mark.full] if "jaxseq.models" in text else [], id=f"example {number}")
         for number, text in enumerate(BLOCKS)
         if "class UGRNN" not in text
     ],

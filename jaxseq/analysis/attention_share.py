@@ -23,7 +23,7 @@ def attention_share(
 ) -> AttentionShare:
     """The share of attention on boxes.
 
-    The ``Y X`` cells of the weights part the image evenly. A cell counts by the fraction of it that lies in the box:
+    The ``Y X`` cells of the weights divide the image into equal parts. A cell counts by the fraction of it in the box:
 
         mass = Σ_yx w_yx |cell_yx ∩ box| / |cell_yx|  /  Σ_yx w_yx        area = |image ∩ box| / |image|
 

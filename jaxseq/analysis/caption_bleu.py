@@ -46,8 +46,10 @@ def caption_bleu(
         ValueError: captions that cannot be scored (see ``caption_scores``), an unknown smoothing, or ``max_order``
             below 1.
     """
-    if smoothing not in SMOOTHINGS or max_order < 1:
-        raise ValueError(f"smoothing {smoothing!r} of orders 1 to {max_order}; known: {', '.join(SMOOTHINGS)}")
+    if smoothing not in SMOOTHINGS:
+        raise ValueError(f"unknown smoothing {smoothing!r}; known: {', '.join(SMOOTHINGS)}")
+    if max_order < 1:
+        raise ValueError(f"max_order must be at least 1, not {max_order}")
     texts, wanted = tokenized(hypotheses, references, tokenizer)
     matches, numbers = np.zeros(max_order, np.int64), np.zeros(max_order, np.int64)
     for order in range(max_order):

@@ -13,8 +13,8 @@ from jaxseq.analysis.caption_tokens import signature
 class CaptionScores:
     """Scores of a corpus on the scales of pycocoevalcap: all in 0..1, but CIDEr-D in 0..10.
 
-    Papers multiply all by 100: a CIDEr-D of 1.1 here is their 110. ``signatures`` tells of every score
-    (``exact_match``, ``bleu``, ``rouge_l``, ``cider_d``) how it was computed.
+    Papers multiply all by 100: a CIDEr-D of 1.1 here is their 110. ``signatures`` states how each score
+    (``exact_match``, ``bleu``, ``rouge_l``, ``cider_d``) was computed.
     """
 
     exact_match: float
@@ -43,7 +43,7 @@ def caption_scores(
     Args:
         hypotheses: one caption an image.
         references: the references of each image, one or more.
-        tokenizer: ``"ptb"`` (lower case, without punctuation) or ``"words"`` (parted at white space).
+        tokenizer: ``"ptb"`` (lower case, without punctuation) or ``"words"`` (split at white space).
         smoothing: of BLEU, ``"coco"`` (pycocoevalcap) or ``"exp"`` (sacrebleu).
         frequencies: of n-grams in another corpus, for CIDEr-D; None counts them in ``references``.
 

@@ -55,7 +55,7 @@ _TOKEN = re.compile(
 def ptb_tokens(text: str) -> list[str]:
     """Lower-case tokens of the Penn Treebank without 17 tokens of punctuation, as pycocoevalcap takes them.
 
-    Contractions are parted (``do n't``, ``it 's``, ``can not``). Words with hyphens, numbers (``1,000.5``, ``10:30``)
+    Contractions are split (``do n't``, ``it 's``, ``can not``). Words with hyphens, numbers (``1,000.5``, ``10:30``)
     and abbreviations (``u.s.``, ``mr.``) stay whole. Brackets become ``-lrb-`` and ``-rrb-`` and are kept, as are rows
     like ``!!``: pycocoevalcap's list has brackets in upper case only, and single marks only. These are the rules of
     Stanford's tokenizer 3.4.1 for plain English; it also has rules for emoticons, telephone numbers and markup, and

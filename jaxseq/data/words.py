@@ -148,7 +148,11 @@ class Words:
 
     @classmethod
     def from_json(cls, text: str) -> "Words":
-        """The inverse of ``to_json``."""
+        """The inverse of ``to_json``.
+
+        Raises:
+            ValueError: the JSON of another kind of vocabulary, or a field of a wrong type.
+        """
         fields = fields_of(text, "words")
         words, limit = fields.get("words"), fields.get("max_words")
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):

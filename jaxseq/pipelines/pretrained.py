@@ -2,7 +2,6 @@
 
 import hashlib
 import importlib.util
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxseq import training, weights
 from jaxseq.encoders.image import Backbone, ImageEncoder, pretrained_parameters
@@ -76,9 +76,9 @@ class FrozenEncoder:
         self.params = jax.tree.map(np.asarray, params)
         self._apply = partial(ImageEncoder(backbone).apply, method="feature_map")
         self._map = jax.jit(self._maps)
-        self.fingerprint = weights.weights_fingerprint(flat(self.params))
+        self.fingerprint = weights.weights_fingerprint(flatten_dict(self.params, sep="/"))
 
-    def __call__(self, images: Shaped[np.ndarray | Array, "B Y X 3"]) -> Float[np.ndarray, "B V U F"]:
+    def __call__(self, images: Shaped[np.ndarray | Array, "B Y X 3"]) -> Float[np.ndarray, "B _Y _X F"]:
         """The feature maps, in float32."""
         variables, maps = {"params": {"backbone": self.params}}, []
         rows = min(BATCH_SIZE, len(images))
@@ -107,7 +107,7 @@ class FrozenEncoder:
         """
         file = folder / FILE
         if not file.exists():
-            weights.write_weights(file, flat(self.params))
+            weights.write_weights(file, flatten_dict(self.params, sep="/"))
         held = weights.read_weight_file(file)
         if weights.weights_fingerprint(held.tensors) != self.fingerprint:
             raise ValueError(f"{file} holds other weights than those of this run's encoder")
@@ -126,25 +126,4 @@ class FrozenEncoder:
         found = hashlib.sha256(file.read_bytes()).hexdigest()
         if found != sha256:
             raise training.RunFolderError(f"{file} has the SHA-256 {found[:16]}..., not {sha256[:16]}... as saved")
-        return cls(backbone, nested(weights.read_weights(file)))
-
-
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
-    """The arrays of nested dicts by their paths, ``"conv/kernel"``."""
-    arrays: dict[str, np.ndarray] = {}
-    for name, value in tree.items():
-        path = f"{prefix}{name}"
-        arrays |= flat(value, f"{path}/") if isinstance(value, Mapping) else {path: np.asarray(value)}
-    return arrays
-
-
-def nested(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """The inverse of ``flat``."""
-    tree: dict[str, Any] = {}
-    for path, array in arrays.items():
-        *folders, name = path.split("/")
-        place = tree
-        for folder in folders:
-            place = place.setdefault(folder, {})
-        place[name] = array
-    return tree
+        return cls(backbone, unflatten_dict(weights.read_weights(file), sep="/"))

@@ -1,4 +1,4 @@
-"""The attention over an image at each word of its caption, as a veil over the image."""
+"""The attention over an image at each word of its caption: the image is dark where the attention is low."""
 
 import math
 import textwrap
@@ -27,9 +27,9 @@ def draw_attention_maps(
     *,
     notes: Sequence[str] = (),
 ) -> Path:
-    """Draw an image and, for each word of its caption, the image under a dark veil that the attention opens.
+    """Draw an image and, for each word of its caption, the image under a dark veil, thin where attention is high.
 
-    The veil is opaque to 82 % where the weight is 0 and clear at the largest weight of all words: one scale for all.
+    The veil has an opacity of ``VEIL`` where the weight is 0, and of 0 at the largest weight of all words.
     Weights are interpolated between the centres of their cells. Returns the file, a PNG.
 
     Args:

@@ -81,12 +81,12 @@ def convert_weights(
 
 
 def convolution_kernel(weight: Tensor) -> Tensor:
-    """The kernel of a 2-D convolution from ``[O I Y X]`` (torch) to ``[Y X I O]``."""
+    """The kernel of a 2-D convolution from ``[O I Y X]`` (torch) to ``[Y X I O]``; ValueError for another rank."""
     return weight.transpose(_axes(weight, (2, 3, 1, 0)))
 
 
 def dense_kernel(weight: Tensor) -> Tensor:
-    """The kernel of a dense layer from ``[O I]`` (torch) to ``[I O]``."""
+    """The kernel of a dense layer from ``[O I]`` (torch) to ``[I O]``; ValueError for another rank."""
     return weight.transpose(_axes(weight, (1, 0)))
 
 
@@ -96,7 +96,7 @@ def frozen_batch_norm(epsilon: float) -> Callable[[Tensor, Tensor, Tensor, Tenso
         scale = weight / √(variance + epsilon)        bias' = bias - mean * scale
 
     The function takes weight, bias, mean and variance, computes in float64, and returns scale and bias in the dtype of
-    the weight.
+    the weight. It raises ValueError if variance + epsilon is not positive.
     """
 
     def scale_and_bias(weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:

@@ -30,7 +30,11 @@ class WeightFile(NamedTuple):
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """The arrays of a ``.safetensors``, ``.npz`` or torch file by name: the ``tensors`` of ``read_weight_file``."""
+    """The arrays of a ``.safetensors``, ``.npz`` or torch file by name: the ``tensors`` of ``read_weight_file``.
+
+    Raises:
+        WeightsError, OSError, ImportError: as ``read_weight_file``.
+    """
     return read_weight_file(path).tensors
 
 

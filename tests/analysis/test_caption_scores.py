@@ -256,7 +256,7 @@ def test_what_cannot_be_scored_is_named():
             score(["a"], [["a"]], tokenizer="13a")
     with pytest.raises(ValueError, match="smoothing 'floor'"):
         caption_scores(["a"], [["a"]], smoothing="floor")
-    with pytest.raises(ValueError, match="orders 1 to 0"):
+    with pytest.raises(ValueError, match="max_order must be at least 1, not 0"):
         caption_bleu(["a"], [["a"]], max_order=0)
     with pytest.raises(ValueError, match="beta must be positive, not 0"):
         rouge_l(["a"], [["a"]], beta=0.0)

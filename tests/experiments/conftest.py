@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from compilation import unoptimized
 
 from experiments import captioning, language_model, translation
 from jaxseq.models.configs import AttentionTranslator
@@ -34,8 +35,10 @@ def translation_run(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def captioning_run(tmp_path_factory):
-    """The config and the results of a finished run of a captioner of scenes that attends to patches."""
+    """The config and the results of a finished run of the smallest captioner of scenes: an Elman RNN."""
     pytest.importorskip("skimage", reason="scikit-image is not installed (extra `images`)")
     pytest.importorskip("sklearn", reason="scikit-learn is not installed (extra `images`)")
-    config = small_captioning(tmp_path_factory.mktemp("captioning") / "run", samples=1, compared_beams=1)
-    return config, captioning.main(config)
+    run = tmp_path_factory.mktemp("captioning") / "run"
+    config = small_captioning(run, decoder="rnn", samples=1, compared_beams=1)
+    with unoptimized():
+        return config, captioning.main(config)

@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tyro
+from compilation import unoptimized
 
 pytest.importorskip("PIL", reason="Pillow is not installed (extra `images`)")
 pytest.importorskip("skimage", reason="scikit-image is not installed (extra `images`)")
@@ -40,8 +42,7 @@ def saved_images(folder: Path, split: str, count: int, seed: int = 0) -> list[Pa
     return paths
 
 
-@FULL
-def test_a_run_leaves_scores_captions_and_a_report(captioning_run):
+def test_a_finished_run_captions_image_files_as_it_captioned_the_test_images(captioning_run, tmp_path, capsys):
     settings, results = captioning_run
     assert read_json(settings.run / "results.json") == results and results["steps"] == 6
     wanted = {"exact_match", "bleu1", "bleu4", "rouge_l", "cider", "bleu_signature", "cider_signature", "parameters"}
@@ -53,26 +54,30 @@ def test_a_run_leaves_scores_captions_and_a_report(captioning_run):
     assert results["exact_match"] == sum(row["found"] in row["references"] for row in rows) / len(rows)
     page = (settings.run / "report.html").read_text(encoding="utf-8")
     assert page.count("data:image/png") >= 2 and rows[0]["references"][0] in page
-    with pytest.raises(ConfigMismatchError, match=r"model\.dropout"):
-        main(dataclasses.replace(settings, model=dataclasses.replace(settings.model, dropout=0.1)))
 
-
-@FULL
-def test_a_trained_run_captions_image_files_as_it_captioned_the_test_images(captioning_run, tmp_path, capsys):
-    settings = captioning_run[0]
     saved_images(tmp_path, "test", 6)
     (tmp_path / "test6.png").write_bytes(b"no image")
-    out, picture = tmp_path / "out.jsonl", tmp_path / "where.png"
-    found = caption.main(caption.Config(run=settings.run, images=(tmp_path,), output=out, attention=picture))
-    rows = read_json(settings.run / "captions.json")
+    out = tmp_path / "out.jsonl"
+    with unoptimized():
+        found = caption.main(caption.Config(run=settings.run, images=(tmp_path,), output=out))
     assert [captions[0].text for captions in found] == [row["found"] for row in rows]
     written = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     assert [row["caption"] for row in written] == [row["found"] for row in rows]
-    assert written[0]["image"].endswith("test0.png") and len(picture.read_bytes()) > 1000
     told = capsys.readouterr().err
+    assert written[0]["image"].endswith("test0.png")
+    assert "test6.png: no image" in told and "skipped: 1 of 7 files" in told
+
+
+@FULL
+def test_other_options_and_files_without_an_image_are_refused_by_a_finished_run(captioning_run, tmp_path):
+    settings = captioning_run[0]
+    with pytest.raises(ConfigMismatchError, match=r"model\.dropout"):
+        main(dataclasses.replace(settings, model=dataclasses.replace(settings.model, dropout=0.1)))
     with pytest.raises(ValueError, match="none of 1 files is an image"):
         caption.main(caption.Config(run=settings.run, images=(tmp_path / "x.png",)))
-    assert "test6.png: no image" in told and "skipped: 1 of 7 files" in told
+    paths = tuple(saved_images(tmp_path, "test", 1))
+    with pytest.raises(ValueError, match="attention needs a decoder that attends, not rnn"):
+        caption.main(caption.Config(run=settings.run, images=paths, attention=tmp_path / "where.png"))
 
 
 @FULL
@@ -94,6 +99,14 @@ def test_options_stand_behind_what_they_belong_to():
     for idle in ("task:folder --captions a --objects 1 2", "task:coco --captions a", "--decoder gru"):
         with pytest.raises(SystemExit):
             parsed(idle)
+
+
+def test_documented_commands_are_read():
+    lines = (Path(__file__).resolve().parents[2] / "docs" / "captioning.md").read_text(encoding="utf-8")
+    found = re.findall(r"^    python experiments/captioning\.py (.*)$", lines.replace("\\\n", ""), flags=re.MULTILINE)
+    assert len(found) >= 6
+    for line in found:
+        parsed(line.partition("#")[0])
 
 
 def test_what_cannot_be_is_refused_by_name(tmp_path):
@@ -122,12 +135,18 @@ def test_what_cannot_be_is_refused_by_name(tmp_path):
 
 
 @FULL
-@pytest.mark.parametrize("decoder", ["rnn", "lstm", "transformer"])
+@pytest.mark.parametrize("decoder", ["lstm", "attention", "transformer"])
 def test_every_decoder_captions(tmp_path, decoder):
     results = main(small_captioning(tmp_path / "run", decoder=decoder))
     assert 0 <= results["exact_match"] <= 1 and np.isfinite(results["free_running_loss"])
     assert {"beam_exact_match", "beam_bleu4", "beam_cider", "beam_log_probability"} <= set(results)
-    assert load_run(tmp_path / "run", pipelines.Captioner).pipeline.config.decoder == decoder
+    captioner = load_run(tmp_path / "run", pipelines.Captioner).pipeline
+    assert captioner.config.decoder == decoder
+    if captioner.config.attends:
+        paths, picture = tuple(saved_images(tmp_path, "test", 1)), tmp_path / "where.png"
+        (row,) = caption.main(caption.Config(run=tmp_path / "run", images=paths, attention=picture))
+        assert row[0].text == read_json(tmp_path / "run" / "captions.json")[0]["found"]
+        assert len(picture.read_bytes()) > 1000
 
 
 @FULL

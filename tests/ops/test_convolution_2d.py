@@ -90,7 +90,7 @@ def test_depthwise_has_forward_and_second_derivatives_and_vmap(x64: Any) -> None
 def test_low_precision_is_summed_in_float32() -> None:
     x = jnp.ones((1, 9, 9, 2), jnp.bfloat16)
     kernel = jnp.full((9, 9, 2), 1 + 2**-7, jnp.bfloat16)
-    got = depthwise_2d(x, kernel, padding="valid", implementation="shifted")
+    got = jitted(functools.partial(depthwise_2d, padding="valid", implementation="shifted"))(x, kernel)
     assert got.dtype == jnp.bfloat16 and float(got[0, 0, 0, 0]) == float(jnp.asarray(81 * (1 + 2**-7), jnp.bfloat16))
 
 
@@ -111,7 +111,9 @@ def test_a_1x1_convolution_is_a_dense_layer_per_pixel(x64: Any) -> None:
     def dense(x: Any, kernel: Any) -> Any:
         return jnp.einsum("byxc,cf->byxf", x, kernel[0, 0])
 
-    gradients = [jax.grad(functools.partial(loss, f), (0, 1))(x, jnp.asarray(kernel)) for f in (convolve_2d, dense)]
+    gradients = [
+        jitted(jax.grad(functools.partial(loss, f), (0, 1)))(x, jnp.asarray(kernel)) for f in (convolve_2d, dense)
+    ]
     close(*gradients)
     mapped = jax.vmap(functools.partial(convolve_2d, kernel=jnp.asarray(kernel)))(x)
     close(mapped, got)

@@ -7,7 +7,6 @@ import pytest
 from jaxseq import data, decoding
 from jaxseq.models import CaptionerConfig
 from jaxseq.pipelines import ArraySource, Captioner, CaptionLosses, FrozenEncoder, SearchConfig
-from jaxseq.pipelines.pretrained import flat, nested
 from jaxseq.training import RunFolderError
 
 WORDS = data.Words(("a", "red", "blue", "three", "seven"))
@@ -63,12 +62,6 @@ def test_images_of_another_size_and_idle_options_are_refused(made):
     frozen = CaptionerConfig(encoder="efficientnet_lite0", frozen=True)
     with pytest.raises(ValueError, match="frozen=True, but a frozen encoder is not given"):
         Captioner(frozen, WORDS, image_size=(8, 8), max_length=3)
-
-
-def test_nested_parameters_are_stored_by_their_paths():
-    tree = {"a": {"b": np.ones(2), "c": {"d": np.zeros(1)}}, "e": np.ones(())}
-    assert set(flat(tree)) == {"a/b", "a/c/d", "e"}
-    jax.tree.map(np.testing.assert_array_equal, nested(flat(tree)), tree)
 
 
 def test_a_stored_encoder_is_verified(tmp_path):

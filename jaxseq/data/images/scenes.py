@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Int, Integer, UInt8
 
 from jaxseq.data.images.captioned import CaptionCorpus, CaptionedImages
+from jaxseq.data.images.files import checked_indices
 from jaxseq.data.images.scene_captions import COLOURS, DIGITS, PLACES, RELATIONS, SIZES, Description, captions_of
 from jaxseq.data.images.scene_layouts import SPLITS, Layouts, SceneDesign, Split, draw_layouts, uniform
 
@@ -108,9 +109,7 @@ class SceneImages:
         Raises:
             IndexError: an index outside ``[0, len(self))``.
         """
-        chosen = np.asarray(indices, np.int64)
-        if chosen.size and not (chosen.min() >= 0 and chosen.max() < len(self)):
-            raise IndexError(f"indices must lie in [0, {len(self)}), not [{chosen.min()}, {chosen.max()}]")
+        chosen = checked_indices(indices, len(self))
         images = np.empty((len(chosen), *self.size, 3), np.uint8)
         for row, index in enumerate(chosen.tolist()):
             self._draw(images[row], index)

@@ -60,7 +60,11 @@ class ImageEncoder(nn.Module):
         self.projection = RegionProjection(self.features, self.positions, self.dtype, self.param_dtype)
 
     def feature_map(self, images: Shaped[Array | np.ndarray, "*B Y X C"]) -> Float[Array, "*B _Y _X F"]:
-        """The backbone's map of images of pixels 0..255; without a backbone, the input itself."""
+        """The backbone's map of images of pixels 0..255; without a backbone, the input itself.
+
+        Raises:
+          ValueError: images of fewer than three dimensions, or, without a backbone, a map that is not of floats.
+        """
         images = jnp.asarray(images)
         if images.ndim < 3:
             raise ValueError(f"ImageEncoder needs images of shape [*B, Y, X, C], not {images.shape}")

@@ -73,7 +73,7 @@ def _head(backbone: Any) -> str:
 
 
 def depthwise_kernel(weight: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:
-    """The kernel of a depthwise convolution from ``[C 1 Y X]`` (torch) to ``[Y X C]``."""
+    """The kernel of a depthwise convolution from ``[C 1 Y X]`` (torch) to ``[Y X C]``; ValueError for another shape."""
     kernel = convolution_kernel(weight)
     if kernel.shape[2] != 1:
         raise ValueError(f"{weight.shape} is not depthwise, [C, 1, Y, X]")

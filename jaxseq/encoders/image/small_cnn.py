@@ -22,8 +22,8 @@ class SmallCNN(nn.Module):
       residual: add the input of a layer to its output where the shapes agree.
       coordinates: add the coordinates of each pixel to the input.
       groups: the groups of each norm.
-      mean: of the pixels of each channel.
-      std: of the pixels of each channel.
+      mean: subtracted from the pixels 0..255 of each channel.
+      std: divides the pixels of each channel.
 
     Raises:
       ValueError: the fields of the layers have different lengths, or ``groups`` does not divide the channels.

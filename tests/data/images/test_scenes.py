@@ -33,7 +33,7 @@ DESIGNS = {
     "three": SceneDesign(objects=(3, 3), size=48, references=1),
 }
 COUNT = 80
-MARKED = [pytest.param(name, marks=[pytest.mark.full] if name in ("one", "three") else []) for name in DESIGNS]
+MARKED = [pytest.param(name, marks=[] if name == "two" else [pytest.mark.full]) for name in DESIGNS]
 
 
 @pytest.fixture(scope="module", params=MARKED)
