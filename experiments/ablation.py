@@ -50,7 +50,7 @@ from jaxseq.training.files import write_atomic, write_json
 from jaxseq.training.settings import flatten, resumable_fields
 
 HERE, FOLDER = Path(__file__).resolve().parent, Path("runs/ablation")
-EXPERIMENT = re.compile(r"^class Config\b.*^    seed: int = .*^def main\(", re.MULTILINE | re.DOTALL)
+EXPERIMENT = re.compile(r"^class Config\b.*^    run: Path = .*^    seed: int = .*^def main\(", re.MULTILINE | re.DOTALL)
 
 
 @dataclasses.dataclass(frozen=True)

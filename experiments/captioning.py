@@ -4,7 +4,7 @@ r"""Train a captioner of images, caption the test images, and write a run folder
     python experiments/captioning.py --decoder transformer --run runs/transformer
     python experiments/captioning.py task:folder --captions mine.tsv --encoder efficientnet_lite0 --frozen
     python experiments/captioning.py task:karpathy --captions dataset_flickr8k.json --images Flicker8k_Dataset \
-        --encoder resnet50 --pretrained True --weights resnet50.pth --frozen --run runs/flickr8k
+        --encoder resnet50 --weights resnet50.pth --frozen --run runs/flickr8k
 
 The same command again resumes a run that was stopped. task: chooses the images (task:coco --help lists its options).
 The decoders are rnn, lstm, attention and transformer. The scenes are real digits on real photographs; their layouts

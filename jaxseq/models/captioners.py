@@ -54,7 +54,7 @@ class CaptionerConfig:
     """A name in jaxseq.encoders.image.BACKBONES."""
     pretrained: bool | None = None
     """The encoder's parameters are those of a trained network, with its norms' stored statistics; without it, group
-    norms. By default for efficientnet_lite0 alone; never for small and patches."""
+    norms. By default for efficientnet_lite0 and for a frozen encoder; never for small and patches."""
     frozen: bool = False
     """The pretrained encoder is not trained further: the model reads its feature maps, which are computed once."""
     features: int = 128
@@ -93,10 +93,10 @@ class CaptionerConfig:
         if self.num_heads is not None and self.attention not in (None, "multi_head"):
             raise ValueError(f"num_heads={self.num_heads} is an option of attention=multi_head, not {self.attention}")
         self._check_widths()
+        if self.frozen and (self.pretrained is False or self.encoder in FROM_SCRATCH):
+            raise ValueError(f"frozen needs pretrained weights: encoder={self.encoder} would keep random parameters")
         if self.pretrained and self.encoder in FROM_SCRATCH:
             raise ValueError(f"pretrained needs an encoder with known weights, not encoder={self.encoder}")
-        if self.frozen and not self.starts_trained:
-            raise ValueError(f"frozen needs pretrained weights: encoder={self.encoder} would keep random parameters")
 
     @property
     def default_learning_rate(self) -> float:
@@ -120,7 +120,9 @@ class CaptionerConfig:
     @property
     def starts_trained(self) -> bool:
         """Whether the encoder is pretrained."""
-        return self.encoder == "efficientnet_lite0" if self.pretrained is None else self.pretrained
+        if self.pretrained is None:
+            return self.frozen or self.encoder == "efficientnet_lite0"
+        return self.pretrained
 
     def option(self, name: str) -> Any:
         """The value of one of ``OPTIONS``, or its default."""
