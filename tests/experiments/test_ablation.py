@@ -424,7 +424,10 @@ def test_smoke_reaches_the_experiment_and_what_that_sets_itself_cannot_be_varied
 
 @pytest.mark.parametrize("name", ["nowhere", "nowhere.py", "generate"])
 def test_what_is_no_experiment_is_said(name, tmp_path):
-    with pytest.raises(ValueError, match=r"nowhere.*known: language_model|generate is not an experiment .*'run'"):
+    with pytest.raises(
+        ValueError,
+        match=r"nowhere.*known: captioning, language_model, translation, or FILE|generate is not an experiment .*'run'",
+    ):
         main(Config(experiment=name, vary=("core=gru",), run=tmp_path / "run"))
 
 
