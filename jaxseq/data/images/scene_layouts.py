@@ -13,6 +13,8 @@ SPLITS: tuple[str, ...] = get_args(Split)
 
 MARGIN = 1 / 16
 """Centres of two objects differ in their distances along both axes by at least this fraction of the image's side."""
+FORMS = ((1.0, 0.0), *((width, slant) for width in (0.85, 1.0) for slant in (-0.25, 0.25)), (0.85, 0.0))
+"""Width and slant of a digit: x - centre -> width (x - centre) + slant (y - centre); the first leaves it as it is."""
 MAX_ATTEMPTS = 5000
 MAX_OBJECTS = 4
 HELD_OUT = 10
@@ -33,6 +35,8 @@ class SceneDesign:
     """The number of colours, 1 to 8."""
     contrast: float = 0.5
     """The background is grey + contrast x (photograph - grey): 0 is a plain ground, 1 the photograph."""
+    distorted: bool = True
+    """Draw the digits of the training part also narrower and slanted (``FORMS``); the other parts keep them."""
     references: int = 4
     """Captions of an image: the first wording in both directions, then the second wording in both."""
 
@@ -57,6 +61,7 @@ class Layouts(NamedTuple):
 
     number: Int[np.ndarray, " N"]
     glyph: Int[np.ndarray, "N M"]  # indices of digit images
+    form: Int[np.ndarray, "N M"]  # of FORMS
     digit: Int[np.ndarray, "N M"]  # their classes
     colour: Int[np.ndarray, "N M"]
     size: Int[np.ndarray, "N M"]
@@ -68,15 +73,16 @@ class Layouts(NamedTuple):
 def draw_layouts(
     design: SceneDesign,
     classes: Int[np.ndarray, " glyphs"],
-    extents: Int[np.ndarray, "sizes glyphs 4"],
+    extents: Int[np.ndarray, "sizes forms glyphs 4"],
     split: str,
     count: int,
     seed: int,
 ) -> Layouts:
     """The layouts of images 0 ... count - 1 of a split.
 
-    Candidates are drawn uniformly and independently; the first that is valid is taken. Valid are layouts of this split
-    whose squares do not overlap, whose descriptions differ, and whose relations are clear (``MARGIN``).
+    The number of digits is drawn first. Then candidates are drawn uniformly and independently, and the first that is
+    valid is taken. Valid are layouts of this split whose squares do not overlap, whose descriptions differ, and whose
+    relations are clear (``MARGIN``).
 
     Raises:
         ValueError: an image for which no candidate of ``MAX_ATTEMPTS`` is valid.
@@ -84,8 +90,12 @@ def draw_layouts(
     part = SPLITS.index(split)
     glyphs = np.flatnonzero(part_of(np.arange(len(classes))) == part)
     pending, made = np.arange(count), None
+    low, high = design.objects
+    number = low + (uniform((seed, part, 2), pending, 1)[:, 0] * (high - low + 1)).astype(int)
     for attempt in range(MAX_ATTEMPTS):
-        candidates, valid = _candidates(design, glyphs, classes, extents, (seed, part, 2 + attempt), pending)
+        candidates, valid = _candidates(
+            design, number[pending], glyphs, classes, extents, (seed, part, 3 + attempt), pending
+        )
         valid &= part_of(_layout_ids(candidates)) == part
         if made is None:
             made = Layouts(*(field.copy() for field in candidates))
@@ -96,7 +106,7 @@ def draw_layouts(
         if not len(pending):
             return made
     raise ValueError(
-        f"no room: {MAX_ATTEMPTS} draws of {design.objects[0]} to {design.objects[1]} digits of {design.digit_sizes} "
+        f"no room: {MAX_ATTEMPTS} draws of {number[pending[0]]} digits of {design.digit_sizes} "
         f"pixels in an image of {design.size} gave no layout for the {split} image {pending[0]}"
     )
 
@@ -125,24 +135,25 @@ def _mixed(x: np.ndarray) -> np.ndarray:
 
 def _candidates(
     design: SceneDesign,
+    count: Int[np.ndarray, " N"],
     glyphs: Int[np.ndarray, " own"],
     classes: Int[np.ndarray, " glyphs"],
-    extents: Int[np.ndarray, "sizes glyphs 4"],
+    extents: Int[np.ndarray, "sizes forms glyphs 4"],
     key: tuple[int, ...],
     indices: Int[np.ndarray, " N"],
 ) -> tuple[Layouts, Bool[np.ndarray, " N"]]:
     """One candidate for each index, its objects in order, and whether its geometry and descriptions are valid."""
-    low, most = design.objects
-    u = uniform(key, indices, 1 + 5 * most)
-    count = low + (u[:, 0] * (most - low + 1)).astype(int)
-    glyph, colour, size, y, x = np.moveaxis(u[:, 1:].reshape(-1, most, 5), -1, 0)
+    most = design.objects[1]
+    u = uniform(key, indices, 6 * most).reshape(-1, most, 6)
+    glyph, form, colour, size, y, x = np.moveaxis(u, -1, 0)
     sides = np.array(design.digit_sizes)
     size = (size * len(sides)).astype(int)
     side = sides[size]
     corner = (np.stack([y, x], axis=-1) * (design.size - side + 1)[..., None]).astype(int)
     glyph = glyphs[(glyph * len(glyphs)).astype(int)]
-    box = extents[size, glyph] + corner[..., [1, 0, 1, 0]]
-    drawn = Layouts(count, glyph, classes[glyph], (colour * design.colours).astype(int), size, corner, box, size)
+    form = (form * extents.shape[1]).astype(int)
+    box = extents[size, form, glyph] + corner[..., [1, 0, 1, 0]]
+    drawn = Layouts(count, glyph, form, classes[glyph], (colour * design.colours).astype(int), size, corner, box, size)
     real = np.arange(most) < count[:, None]
     centre = (box[..., :2] + box[..., 2:]) / 2  # x, y
     order = _order(centre, count, real)

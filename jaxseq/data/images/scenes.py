@@ -17,7 +17,7 @@ from jaxtyping import Float, Float32, Int, Integer, UInt8
 from jaxseq.data.images.captioned import CaptionCorpus, CaptionedImages
 from jaxseq.data.images.files import checked_indices
 from jaxseq.data.images.scene_captions import COLOURS, DIGITS, PLACES, RELATIONS, SIZES, Description, captions_of
-from jaxseq.data.images.scene_layouts import SPLITS, Layouts, SceneDesign, Split, draw_layouts, uniform
+from jaxseq.data.images.scene_layouts import FORMS, SPLITS, Layouts, SceneDesign, Split, draw_layouts, uniform
 
 RGB = np.array(
     [
@@ -84,12 +84,15 @@ class SceneImages:
             raise ValueError(f"a split needs at least 1 image, not {count}")
         self.design, self.split, self.seed = design, split, seed
         glyphs = _glyphs()
-        self._sides = {side: enlarged(glyphs.opacity, side) for side in design.digit_sizes}
-        extents = np.stack([_extents(opacity) for opacity in self._sides.values()])
+        forms = FORMS if split == "train" and design.distorted else FORMS[:1]
+        self._sides = {
+            side: np.stack([enlarged(glyphs.opacity, side, *form) for form in forms]) for side in design.digit_sizes
+        }
+        extents = np.stack([[_extents(form) for form in opacity] for opacity in self._sides.values()])
         self.layouts: Layouts = draw_layouts(design, glyphs.classes, extents, split, count, seed)
         self._grounds = _grounds(split, design.contrast, design.size)
         self._crops = uniform((seed, SPLITS.index(split), 1), np.arange(count), 4)
-        digest = hashlib.sha256(json.dumps(["scenes 1", asdict(design), split, count, seed]).encode())
+        digest = hashlib.sha256(json.dumps(["scenes 2", asdict(design), split, count, seed]).encode())
         for array in [glyphs.opacity, glyphs.classes, *self._grounds]:
             digest.update(np.ascontiguousarray(array).tobytes())
         self.fingerprint = digest.hexdigest()
@@ -126,7 +129,7 @@ class SceneImages:
         for place in range(int(layouts.number[index])):
             side = self.design.digit_sizes[layouts.size[index, place]]
             y, x = layouts.corner[index, place].tolist()
-            opacity = self._sides[side][layouts.glyph[index, place]][..., None]
+            opacity = self._sides[side][layouts.form[index, place], layouts.glyph[index, place], :, :, None]
             patch = image[y : y + side, x : x + side]
             patch[:] = patch + opacity * (RGB[layouts.colour[index, place]] - patch) + np.float32(0.5)
 
@@ -218,12 +221,23 @@ def _grounds(split: str, contrast: float, size: int) -> tuple[np.ndarray, ...]:
     return tuple(grounds)
 
 
-def enlarged(opacity: Float32[np.ndarray, "n y x"], side: int) -> Float32[np.ndarray, "n side side"]:
-    """Square images enlarged by linear interpolation between the centres of pixels; the border is repeated."""
+def enlarged(
+    opacity: Float32[np.ndarray, "n y x"], side: int, width: float = 1.0, slant: float = 0.0
+) -> Float32[np.ndarray, "n side side"]:
+    """Square images enlarged by linear interpolation between the centres of pixels, in a form of ``FORMS``.
+
+    The outer half of a border pixel repeats it; outside of the image the opacity falls to 0 within a pixel.
+    """
     old = opacity.shape[1]
-    centre = ((np.arange(side) + 0.5) * old / side - 0.5).clip(0, old - 1)
-    weights = (1 - np.abs(centre[:, None] - np.arange(old))).clip(0).astype(np.float32)
-    return np.einsum("ay,nyx,bx->nab", weights, opacity, weights, optimize=True)
+    y = (np.arange(side) + 0.5) * old / side - old / 2
+    x = (y - slant * y[:, None]) / width
+
+    def weights(centre: np.ndarray) -> np.ndarray:
+        centre = centre + (old - 1) / 2
+        centre = centre.clip(0, old - 1) + centre - centre.clip(-0.5, old - 0.5)
+        return (1 - np.abs(centre[..., None] - np.arange(old))).clip(0).astype(np.float32)
+
+    return np.einsum("ay,nyx,abx->nab", weights(y), opacity, weights(x), optimize=True)
 
 
 def _extents(opacity: Float[np.ndarray, "n side side"]) -> Int[np.ndarray, "n 4"]:

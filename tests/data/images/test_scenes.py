@@ -20,8 +20,8 @@ from jaxseq.data.images import (
     scenes,
 )
 from jaxseq.data.images.scene_captions import COLOURS, DIGITS, PLACES, RELATIONS, SIZES, captions_of, converse
-from jaxseq.data.images.scene_layouts import MARGIN, uniform
-from jaxseq.data.images.scenes import GREY, PHOTOGRAPHS, RGB, SPLITS
+from jaxseq.data.images.scene_layouts import FORMS, MARGIN, uniform
+from jaxseq.data.images.scenes import GREY, PHOTOGRAPHS, RGB, SPLITS, enlarged
 
 for name in ("sklearn", "skimage"):
     pytest.importorskip(name, reason="the extra 'images' is not installed")
@@ -64,7 +64,7 @@ def test_an_image_depends_on_nothing_but_design_split_seed_and_index(images):
 @pytest.mark.full
 def test_every_field_of_a_design_is_in_the_fingerprint():
     base = SceneDesign()
-    others = dict(objects=(2, 2), size=56, digit_sizes=(15,), colours=5, contrast=0.25, references=3)
+    others = dict(objects=(2, 2), size=56, digit_sizes=(15,), colours=5, contrast=0.25, references=3, distorted=False)
     assert others.keys() == {field.name for field in dataclasses.fields(SceneDesign)}
     designs = [base, *(dataclasses.replace(base, **{name: value}) for name, value in others.items())]
     assert len({SceneImages(design, "test", 3).fingerprint for design in designs}) == len(designs)
@@ -146,6 +146,27 @@ def test_relations_hold_between_the_boxes_and_are_clear(images):
             assert len(boxes) == 2 or v - y >= MARGIN * size
     low, high = images.design.objects
     assert counts == set(range(low, high + 1))
+
+
+def test_all_numbers_of_digits_are_as_frequent_even_where_few_layouts_have_room():
+    number = SceneImages(SceneDesign(digit_sizes=(15,)), "train", 3000).layouts.number
+    assert abs((number == 2).mean() - 0.5) < 0.03
+
+
+def test_training_digits_are_distorted_alone():
+    count = 400
+    forms = {split: SceneImages(SceneDesign(), split, count).layouts.form for split in SPLITS}
+    assert set(forms["train"].ravel().tolist()) == set(range(len(FORMS)))
+    assert not forms["validation"].any() and not forms["test"].any()
+    assert not SceneImages(SceneDesign(distorted=False), "train", count).layouts.form.any()
+    bar = np.zeros((1, 8, 8), np.float32)
+    bar[:, :, 4] = 1
+    rows = np.arange(16)
+    for width, slant in FORMS:
+        drawn = enlarged(bar, 16, width, slant)[0]
+        centre = (drawn * (rows + 0.5)).sum(1) / drawn.sum(1) - 8
+        expected = width * 1 + slant * (rows + 0.5 - 8)  # the bar is half a pixel right of the centre, enlarged twice
+        assert np.abs(centre - expected).max() < 0.15
 
 
 def test_every_caption_gives_back_the_slots_of_its_scene(images):
@@ -281,7 +302,7 @@ def test_designs_that_cannot_be_are_refused(untyped, monkeypatch):
         SceneImages(SceneDesign(), "dev", 3)
     with pytest.raises(ValueError, match="at least 1 image, not 0"):
         SceneImages(SceneDesign(), "test", 0)
-    crowded = r"no room: 50 draws of 4 to 4 digits of \(24,\) pixels in an image of 48 .* image 0"
+    crowded = r"no room: 50 draws of 4 digits of \(24,\) pixels in an image of 48 .* image 0"
     with monkeypatch.context() as patched, pytest.raises(ValueError, match=crowded):
         patched.setattr(scene_layouts, "MAX_ATTEMPTS", 50)
         SceneImages(SceneDesign(objects=(4, 4), size=48, digit_sizes=(24,)), "test", 1)
