@@ -2,6 +2,7 @@
 
     python benchmarks/captioning_quality.py                             # all decoders, more than an hour on 2 CPU cores
     python benchmarks/captioning_quality.py --decoders attention lstm   # some of them
+    python benchmarks/captioning_quality.py --decoders attention --designs wordings photographs three --seeds 1
     python benchmarks/captioning_quality.py --table                     # what was measured, in Markdown
 
 Every run is ``python experiments/captioning.py`` with options that stand below, in a folder of its own under
@@ -27,6 +28,14 @@ RUNS = ROOT / "runs" / "captioning"
 
 Name: TypeAlias = Literal["rnn", "lstm", "attention", "transformer"]
 DECODERS: tuple[Name, ...] = get_args(Name)
+Design: TypeAlias = Literal["default", "wordings", "photographs", "three"]
+DESIGNS: dict[Design, list[str]] = {
+    "default": [],
+    "wordings": ["--references", "4"],
+    "photographs": ["--contrast", "1.0"],
+    "three": ["--objects", "1", "3", "--size", "40"],
+}
+"""Options of the scenes; all but the first are harder than the default."""
 
 COLUMNS: dict[str, tuple[str, str, float]] = {
     "exact match, %": ("exact_match", ".1f", 100),
@@ -48,9 +57,10 @@ COLUMNS: dict[str, tuple[str, str, float]] = {
 
 @dataclass(frozen=True)
 class Options:
-    """The decoders to run, and their seeds."""
+    """The decoders to run, the scenes, and the seeds."""
 
     decoders: tuple[Name, ...] = DECODERS
+    designs: tuple[Design, ...] = ("default",)
     seeds: int = 3
     table: bool = False
     """Only print what was measured."""
@@ -59,11 +69,10 @@ class Options:
 def main(options: Options) -> None:
     """Run, note, print."""
     file = RESULTS / f"captioning-{device_name()}.jsonl"
-    cases = [] if options.table else itertools.product(range(options.seeds), options.decoders)
-    for seed, decoder in cases:
-        row = run(decoder, seed)
-        kept = [other for other in read(file) if (other["decoder"], other["seed"]) != (decoder, seed)]
-        rows = sorted([*kept, row], key=lambda row: (DECODERS.index(row["decoder"]), row["seed"]))
+    cases = [] if options.table else itertools.product(range(options.seeds), options.designs, options.decoders)
+    for seed, design, decoder in cases:
+        row = run(decoder, design, seed)
+        rows = sorted([*(other for other in read(file) if place(other) != place(row)), row], key=place)
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     print(table(read(file)))
 
@@ -73,24 +82,29 @@ def read(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
-def run(decoder: Name, seed: int) -> dict[str, Any]:
+def place(row: dict[str, Any]) -> tuple[int, int, int]:
+    """The place of a row among all."""
+    return list(DESIGNS).index(row["design"]), DECODERS.index(row["decoder"]), row["seed"]
+
+
+def run(decoder: Name, design: Design, seed: int) -> dict[str, Any]:
     """The results of one run, which is made if it is not finished."""
-    folder = RUNS / decoder / f"seed{seed}"
+    folder = RUNS / design / decoder / f"seed{seed}"
     if not (folder / "results.json").exists():
         command = [sys.executable, "experiments/captioning.py", "--decoder", decoder, "--run", str(folder)]
-        command += ["--seed", str(seed), "--split-seed", str(seed)]
+        command += ["--seed", str(seed), "--split-seed", str(seed), *DESIGNS[design]]
         subprocess.run(command, cwd=ROOT, check=True)
     results = json.loads((folder / "results.json").read_text())
-    return {"decoder": decoder, "seed": seed, **results, **environment()}
+    return {"design": design, "decoder": decoder, "seed": seed, **results, **environment()}
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Every decoder in Markdown: the values of the seeds, and the signatures of the scores."""
-    heads = ["decoder", "parameters", *COLUMNS]
+    """Every design and decoder in Markdown: the values of the seeds, and the signatures of the scores."""
+    heads = ["scenes", "decoder", "parameters", *COLUMNS]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for decoder in dict.fromkeys(row["decoder"] for row in rows):
-        own = [row for row in rows if row["decoder"] == decoder]
-        cells = [decoder, f"{own[0]['parameters']:,}"]
+    for design, decoder in dict.fromkeys((row["design"], row["decoder"]) for row in rows):
+        own = [row for row in rows if (row["design"], row["decoder"]) == (design, decoder)]
+        cells = [design, decoder, f"{own[0]['parameters']:,}"]
         for name, form, scale in COLUMNS.values():
             cells.append(", ".join(format(scale * row[name], form) for row in own if name in row) or "-")
         lines.append(f"| {' | '.join(cells)} |")

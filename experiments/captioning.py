@@ -66,7 +66,7 @@ class Config:
     """Also score beam search with this number of beams (results beam_*); 1: do not."""
     samples: int = resumable_field(6)
     """Number of images in the report."""
-    train: training.TrainConfig = training.TrainConfig(steps=4000, eval_every=500, checkpoint_every=500)
+    train: training.TrainConfig = training.TrainConfig(steps=5000, eval_every=500, checkpoint_every=500)
     optimizer: training.OptimizerConfig = training.OptimizerConfig(
         learning_rate=None, warmup_steps=100, weight_decay=0.01
     )

@@ -28,7 +28,7 @@ OPTIONS: dict[str, tuple[str, tuple[str, ...], Any]] = {
 }
 """The options that some decoders or encoders read: the field that chooses one, their names, the option's default."""
 
-LEARNING_RATES = {"rnn": 2e-3, "lstm": 2e-3, "attention": 3e-3, "transformer": 2e-3}
+LEARNING_RATES = {"rnn": 2e-3, "lstm": 2e-3, "attention": 1.5e-3, "transformer": 1.5e-3}
 """Learning rates of an experiment by default."""
 
 FROM_SCRATCH = ("small", "patches")
@@ -59,8 +59,8 @@ class CaptionerConfig:
     """The pretrained encoder is not trained further: the model reads its feature maps, which are computed once."""
     features: int = 128
     """Width of the regions, the decoder and the embedding of words."""
-    layers: int | None = None
-    """Layers of the decoder; by default 2 blocks of a transformer, else 1."""
+    layers: int = 1
+    """Layers of the decoder."""
     attention: CaptionAttention | None = None
     """Comparison of the state with each region, by default multi_head (scaled dot products of projections); read by
     decoder=attention."""
@@ -163,7 +163,7 @@ class CaptionerConfig:
         return ImageEncoder(backbone, encoder=blocks, positions="sinusoidal", **types)
 
     def _decoder(self) -> Decoder:
-        sizes = self.features, self.layers or (2 if self.decoder == "transformer" else 1)
+        sizes = self.features, self.layers
         common: dict[str, Any] = {"dropout": self.dropout, **dtypes(self.precision)}
         if self.attends:
             core = "lstm" if self.decoder == "attention" else "transformer"

@@ -13,7 +13,7 @@ from tests.comparison import close
 FULL = pytest.mark.full
 WORDS = 7
 TINY = {"encoder": "resnet18", "pretrained": True, "frozen": True, "features": 4}
-HEADS = {"attention": {"num_heads": 2}, "transformer": {"num_heads": 2, "layers": 1}}
+HEADS = {"attention": {"num_heads": 2}, "transformer": {"num_heads": 2}}
 
 
 def tiny(decoder: str, **fields) -> CaptionerConfig:

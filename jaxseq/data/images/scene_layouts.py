@@ -33,11 +33,11 @@ class SceneDesign:
     """Side of a digit in pixels: one, or two, which captions call small and large."""
     colours: int = 6
     """The number of colours, 1 to 8."""
-    contrast: float = 0.5
+    contrast: float = 0.35
     """The background is grey + contrast x (photograph - grey): 0 is a plain ground, 1 the photograph."""
     distorted: bool = True
     """Draw the digits of the training part also narrower and slanted (``FORMS``); the other parts keep them."""
-    references: int = 4
+    references: int = 2
     """Captions of an image: the first wording in both directions, then the second wording in both."""
 
     def __post_init__(self) -> None:
