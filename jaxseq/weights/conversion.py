@@ -49,8 +49,8 @@ def convert_weights(
             purpose.
 
     Raises:
-        WeightsError: all missing and superfluous tensors, parameters of wrong shape or kind, parameters without an
-            entry or with two, and entries without a parameter, in one line.
+        WeightsError: all missing and superfluous tensors, parameters of wrong shape or kind or with numbers that their
+            dtype has not, parameters without an entry or with two, and entries without a parameter, in one line.
     """
     given = {name.removeprefix(prefix): each for name, each in tensors.items() if name.startswith(prefix)}
     wanted = dict(_leaves(shapes))
@@ -76,7 +76,7 @@ def convert_weights(
     }
     if any(problems.values()):
         parts = (f"{len(names)} {kind}: {listed(names)}" for kind, names in problems.items() if names)
-        raise WeightsError("the weights do not fit: " + "; ".join(parts))
+        raise WeightsError("the weights do not fit: " + "; ".join(parts) + _hint(given, sources, prefix))
     return _nested(made)
 
 
@@ -108,6 +108,15 @@ def frozen_batch_norm(epsilon: float) -> Callable[[Tensor, Tensor, Tensor, Tenso
         )
 
     return scale_and_bias
+
+
+def _hint(given: Mapping[str, Tensor], sources: set[str], prefix: str) -> str:
+    """The longer prefix with which every source is there, if one is (``module.``, ``state_dict.module.``)."""
+    first = min(sources, default="")
+    for more in (name.removesuffix(first) for name in given if first and name.endswith(first)):
+        if more and all(more + source in given for source in sources):
+            return f"; all are there with prefix={prefix + more!r}"
+    return ""
 
 
 def _axes(weight: Tensor, axes: tuple[int, ...]) -> tuple[int, ...]:
@@ -146,10 +155,25 @@ def _fault(array: np.ndarray, leaf: Any) -> str:
     if array.shape != _shape(leaf):
         return f"{array.shape}, not {_shape(leaf)}"
     dtype = getattr(leaf, "dtype", array.dtype)
-    return "" if _kind(dtype) == _kind(array.dtype) else f"{array.dtype}, not {dtype}"
+    if _kind(dtype) != _kind(array.dtype):
+        return f"{array.dtype}, not {dtype}"
+    return "" if _fits(array, dtype) else f"numbers of {array.dtype} that {dtype} has not"
+
+
+def _fits(array: np.ndarray, dtype: Any) -> bool:
+    """Whether finite numbers stay finite in a dtype of the same kind, and integers stay as they are."""
+    if array.dtype == dtype or not array.size:
+        return True
+    with np.errstate(over="ignore", invalid="ignore"):
+        cast = array.astype(dtype)
+    if _kind(dtype) == "floating":
+        return bool(np.all(np.isfinite(cast) | ~np.isfinite(array)))
+    return np.dtype(dtype).kind == "c" or bool(np.all(cast == array))
 
 
 def _kind(dtype: Any) -> str:
+    if np.dtype(dtype).kind == "c":
+        return "complex"
     try:
         return ml_dtypes.finfo(dtype).dtype and "floating"
     except ValueError:

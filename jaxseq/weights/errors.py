@@ -15,6 +15,11 @@ def shown(text: object) -> str:
     return repr(full if len(full) <= 80 else full[:77] + "...")
 
 
+def has_surrogates(name: str) -> bool:
+    """Whether a name holds half of a surrogate pair, which UTF-8 cannot hold."""
+    return any("\ud800" <= character <= "\udfff" for character in name)
+
+
 def listed(names: Iterable[str]) -> str:
     """The first ``SHOWN`` names, and the number of the others."""
     every = list(names)

@@ -71,7 +71,8 @@ def write_weights(path: str | os.PathLike[str], tensors: Mapping[str, Shaped[np.
     The file is written beside its place and then renamed: a reader sees the old file or the whole new one.
 
     Raises:
-        WeightsError: another suffix, or a dtype that the format has not (``.npz`` has no bfloat16).
+        WeightsError: another suffix, or a dtype that the format has not (``.npz`` has no bfloat16), or a name
+            that it cannot hold.
         ImportError: ``.safetensors``, and safetensors is not installed.
     """
     file = Path(path)

@@ -1,6 +1,7 @@
 """NumPy's ``.npz`` without pickle."""
 
 import io
+import math
 import zipfile
 from collections.abc import Mapping
 from typing import Any
@@ -9,10 +10,17 @@ import numpy as np
 from numpy.lib import format as npy
 
 from jaxseq.weights.archives import DAMAGE, Archive
-from jaxseq.weights.errors import WeightsError, shown
-from jaxseq.weights.numbers import MAX_DIMENSIONS
+from jaxseq.weights.errors import WeightsError, has_surrogates, shown
+from jaxseq.weights.numbers import MAX_DIMENSIONS, numbers_in
+from jaxseq.weights.safetensors_files import DTYPES
 
 HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+
+MAX_TEXTS = 1 << 20
+"""In one array of texts: each becomes an object of Python, many times as large as in the file."""
+
+MAX_NAME = 60_000
+"""Bytes of a name: zip files have two bytes for the length."""
 
 
 def read_npz(archive: Archive) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -42,13 +50,17 @@ def _array(name: str, data: bytes) -> np.ndarray:
         raise WeightsError(f"the array {shown(name)} has a damaged header ({shown(error)})") from None
     if dtype.kind not in "biufcUS":
         raise WeightsError(f"the array {shown(name)} has the dtype {shown(dtype)}, which is not read")
-    size = dtype.itemsize
+    if dtype.kind in "US" and math.prod(shape) > MAX_TEXTS:
+        raise WeightsError(f"the array {shown(name)} of shape {shown(shape)} has more than {MAX_TEXTS} texts")
+    shape, size = tuple(int(side) for side in shape), dtype.itemsize
     for dimension in shape:
         size *= dimension
     if len(shape) > MAX_DIMENSIONS or min(shape, default=0) < 0 or size != len(data) - stream.tell():
         raise WeightsError(f"the array {shown(name)} of shape {shown(shape)} has {len(data) - stream.tell()} bytes")
     if dtype.itemsize == 0 or 0 in shape:
         return _empty(name, shape, dtype)
+    if dtype.kind == "b":
+        numbers_in(memoryview(data)[stream.tell() :], "bool", name)
     array = np.frombuffer(data, dtype, offset=stream.tell()).reshape(shape, order="F" if by_columns else "C")
     return array.astype(dtype.newbyteorder("="), copy=False)
 
@@ -64,14 +76,15 @@ def npz_bytes(tensors: Mapping[str, np.ndarray]) -> bytes:
     """An ``.npz`` file of the arrays, the same bytes for the same arrays.
 
     Raises:
-        WeightsError: a dtype that the format cannot name (bfloat16), or a name with a zero byte.
+        WeightsError: a dtype that the format cannot name (bfloat16), or a name that a zip file cannot hold.
     """
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as file:
         for name, array in tensors.items():
             if array.dtype.kind not in "biufc":
-                raise WeightsError(f".npz has no dtype {array.dtype} ({shown(name)}); .safetensors has")
-            if "\0" in name:
+                other = "; .safetensors has" if array.dtype.name in DTYPES.values() else ""
+                raise WeightsError(f".npz has no dtype {array.dtype} ({shown(name)}){other}")
+            if "\0" in name or has_surrogates(name) or len(name.encode()) > MAX_NAME:
                 raise WeightsError(f".npz has no name {shown(name)}")
             with file.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as entry:
                 npy.write_array(entry, array, allow_pickle=False)

@@ -1,12 +1,13 @@
 """The safetensors format, by its library."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from jaxseq.weights.errors import WeightsError, shown
+from jaxseq.weights.errors import WeightsError, has_surrogates, shown
 from jaxseq.weights.numbers import MAX_DIMENSIONS, numbers_in
 
 DTYPES = {
@@ -29,6 +30,9 @@ DTYPES = {
 }
 """The format's names of dtypes, and NumPy's."""
 
+METADATA = "__metadata__"
+"""The entry of a header that is no tensor."""
+
 
 def read_safetensors(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The tensors, and the file's metadata (texts).
@@ -50,18 +54,24 @@ def read_safetensors(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, Any]
             raise WeightsError(f"{shown(name)} has the dtype {view['dtype']}, which is not read")
         if len(view["shape"]) > MAX_DIMENSIONS:
             raise WeightsError(f"{shown(name)} has {len(view['shape'])} dimensions")
-        tensors[name] = numbers_in(view["data"], DTYPES[view["dtype"]], name).reshape(view["shape"])
-    return tensors, header.get("__metadata__") or {}
+        numbers = numbers_in(view["data"], DTYPES[view["dtype"]], name)
+        try:
+            tensors[name] = numbers.reshape(view["shape"])
+        except (ValueError, OverflowError):  # no numbers, and sides beyond those that NumPy has
+            raise WeightsError(f"{shown(name)} has the shape {shown(view['shape'])}") from None
+    return tensors, header.get(METADATA) or {}
 
 
 def safetensors_bytes(tensors: Mapping[str, np.ndarray]) -> bytes:
     """A safetensors file of the arrays.
 
     Raises:
-        WeightsError: a dtype that the format has not.
+        WeightsError: a dtype that the format has not, or a name that it cannot hold or keeps for itself.
         ImportError: safetensors is not installed.
     """
     for name, array in tensors.items():
+        if name == METADATA or has_surrogates(name):
+            raise WeightsError(f"safetensors has no name {shown(name)}")
         if array.dtype.name not in DTYPES.values():
             raise WeightsError(f"safetensors has no dtype {array.dtype} ({shown(name)})")
     return bytes(_library().numpy.save({name: np.array(array, order="C") for name, array in tensors.items()}))
@@ -70,8 +80,8 @@ def safetensors_bytes(tensors: Mapping[str, np.ndarray]) -> bytes:
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise WeightsError(f"the name {shown(next(n for n in names if names.count(n) > 1))} occurs twice")
+        counts = Counter(name for name, _ in pairs)
+        raise WeightsError(f"the name {shown(counts.most_common(1)[0][0])} occurs twice")
     return made
 
 

@@ -82,11 +82,25 @@ def test_a_caption_is_cut_after_the_largest_number_of_words_and_the_rest_is_char
         ({}, "a list of strings"),
         ({"words": [], "max_words": 0}, "at least 1, not 0"),
         ({"words": [], "max_words": "16"}, "a number or null, not '16'"),
+        ({"words": [], "max_words": True}, "a number or null, not True"),
+        ({"words": [], "lowercase": "false"}, "lowercase must be true or false, not 'false'"),
+        ({"words": [], "punctuation": 0}, "punctuation must be true or false, not 0"),
+        ({"words": [], "punctuation": None}, "punctuation must be true or false, not None"),
     ],
 )
 def test_what_is_no_vocabulary_of_words_is_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         vocabulary_from_json(json.dumps({"kind": "words", **fields}))
+
+
+def test_json_that_is_no_object_and_ids_that_are_no_integers_are_refused():
+    for text in ("[]", "3", "null", '"words"'):
+        with pytest.raises(ValueError, match="must be an object, not"):
+            Words.from_json(text)
+    for tokens in (np.array([1.5]), np.array(["a"]), np.array([True]), np.array([None])):
+        with pytest.raises(ValueError, match="token ids must be integers, not"):
+            Words(("a",)).decode(tokens)
+    assert Words(("a",)).decode([]) == ""
 
 
 def test_counts_below_one_are_refused():

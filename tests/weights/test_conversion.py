@@ -119,3 +119,25 @@ def test_names_are_looked_up_below_a_prefix_and_ignored_by_their_whole_name():
     assert "superfluous: bn.num_batches_tracked" in fault(tensors(), ignored="num_batches_tracked")
     assert re.search(r"7 missing: .*; 9 superfluous", fault(given, ignored=COUNTERS)) is None
     assert "7 missing" in fault(given)
+
+
+def test_numbers_that_the_wanted_dtype_has_not_are_misshapen():
+    def message(array, dtype):
+        return fault({"a": np.array(array)}, [Entry(("p",), ("a",))], {"p": np.zeros(2, dtype)})
+
+    large = np.array([1, 1e39])
+    assert "p (numbers of float64 that float32 has not)" in message(large, np.float32)
+    assert "p (numbers of float32 that float16 has not)" in message(np.array([1, 7e4], np.float32), np.float16)
+    assert "p (numbers of int64 that int32 has not)" in message(np.array([1, 2**32]), np.int32)
+    assert "p (complex64, not float32)" in message(np.array([1, 1j], np.complex64), np.float32)
+    for kept in (np.array([np.inf, np.nan]), np.array([1, 0.1])):
+        found = convert_weights({"a": kept}, [Entry(("p",), ("a",))], {"p": np.zeros(2, np.float32)})
+        assert np.array_equal(found["p"], kept.astype(np.float32), equal_nan=True)
+
+
+def test_a_prefix_with_which_all_tensors_are_there_is_named():
+    given = {f"state_dict.module.{name}": array for name, array in tensors().items()}
+    assert "prefix='state_dict.module.'" in fault(given)
+    assert "prefix='state_dict.module.'" in fault(given, prefix="state_dict.")
+    del given[min(given)]
+    assert "prefix=" not in fault(given)

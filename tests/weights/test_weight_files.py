@@ -50,6 +50,12 @@ def npy(array):
     return stream.getvalue()
 
 
+def header(descr, shape):
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, {"descr": descr, "fortran_order": False, "shape": shape})
+    return stream.getvalue()
+
+
 def archive(entries, compression=zipfile.ZIP_STORED):
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", compression) as file:
@@ -96,9 +102,7 @@ def test_files_of_the_libraries_themselves_are_read(tmp_path):
 
 def test_npz_files_that_lie_are_refused(tmp_path):
     file = tmp_path / "weights.npz"
-    stream = io.BytesIO()
-    np.lib.format.write_array_header_1_0(stream, {"descr": "<f8", "fortran_order": False, "shape": (2 * 10**12,)})
-    long = stream.getvalue() + bytes(16)
+    long = header("<f8", (2 * 10**12,)) + bytes(16)
     evil = npy(np.zeros(2)).replace(b"'descr': '<f8'", b"'descr': [(exit(),1)]")
     objects = npy(np.array([{}], dtype=object))
     cases = {
@@ -111,10 +115,15 @@ def test_npz_files_that_lie_are_refused(tmp_path):
         "has 15 bytes": [("a.npy", npy(np.zeros(2))[:-1])],
         "has 17 bytes": [("a.npy", npy(np.zeros(2)) + b"0")],
         "damaged header ": [("a.npy", b"")],
+        "truth values": [("a.npy", npy(np.array([False, True])).replace(b"\0\1", b"\0\2"))],
+        "more than 1048576 texts": [("a.npy", header("|S0", (10**7,)))],
+        "more than 1048576 texts ": [("a.npy", header("|S1", (2**20 + 1,)) + bytes(2**20 + 1))],
     }
     for match, entries in cases.items():
         file.write_bytes(archive(entries))
         refused(file, match.strip())
+    file.write_bytes(archive([("a.npy", header("<f4", (True,)) + bytes(4))]))
+    assert read_weights(file)["a"].tolist() == [0]
     with pytest.warns(UserWarning, match="Duplicate"):
         file.write_bytes(archive([("a.npy", npy(np.zeros(2)))] * 2))
     refused(file, "two entries")
@@ -127,6 +136,8 @@ def test_safetensors_files_that_lie_are_refused(tmp_path):
     file = tmp_path / "weights"
     one = '"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}'
     good = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+    empty = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    many = json.dumps({f"n{number}": empty for number in range(10_000)})[1:-1]
     cases = [
         (safetensors_file({"a": good}, bytes(4)), "damaged"),
         (safetensors_file({"a": good}, bytes(12)), "damaged"),
@@ -138,6 +149,9 @@ def test_safetensors_files_that_lie_are_refused(tmp_path):
         (safetensors_file(b"{" + b"[" * 100_000), "damaged"),
         (safetensors_file(f"{{{one}, {one}}}".encode(), bytes(8)), "damaged|'a' occurs twice"),
         (safetensors_file({"a": good}, bytes(8), length=2**60), "neither"),
+        (safetensors_file({"a": empty | {"shape": [0, 2**62]}}), "'a' has the shape"),
+        (safetensors_file({"a": empty | {"shape": [0, 2**64 - 1]}}), "'a' has the shape"),
+        (safetensors_file(f"{{{many}, {one}, {one}}}".encode(), bytes(8)), "damaged|'a' occurs twice"),
     ]
     for data, match in cases:
         file.write_bytes(data)
@@ -153,6 +167,15 @@ def test_files_of_other_kinds_are_refused(tmp_path):
         refused(file)
     with pytest.raises(FileNotFoundError):
         read_weights(tmp_path / "absent")
+
+
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe.pth")
+    os.symlink("pipe.pth", tmp_path / "link.pth")
+    os.symlink("/dev/zero", tmp_path / "device.npz")
+    (tmp_path / "folder.safetensors").mkdir()
+    for name in os.listdir(tmp_path):
+        refused(tmp_path / name, "not a regular file")
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -199,6 +222,12 @@ def test_what_a_format_cannot_hold_is_refused(tmp_path):
         write_weights(tmp_path / "x.safetensors", {"a": np.zeros(2, "complex128")})
     with pytest.raises(WeightsError, match=r"suffix is '.pth', not one of .safetensors, .npz"):
         write_weights(tmp_path / "x.pth", {"a": np.zeros(2)})
+    with pytest.raises(WeightsError, match=r"\.npz has no dtype object \('a'\)$"):
+        write_weights(tmp_path / "x.npz", {"a": np.array([None])})
+    for name, suffixes in {"\ud800": SUFFIXES, "__metadata__": [".safetensors"], "x" * 70_000: [".npz"]}.items():
+        for suffix in suffixes:
+            with pytest.raises(WeightsError, match=f"{suffix[1:]} has no name"):
+                write_weights(tmp_path / f"x{suffix}", {name: np.zeros(2)})
     assert os.listdir(tmp_path) == []
 
 

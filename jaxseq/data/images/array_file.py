@@ -51,8 +51,8 @@ def row_digests(array: Shaped[np.ndarray, "N *rest"], *, workers: int = 4) -> UI
 class RowWriter:
     """Writes the rows of an array in any order, from any thread."""
 
-    def __init__(self, descriptor: int, shape: tuple[int, ...], dtype: np.dtype) -> None:
-        self.shape, self.dtype, self._descriptor = shape, dtype, descriptor
+    def __init__(self, path: Path, descriptor: int, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        self.shape, self.dtype, self._path, self._descriptor = shape, dtype, path, descriptor
         self._row_size = math.prod(shape[1:]) * dtype.itemsize
         self.digests = np.zeros((shape[0], DIGEST_SIZE), np.uint8)
         self.digests[:] = np.frombuffer(row_digest(np.zeros(shape[1:], dtype)), np.uint8)
@@ -62,9 +62,10 @@ class RowWriter:
         if values.shape != self.shape[1:] or values.dtype != self.dtype:
             raise ValueError(f"a row of {self.shape[1:]} {self.dtype}, not {values.shape} {values.dtype}")
         raw, offset = values.tobytes(), row * self._row_size
-        while raw:
-            written = os.pwrite(self._descriptor, raw, offset)
-            raw, offset = raw[written:], offset + written
+        with _errors_of(self._path):
+            while raw:
+                written = os.pwrite(self._descriptor, raw, offset)
+                raw, offset = raw[written:], offset + written
         self.digests[row] = np.frombuffer(row_digest(values), np.uint8)
 
 
@@ -77,7 +78,8 @@ def new_array_file(path: Path, shape: tuple[int, ...], dtype: Any, description: 
     unfinished file of a process that was killed, whose name starts with a dot, is deleted by the next one.
 
     Raises:
-        OSError: the folder cannot be written, or has no room (names both sizes, before anything is written).
+        OSError: the folder cannot be written, or has no room (names both sizes, before anything is written); names
+            the file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     dtype = np.dtype(dtype)
@@ -91,16 +93,18 @@ def new_array_file(path: Path, shape: tuple[int, ...], dtype: Any, description: 
     _lock(descriptor)
     try:
         with os.fdopen(descriptor, "r+b") as file:
-            file.truncate(needed)
-            rows = RowWriter(descriptor, shape, dtype)
+            with _errors_of(path):
+                file.truncate(needed)
+            rows = RowWriter(path, descriptor, shape, dtype)
             yield rows
             fields = {"shape": shape, "dtype": dtype.str, "description": description}
             described = json.dumps(fields).encode("utf-8", "surrogatepass")
             body = rows.digests.tobytes() + described
-            file.seek(needed)
-            file.write(body + len(described).to_bytes(8, "little") + _digest(body) + MAGIC)
-            file.flush()
-            os.fsync(descriptor)
+            with _errors_of(path):
+                file.seek(needed)
+                file.write(body + len(described).to_bytes(8, "little") + _digest(body) + MAGIC)
+                file.flush()
+                os.fsync(descriptor)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -129,7 +133,7 @@ def open_array_file(path: Path, *, verify: bool = True) -> StoredArray:
             fields = json.loads(described)
             shape, dtype = tuple(int(side) for side in fields["shape"]), np.dtype(fields["dtype"])
             count, description = shape[0], dict(fields["description"])
-        except (ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError):
+        except (ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError, SyntaxError):
             raise ArrayFileError("its description is damaged") from None
         data = math.prod(shape) * dtype.itemsize
         if min(shape) < 0 or dtype.hasobject or size != data + count * DIGEST_SIZE + length + FOOTER_SIZE:
@@ -143,6 +147,17 @@ def open_array_file(path: Path, *, verify: bool = True) -> StoredArray:
     if verify and not np.array_equal(row_digests(array), table):
         raise ArrayFileError("its contents do not fit their checksums")
     return StoredArray(array, table, description)
+
+
+@contextmanager
+def _errors_of(path: Path) -> Iterator[None]:
+    """Errors of the system in the block name the file, which those of an open file do not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = os.fspath(path)
+        raise
 
 
 def _delete_unfinished(path: Path) -> None:

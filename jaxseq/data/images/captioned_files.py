@@ -1,8 +1,9 @@
 """From lists of files and captions to a corpus: what all readers of captions share.
 
-Captions have runs of white space replaced by one space. A caption without a letter or a digit, an image without a
-caption, an image that cannot be read and a path outside the folder are skipped and named. An image whose resized
-pixels are those of an image of another part is left out of all parts but one (the test part, else the validation part).
+Captions have runs of white space replaced by one space. A caption without a letter or a digit, a caption of more than
+``MAX_CHARACTERS``, an image without a caption, an image that cannot be read and a path outside the folder are skipped
+and named. An image whose resized pixels are those of an image of another part is left out of all parts but one (the
+test part, else the validation part).
 """
 
 import hashlib
@@ -32,6 +33,9 @@ SPLITS = {
 PARTS = ("test", "validation", "train")
 HELD_OUT = 0.1
 """The fraction of images in the test part, and in the validation part, if the files do not say."""
+
+MAX_CHARACTERS = 10_000
+"""Of a caption: to normalize it takes a time that can grow with the square, and all are padded to the longest."""
 
 
 @dataclass(frozen=True)
@@ -69,19 +73,27 @@ class Found:
 
     def image(self, place: str, folder: Path, name: str) -> FoundImage | None:
         """The image of a name, a path below the folder; None, and named, if it is outside."""
-        if name in self.images:
-            return self.images[name]
+        key = self.key(folder, name)
+        if key in self.images:
+            return self.images[key]
         path = PurePosixPath(name)
         if not name.strip() or path.is_absolute() or ".." in path.parts or "\0" in name or has_surrogates(name):
             self.skip(place, f"not a path below the folder: {name[:80]!r}")
             return None
-        self.images[name] = FoundImage(os.fspath(folder / path))
-        return self.images[name]
+        self.images[key] = FoundImage(os.fspath(folder / path))
+        return self.images[key]
+
+    def key(self, folder: Path, name: str) -> str:
+        """The name of an image in ``images``: its path, if an image in another folder has the name already."""
+        path, known = os.fspath(folder / PurePosixPath(name)), self.images.get(name)
+        return name if known is None or known.path == path else path
 
     def caption(self, place: str, image: FoundImage, text: str) -> None:
-        """Add a caption, or name it if it holds no word."""
+        """Add a caption, or name it if it holds no word or is too long."""
         if not has_letters(text):
             self.skip(place, f"a caption with no words: {text[:80]!r}")
+        elif len(text) > MAX_CHARACTERS:
+            self.skip(place, f"a caption of {len(text):,} characters, more than {MAX_CHARACTERS:,}: {text[:80]!r}")
         elif has_surrogates(text):
             self.skip(place, f"a caption that is not valid Unicode: {text[:80]!r}")
         else:

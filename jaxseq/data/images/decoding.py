@@ -36,8 +36,10 @@ TRANSPOSITIONS = {
 """The values of the EXIF tag Orientation, and what makes the image upright."""
 
 
-TEMPORARY = (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-"""Errors of the system, which say nothing about the file."""
+TEMPORARY: tuple[int, ...] = (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR)
+TEMPORARY += (errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ECONNABORTED, errno.ECONNRESET)
+TEMPORARY += (errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH)
+"""Errors of the system or of a network's file system, which say nothing about the file."""
 
 
 class ImageError(ValueError):
@@ -65,7 +67,7 @@ def read_image(
             (found in the header, before anything is decoded). Pillow's own limit (``PIL.Image.MAX_IMAGE_PIXELS``,
             twice that is refused) holds too.
         ValueError: an unknown mode, or a size below 1.
-        OSError, MemoryError: the system fails, not the file (``TEMPORARY``).
+        OSError, MemoryError: the system fails, not the file (``TEMPORARY``); an OSError names the file.
         ImportError: the extra ``images`` is not installed.
     """
     check_resize(size, mode)
@@ -82,6 +84,8 @@ def read_image(
         raise ImageError(f"no image ({', '.join(FORMATS)})") from None
     except Exception as error:  # Pillow's decoders raise nearly everything on broken files
         if _is_temporary(error):
+            if isinstance(error, OSError) and error.filename is None:
+                error.filename = os.fspath(path)
             raise
         raise ImageError(f"cannot be decoded: {type(error).__name__}: {' '.join(str(error).split())[:200]}") from None
 
@@ -139,11 +143,14 @@ def _rgb(image: Any) -> Any:
     if image.mode == "F":
         raise ImageError("floating-point pixels")
     if image.mode in SIXTEEN_BITS:
-        values = np.asarray(image).astype(np.int64)
+        values = np.asarray(image).astype(np.int32)
         if values.min() < 0 or values.max() > 65535:
             raise ImageError(f"pixels of more than 16 bits: {values.min()} to {values.max()}")
         pillow, _ = _pillow()
-        image = pillow.fromarray(((values + 128) // 257).astype(np.uint8))
+        grey = ((values + 128) // 257).astype(np.uint8)
+        if isinstance(hidden := image.info.get("transparency"), int):
+            grey[values == hidden] = 255
+        image = pillow.fromarray(grey)
     elif image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         pillow, _ = _pillow()
         image = image.convert("RGBA")

@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import os
+import re
 import time
 import warnings
 from collections.abc import Sequence
@@ -33,6 +34,8 @@ from jaxseq.data.images.decoding import (
 )
 
 logger = logging.getLogger(__name__)
+
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 LARGE = 4.0
 """Gigabytes of images in memory from which a message suggests a cache."""
@@ -143,8 +146,9 @@ def checked_indices(indices: Integer[np.ndarray, " B"] | Sequence[int], count: i
 
 
 def printable(path: str) -> str:
-    """A path in which bytes that are not UTF-8 are escaped."""
-    return path.encode("utf-8", "backslashreplace").decode()
+    """A path in which bytes that are not UTF-8 and control characters are escaped: one line."""
+    text = path.encode("utf-8", "backslashreplace").decode()
+    return text if text.isprintable() else CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 class _Build:

@@ -30,8 +30,9 @@ def read_coco_captions(
 
     Other fields are ignored; ids are integers or strings, and ``"1"`` is the id 1. ``held_out`` is a second such file
     with its folder (``captions_val2017.json``): its images are divided between the validation and the test part by
-    their names and the seed, and all of ``path`` is for training. Without it a tenth of the images is in the test part
-    and another in the validation part.
+    their names and the seed, and all of ``path`` is for training. An image there that has the file name of one of
+    ``path``, in another folder, is another image, named by its whole path. Without ``held_out`` a tenth of the images
+    is in the test part and another in the validation part.
 
     Skipped and named, with the path within the JSON: items with missing fields or wrong types, an id for a second
     time, an annotation of an unknown image, and what ``captioned_files`` lists. A file name under a second id is the
@@ -66,7 +67,7 @@ def _read_coco(found: Found, path: Path, folder: Path) -> None:
         if key in by_id:
             found.skip(str(path), f"{place}: the id {key} for a second time (file_name {name!r})")
             continue
-        if name in found.images:
+        if found.key(folder, name) in found.images:
             found.skip(str(path), f"{place}: the file_name {name!r} for a second time, with the id {key}: one image")
         by_id[key] = found.image(f"{path}: {place}.file_name", folder, name)
     known = set()
@@ -199,4 +200,7 @@ def _id(item: Item, key: str, place: str) -> str:
 
 
 def _shown(value: Any) -> str:
-    return json.dumps(value)[:60]
+    try:
+        return json.dumps(value)[:60]
+    except RecursionError:  # read with less depth of calls than is left here
+        return f"a deeply nested {type(value).__name__}"

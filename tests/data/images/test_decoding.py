@@ -1,12 +1,16 @@
 """Image files of every kind: each is right, or refused with a reason, at once."""
 
+import errno
 import os
 import socket
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 from jaxseq.data.images import ImageError, read_image
+from jaxseq.data.images.decoding import TEMPORARY
 
 Image = pytest.importorskip("PIL.Image", reason="needs Pillow")
 
@@ -26,6 +30,16 @@ def oriented(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     return exif
+
+
+class Failing:
+    """A function that raises an error."""
+
+    def __init__(self, error: BaseException):
+        self.error = error
+
+    def __call__(self, *_, **__):
+        raise self.error
 
 
 @pytest.mark.parametrize(
@@ -74,6 +88,9 @@ def test_what_is_transparent_is_laid_over_white(tmp_path):
         assert np.abs(read_image(saved(tmp_path / name, rgba), SIZE).astype(int) - expected).max() <= 1
     key = read_image(saved(tmp_path / "key.png", transparency=(0, 0, 255)), SIZE)
     assert (key[4, 5].tolist(), key[0, 5].tolist()) == ([255] * 3, [255, 0, 0])
+    grey = Image.fromarray(np.arange(48, dtype=np.uint16).reshape(SIZE) * 257)
+    key = read_image(saved(tmp_path / "16.png", grey, transparency=0), SIZE)
+    assert (key[0, 0].tolist(), key[0, 1].tolist()) == ([255] * 3, [1] * 3)
     palette = Image.fromarray(HALVES).quantize(4)
     hidden = palette.getpixel((5, 0))
     assert read_image(saved(tmp_path / "p.png", palette, transparency=hidden), SIZE)[0, 5].tolist() == [255] * 3
@@ -185,6 +202,35 @@ def test_every_bad_file_is_refused_with_its_reason(tmp_path, monkeypatch):
             read_image(name, SIZE, max_pixels=10**6)
     with pytest.raises(ImageError, match="cannot be opened"):
         read_image("a\0b", SIZE)
+
+
+def test_errors_of_the_system_are_raised_and_name_the_file(tmp_path, monkeypatch):
+    path = saved(tmp_path / "a.png")
+    for number in TEMPORARY:
+        for target in ("os.stat", "os.open", "PIL.Image.Image.resize"):
+            with monkeypatch.context() as patched:
+                patched.setattr(target, Failing(OSError(number, os.strerror(number))))
+                with pytest.raises(OSError, match=os.strerror(number)) as caught:
+                    read_image(path, SIZE)
+            assert caught.value.filename == str(path)
+    with monkeypatch.context() as patched:
+        patched.setattr("PIL.Image.Image.resize", Failing(MemoryError("full")))
+        with pytest.raises(MemoryError, match="full"):
+            read_image(path, SIZE)
+    for error in (OSError("truncated"), OSError(errno.EINVAL, "seek"), PermissionError(errno.EACCES, "no")):
+        with monkeypatch.context() as patched:
+            patched.setattr("os.open", Failing(error))
+            with pytest.raises(ImageError, match="cannot be opened"):
+                read_image(path, SIZE)
+
+
+def test_remarks_of_pillow_are_not_written_to_the_error_output(tmp_path):
+    command = (
+        "import logging, sys; from jaxseq.data.images.decoding import read_image; read_image(sys.argv[1], (6, 8)); "
+        "logging.getLogger('PIL.TiffImagePlugin').error('a remark')"
+    )
+    arguments = [sys.executable, "-c", command, saved(tmp_path / "a.png")]
+    assert subprocess.run(arguments, capture_output=True, text=True, check=True).stderr == ""
 
 
 @pytest.mark.full

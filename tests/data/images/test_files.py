@@ -1,8 +1,11 @@
 """The cache of resized images: reused while it fits, rebuilt otherwise, never half written."""
 
+import errno
+import hashlib
 import logging
 import multiprocessing
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,7 +13,7 @@ import numpy as np
 import pytest
 
 from jaxseq.data.images import CaptionBatches, ImageFiles, ImageSource, read_image
-from jaxseq.data.images.array_file import ArrayFileError, new_array_file, open_array_file
+from jaxseq.data.images.array_file import DIGEST_SIZE, MAGIC, ArrayFileError, new_array_file, open_array_file
 
 Image = pytest.importorskip("PIL.Image", reason="needs Pillow")
 
@@ -134,6 +137,109 @@ def test_an_interrupted_build_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_an_error_of_the_system_ends_the_build_and_is_not_stored(paths, tmp_path, monkeypatch):
+    real, opened = os.open, []
+
+    def few(path, *arguments, **options):
+        if str(path).endswith(".png"):
+            opened.append(path)
+            if len(opened) > 1:
+                raise OSError(errno.EMFILE, "Too many open files", str(path))
+        return real(path, *arguments, **options)
+
+    for cache in (None, tmp_path / "cache"):
+        opened.clear()
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "open", few)
+            with pytest.raises(OSError, match="Too many open files"):
+                build(paths, cache=cache)
+    assert not list((tmp_path / "cache").iterdir())
+    assert build(paths, cache=tmp_path / "cache").kept == (0, 1, 3, 4)
+
+
+def test_unfinished_files_are_deleted_unless_they_are_new_or_being_written(tmp_path):
+    fcntl = pytest.importorskip("fcntl")
+    old, new, other = tmp_path / ".a.1.x", tmp_path / ".a.2.y", tmp_path / ".b.1.x"
+    for path in (old, new, other):
+        path.write_bytes(b"")
+    for path in (old, other):
+        os.utime(path, (0, 0))
+    with new_array_file(tmp_path / "a", (1, 3), np.uint8, {}):
+        assert set(tmp_path.iterdir()) >= {new, other} and not old.exists()
+        (writing,) = set(tmp_path.iterdir()) - {new, other}
+        os.utime(writing, (0, 0))
+        with new_array_file(tmp_path / "a", (1, 3), np.uint8, {}):
+            assert writing.exists()
+        with writing.open("rb") as file, pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert set(tmp_path.iterdir()) == {tmp_path / "a", new, other}
+
+
+def test_a_killed_build_is_done_again_and_its_file_deleted(paths, tmp_path):
+    command = (
+        "import os, signal, sys; import numpy as np; from pathlib import Path\n"
+        "from jaxseq.data.images.array_file import new_array_file\n"
+        "with new_array_file(Path(sys.argv[1]), (6, 4, 5, 3), np.uint8, {}): os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    expected = build(paths, cache=tmp_path / "cache").fingerprint
+    path = cache_file(tmp_path / "cache")
+    path.unlink()
+    assert subprocess.run([sys.executable, "-c", command, path]).returncode == -9
+    os.utime(cache_file(tmp_path / "cache"), (0, 0))
+    assert build(paths, cache=tmp_path / "cache").fingerprint == expected
+    assert cache_file(tmp_path / "cache") == path
+
+
+def test_a_file_that_cannot_grow_is_named_and_leaves_nothing(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for name in ("pwrite", "fsync"):
+        with monkeypatch.context() as patched:
+            patched.setattr(os, name, fail)
+            with (
+                pytest.raises(OSError, match=r"No space left on device: '.*images\.array'"),
+                new_array_file(tmp_path / "images.array", (2, 3), np.uint8, {}) as rows,
+            ):
+                rows[0] = np.zeros(3, np.uint8)
+        assert not list(tmp_path.iterdir())
+    with monkeypatch.context() as patched:
+        resource = pytest.importorskip("resource")
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+        try:
+            with (
+                pytest.raises(OSError, match=r"File too large: '.*images\.array'"),
+                new_array_file(tmp_path / "images.array", (2000,), np.uint8, {}),
+            ):
+                pass
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
+
+
+HEADERS = {
+    "overflow": b'{"shape": [1e999], "dtype": "|u1", "description": {}}',
+    "recursion": b"[" * 100_000,
+    "syntax": b'{"shape": [1], "dtype": "f4,(", "description": {}}',
+    "objects": b'{"shape": [1], "dtype": "|O", "description": {}}',
+    "negative": b'{"shape": [-1], "dtype": "|u1", "description": {}}',
+    "large": b'{"shape": [4611686018427387904, 4611686018427387904], "dtype": "|u1", "description": {}}',
+    "list": b"[]",
+    "text": b'{"shape": "12", "dtype": "|u1", "description": 3}',
+}
+
+
+@pytest.mark.parametrize("header", HEADERS)
+def test_a_description_that_lies_is_refused(tmp_path, header):
+    described = HEADERS[header]
+    body = bytes(DIGEST_SIZE) + described
+    digest = hashlib.blake2b(body, digest_size=DIGEST_SIZE).digest()
+    (tmp_path / "a").write_bytes(b"\0" + body + len(described).to_bytes(8, "little") + digest + MAGIC)
+    with pytest.raises(ArrayFileError, match=r"description is damaged|size is wrong"):
+        open_array_file(tmp_path / "a")
+
+
 def test_an_array_file_gives_back_its_rows_and_zeros_for_the_others(tmp_path):
     for shape in ((3, 2), (3, 0), (0, 2), (2, 1, 2)):
         values = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
@@ -188,6 +294,7 @@ def test_names_that_are_not_utf8_are_escaped(tmp_path):
     images = build([tmp_path / name], cache=tmp_path / "cache")
     assert len(images) == 0
     assert images.skipped[0].encode() == f"{tmp_path}/caf\\udce9.png: no such file".encode()
+    assert build([tmp_path / "a\n\x1b[2J\x9bé.png"]).skipped == (f"{tmp_path}/a\\x0a\\x1b[2J\\x9bé.png: no such file",)
 
 
 def test_without_pillow_the_error_names_the_extra(monkeypatch):

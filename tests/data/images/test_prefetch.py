@@ -110,3 +110,17 @@ def test_several_threads_may_ask():
 def test_a_depth_below_one_is_refused():
     with pytest.raises(ValueError, match="depth must be at least 1, not 0"):
         Prefetch(Steps(), depth=0)
+
+
+def test_a_batch_is_asked_for_again_after_an_error_and_closing_after_one_does_not_wait():
+    steps = Steps(1)
+    data = Prefetch(steps, depth=1)
+    for _ in range(2):
+        with pytest.raises(KeyError, match="step 1"):
+            data(1)
+    steps.wrong = ()
+    assert data(1) == 1
+    data.close()
+    data.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        data(2)
