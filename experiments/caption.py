@@ -64,6 +64,8 @@ class Config:
             raise ValueError(f"samples must be at least 1, not {self.samples}")
         if self.max_length is not None and self.max_length < 1:
             raise ValueError(f"max_length must be at least 1, not {self.max_length}")
+        if self.attention is not None and self.attention.suffix.lower() != ".png":
+            raise ValueError(f"attention={self.attention} must be a .png file")
         searched = [name for name in ("beams", "normalization", "coverage") if getattr(self, name) is not None]
         if self.samples is not None and searched:
             raise ValueError(f"{searched[0]} is an option of a search, not of samples")
@@ -74,7 +76,11 @@ class Config:
 def main(config: Config) -> list[list[Caption]]:
     """Load the model, caption, print; returns the captions of each image that could be read."""
     training.enable_compilation_cache()
+    check_outputs(config)
     loaded = pipelines.load_run(config.run, pipelines.Captioner)
+    if config.attention is not None and not loaded.pipeline.config.attends:
+        decoder = loaded.pipeline.config.decoder
+        raise ValueError(f"attention={config.attention} needs a decoder that attends, not {decoder} of {config.run}")
     given = {name: getattr(config, name) for name in ("beams", "normalization", "coverage")}
     search = dataclasses.replace(loaded.pipeline.search, **{name: x for name, x in given.items() if x is not None})
     captioner = loaded.pipeline.with_search(search, config.max_length)
@@ -96,6 +102,23 @@ def main(config: Config) -> list[list[Caption]]:
     if config.attention is not None:
         draw(config, captioner, loaded.params, images, found[0][0])
     return found
+
+
+def check_outputs(config: Config) -> None:
+    """Check that the files can be written, before anything is computed for them.
+
+    Raises:
+        ValueError: a folder in the place of a file, or a file in a folder that there is not.
+        ImportError: attention is to be drawn, and matplotlib is not installed.
+    """
+    for name in ("output", "attention"):
+        path = getattr(config, name)
+        if path is not None and path.is_dir():
+            raise ValueError(f"{name}={path} is a folder, not a file to write")
+        if path is not None and not path.parent.is_dir():
+            raise ValueError(f"{name}={path}: there is no folder {path.parent}")
+    if config.attention is not None:
+        plotting.require_matplotlib()
 
 
 def files(images: Sequence[Path]) -> list[Path]:
@@ -124,20 +147,15 @@ def write(config: Config, paths: Sequence[Path], found: Sequence[Sequence[Captio
     else:
         lines = [f"{path}\t{caption.text}" for path, caption in pairs]
     if config.output is None:
-        print("\n".join(lines))
+        encoding = sys.stdout.encoding or "utf-8"
+        print("\n".join(lines).encode(encoding, "backslashreplace").decode(encoding))
         return
     config.output.write_bytes("".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace"))
     print(f"written: {config.output}", file=sys.stderr)
 
 
 def draw(config: Config, captioner: pipelines.Captioner, params: object, images: ImageFiles, caption: Caption) -> None:
-    """Draw the attention of a caption over the first image.
-
-    Raises:
-        ValueError: the decoder does not attend.
-    """
-    if not captioner.config.attends:
-        raise ValueError(f"{config.run}: attention needs a decoder that attends, not {captioner.config.decoder}")
+    """Draw the attention of a caption over the first image."""
     first = captioner.source(images.select([0]))
     maps = captioner.attentions(params, first, [caption.tokens])
     words = [captioner.vocabulary.decode([token]) for token in caption.tokens.tolist()]

@@ -105,12 +105,11 @@ def main(config: Config) -> dict[str, Any]:
     corpus = config.task.corpus(config.split_seed, config.cache)
     print(corpus.summary(), flush=True)
     captioner, backbone, weights = make_captioner(config, corpus)
-    examples = Data(corpus, {name: captioner.source(part.images, config.cache) for name, part in corpus.parts.items()})
-    batches = make_batches(config, captioner, examples)
     key, init_key = jax.random.split(jax.random.key(config.seed))
     arrays = captioner.blank(), np.zeros((1, 1), np.int32)
-    jax.eval_shape(captioner.model.init, init_key, *arrays)  # invalid options raise an error before a folder is created
-
+    jax.eval_shape(captioner.model.init, init_key, *arrays)  # invalid options are refused before features are computed
+    examples = Data(corpus, {name: captioner.source(part.images, config.cache) for name, part in corpus.parts.items()})
+    batches = make_batches(config, captioner, examples)
     fingerprint = batches.fingerprint + corpus.sha256 + weights
     change = config.allow_config_change
     with training.Run.open(config.run, config, fingerprint=fingerprint, allow_config_change=change) as run:
@@ -136,9 +135,10 @@ def main(config: Config) -> dict[str, Any]:
             "parameters": sum(p.size for p in jax.tree.leaves(state.params)),
             "steps": int(state.step),
             "implementations": ", ".join(f"{op}={'/'.join(names)}" for op, names in chosen.items()) or "none",
-            "train_images_per_second": float(np.median(rates)) * config.batch_size,
             "train_seconds": run.train_seconds,
         }
+        if rates:  # the first step, which compiles, has none
+            results["train_images_per_second"] = float(np.median(rates)) * config.batch_size
         run.write_results(results)
         report = write_report(config, captioner, state.eval_params, examples, run)
     print(
@@ -167,8 +167,14 @@ def make_captioner(config: Config, corpus: CaptionCorpus) -> tuple[Captioner, An
     """The captioner, the parameters of a pretrained encoder (or None), and their SHA-256 (or an empty string).
 
     A caption has at most 1.5 times the tokens of the longest training caption.
+
+    Raises:
+        ValueError: the vocabulary has no words, as of few captions with a large ``min_count``.
     """
     model, vocabulary = config.model, config.task.vocabulary(corpus)
+    if not vocabulary.words:
+        least = getattr(config.task, "min_count", 1)
+        raise ValueError(f"no word occurs min_count={least} times in the training captions: there is nothing to learn")
     backbone, weights, frozen = None, "", None
     if model.starts_trained:
         backbone = pipelines.read_backbone(model, pipelines.find_weights(model.encoder, config.weights))

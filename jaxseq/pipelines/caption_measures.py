@@ -51,7 +51,13 @@ class CaptionLosses:
         self._losses = jax.jit(partial(_losses, captioner.model, captioner.vocabulary.separator))
 
     def __call__(self, params: PyTree, inputs: Arrays) -> Losses:
-        """The losses of these parameters; ``inputs`` are those of the images, in their order."""
+        """The losses of these parameters; ``inputs`` are those of the images, in their order.
+
+        Raises:
+            ValueError: not one input for each list of references.
+        """
+        if len(inputs) != len(self.encoded):
+            raise ValueError(f"references of {len(self.encoded)} images, but there are {len(inputs)} inputs")
         sums, done = np.zeros((3, 2)), 0
         for rows, batch in input_batches(inputs):
             targets, lengths = self._padded(done, rows, len(batch))

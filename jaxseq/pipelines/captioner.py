@@ -166,7 +166,7 @@ class Captioner(Pipeline):
         shape = count, *self.image_size, 3
         return np.zeros(shape, np.uint8) if self.frozen is None else np.zeros(self.frozen.map_shape(shape), np.float32)
 
-    def inputs(self, images: Shaped[np.ndarray, "B Y X 3"]) -> Shaped[np.ndarray, "B Y X C"]:
+    def inputs(self, images: Shaped[np.ndarray, "B Y X 3"]) -> Shaped[np.ndarray, "B _Y _X C"]:
         """The model's inputs of images: themselves, or a frozen encoder's feature maps.
 
         Raises:
@@ -188,6 +188,8 @@ class Captioner(Pipeline):
             fields = {"encoder": self.config.encoder, "precision": self.config.precision}
             weights: dict[str, Any] = {"weights_sha256": self.frozen.fingerprint, "fields": fields}
             return FeatureCache(images, self.frozen, cache, batch_size=min(FEATURE_BATCH, len(images)), **weights)
+        if not len(images):
+            return ArraySource(self.blank(0))
         return ArraySource(np.concatenate([self.frozen(batch)[:rows] for rows, batch in input_batches(images)]))
 
     def __call__(self, params: PyTree, images: Shaped[np.ndarray, "N Y X 3"]) -> list[str]:
@@ -232,7 +234,12 @@ class Captioner(Pipeline):
         """The attention over the places of the feature map at each word of each caption; empty without attention.
 
         Weights are averaged over heads, and are those of the last layer. ``tokens`` are the ids of the captions.
+
+        Raises:
+            ValueError: not one caption for each input.
         """
+        if len(tokens) != len(inputs):
+            raise ValueError(f"tokens of {len(tokens)} captions, but there are {len(inputs)} inputs")
         maps: list[np.ndarray] = []
         if not self.config.attends:
             return maps

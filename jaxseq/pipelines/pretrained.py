@@ -82,6 +82,8 @@ class FrozenEncoder:
         """The feature maps, in float32."""
         variables, maps = {"params": {"backbone": self.params}}, []
         rows = min(BATCH_SIZE, len(images))
+        if not rows:
+            return np.zeros(self.map_shape(images.shape), np.float32)
         for start in range(0, len(images), rows):
             part = np.asarray(images[start : start + rows])
             padded = np.pad(part, ((0, rows - len(part)), (0, 0), (0, 0), (0, 0)))

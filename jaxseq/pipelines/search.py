@@ -1,5 +1,6 @@
 """The search for an output text that translators and captioners share: greedy decoding, beams, samples."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -29,8 +30,8 @@ class SearchConfig:
     def __post_init__(self) -> None:
         if self.beams < 1:
             raise ValueError(f"beams must be at least 1, not {self.beams}")
-        if self.coverage < 0:
-            raise ValueError(f"coverage must be at least 0, not {self.coverage}")
+        if not 0 <= self.coverage < math.inf:
+            raise ValueError(f"coverage must be at least 0 and finite, not {self.coverage}")
         if self.coverage and self.beams == 1:
             raise ValueError(f"coverage={self.coverage} belongs to beam search, not to beams=1")
 

@@ -8,12 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from jaxseq.plotting.labels import text_label
+from jaxseq.plotting.labels import ELLIPSIS, text_label
 from jaxseq.plotting.style import EDGE, INK, SOFT, make_figure, require_matplotlib, save_figure
 from jaxseq.typing import Array, Float, Shaped
 
 COLUMNS, PANEL, TITLE_LINE = 6, 1.55, 0.2
 """Panels in a row; inches of a panel with its title, and of a line of text."""
+
+LONGEST = 18
+"""Characters of a word that fit the width of a panel."""
 
 VEIL = 0.72
 """Opacity where the attention is 0."""
@@ -34,7 +37,7 @@ def draw_attention_maps(
 
     Args:
         image: pixels 0 to 255.
-        words: the words, which are the titles of the panels.
+        words: the words, which are the titles of the panels; long ones are cut.
         weights: ``[T Y' X']``, one map for each word; None draws the image alone, with the words as its caption.
         file: the PNG to write.
         notes: lines of text below the panels, such as references.
@@ -65,7 +68,8 @@ def draw_attention_maps(
     if maps is not None and len(maps):
         largest = float(maps.max()) or 1.0
         for index, (word, table) in enumerate(zip(words, maps, strict=True)):
-            shown = _panel(axes(index + 1), pixels, word, table, largest)
+            title = word if len(word) <= LONGEST else word[: LONGEST - 1] + ELLIPSIS
+            shown = _panel(axes(index + 1), pixels, title, table, largest)
         scale = figure.add_axes(
             ((width + 0.08) / (width + bar), 1 - step / total, 0.09 / (width + bar), 0.8 * height / total)
         )

@@ -1,10 +1,13 @@
 """The captioning experiment as a user runs it: a run folder, a report, captions of new images; clear errors."""
 
 import dataclasses
+import io
 import json
 import re
+import signal
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import tyro
@@ -15,12 +18,12 @@ pytest.importorskip("skimage", reason="scikit-image is not installed (extra `ima
 pytest.importorskip("sklearn", reason="scikit-learn is not installed (extra `images`)")
 
 from experiments import caption
-from experiments.captioning import Config, main
+from experiments.captioning import Config, main, make_captioner
 from jaxseq import pipelines
-from jaxseq.data.images import SceneDesign, SceneImages, scene_corpus
+from jaxseq.data.images import CaptionBatches, SceneDesign, SceneImages, scene_corpus
 from jaxseq.models import CaptionerConfig
-from jaxseq.pipelines import Coco, Folder, Scenes, find_weights, load_run
-from jaxseq.training import ConfigMismatchError, RunFolderError, read_json
+from jaxseq.pipelines import Caption, Coco, Folder, Scenes, find_weights, load_run
+from jaxseq.training import ConfigMismatchError, Interrupted, RunFolderError, TrainConfig, read_json
 from tests.experiments.small_runs import small_captioning
 
 FULL = pytest.mark.full
@@ -69,15 +72,17 @@ def test_a_finished_run_captions_image_files_as_it_captioned_the_test_images(cap
 
 
 @FULL
-def test_other_options_and_files_without_an_image_are_refused_by_a_finished_run(captioning_run, tmp_path):
+def test_other_options_and_files_without_an_image_are_refused_by_a_finished_run(captioning_run, tmp_path, capsys):
     settings = captioning_run[0]
     with pytest.raises(ConfigMismatchError, match=r"model\.dropout"):
         main(dataclasses.replace(settings, model=dataclasses.replace(settings.model, dropout=0.1)))
     with pytest.raises(ValueError, match="none of 1 files is an image"):
         caption.main(caption.Config(run=settings.run, images=(tmp_path / "x.png",)))
     paths = tuple(saved_images(tmp_path, "test", 1))
-    with pytest.raises(ValueError, match="attention needs a decoder that attends, not rnn"):
+    capsys.readouterr()
+    with pytest.raises(ValueError, match=r"where\.png needs a decoder that attends, not rnn of "):
         caption.main(caption.Config(run=settings.run, images=paths, attention=tmp_path / "where.png"))
+    assert not capsys.readouterr().out  # it is refused before any image is captioned
 
 
 @FULL
@@ -124,6 +129,10 @@ def test_what_cannot_be_is_refused_by_name(tmp_path):
         (lambda: caption.Config(run=run, images=(tmp_path,), samples=2, beams=2), "beams is an option of a search"),
         (lambda: caption.Config(run=run, images=(tmp_path,), temperature=0.5), "temperature and seed are options of"),
         (lambda: caption.files([tmp_path]), "has no image files"),
+        (lambda: caption.Config(run=run, images=(run,), attention=Path("a.foo")), r"a\.foo must be a \.png file"),
+        (lambda: caption.main(caption.Config(run=run, images=(run,), output=run)), "output=.* is a folder, not a file"),
+        (lambda: caption.main(caption.Config(run=run, images=(run,), output=run / "no" / "x")), "there is no folder"),
+        (lambda: caption.main(caption.Config(run=run, images=(run,), attention=run / "no" / "x.png")), "is no folder"),
     ):
         with pytest.raises(ValueError, match=message):
             made()
@@ -132,6 +141,53 @@ def test_what_cannot_be_is_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match="patches of 7 px do not divide"):
         main(small_captioning(tmp_path / "none", patch_size=7))
     assert not (tmp_path / "none").exists()
+
+
+def test_captions_without_a_word_that_is_frequent_enough_are_refused(tmp_path):
+    task = Folder(captions=tmp_path / "mine.tsv", min_count=1000)
+    with pytest.raises(ValueError, match="no word occurs min_count=1000 times in the training captions"):
+        make_captioner(Config(task=task), scene_corpus(train=2, validation=1, test=1))
+
+
+def test_a_name_that_the_terminal_cannot_show_is_escaped(tmp_path, monkeypatch):
+    shown = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(caption.sys, "stdout", shown)
+    found = [[Caption("ein café", np.array([2], np.int32), -1.0)]]
+    caption.write(caption.Config(run=tmp_path, images=(tmp_path,)), [Path("\udce4.png")], found)
+    shown.flush()
+    assert shown.buffer.getvalue() == b"\\udce4.png\tein caf\\xe9\n"
+
+
+@FULL
+def test_a_run_of_one_step_has_no_rate(tmp_path):
+    task, train = Scenes(train_images=4, validation_images=2, test_images=2), TrainConfig(steps=1)
+    changes = {"task": task, "train": train, "batch_size": 2, "samples": 0, "smoke": False, "features": 8}
+    results = main(small_captioning(tmp_path / "run", decoder="rnn", compared_beams=1, **changes))
+    assert results["steps"] == 1 and "train_images_per_second" not in results
+
+
+@FULL
+def test_a_stopped_run_ends_where_a_whole_one_does(tmp_path, monkeypatch):
+    options = {"decoder": "rnn", "dropout": 0.1, "compared_beams": 1, "samples": 0}
+    whole = main(small_captioning(tmp_path / "whole", **options))
+    draw, stops = CaptionBatches.__call__, [3]
+
+    def stopping(batches, step):
+        if step in stops:
+            signal.raise_signal(signal.SIGTERM)
+        return draw(batches, step)
+
+    monkeypatch.setattr(CaptionBatches, "__call__", stopping)
+    with pytest.raises(Interrupted):
+        main(small_captioning(tmp_path / "cut", **options))
+    stops.clear()
+    (tmp_path / "cut").rename(tmp_path / "moved")
+    resumed = main(small_captioning(tmp_path / "moved", **options))
+    rates = {name for name in whole if "second" in name}
+    assert {name: resumed[name] for name in {*whole} - rates} == {name: whole[name] for name in {*whole} - rates}
+    one, two = (load_run(tmp_path / name, pipelines.Captioner) for name in ("whole", "moved"))
+    jax.tree.map(np.testing.assert_array_equal, one.params, two.params)
+    assert read_json(tmp_path / "whole" / "captions.json") == read_json(tmp_path / "moved" / "captions.json")
 
 
 @FULL

@@ -73,10 +73,15 @@ def test_what_a_config_does_not_read_is_refused_by_name(untyped):
         ({"encoder": "efficientnet_lite0", "pretrained": False, "frozen": True}, "frozen needs pretrained weights"),
         ({"layers": 0}, "layers must be at least 1, not 0"),
         ({"features": 1}, "features must be at least 2, not 1"),
+        ({"features": 6}, "num_heads=4 does not divide features=6"),
+        ({"decoder": "transformer", "features": 8, "num_heads": 3}, "num_heads=3 does not divide features=8"),
+        ({"decoder": "rnn", "encoder": "patches", "features": 6}, "features=6 must be a multiple of 4 for encoder=pat"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\), not 1.0"),
     ):
         with pytest.raises(ValueError, match=message):
             CaptionerConfig(**fields)
+    for fields in ({"decoder": "lstm"}, {"attention": "additive"}, {"num_heads": 3}):  # 4 heads need not divide these
+        assert CaptionerConfig(features=6, **fields).features == 6
 
 
 def test_captions_must_belong_to_the_images():

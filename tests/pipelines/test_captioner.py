@@ -1,15 +1,19 @@
 """The captioner: a batch equals its rows, beams are at least greedy, <unk> is never written, frozen encoders."""
 
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
 
 from jaxseq import data, decoding
+from jaxseq.encoders import ImageEncoder
 from jaxseq.models import CaptionerConfig
-from jaxseq.pipelines import ArraySource, Captioner, CaptionLosses, FrozenEncoder, SearchConfig
+from jaxseq.pipelines import ArraySource, Captioner, CaptionLosses, FrozenEncoder, SearchConfig, pretrained
 from jaxseq.training import RunFolderError
 
 WORDS = data.Words(("a", "red", "blue", "three", "seven"))
+FROZEN = CaptionerConfig(encoder="resnet18", frozen=True, features=8, num_heads=2)
 MODEL = CaptionerConfig(encoder="patches", patch_size=4, encoder_layers=1, features=8, num_heads=2)
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3)).astype(np.uint8)
 
@@ -56,12 +60,67 @@ def test_images_of_another_size_and_idle_options_are_refused(made):
     assert captioner(params, IMAGES[:0]) == []
     with pytest.raises(ValueError, match="max_length must be at least 1, not 0"):
         Captioner(MODEL, WORDS, image_size=(8, 8), max_length=0)
+    with pytest.raises(ValueError, match="max_length must be at least 1, not 0"):
+        captioner.with_search(SearchConfig(), max_length=0)
+    for options, message in (
+        ({"beams": 0}, "beams must be at least 1, not 0"),
+        ({"beams": 2, "coverage": -0.5}, r"coverage must be at least 0 and finite, not -0\.5"),
+        ({"beams": 2, "coverage": np.nan}, "coverage must be at least 0 and finite, not nan"),
+        ({"coverage": 0.5}, r"coverage=0\.5 belongs to beam search, not to beams=1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            SearchConfig(**options)
     recurrent = CaptionerConfig(decoder="rnn")
     with pytest.raises(ValueError, match=r"coverage=0\.2 needs a decoder that attends, not rnn"):
         Captioner(recurrent, WORDS, image_size=(8, 8), max_length=3, search=SearchConfig(beams=2, coverage=0.2))
-    frozen = CaptionerConfig(encoder="efficientnet_lite0", frozen=True)
     with pytest.raises(ValueError, match="frozen=True, but a frozen encoder is not given"):
-        Captioner(frozen, WORDS, image_size=(8, 8), max_length=3)
+        Captioner(FROZEN, WORDS, image_size=(8, 8), max_length=3)
+
+
+def test_no_images_have_no_captions_and_no_attention_and_numbers_must_agree(made):
+    captioner, params = made
+    none = ArraySource(IMAGES[:0])
+    assert captioner.captions(params, none) == [] and captioner.attentions(params, none, []) == []
+    for tokens in ([], [np.array([2], np.int32)] * 4):
+        with pytest.raises(ValueError, match=f"tokens of {len(tokens)} captions, but there are 3 inputs"):
+            captioner.attentions(params, ArraySource(IMAGES), tokens)
+    with pytest.raises(ValueError, match="references of 2 images, but there are 3 inputs"):
+        CaptionLosses(captioner, [("a red",), ("blue",)])(params, ArraySource(IMAGES))
+
+
+class Hashed(ArraySource):
+    """An array as a source of images, with a fingerprint."""
+
+    fingerprint = "none"
+
+
+def made_encoder() -> FrozenEncoder:
+    """A frozen encoder of patches with random parameters."""
+    kernel = np.random.default_rng(2).normal(size=(4, 4, 3, 8)).astype(np.float32)
+    return FrozenEncoder(MODEL.backbone(), {"conv": {"kernel": kernel}, "bias": np.ones(8, np.float32)})
+
+
+def test_inputs_of_a_frozen_encoder_are_known_without_computing_them(monkeypatch):
+    encoder = made_encoder()
+    captioner = Captioner(FROZEN, WORDS, image_size=(4096, 2048), max_length=3, frozen=encoder)
+
+    def computed(*_):
+        raise AssertionError("the feature maps were computed")
+
+    monkeypatch.setattr(encoder, "_map", computed)
+    assert captioner.blank(2).shape == (2, 1024, 512, 8)
+    nothing = Hashed(np.zeros((0, 4096, 2048, 3), np.uint8))
+    for maps in (captioner.inputs(nothing.array), captioner.source(nothing)(np.arange(0))):
+        assert maps.shape == (0, 1024, 512, 8) and maps.dtype == np.float32
+
+
+def test_a_frozen_encoder_computes_a_batch_at_once_or_in_parts_alike(monkeypatch):
+    encoder = made_encoder()
+    variables = {"params": {"backbone": encoder.params}}
+    whole = jax.jit(partial(ImageEncoder(MODEL.backbone()).apply, method="feature_map"))(variables, IMAGES)
+    np.testing.assert_allclose(encoder(IMAGES), whole, rtol=1e-5, atol=1e-5)
+    monkeypatch.setattr(pretrained, "BATCH_SIZE", 2)
+    np.testing.assert_allclose(encoder(IMAGES), whole, rtol=1e-5, atol=1e-5)
 
 
 def test_a_stored_encoder_is_verified(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed (extra `plots`)")
 
-from jaxseq.plotting import draw_attention_maps
+from jaxseq.plotting import attention_maps, draw_attention_maps
 from jaxseq.plotting.attention_maps import _outer, _padded
 
 IMAGE = np.zeros((6, 8, 3), np.uint8)
@@ -22,6 +22,20 @@ def test_the_file_has_a_panel_for_each_word(tmp_path):
     assert width(3) < width(5)
     alone = draw_attention_maps(IMAGE, ["a", "$b"], None, tmp_path / "alone.png")
     assert alone.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_title_is_no_wider_than_its_panel(tmp_path, monkeypatch):
+    made, figures = attention_maps.make_figure, []
+
+    def kept(*sizes, **options):
+        figure = made(*sizes, **options)
+        figures.append(figure)
+        return figure
+
+    monkeypatch.setattr(attention_maps, "make_figure", kept)
+    draw_attention_maps(IMAGE, ["black-and-white", "m" * 60], np.ones((2, 2, 2)), tmp_path / "long.png")
+    shown = [axes.get_title(loc="left") for axes in figures[0].axes[1:3]]
+    assert shown == ["black-and-white", "m" * 17 + "…"]
 
 
 def test_the_cells_of_a_map_part_the_image_evenly():

@@ -130,6 +130,12 @@ def test_segment_ids_are_refused() -> None:
         MODEL.apply(variables(), IMAGES, jnp.ones((3, 108), jnp.int32))
 
 
+def test_without_a_backbone_pixels_are_refused() -> None:
+    for dtype in (np.uint8, np.int32):
+        with pytest.raises(ValueError, match=rf"takes feature maps of floats, not {dtype.__name__} of \(2, 4, 4, 3\)"):
+            ImageEncoder(None, 8).init(jax.random.key(0), np.zeros((2, 4, 4, 3), dtype))
+
+
 def test_sinusoids_tell_row_and_column_apart() -> None:
     table = np.asarray(jitted(lambda: sinusoids(3, 5, 8))())
     assert len(np.unique(table.reshape(15, 8).round(5), axis=0)) == 15
