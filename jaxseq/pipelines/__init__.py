@@ -2,7 +2,7 @@
 
 from jaxseq.pipelines.caption_measures import CaptionLosses, Losses, attention_on_boxes, scene_slots
 from jaxseq.pipelines.caption_tasks import Coco, Flickr, Folder, Karpathy, Scenes
-from jaxseq.pipelines.captioner import Arrays, ArraySource, Caption, Captioner, First
+from jaxseq.pipelines.captioner import ArraySource, Caption, Captioner, First
 from jaxseq.pipelines.pair_tasks import Dates, Digits, Files, Names, Reversal, Words
 from jaxseq.pipelines.pretrained import FrozenEncoder, find_weights, read_backbone, with_backbone
 from jaxseq.pipelines.saved import LoadedRun, Pipeline, load_run
@@ -13,7 +13,6 @@ from jaxseq.pipelines.user_cores import check_user_cores
 
 __all__ = [
     "ArraySource",
-    "Arrays",
     "Caption",
     "CaptionLosses",
     "Captioner",

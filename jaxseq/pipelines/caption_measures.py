@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxseq import analysis
-from jaxseq.data.images import CaptionSlots, SceneImages, caption_slots, mentions
+from jaxseq.data.images import CaptionSlots, IndexedArrays, SceneImages, caption_slots, mentions
 from jaxseq.models import EncoderDecoder, caption_logits
-from jaxseq.pipelines.captioner import Arrays, Caption, Captioner, input_batches
+from jaxseq.pipelines.captioner import Caption, Captioner, input_batches
 from jaxseq.typing import Array, Float, Int, PyTree
 
 SLOTS = ("objects", "attributes", "relations")
@@ -50,7 +50,7 @@ class CaptionLosses:
         self.count = max(map(len, self.encoded))
         self._losses = jax.jit(partial(_losses, captioner.model, captioner.vocabulary.separator))
 
-    def __call__(self, params: PyTree, inputs: Arrays) -> Losses:
+    def __call__(self, params: PyTree, inputs: IndexedArrays) -> Losses:
         """The losses of these parameters; ``inputs`` are those of the images, in their order.
 
         Raises:
@@ -124,7 +124,7 @@ def _slots(slots: CaptionSlots | None) -> dict[str, Any]:
 
 
 def attention_on_boxes(
-    captioner: Captioner, params: PyTree, inputs: Arrays, images: SceneImages, captions: Sequence[Caption]
+    captioner: Captioner, params: PyTree, inputs: IndexedArrays, images: SceneImages, captions: Sequence[Caption]
 ) -> dict[str, float]:
     """How much of the attention is on the box of an object when its digit is written.
 

@@ -78,8 +78,12 @@ class CaptionFiles(abc.ABC):
         """The captioned images; resized images are kept in ``cache``.
 
         Raises:
-            ValueError: a part without images.
+            ValueError: a part without images, or a folder of images that is not there.
         """
+        for name in ("images", "held_out_images"):
+            folder = getattr(self, name, None)
+            if folder is not None and not folder.is_dir():
+                raise ValueError(f"{name}={folder} is not a folder")
         options = ImageOptions((self.image_size, self.image_size), self.resize, cache)
         corpus = self.read(options, seed)
         for name, part in corpus.parts.items():

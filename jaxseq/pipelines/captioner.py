@@ -5,14 +5,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxseq import data, decoding, training
-from jaxseq.data.images import FeatureCache, IndexedArrays, ResizeMode
+from jaxseq.data.images import FeatureCache, FingerprintedArrays, IndexedArrays, ResizeMode
 from jaxseq.models import CaptionerConfig, alignment
 from jaxseq.ops.keys import fold_in_each
 from jaxseq.pipelines.pretrained import BATCH_SIZE as FEATURE_BATCH
@@ -23,17 +23,6 @@ from jaxseq.typing import Float, Int, Integer, Key, PyTree, Shaped
 
 FILE, VOCABULARY = "captioner.json", "vocabulary.json"
 BATCH_SIZE = 64
-
-
-@runtime_checkable
-class Arrays(Protocol):
-    """Images or feature maps by index: an ``ImageSource``, a ``FeatureCache``, or ``ArraySource``."""
-
-    def __len__(self) -> int:
-        """The number of images."""
-
-    def __call__(self, indices: Integer[np.ndarray, " B"], /) -> Shaped[np.ndarray, "B Y X C"]:
-        """The arrays of these indices."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +44,7 @@ class ArraySource:
 class First:
     """The first ``count`` of a source."""
 
-    source: Arrays
+    source: IndexedArrays
     count: int
 
     def __len__(self) -> int:
@@ -177,7 +166,7 @@ class Captioner(Pipeline):
             raise ValueError(f"images are {images.shape}, not [N, {height}, {width}, 3] as this captioner reads them")
         return images if self.frozen is None else self.frozen(images)
 
-    def source(self, images: IndexedArrays, cache: Path | None = None) -> Arrays:
+    def source(self, images: FingerprintedArrays, cache: Path | None = None) -> IndexedArrays:
         """The model's inputs for a source of images; feature maps of a frozen encoder are computed once.
 
         ``cache`` is a folder to keep feature maps in; without it they are kept in memory.
@@ -198,7 +187,7 @@ class Captioner(Pipeline):
             return []
         return [caption.text for caption in self.captions(params, ArraySource(self.inputs(images)))]
 
-    def captions(self, params: PyTree, inputs: Arrays) -> list[Caption]:
+    def captions(self, params: PyTree, inputs: IndexedArrays) -> list[Caption]:
         """The best caption of each input, by the search of this captioner."""
         made = []
         for count, batch in input_batches(inputs):
@@ -209,7 +198,7 @@ class Captioner(Pipeline):
     def samples(
         self,
         params: PyTree,
-        inputs: Arrays,
+        inputs: IndexedArrays,
         num_samples: int,
         options: decoding.SamplingOptions,
         *,
@@ -229,7 +218,7 @@ class Captioner(Pipeline):
         return self._search.greedy_tokens(params, batch, length)
 
     def attentions(
-        self, params: PyTree, inputs: Arrays, tokens: Sequence[np.ndarray]
+        self, params: PyTree, inputs: IndexedArrays, tokens: Sequence[np.ndarray]
     ) -> list[Float[np.ndarray, "T Y X"]]:
         """The attention over the places of the feature map at each word of each caption; empty without attention.
 
@@ -267,7 +256,7 @@ class Captioner(Pipeline):
         return Caption(self.vocabulary.decode(ids), ids, float(found.log_probabilities[row]))
 
 
-def input_batches(inputs: Arrays) -> Iterator[tuple[int, np.ndarray]]:
+def input_batches(inputs: IndexedArrays) -> Iterator[tuple[int, np.ndarray]]:
     """Batches of one shape and the number of real rows of each; the last is filled with copies of its last row."""
     total = len(inputs)
     rows = min(BATCH_SIZE, total)

@@ -5,6 +5,7 @@ from jaxseq.weights.conversion import (
     convert_weights,
     convolution_kernel,
     dense_kernel,
+    find_prefix,
     frozen_batch_norm,
     unchanged,
 )
@@ -18,6 +19,7 @@ __all__ = [
     "convert_weights",
     "convolution_kernel",
     "dense_kernel",
+    "find_prefix",
     "frozen_batch_norm",
     "read_weight_file",
     "read_weights",

@@ -76,8 +76,19 @@ def convert_weights(
     }
     if any(problems.values()):
         parts = (f"{len(names)} {kind}: {listed(names)}" for kind, names in problems.items() if names)
-        raise WeightsError("the weights do not fit: " + "; ".join(parts) + _hint(given, sources, prefix))
+        better = find_prefix(tensors, entries)
+        hint = "" if better in (None, prefix) else f"; all are there with prefix={better!r}"
+        raise WeightsError("the weights do not fit: " + "; ".join(parts) + hint)
     return _nested(made)
+
+
+def find_prefix(tensors: Mapping[str, Tensor], entries: Sequence[Entry]) -> str | None:
+    """The shortest prefix with which every source of the entries is there (``""``, ``"module."``), or None."""
+    sources = {source for entry in entries for source in entry.sources}
+    first = min(sources, default="")
+    prefixes = (name.removesuffix(first) for name in tensors if first and name.endswith(first))
+    fitting = (prefix for prefix in prefixes if all(prefix + source in tensors for source in sources))
+    return min(fitting, key=len, default=None)
 
 
 def convolution_kernel(weight: Tensor) -> Tensor:
@@ -108,15 +119,6 @@ def frozen_batch_norm(epsilon: float) -> Callable[[Tensor, Tensor, Tensor, Tenso
         )
 
     return scale_and_bias
-
-
-def _hint(given: Mapping[str, Tensor], sources: set[str], prefix: str) -> str:
-    """The longer prefix with which every source is there, if one is (``module.``, ``state_dict.module.``)."""
-    first = min(sources, default="")
-    for more in (name.removesuffix(first) for name in given if first and name.endswith(first)):
-        if more and all(more + source in given for source in sources):
-            return f"; all are there with prefix={prefix + more!r}"
-    return ""
 
 
 def _axes(weight: Tensor, axes: tuple[int, ...]) -> tuple[int, ...]:

@@ -36,3 +36,10 @@ def test_a_table_is_a_corpus_of_its_splits_and_a_part_without_images_is_refused(
     task.captions.write_text("".join(lines[:3]), encoding="utf-8", newline="")
     with pytest.raises(ValueError, match=r"captions\.tsv: the test part has no images"):
         task.corpus(0, tmp_path / "cache")
+
+
+def test_a_folder_that_is_not_there_is_refused_before_a_cache_is_touched(tmp_path):
+    (tmp_path / "captions.tsv").write_text("a.png\ta cat\n")
+    with pytest.raises(ValueError, match=r"images=.*gone is not a folder"):
+        Folder(captions=tmp_path / "captions.tsv", images=tmp_path / "gone").corpus(0, tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()

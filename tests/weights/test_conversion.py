@@ -8,7 +8,15 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from jaxseq.weights import Entry, WeightsError, convert_weights, convolution_kernel, dense_kernel, frozen_batch_norm
+from jaxseq.weights import (
+    Entry,
+    WeightsError,
+    convert_weights,
+    convolution_kernel,
+    dense_kernel,
+    find_prefix,
+    frozen_batch_norm,
+)
 
 STATISTICS = ("weight", "bias", "running_mean", "running_var")
 
@@ -139,5 +147,6 @@ def test_a_prefix_with_which_all_tensors_are_there_is_named():
     given = {f"state_dict.module.{name}": array for name, array in tensors().items()}
     assert "prefix='state_dict.module.'" in fault(given)
     assert "prefix='state_dict.module.'" in fault(given, prefix="state_dict.")
+    assert find_prefix(given, ENTRIES) == "state_dict.module." and find_prefix(tensors(), ENTRIES) == ""
     del given[min(given)]
-    assert "prefix=" not in fault(given)
+    assert "prefix=" not in fault(given) and find_prefix(given, ENTRIES) is None

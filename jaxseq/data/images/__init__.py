@@ -1,6 +1,6 @@
 """Images and their captions: the embedded scenes and readers of users' formats. NumPy only, no JAX."""
 
-from jaxseq.data.images.batches import CaptionBatch, CaptionBatches, IndexedArrays
+from jaxseq.data.images.batches import CaptionBatch, CaptionBatches, FingerprintedArrays, IndexedArrays
 from jaxseq.data.images.captioned import CaptionCorpus, CaptionedImages, ImageSource
 from jaxseq.data.images.captioned_files import ImageOptions
 from jaxseq.data.images.decoding import ImageError, ResizeMode, read_image
@@ -21,6 +21,7 @@ __all__ = [
     "CaptionedImages",
     "Description",
     "FeatureCache",
+    "FingerprintedArrays",
     "ImageError",
     "ImageFiles",
     "ImageOptions",

@@ -13,17 +13,22 @@ Ids = np.ndarray | Sequence[int]
 
 @runtime_checkable
 class IndexedArrays(Protocol):
-    """Images, or their features, by index: an ``ImageSource``, a ``FeatureCache``, or anything like them."""
-
-    @property
-    def fingerprint(self) -> str:
-        """The SHA-256, in hex, of everything that determines the arrays."""
+    """Images, or their features, by index."""
 
     def __len__(self) -> int:
         """The number of images."""
 
-    def __call__(self, indices: Integer[np.ndarray, " B"]) -> Shaped[np.ndarray, "B *features"]:
+    def __call__(self, indices: Integer[np.ndarray, " B"], /) -> Shaped[np.ndarray, "B *features"]:
         """The arrays of these indices."""
+
+
+@runtime_checkable
+class FingerprintedArrays(IndexedArrays, Protocol):
+    """An ``ImageSource``, a ``FeatureCache``, or anything like them."""
+
+    @property
+    def fingerprint(self) -> str:
+        """The SHA-256, in hex, of everything that determines the arrays."""
 
 
 class CaptionBatch(NamedTuple):
@@ -67,7 +72,7 @@ class CaptionBatches:
 
     def __init__(
         self,
-        images: IndexedArrays,
+        images: FingerprintedArrays,
         encoded_captions: Sequence[Sequence[Ids]],
         batch_size: int,
         *,

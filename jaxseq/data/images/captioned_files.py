@@ -20,7 +20,7 @@ from jaxseq.data.words import has_letters
 
 logger = logging.getLogger(__name__)
 
-SPLITS = {
+PART_OF_SPLIT = {
     "train": "train",
     "restval": "train",
     "val": "validation",

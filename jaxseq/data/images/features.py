@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Integer, Shaped
 
 from jaxseq.data.images.array_file import ArrayFileError, StoredArray, new_array_file, open_array_file
-from jaxseq.data.images.batches import IndexedArrays
+from jaxseq.data.images.batches import FingerprintedArrays
 from jaxseq.data.images.files import checked_indices
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class FeatureCache:
 
     def __init__(
         self,
-        images: IndexedArrays,
+        images: FingerprintedArrays,
         encode: Callable[[np.ndarray], np.ndarray],
         folder: str | Path,
         *,
@@ -92,7 +92,11 @@ class FeatureCache:
 
 
 def _computed(
-    path: Path, images: IndexedArrays, encode: Callable[[np.ndarray], np.ndarray], batch_size: int, fingerprint: str
+    path: Path,
+    images: FingerprintedArrays,
+    encode: Callable[[np.ndarray], np.ndarray],
+    batch_size: int,
+    fingerprint: str,
 ) -> StoredArray:
     def batch(first: int) -> np.ndarray:
         rows = np.minimum(np.arange(first, first + batch_size), len(images) - 1)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxseq.data.images.captioned import CaptionCorpus
-from jaxseq.data.images.captioned_files import SPLITS, Found, FoundImage, ImageOptions, hash_part
+from jaxseq.data.images.captioned_files import PART_OF_SPLIT, Found, FoundImage, ImageOptions, hash_part
 from jaxseq.data.readers import read_bytes
 
 Item = dict[str, Any]
@@ -116,8 +116,8 @@ def read_karpathy(
             name, split = _text(item, "filename", place), _text(item, "split", place)
             if "filepath" in item:
                 name = "/".join(part for part in (_text(item, "filepath", place), name) if part)
-            if split not in SPLITS:
-                raise Fault(f"{place}.split: unknown split {split!r}; known: {', '.join(SPLITS)}")
+            if split not in PART_OF_SPLIT:
+                raise Fault(f"{place}.split: unknown split {split!r}; known: {', '.join(PART_OF_SPLIT)}")
             if name in found.images:
                 raise Fault(f"{place}: the image {name!r} for a second time")
             sentences = _list(item, "sentences", place)
@@ -127,7 +127,7 @@ def read_karpathy(
         image = found.image(f"{path}: {place}.filename", Path(folder), name)
         if image is None:
             continue
-        image.part = SPLITS[split]
+        image.part = PART_OF_SPLIT[split]
         for number, sentence in enumerate(sentences):
             inner = f"{place}.sentences[{number}]"
             try:

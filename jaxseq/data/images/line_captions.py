@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from jaxseq.data.images.captioned import CaptionCorpus
-from jaxseq.data.images.captioned_files import SPLITS, Found, ImageOptions
+from jaxseq.data.images.captioned_files import PART_OF_SPLIT, Found, ImageOptions
 from jaxseq.data.readers import decode_line, read_bytes, split_lines
 
 PIPES = "image_name| comment_number| comment"
@@ -86,16 +86,16 @@ def read_caption_tsv(
             continue
         name, text, split = (*columns, "")[:3]
         split = split.strip()
-        if split and split not in SPLITS:
-            found.skip(place, f"unknown split {split!r}; known: {', '.join(SPLITS)}")
+        if split and split not in PART_OF_SPLIT:
+            found.skip(place, f"unknown split {split!r}; known: {', '.join(PART_OF_SPLIT)}")
             continue
         image = found.image(place, path.parent if folder is None else Path(folder), name)
         if image is None:
             continue
-        if split and image.part not in (None, SPLITS[split]):
+        if split and image.part not in (None, PART_OF_SPLIT[split]):
             found.skip(place, f"the split {split!r}, but an earlier line has {name} in {image.part}; kept there")
         elif split:
-            image.part = SPLITS[split]
+            image.part = PART_OF_SPLIT[split]
         found.caption(place, image, text)
     return found.corpus(images, seed=seed)
 

@@ -17,7 +17,7 @@ FORMS = ((1.0, 0.0), *((width, slant) for width in (0.85, 1.0) for slant in (-0.
 """Width and slant of a digit: x - centre -> width (x - centre) + slant (y - centre); the first leaves it as it is."""
 MAX_ATTEMPTS = 5000
 MAX_OBJECTS = 4
-HELD_OUT = 10
+ONE_IN = 10
 """One in ten layouts, and one in ten digits, is in the validation part; as many are in the test part."""
 
 
@@ -113,7 +113,7 @@ def draw_layouts(
 
 def part_of(ids: Int[np.ndarray, " N"]) -> Int[np.ndarray, " N"]:
     """0, 1 or 2 (training, validation, test) for each id: a hash, with one in ten in each of the latter."""
-    place = (uniform((0, 0, 0), ids, 1)[:, 0] * HELD_OUT).astype(int)
+    place = (uniform((0, 0, 0), ids, 1)[:, 0] * ONE_IN).astype(int)
     return np.where(place < 2, place + 1, 0)
 
 

@@ -12,7 +12,7 @@ from jaxseq.encoders.image.classifier import ImageClassifier
 from jaxseq.encoders.image.efficientnet import EfficientNetLite0, blocks
 from jaxseq.encoders.image.resnet import LAYERS, ResNet
 from jaxseq.typing import Shaped
-from jaxseq.weights import Entry, convert_weights, convolution_kernel, dense_kernel, frozen_batch_norm
+from jaxseq.weights import Entry, convert_weights, convolution_kernel, dense_kernel, find_prefix, frozen_batch_norm
 
 STATISTICS = ("weight", "bias", "running_mean", "running_var")
 
@@ -44,7 +44,7 @@ def ignored(module: nn.Module) -> str:
 
 
 def pretrained_parameters(
-    module: nn.Module, tensors: Mapping[str, Shaped[np.ndarray, "..."]], *, prefix: str = ""
+    module: nn.Module, tensors: Mapping[str, Shaped[np.ndarray, "..."]], *, prefix: str | None = None
 ) -> dict[str, Any]:
     """The parameters of a backbone, or of an ``ImageClassifier``, made of ``weights.read_weights(path)``.
 
@@ -53,7 +53,7 @@ def pretrained_parameters(
     Args:
       module: whose parameters are wanted.
       tensors: arrays by name.
-      prefix: the beginning of all names, which entries leave out.
+      prefix: the beginning of all names, which entries leave out (``"module."``); by default ``weights.find_prefix``.
 
     Raises:
       ValueError: as ``entries``.
@@ -61,6 +61,7 @@ def pretrained_parameters(
     """
     known = entries(module)
     shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3), jnp.float32))["params"]
+    prefix = (find_prefix(tensors, known) or "") if prefix is None else prefix
     return convert_weights(tensors, known, shapes, prefix=prefix, ignored=ignored(module))
 
 

@@ -104,6 +104,8 @@ def test_every_tensor_of_a_state_dict_is_accounted_for(depth: int) -> None:
     ):
         with pytest.raises(WeightsError, match=message):
             pretrained_parameters(module, tensors | change)
+    checkpoint = {f"state_dict.module.{name}": array for name, array in tensors.items()} | {"epoch": np.ones(1)}
+    assert jax.tree.all(jax.tree.map(np.array_equal, pretrained_parameters(module, checkpoint), parameters))
     with pytest.raises(WeightsError, match=r"1 missing: bn1\.weight"):
         pretrained_parameters(module, {n: a for n, a in tensors.items() if n != "bn1.weight"})
 
