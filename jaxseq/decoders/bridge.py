@@ -12,7 +12,7 @@ from jaxseq.ops.inputs import check_inputs
 from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array, Carry, DType, Float, Int, SegmentIds
 
-Summary: TypeAlias = Literal["last", "first_and_last", "mean"]
+Summary: TypeAlias = Literal["last", "first_and_last", "mean", "max"]
 SUMMARIES: tuple[str, ...] = get_args(Summary)
 
 
@@ -21,8 +21,9 @@ class Bridge(nn.Module):
 
     ``summary``: ``"last"`` is the output at the last real position (Cho et al. 2014; Sutskever et al. 2014),
     ``"first_and_last"`` concatenates those at the first and the last (both final states of a bidirectional encoder),
-    ``"mean"`` is the mean over the real positions. With ``initial`` each state of the decoder starts at
-    ``h = tanh(W s + b)`` (Bahdanau et al. 2015), and an LSTM's cell at ``c = W s + b``; without it, at zero.
+    ``"mean"`` is the mean over the real positions, ``"max"`` the maximum of each feature over them. With ``initial``
+    each state of the decoder starts at ``h = tanh(W s + b)`` (Bahdanau et al. 2015), and an LSTM's cell at
+    ``c = W s + b``; without it, at zero.
 
     Raises:
       ValueError: an unknown summary, ``initial`` for a decoder without a state ``h``, or an argument of another shape
@@ -42,6 +43,9 @@ class Bridge(nn.Module):
         ids = jnp.ones(ys.shape[:-1], jnp.int32) if segment_ids is None else segment_ids
         real = segments.is_real(ids)
         ys = segments.without_padding(ys, ids)
+        if self.summary == "max":
+            highest = jnp.max(ys, axis=-2, initial=-jnp.inf, where=real[..., None])
+            return jnp.where(real.any(-1, keepdims=True), highest, 0)
         if self.summary == "mean":
             wide = at_least_float32(ys.dtype)  # a sum of many positions may exceed the range of float16
             count = jnp.maximum(real.sum(-1, keepdims=True), 1).astype(wide)

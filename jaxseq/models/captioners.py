@@ -39,7 +39,7 @@ FROM_SCRATCH = ("small", "patches")
 class CaptionerConfig:
     """An image encoder and a decoder of words.
 
-    ``rnn`` (Elman) and ``lstm`` start from a projection of the mean over the regions and do not see the image again
+    ``rnn`` (Elman) and ``lstm`` start from a projection of the maxima over the regions and do not see the image again
     (Vinyals et al. 2015, https://arxiv.org/abs/1411.4555). ``attention`` is an LSTM whose state, when it has read a
     word, is compared with every region (soft attention, Xu et al. 2015, https://arxiv.org/abs/1502.03044; from the
     current state, Luong et al. 2015, https://arxiv.org/abs/1508.04025), and a feed-forward layer, in residuals.
@@ -147,7 +147,7 @@ class CaptionerConfig:
             Embedding(vocab_size, self.features, scale=scale, **types),
             self._decoder(),
             head=None if self.tied else nn.Dense(vocab_size, **types),
-            bridge=None if self.attends else Bridge("mean", **types),
+            bridge=None if self.attends else Bridge("max", **types),
             dropout=self.dropout,
             logits_dtype=POLICIES[self.precision].output,
         )

@@ -14,6 +14,7 @@ from compilation import jitted
 
 from jaxseq.cores import GRU, LSTM, Attention, Conv, Stacked, StateCarry, block
 from jaxseq.decoders import Bridge, Decoder, DecoderBlock, DecoderStack, RecurrentDecoder, make_decoder
+from jaxseq.decoders.bridge import SUMMARIES
 from jaxseq.layers import DotAttention
 from jaxseq.testing import laws
 from jaxseq.testing.contract import decoder_as_core
@@ -69,7 +70,7 @@ def test_nan_in_the_memory_at_padding_changes_nothing(name: str) -> None:
 
 
 @FULL
-@pytest.mark.parametrize("summary", ["last", "first_and_last", "mean"])
+@pytest.mark.parametrize("summary", SUMMARIES)
 def test_a_summary_ignores_padding_and_is_zero_without_real_positions(summary: str) -> None:
     bridge, ids = Bridge(summary), jnp.asarray([[0, 1, 1, 0], [0, 0, 0, 0], [1, 1, 0, 1]], jnp.int32)
     ys = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4, 2)), jnp.float32)
@@ -77,7 +78,9 @@ def test_a_summary_ignores_padding_and_is_zero_without_real_positions(summary: s
     padded = (ids == 0)[..., None]
     close(run(jnp.where(padded, jnp.nan, ys)), run(jnp.where(padded, 0, ys)), 0)
     first, last, mean = ys[2, 0], ys[2, 3], (ys[2, 0] + ys[2, 1] + ys[2, 3]) / 3
-    want = {"last": last, "first_and_last": jnp.concatenate([first, last]), "mean": mean}[summary]
+    highest = jnp.maximum(jnp.maximum(ys[2, 0], ys[2, 1]), ys[2, 3])
+    wants = {"last": last, "first_and_last": jnp.concatenate([first, last]), "mean": mean, "max": highest}
+    want = wants[summary]
     found = bridge.apply({}, ys, ids)
     close(found[1:], jnp.stack([jnp.zeros_like(want), want]), 1e-6)
     close(bridge.apply({}, ys[:, :0], ids[:, :0]), jnp.zeros_like(found), 0)

@@ -14,6 +14,7 @@ from jax.tree_util import Partial
 from jaxseq import decoding
 from jaxseq.cores import CORES
 from jaxseq.decoders import Bridge, make_decoder
+from jaxseq.decoders.bridge import SUMMARIES
 from jaxseq.decoding import BeamOptions
 from jaxseq.encoders import TextEncoder, make_encoder
 from jaxseq.layers import ATTENTIONS, Embedding, capture_weights
@@ -307,14 +308,15 @@ def test_an_image_encoder_takes_the_place_of_the_text_encoder(kind: Any) -> None
     np.testing.assert_array_equal(jitted(run)(images, written).argmax(-1), made.tokens)
 
 
-@pytest.mark.parametrize("summary", ["last", "first_and_last", "mean"])
+@pytest.mark.parametrize("summary", SUMMARIES)
 def test_a_summary_is_its_definition(summary: str, key: jax.Array) -> None:
     ys = np.random.default_rng(3).normal(size=(B, S, F)).astype(np.float32)
     dirty = np.where(REAL_SOURCE[..., None], ys, np.nan)
     found = Bridge(summary).apply({}, jnp.asarray(dirty), SOURCE_IDS)
     for row in range(B):
         real = ys[row][REAL_SOURCE[row]]
-        want = {"last": real[-1], "first_and_last": np.concatenate([real[0], real[-1]]), "mean": real.mean(0)}[summary]
-        close(np.asarray(found[row]), want, 1e-6)
+        wants = {"last": real[-1], "first_and_last": np.concatenate([real[0], real[-1]])}
+        wants |= {"mean": real.mean(0), "max": real.max(0)}
+        close(np.asarray(found[row]), wants[summary], 1e-6)
     nothing = Bridge(summary).apply({}, jnp.asarray(ys), jnp.zeros((B, S), jnp.int32))
     assert not np.asarray(nothing).any()
