@@ -36,9 +36,11 @@ TRANSPOSITIONS = {
 """The values of the EXIF tag Orientation, and what makes the image upright."""
 
 
-TEMPORARY: tuple[int, ...] = (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR)
-TEMPORARY += (errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ECONNABORTED, errno.ECONNRESET)
-TEMPORARY += (errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH)
+TEMPORARY = {
+    *(errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR),
+    *(errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ECONNABORTED, errno.ECONNRESET),
+    *(errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH),
+}
 """Errors of the system or of a network's file system, which say nothing about the file."""
 
 
