@@ -6,7 +6,7 @@
     python benchmarks/captioning_quality.py --table                     # what was measured, in Markdown
 
 Every run is ``python experiments/captioning.py`` with options that stand below, in a folder of its own under
-runs/captioning; the same command again makes those that are not finished. Rows go to
+runs/captioning_quality; the same command again makes those that are not finished. Rows go to
 benchmarks/results/captioning-DEVICE.jsonl, one a run. A seed draws scenes, parameters and batches.
 """
 
@@ -24,7 +24,7 @@ from harness import RESULTS, device_name, environment
 from jaxseq import training
 
 ROOT = Path(__file__).resolve().parents[1]
-RUNS = ROOT / "runs" / "captioning"
+RUNS = ROOT / "runs" / "captioning_quality"
 
 Name: TypeAlias = Literal["rnn", "lstm", "attention", "transformer"]
 DECODERS: tuple[Name, ...] = get_args(Name)

@@ -73,7 +73,8 @@ class Config:
     allow_config_change: bool = resumable_field(False)
     """Resume a run even if its config differs."""
     smoke: bool = False
-    """A run of a few seconds, to test that everything works; sets sizes, steps and samples itself."""
+    """A short run, to test that everything works: it sets the numbers of steps, scenes and samples, the batch size and
+    the width itself. Of files, all images are read."""
 
     def __post_init__(self) -> None:
         minimum = {"batch_size": 1, "captions_per_image": 1, "compared_beams": 1, "samples": 0, "seed": 0}
@@ -122,7 +123,7 @@ def main(config: Config) -> dict[str, Any]:
         state = training.create_state(params, optimizer, key=key)
         loss = make_loss(config, captioner)
         chosen = ops.used_implementations(loss, params, (), batches(0), key)
-        evaluate = make_evaluation(captioner, examples)
+        evaluate = make_evaluation(captioner, examples, config.task.tokenizer)
         with Prefetch(batches) as ahead:
             state = training.fit(loss, state, optimizer, ahead, run, config.train, evaluate=evaluate)
         rows = training.read_json_lines(run.metrics)
@@ -213,7 +214,7 @@ def make_loss(config: Config, captioner: Captioner) -> Callable:
     return loss
 
 
-def make_evaluation(captioner: Captioner, examples: Data) -> Callable:
+def make_evaluation(captioner: Captioner, examples: Data, tokenizer: str) -> Callable:
     """Loss under teacher forcing and exact match, decoded greedily, of the first validation images."""
     references = examples.corpus.validation.captions[:256]
     inputs = pipelines.First(examples.inputs["validation"], len(references))
@@ -222,8 +223,8 @@ def make_evaluation(captioner: Captioner, examples: Data) -> Callable:
 
     def evaluate(params: Any) -> dict[str, float]:
         found = [caption.text for caption in greedy.captions(params, inputs)]
-        matches = sum(text in texts for text, texts in zip(found, references, strict=True))
-        return {"loss": measure(params, inputs).all_references, "exact_match": matches / len(found)}
+        matches = analysis.exact_matches(found, references, tokenizer=tokenizer)
+        return {"loss": measure(params, inputs).all_references, "exact_match": sum(matches) / len(matches)}
 
     return evaluate
 
@@ -280,7 +281,8 @@ def write_report(config: Config, captioner: Captioner, params: Any, examples: Da
     tokens = [captioner.vocabulary.encode(row["found"]) for row in every[: len(inputs)]]
     maps = captioner.attentions(params, inputs, tokens)
     for index, row in enumerate(rows):
-        right = "" if row["found"] in row["references"] else " (none of the references)"
+        (match,) = analysis.exact_matches([row["found"]], [row["references"]], tokenizer=config.task.tokenizer)
+        right = "" if match else " (none of the references)"
         notes = [f"caption: {row['found']}{right}", *(f"reference: {text}" for text in row["references"])]
         samples[row["image"]] = "\n".join(notes)
         words = [captioner.vocabulary.decode([token]) for token in tokens[index].tolist()]

@@ -5,7 +5,7 @@ from jaxseq.analysis.attention_share import AttentionShare, attention_share
 from jaxseq.analysis.caption_bleu import BleuScores, caption_bleu
 from jaxseq.analysis.caption_cider import CaptionScore, DocumentFrequencies, cider_d, document_frequencies
 from jaxseq.analysis.caption_rouge import rouge_l
-from jaxseq.analysis.caption_scores import CaptionScores, caption_scores
+from jaxseq.analysis.caption_scores import CaptionScores, caption_scores, exact_matches
 from jaxseq.analysis.caption_tokens import ptb_tokens
 from jaxseq.analysis.comparison import (
     INTERVAL_METHOD,
@@ -47,6 +47,7 @@ __all__ = [
     "compare_to_base",
     "comparison_table",
     "document_frequencies",
+    "exact_matches",
     "mean_interval",
     "paired_differences",
     "ptb_tokens",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from jaxseq.analysis.caption_bleu import caption_bleu
 from jaxseq.analysis.caption_cider import DocumentFrequencies, cider_d
 from jaxseq.analysis.caption_rouge import rouge_l
-from jaxseq.analysis.caption_tokens import signature
+from jaxseq.analysis.caption_tokens import signature, split
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ def caption_scores(
 ) -> CaptionScores:
     """Scores of captions against the references of their images.
 
-    A caption matches exactly if it equals one of its references, apart from white space; this needs no tokenizer. The
-    others are ``caption_bleu``, ``rouge_l`` and ``cider_d``. A caption without words counts as wrong in all of them.
+    ``exact_match`` is the share of ``exact_matches``. The others are ``caption_bleu``, ``rouge_l`` and ``cider_d``. A
+    caption without words counts as wrong in all of them.
 
     Args:
         hypotheses: one caption an image.
@@ -54,12 +54,10 @@ def caption_scores(
     bleu = caption_bleu(hypotheses, references, tokenizer=tokenizer, smoothing=smoothing)
     rouge = rouge_l(hypotheses, references, tokenizer=tokenizer)
     cider = cider_d(hypotheses, references, tokenizer=tokenizer, frequencies=frequencies)
-    matches = sum(
-        bool(text.split()) and text.split() in [target.split() for target in targets]
-        for text, targets in zip(hypotheses, references, strict=True)
-    )
+    matches = exact_matches(hypotheses, references, tokenizer=tokenizer)
+    case = "kept" if tokenizer == "words" else "lower"
     return CaptionScores(
-        exact_match=matches / len(hypotheses),
+        exact_match=sum(matches) / len(matches),
         bleu1=bleu.scores[0],
         bleu2=bleu.scores[1],
         bleu3=bleu.scores[2],
@@ -67,9 +65,26 @@ def caption_scores(
         rouge_l=rouge.score,
         cider_d=cider.score,
         signatures={
-            "exact_match": signature("exact-match", references, "words", case="kept", scale="0-1"),
+            "exact_match": signature("exact-match", references, tokenizer, case=case, scale="0-1"),
             "bleu": bleu.signature,
             "rouge_l": rouge.signature,
             "cider_d": cider.signature,
         },
     )
+
+
+def exact_matches(
+    hypotheses: Sequence[str], references: Sequence[Sequence[str]], *, tokenizer: str = "ptb"
+) -> list[bool]:
+    """Whether each caption has the tokens of one of its references; a caption without tokens has not.
+
+    With ``tokenizer="ptb"`` case and punctuation make no difference, with ``"words"`` they do.
+
+    Raises:
+        ValueError: unequal numbers of hypotheses and images, or an unknown tokenizer.
+    """
+    tokens = split(tokenizer)
+    return [
+        bool(tokens(text)) and tokens(text) in map(tokens, targets)
+        for text, targets in zip(hypotheses, references, strict=True)
+    ]

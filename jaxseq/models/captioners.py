@@ -40,10 +40,11 @@ class CaptionerConfig:
     """An image encoder and a decoder of words.
 
     ``rnn`` (Elman) and ``lstm`` start from a projection of the maxima over the regions and do not see the image again
-    (Vinyals et al. 2015, https://arxiv.org/abs/1411.4555). ``attention`` is an LSTM whose state, when it has read a
-    word, is compared with every region (soft attention, Xu et al. 2015, https://arxiv.org/abs/1502.03044; from the
-    current state, Luong et al. 2015, https://arxiv.org/abs/1508.04025), and a feed-forward layer, in residuals.
-    ``transformer`` is a stack of blocks of masked self-attention, attention over the regions, and a feed-forward layer.
+    (after Vinyals et al. 2015, https://arxiv.org/abs/1411.4555, who feed it as the first input). ``attention`` is an
+    LSTM whose state, when it has read a word, is compared with every region (soft attention, Xu et al. 2015,
+    https://arxiv.org/abs/1502.03044; from the current state, Luong et al. 2015, https://arxiv.org/abs/1508.04025), and
+    a feed-forward layer, in residuals. ``transformer`` is a stack of blocks of masked self-attention, attention over
+    the regions, and a feed-forward layer.
 
     Raises:
         ValueError: a value out of range, an unknown encoder, or an option that the decoder does not read.

@@ -88,7 +88,10 @@ class CaptionFiles(abc.ABC):
         corpus = self.read(options, seed)
         for name, part in corpus.parts.items():
             if not part.names:
-                raise ValueError(f"{corpus.description}: the {name} part has no images")
+                raise ValueError(
+                    f"{corpus.description}: the {name} part has no images; if the files name no splits, each image "
+                    "is in the validation part with probability 1/10, and in the test part as well"
+                )
         return corpus
 
     def smoke(self: T) -> T:

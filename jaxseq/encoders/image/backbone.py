@@ -9,8 +9,18 @@ from jaxseq.typing import Array, Float
 class Backbone(Protocol):
     """``backbone(images) -> feature map``: a Linen module from normalized images to a map ``[*B Y' X' F]``.
 
-    ``features`` is the width of the map, ``stride`` the distance of its places in pixels. ``mean`` and ``std`` say how
-    pixels 0..255 are normalized, one number a channel; ``ImageEncoder`` applies them.
+    ``features`` is the width of the map, ``stride`` the distance of its places in pixels. ``mean`` and ``std``, in
+    pixels 0..255 and one number a channel, are all that ``ImageEncoder`` reads: it passes ``(pixels - mean) / std``.
+
+        class Small(nn.Module):
+            mean, std = (127.5,) * 3, (127.5,) * 3
+            features, stride = 32, 4
+
+            @nn.compact
+            def __call__(self, images):
+                return nn.relu(nn.Conv(32, (4, 4), 4)(images))
+
+        encoder = ImageEncoder(Small(), features=128)
     """
 
     @property

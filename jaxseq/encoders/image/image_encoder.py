@@ -63,7 +63,8 @@ class ImageEncoder(nn.Module):
         """The backbone's map of images of pixels 0..255; without a backbone, the input itself.
 
         Raises:
-          ValueError: images of fewer than three dimensions, or, without a backbone, a map that is not of floats.
+          ValueError: images of fewer than three dimensions, a backbone without ``mean`` and ``std``, or, without a
+            backbone, a map that is not of floats.
         """
         images = jnp.asarray(images)
         if images.ndim < 3:
@@ -74,6 +75,8 @@ class ImageEncoder(nn.Module):
                     f"ImageEncoder(None) takes feature maps of floats, not {images.dtype} of {images.shape}"
                 )
             return images.astype(self.dtype)
+        if missing := [name for name in ("mean", "std") if not hasattr(self.backbone, name)]:
+            raise ValueError(f"{type(self.backbone).__name__} is no Backbone: it has no {' and no '.join(missing)}")
         normalized = image_ops.normalize(images, self.backbone.mean, self.backbone.std, self.dtype)
         return self.backbone(normalized)
 
