@@ -264,7 +264,7 @@ def test_a_corpus_has_the_parts_it_was_asked_for():
     assert corpus.sha256 == scene_corpus(design, train=30, validation=5, test=6).sha256
     assert corpus.sha256 != scene_corpus(design, train=30, validation=5, test=6, seed=1).sha256
     assert corpus.sha256 != scene_corpus(SceneDesign(references=3), train=30, validation=5, test=6).sha256
-    assert "train: 30 images of 32 x 32, 120 captions" in corpus.summary() and corpus.sha256 in corpus.summary()
+    assert "train: 30 images of 32 x 32, 60 captions" in corpus.summary() and corpus.sha256 in corpus.summary()
 
 
 def test_a_corpus_that_does_not_fit_is_refused():
