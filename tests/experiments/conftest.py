@@ -30,7 +30,8 @@ def translation_run(tmp_path_factory):
     task, model = Reversal(max_string_length=4, length_extrapolation=2), AttentionTranslator()
     options = {"label_smoothing": 0.1, "buckets": 1}
     config = small_translation(tmp_path_factory.mktemp("translation") / "run", task=task, model=model, **options)
-    return config, translation.main(config)
+    with unoptimized():
+        return config, translation.main(config)
 
 
 @pytest.fixture(scope="session")

@@ -342,16 +342,21 @@ def edit(folder: Path, **changes) -> None:
     file.write_text(json.dumps(described | {"model": described["model"] | changes}))
 
 
-def test_the_command_line_prints_a_text_and_says_one_line_when_it_cannot(run):
-    def call(*arguments):
-        command = [sys.executable, "experiments/generate.py", "--run", str(run), "--max-length", "6", *arguments]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8", check=False)
+def call(run: Path, *arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "experiments/generate.py", "--run", str(run), "--max-length", "6", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8", check=False)
 
-    good = call("--prompt", "the", "a", "--forbid", "e", "--samples", "2", "--temperature", "0.8")
+
+def test_the_command_line_prints_a_text(run):
+    good = call(run, "--prompt", "the", "a", "--forbid", "e", "--samples", "2", "--temperature", "0.8")
     assert good.returncode == 0, good.stderr
     assert good.stdout.splitlines()[0] == f"{run}: elman at step 6; sampling, temperature=0.8, samples=2"
     assert good.stdout.count("--- ") == 4
-    bad = call("--beams", "2", "--temperature", "0.8")
+
+
+@pytest.mark.full
+def test_the_command_line_says_one_line_when_it_cannot(run):
+    bad = call(run, "--beams", "2", "--temperature", "0.8")
     assert bad.returncode == 1 and not bad.stdout
     assert (
         bad.stderr.startswith("error: beams=2 belongs to beam search, temperature=0.8") and bad.stderr.count("\n") == 1
