@@ -8,8 +8,8 @@ r"""Train a captioner of images, caption the test images, and write a run folder
 
 The same command again resumes a run that was stopped. task: chooses the images (task:coco --help lists its options).
 The decoders are rnn, lstm, attention and transformer. The scenes are real digits on real photographs; their layouts
-are made. The default takes some minutes on 2 CPU cores; docs/captioning.md says what each decoder reaches, and defines
-every number of results.json.
+are made. The default trains for about 7 minutes on one CPU core and gives exactly one of the references for 96 to 97 %
+of the test images; docs/captioning.md says what each decoder reaches, and defines every number of results.json.
 """
 
 import dataclasses
