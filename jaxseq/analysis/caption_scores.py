@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from jaxseq.analysis.caption_bleu import caption_bleu
 from jaxseq.analysis.caption_cider import DocumentFrequencies, cider_d
 from jaxseq.analysis.caption_rouge import rouge_l
-from jaxseq.analysis.caption_tokens import signature, split
+from jaxseq.analysis.caption_tokens import signature, tokenized
 
 
 @dataclass(frozen=True)
@@ -81,10 +81,8 @@ def exact_matches(
     With ``tokenizer="ptb"`` case and punctuation make no difference, with ``"words"`` they do.
 
     Raises:
-        ValueError: unequal numbers of hypotheses and images, or an unknown tokenizer.
+        ValueError: no captions, unequal numbers of hypotheses and images, an image without references, one text in
+            place of a sequence of references, or an unknown tokenizer.
     """
-    tokens = split(tokenizer)
-    return [
-        bool(tokens(text)) and tokens(text) in map(tokens, targets)
-        for text, targets in zip(hypotheses, references, strict=True)
-    ]
+    texts, wanted = tokenized(hypotheses, references, tokenizer)
+    return [bool(text) and text in targets for text, targets in zip(texts, wanted, strict=True)]

@@ -126,7 +126,7 @@ def _slots(slots: CaptionSlots | None) -> dict[str, Any]:
 def attention_on_boxes(
     captioner: Captioner, params: PyTree, inputs: IndexedArrays, images: SceneImages, captions: Sequence[Caption]
 ) -> dict[str, float]:
-    """How much of the attention is on the box of an object when its digit is written.
+    """The share of the attention on the box of an object when its digit is written.
 
     Means over all digit words of the captions whose description fits an object of the image: the share of the
     attention's mass on the object's box, the box's share of the image's area, and their quotient. Empty for a decoder

@@ -18,7 +18,7 @@ from jaxseq.weights.torch_files import LEGACY, Named, read_torch_legacy, read_to
 
 
 class WeightFile(NamedTuple):
-    """What a file holds.
+    """The contents of a file of weights.
 
     ``tensors`` are the arrays by name, read-only. ``others`` are all other leaves by name: numbers, texts and None of a
     checkpoint (its epoch, its options), the metadata of a safetensors file. ``sha256`` is the file's, in hexadecimal.

@@ -268,5 +268,5 @@ def test_exact_matches_ignore_case_and_punctuation_of_captions_of_files_alone():
     assert exact_matches(found, references, tokenizer="words") == [False, False, False]
     assert exact_matches(["a  b "], [["x", "a b"]], tokenizer="words") == [True]
     assert caption_scores(found[:2], references[:2]).exact_match == 1
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(ValueError, match="3 hypotheses, but references of 2 images"):
         exact_matches(found, references[:2])

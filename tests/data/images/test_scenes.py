@@ -80,7 +80,7 @@ def test_splitmix64_gives_its_published_numbers():
 
 
 def layout(scene):
-    """What defines a layout: the descriptions of the digits and their relations or place."""
+    """The layout: the descriptions of the digits, and their relations or place."""
     return scene.descriptions, scene.relations
 
 

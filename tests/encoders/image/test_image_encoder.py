@@ -130,6 +130,11 @@ def test_segment_ids_are_refused() -> None:
         MODEL.apply(variables(), IMAGES, jnp.ones((3, 108), jnp.int32))
 
 
+def test_a_backbone_without_a_normalization_is_refused(untyped) -> None:
+    with pytest.raises(ValueError, match="Dense is no Backbone: it has no mean and no std"):
+        ImageEncoder(nn.Dense(8), 8).init(jax.random.key(0), np.zeros((2, 4, 4, 3), np.uint8))
+
+
 def test_without_a_backbone_pixels_are_refused() -> None:
     for dtype in (np.uint8, np.int32):
         with pytest.raises(ValueError, match=rf"takes feature maps of floats, not {dtype.__name__} of \(2, 4, 4, 3\)"):
