@@ -76,7 +76,9 @@ class Config:
 def main(config: Config) -> list[list[Caption]]:
     """Load the model, caption, print; returns the captions of each image that could be read."""
     training.enable_compilation_cache()
-    check_outputs(config)
+    training.check_outputs(output=config.output, attention=config.attention)
+    if config.attention is not None:
+        plotting.require_matplotlib()
     loaded = pipelines.load_run(config.run, pipelines.Captioner)
     if config.attention is not None and not loaded.pipeline.config.attends:
         decoder = loaded.pipeline.config.decoder
@@ -102,23 +104,6 @@ def main(config: Config) -> list[list[Caption]]:
     if config.attention is not None:
         draw(config, captioner, loaded.params, images, found[0][0])
     return found
-
-
-def check_outputs(config: Config) -> None:
-    """Check that the files can be written, before anything is computed for them.
-
-    Raises:
-        ValueError: a folder in the place of a file, or a file in a folder that there is not.
-        ImportError: attention is to be drawn, and matplotlib is not installed.
-    """
-    for name in ("output", "attention"):
-        path = getattr(config, name)
-        if path is not None and path.is_dir():
-            raise ValueError(f"{name}={path} is a folder, not a file to write")
-        if path is not None and not path.parent.is_dir():
-            raise ValueError(f"{name}={path}: there is no folder {path.parent}")
-    if config.attention is not None:
-        plotting.require_matplotlib()
 
 
 def files(images: Sequence[Path]) -> list[Path]:
@@ -147,8 +132,7 @@ def write(config: Config, paths: Sequence[Path], found: Sequence[Sequence[Captio
     else:
         lines = [f"{path}\t{caption.text}" for path, caption in pairs]
     if config.output is None:
-        encoding = sys.stdout.encoding or "utf-8"
-        print("\n".join(lines).encode(encoding, "backslashreplace").decode(encoding))
+        print("\n".join(lines))
         return
     config.output.write_bytes("".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace"))
     print(f"written: {config.output}", file=sys.stderr)

@@ -110,6 +110,7 @@ class Result:
 def main(config: Config) -> list[Result]:
     """Load the model, read the prompts, generate, print; returns the results."""
     method = check(config)
+    training.check_outputs(tree=config.tree)
     training.enable_compilation_cache()
     loaded = pipelines.load_run(config.run, pipelines.TextGenerator)
     generator, params = loaded.pipeline, loaded.params

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from jaxseq import data, pipelines, plotting, training
+from jaxseq.models.configs import RNNTranslator
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,13 @@ def main(config: Config) -> list[str]:
     """Load the model, translate, print; returns the translations."""
     if config.max_length is not None and config.max_length < 1:
         raise ValueError(f"max_length must be at least 1, not {config.max_length}")
+    training.check_outputs(output=config.output, alignment=config.alignment)
     training.enable_compilation_cache()
     loaded = pipelines.load_run(config.run, pipelines.Translator)
+    if config.alignment is not None and isinstance(loaded.pipeline.config, RNNTranslator):
+        raise ValueError(
+            f"alignment={config.alignment} needs a model that attends, not the RNNTranslator of {config.run}"
+        )
     asked = {name: getattr(config, name) for name in ("beams", "normalization", "coverage")}
     given = {name: value for name, value in asked.items() if value is not None}
     search = dataclasses.replace(loaded.pipeline.search, **given)
@@ -65,10 +71,7 @@ def main(config: Config) -> list[str]:
         filled = [pair for pair in zip(texts, found, strict=True) if pair[0].strip()]
         if not filled:
             raise ValueError("alignment draws the first text that is not blank: there is none")
-        alignments = translator.alignments(loaded.params, filled[:1])
-        if not alignments:
-            raise ValueError(f"{config.run}: a model of kind {type(translator.config).__name__} attends to nothing")
-        plotting.draw_alignments(alignments, config.alignment)
+        plotting.draw_alignments(translator.alignments(loaded.params, filled[:1]), config.alignment)
     return found
 
 

@@ -2,7 +2,7 @@
 
 from jaxseq.training.accumulation import accumulate
 from jaxseq.training.checkpoints import Checkpoints, Restored
-from jaxseq.training.cli import check_repeated_flags, run_cli
+from jaxseq.training.cli import check_outputs, check_repeated_flags, run_cli
 from jaxseq.training.environment import enable_compilation_cache
 from jaxseq.training.errors import (
     CheckpointError,
@@ -61,6 +61,7 @@ __all__ = [
     "TruncationMode",
     "Writer",
     "accumulate",
+    "check_outputs",
     "check_repeated_flags",
     "create_state",
     "cross_entropy",

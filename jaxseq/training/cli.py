@@ -1,9 +1,11 @@
 """The command line of an experiment: a config dataclass from arguments, errors as one line and an exit code."""
 
+import io
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 import tyro
@@ -30,8 +32,11 @@ def run_cli(
     ValueError, OSError, ImportError and TrainingError, which a user can fix, are printed as one line on stderr, with
     exit code 1; the environment variable JAXSEQ_TRACEBACK shows the traceback. An interrupt exits with
     EXIT_INTERRUPTED; if the experiment is ``resumable``, the message says that the same command resumes. A flag that is
-    given twice is refused, except for the fields in ``repeatable``, whose values are appended.
+    given twice is refused, except for the fields in ``repeatable``, whose values are appended. Characters that standard
+    output cannot encode are written as escapes.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         check_repeated_flags(sys.argv[1:], repeatable)
         main(tyro.cli(config, description=description))
@@ -43,6 +48,22 @@ def run_cli(
         resumes = "; the same command resumes from the last checkpoint" if resumable else ""
         print(f"interrupted{resumes}", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
+
+
+def check_outputs(**paths: Path | None) -> None:
+    """Check that files can be written where they are asked for, before anything is computed for them.
+
+    Args:
+        paths: by the name of the option; None for one that is not given.
+
+    Raises:
+        ValueError: a folder in the place of a file, or a file in a folder that does not exist.
+    """
+    for name, path in paths.items():
+        if path is not None and path.is_dir():
+            raise ValueError(f"{name}={path} is a folder, not a file to write")
+        if path is not None and not path.parent.is_dir():
+            raise ValueError(f"{name}={path}: there is no folder {path.parent}")
 
 
 def check_repeated_flags(arguments: Sequence[str], repeatable: Sequence[str] = ()) -> None:

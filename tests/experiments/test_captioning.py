@@ -1,7 +1,6 @@
 """The captioning experiment as a user runs it: a run folder, a report, captions of new images; clear errors."""
 
 import dataclasses
-import io
 import json
 import re
 import signal
@@ -22,7 +21,7 @@ from experiments.captioning import Config, main, make_captioner
 from jaxseq import pipelines
 from jaxseq.data.images import CaptionBatches, SceneDesign, SceneImages, scene_corpus
 from jaxseq.models import CaptionerConfig
-from jaxseq.pipelines import Caption, Coco, Folder, Scenes, find_weights, load_run
+from jaxseq.pipelines import Coco, Folder, Scenes, find_weights, load_run
 from jaxseq.training import ConfigMismatchError, Interrupted, RunFolderError, TrainConfig, read_json
 from tests.experiments.small_runs import small_captioning
 
@@ -147,15 +146,6 @@ def test_captions_without_a_word_that_is_frequent_enough_are_refused(tmp_path):
     task = Folder(captions=tmp_path / "mine.tsv", min_count=1000)
     with pytest.raises(ValueError, match="no word occurs min_count=1000 times in the training captions"):
         make_captioner(Config(task=task), scene_corpus(train=2, validation=1, test=1))
-
-
-def test_a_name_that_the_terminal_cannot_show_is_escaped(tmp_path, monkeypatch):
-    shown = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
-    monkeypatch.setattr(caption.sys, "stdout", shown)
-    found = [[Caption("ein café", np.array([2], np.int32), -1.0)]]
-    caption.write(caption.Config(run=tmp_path, images=(tmp_path,)), [Path("\udce4.png")], found)
-    shown.flush()
-    assert shown.buffer.getvalue() == b"\\udce4.png\tein caf\\xe9\n"
 
 
 @FULL

@@ -153,6 +153,8 @@ def test_a_trained_run_translates_other_texts(translation_run, tmp_path, capsys)
     assert out.read_text(encoding="utf-8").splitlines() == found
     with pytest.raises(ValueError, match="max_length must be at least 1"):
         translate.main(translate.Config(run=run, max_length=0))
+    with pytest.raises(ValueError, match=r"alignment=.*: there is no folder"):
+        translate.main(translate.Config(run=run, text=texts, alignment=tmp_path / "no" / "x.png"))
     with pytest.raises(RunFolderError, match="is not a run folder"):
         translate.main(translate.Config(run=tmp_path, text=texts))
     capsys.readouterr()

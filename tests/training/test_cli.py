@@ -1,5 +1,6 @@
 """The command line of experiments: a flag given twice is refused."""
 
+import io
 import sys
 from dataclasses import dataclass
 
@@ -7,7 +8,7 @@ import pytest
 import tyro
 
 from jaxseq.pipelines.config_fields import configure
-from jaxseq.training import check_repeated_flags, run_cli
+from jaxseq.training import check_outputs, check_repeated_flags, run_cli
 
 
 @dataclass(frozen=True)
@@ -60,3 +61,20 @@ def test_a_field_set_twice_by_texts_is_refused():
     assert configure(Config, {"some_names": "'x --a' 'y --a'"}).some_names == ("x --a", "y --a")
     with pytest.raises(ValueError, match='some_names="\'x": No closing quotation'):
         configure(Config, {"some_names": "'x"})
+
+
+def test_what_standard_output_cannot_encode_is_escaped(monkeypatch):
+    shown = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "argv", ["program"])
+    monkeypatch.setattr(sys, "stdout", shown)
+    run_cli(lambda _: print("\udce4.png\tein caf\u00e9"), Config, None)
+    shown.flush()
+    assert shown.buffer.getvalue() == b"\\udce4.png\tein caf\\xe9\n"
+
+
+def test_files_that_cannot_be_written_are_refused_by_name(tmp_path):
+    check_outputs(output=tmp_path / "x", tree=None)
+    with pytest.raises(ValueError, match=r"output=.* is a folder, not a file to write"):
+        check_outputs(output=tmp_path)
+    with pytest.raises(ValueError, match=r"tree=.*x: there is no folder .*none"):
+        check_outputs(tree=tmp_path / "none" / "x")
