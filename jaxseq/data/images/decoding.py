@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, get_args
+from typing import Any, BinaryIO, Literal, NamedTuple, get_args
 
 import numpy as np
 from jaxtyping import UInt8
@@ -48,6 +48,15 @@ class ImageError(ValueError):
     """A file that gives no image; the message is the reason, without the file's name."""
 
 
+class Placement(NamedTuple):
+    """The size and the upper left corner, in whole pixels, of what a resized image shows of the whole original."""
+
+    height: int
+    width: int
+    top: int
+    left: int
+
+
 def read_image(
     path: str | Path, size: tuple[int, int], *, mode: ResizeMode = "crop", max_pixels: int = MAX_PIXELS
 ) -> UInt8[np.ndarray, "Y X 3"]:
@@ -72,6 +81,13 @@ def read_image(
         OSError, MemoryError: the system fails, not the file (``TEMPORARY``); an OSError names the file.
         ImportError: the extra ``images`` is not installed.
     """
+    return read_sized_image(path, size, mode=mode, max_pixels=max_pixels)[0]
+
+
+def read_sized_image(
+    path: str | Path, size: tuple[int, int], *, mode: ResizeMode = "crop", max_pixels: int = MAX_PIXELS
+) -> tuple[UInt8[np.ndarray, "Y X 3"], tuple[int, int]]:
+    """The image as in ``read_image``, and the height and the width of the upright original."""
     check_resize(size, mode)
     pillow, formats = _pillow()
     try:
@@ -79,7 +95,8 @@ def read_image(
             if image.width * image.height > max_pixels:
                 raise ImageError(f"{image.width} x {image.height} pixels, more than max_pixels={max_pixels}")
             image.load()
-            return np.asarray(_resized(_turned(_rgb(image), _orientation(image)), size, mode))
+            upright = _turned(_rgb(image), _orientation(image))
+            return np.asarray(_resized(upright, size, mode)), (upright.height, upright.width)
     except ImageError:
         raise
     except pillow.UnidentifiedImageError:
@@ -102,6 +119,28 @@ def check_resize(size: tuple[int, int], mode: str) -> None:
         raise ValueError(f"unknown resize mode {mode!r}; known: {', '.join(RESIZE_MODES)}")
     if min(size) < 1:
         raise ValueError(f"height and width must be at least 1, not {size[0]} and {size[1]}")
+
+
+def placement(original: tuple[int, int], size: tuple[int, int], mode: ResizeMode) -> Placement:
+    """The part of a resized image that shows the original: all of it (``squash``), or that between borders (``pad``).
+
+    Args:
+        original: height and width of the original.
+        size: height and width of the resized image.
+        mode: ``squash`` or ``pad``.
+
+    Raises:
+        ValueError: the mode ``crop``, which does not show the whole original, or what ``check_resize`` refuses.
+    """
+    check_resize(size, mode)
+    (height, width), (y, x) = original, size
+    if mode == "crop":
+        raise ValueError("the resize mode 'crop' does not show the whole image; known: squash, pad")
+    if mode == "squash":
+        return Placement(y, x, 0, 0)
+    scale = min(x / width, y / height)
+    w, h = (max(1, min(full, round(side * scale))) for side, full in ((width, x), (height, y)))
+    return Placement(h, w, (y - h) // 2, (x - w) // 2)
 
 
 @contextmanager
@@ -180,17 +219,17 @@ def _resized(image: Any, size: tuple[int, int], mode: ResizeMode) -> Any:
     y, x = size
     width, height = image.size
     bilinear = pillow.Resampling.BILINEAR
-    if mode == "squash":
-        return image.resize((x, y), bilinear)
     if mode == "crop":
         scale = max(x / width, y / height)
         w, h = min(x / scale, width), min(y / scale, height)
         left, top = (width - w) / 2, (height - h) / 2
         return image.resize((x, y), bilinear, box=(left, top, min(left + w, width), min(top + h, height)))
-    scale = min(x / width, y / height)
-    w, h = (max(1, min(full, round(side * scale))) for side, full in ((width, x), (height, y)))
+    place = placement((height, width), size, mode)
+    resized = image.resize((place.width, place.height), bilinear)
+    if resized.size == (x, y):
+        return resized
     padded = pillow.new("RGB", (x, y))
-    padded.paste(image.resize((w, h), bilinear), ((x - w) // 2, (y - h) // 2))
+    padded.paste(resized, (place.left, place.top))
     return padded
 
 

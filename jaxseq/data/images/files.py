@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Integer, UInt8
+from jaxtyping import Int64, Integer, UInt8
 
 from jaxseq.data.images.array_file import (
     ArrayFileError,
@@ -30,7 +30,7 @@ from jaxseq.data.images.decoding import (
     ResizeMode,
     check_resize,
     pillow_version,
-    read_image,
+    read_sized_image,
 )
 
 logger = logging.getLogger(__name__)
@@ -95,6 +95,7 @@ class ImageFiles:
         self.kept = tuple(index for index in range(len(paths)) if index not in reasons)
         self.skipped = tuple(f"{printable(build.paths[index])}: {reasons[index]}" for index in sorted(reasons))
         self._rows = np.array(self.kept, np.int64)
+        self._original_sizes = np.array(stored.description["sizes"], np.int64).reshape(-1, 2)
 
     def select(self, indices: Sequence[int]) -> "ImageFiles":
         """The images of these indices, in this order, without copying them."""
@@ -108,6 +109,11 @@ class ImageFiles:
     def size(self) -> tuple[int, int]:
         """Height and width."""
         return self._size
+
+    @property
+    def original_sizes(self) -> Int64[np.ndarray, "N 2"]:
+        """Height and width of each upright image before it was resized."""
+        return self._original_sizes[self._rows]
 
     @property
     def fingerprint(self) -> str:
@@ -164,8 +170,8 @@ class _Build:
         if (gigabytes := math.prod(self.shape) / 1e9) > LARGE:
             logger.warning("%d images take %.1f GB of memory without a cache folder", len(self.paths), gigabytes)
         images = np.zeros(self.shape, np.uint8)
-        reasons = self.decode_into(images)
-        return StoredArray(images, row_digests(images, workers=self.workers), {"reasons": reasons})
+        description = self.decode_into(images)
+        return StoredArray(images, row_digests(images, workers=self.workers), description)
 
     def cached(self, folder: Path, *, verify: bool) -> StoredArray:
         """The cache, which is built if there is none, or none that fits."""
@@ -177,9 +183,9 @@ class _Build:
             stored = open_array_file(path, verify=verify)
             known = stored.description.get("state")
             changed = [name for name in state if not isinstance(known, dict) or known.get(name) != state[name]]
-            if not changed and stored.array.shape == self.shape:
+            if not changed and stored.array.shape == self.shape and "sizes" in stored.description:
                 return stored
-            reason = f"changed: {', '.join(changed)}"
+            reason = f"changed: {', '.join(changed)}" if changed else "the old one does not hold the files' sizes"
         except FileNotFoundError:
             reason = "there is none yet"
         except ArrayFileError as error:
@@ -187,15 +193,17 @@ class _Build:
         logger.warning("building the cache of %s images, %s: %s", f"{len(self.paths):,}", path, reason)
         description: dict[str, Any] = {"state": state}
         with new_array_file(path, self.shape, np.uint8, description) as images:
-            description["reasons"] = self.decode_into(images)
+            description |= self.decode_into(images)
         return open_array_file(path, verify=False)
 
-    def decode_into(self, images: np.ndarray | RowWriter) -> dict[str, str]:
-        """Writes every image into its row; returns the reason for each row without one."""
+    def decode_into(self, images: np.ndarray | RowWriter) -> dict[str, Any]:
+        """Writes every image into its row; the ``sizes`` of all originals, and ``reasons`` of rows without an image."""
+        sizes = [(0, 0)] * len(self.paths)
 
         def decode(row: int) -> str | None:
+            path = self.paths[row]
             try:
-                images[row] = read_image(self.paths[row], self.size, mode=self.mode, max_pixels=self.max_pixels)
+                images[row], sizes[row] = read_sized_image(path, self.size, mode=self.mode, max_pixels=self.max_pixels)
             except ImageError as error:
                 return str(error)
             return None
@@ -211,7 +219,7 @@ class _Build:
         reasons = {str(row): reason for row, reason in found.items() if reason is not None}
         seconds = time.monotonic() - start
         logger.info("decoded %d images in %.1f s; %d skipped", len(found) - len(reasons), seconds, len(reasons))
-        return reasons
+        return {"reasons": reasons, "sizes": sizes}
 
 
 def _state(path: str) -> list[int] | None:
