@@ -43,7 +43,8 @@ bench: $(READY)  ## the benchmarks: ratios against flax, jax.nn and, where insta
 
 lock:  ## resolve requirements.lock again (needs uv)
 	uv pip compile pyproject.toml --universal --generate-hashes --no-emit-index-url --no-header \
-	  --extra plots --extra text --extra translation --extra images --extra pretrained --extra tensorboard --extra dev -o requirements.lock
+	  --extra plots --extra text --extra translation --extra images --extra pretrained --extra vision --extra tensorboard \
+	  --extra dev -o requirements.lock
 
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else f"jaxseq needs Python >= 3.11; {sys.executable} is {v.major}.{v.minor}: make PYTHON=/path/to/python3.11")'

@@ -28,7 +28,7 @@ OUTSIDE = {
     "data": {"PIL", "babel", "jaxtyping", "num2words", "numpy", "skimage", "sklearn", "tokenizers"},
 }
 EXTRAS = ["PIL", "babel", "matplotlib", "num2words", "sacrebleu", "safetensors", "skimage", "sklearn"]
-EXTRAS += ["tensorboardX", "tokenizers", "torch"]
+EXTRAS += ["faster_coco_eval", "pycocotools", "tensorboardX", "tokenizers", "torch"]
 DEVELOPMENT = ["beartype", "hypothesis", "pytest", "mypy", "ruff"]
 
 

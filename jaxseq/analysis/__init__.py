@@ -1,12 +1,14 @@
-"""Analysis of trained models: scores of translations and captions, alignments, attention, comparisons over seeds."""
+"""Analysis of trained models: scores of translations, captions and detections, alignments, comparisons over seeds."""
 
 from jaxseq.analysis.alignment import alignment_accuracy
 from jaxseq.analysis.attention_share import AttentionShare, attention_share
+from jaxseq.analysis.average_precision import AveragePrecision, ClassPrecision, average_precision
 from jaxseq.analysis.caption_bleu import BleuScores, caption_bleu
 from jaxseq.analysis.caption_cider import CaptionScore, DocumentFrequencies, cider_d, document_frequencies
 from jaxseq.analysis.caption_rouge import rouge_l
 from jaxseq.analysis.caption_scores import CaptionScores, caption_scores, exact_matches
 from jaxseq.analysis.caption_tokens import ptb_tokens
+from jaxseq.analysis.coco_average_precision import CocoScores, coco_average_precision
 from jaxseq.analysis.comparison import (
     INTERVAL_METHOD,
     Comparison,
@@ -18,6 +20,7 @@ from jaxseq.analysis.comparison import (
     paired_differences,
     t_quantile,
 )
+from jaxseq.analysis.detection_pairs import Found, ImageObjects
 from jaxseq.analysis.slot_accuracy import slot_accuracy
 from jaxseq.analysis.translation_scores import (
     LengthScores,
@@ -30,19 +33,26 @@ from jaxseq.analysis.translation_scores import (
 __all__ = [
     "INTERVAL_METHOD",
     "AttentionShare",
+    "AveragePrecision",
     "BleuScores",
     "CaptionScore",
     "CaptionScores",
+    "ClassPrecision",
+    "CocoScores",
     "Comparison",
     "DocumentFrequencies",
     "Estimate",
+    "Found",
+    "ImageObjects",
     "LengthScores",
     "TranslationScores",
     "alignment_accuracy",
     "attention_share",
+    "average_precision",
     "caption_bleu",
     "caption_scores",
     "cider_d",
+    "coco_average_precision",
     "compare_metrics",
     "compare_to_base",
     "comparison_table",
