@@ -2,10 +2,10 @@
 
 from jaxseq.data.images.batches import CaptionBatch, CaptionBatches, FingerprintedArrays, IndexedArrays
 from jaxseq.data.images.captioned import CaptionCorpus, CaptionedImages, ImageSource
-from jaxseq.data.images.captioned_files import ImageOptions
 from jaxseq.data.images.decoding import ImageError, ResizeMode, read_image
 from jaxseq.data.images.features import FeatureCache
 from jaxseq.data.images.files import ImageFiles
+from jaxseq.data.images.found_files import ImageOptions
 from jaxseq.data.images.json_captions import read_coco_captions, read_karpathy
 from jaxseq.data.images.line_captions import read_caption_tsv, read_flickr
 from jaxseq.data.images.prefetch import Prefetch

@@ -1,19 +1,22 @@
 """Readers of captions in JSON: the layout of COCO, and Karpathy's splits."""
 
-import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from jaxseq.data.images.captioned import CaptionCorpus
-from jaxseq.data.images.captioned_files import PART_OF_SPLIT, Found, FoundImage, ImageOptions, hash_part
-from jaxseq.data.readers import read_bytes
-
-Item = dict[str, Any]
-
-
-class Fault(ValueError):
-    """A part of a JSON file that is not as it should be; the message starts with the path within the JSON."""
+from jaxseq.data.images.captioned_files import Found
+from jaxseq.data.images.found_files import PART_OF_SPLIT, ImageOptions, hash_part
+from jaxseq.data.images.json_items import (
+    Fault,
+    coco_annotations,
+    coco_images,
+    items_of,
+    list_of,
+    object_of,
+    read_document,
+    shown,
+    text_of,
+)
 
 
 def read_coco_captions(
@@ -56,38 +59,13 @@ def read_coco_captions(
 
 
 def _read_coco(found: Found, path: Path, folder: Path) -> None:
-    document = _document(path)
-    by_id: dict[str, FoundImage | None] = {}
-    for place, item in _items(found, path, document, "images"):
+    document = read_document(path)
+    images = {key: image for key, _, _, image in coco_images(found, path, folder, document)}
+    for place, item, image in coco_annotations(found, path, document, images, "caption"):
         try:
-            key, name = _id(item, "id", place), _text(item, "file_name", place)
+            found.caption(f"{path}: {place}.caption", image, text_of(item, "caption", place))
         except Fault as fault:
             found.skip(str(path), str(fault))
-            continue
-        if key in by_id:
-            found.skip(str(path), f"{place}: the id {key} for a second time (file_name {name!r})")
-            continue
-        if found.key(folder, name) in found.images:
-            found.skip(str(path), f"{place}: the file_name {name!r} for a second time, with the id {key}: one image")
-        by_id[key] = found.image(f"{path}: {place}.file_name", folder, name)
-    known = set()
-    for place, item in _items(found, path, document, "annotations"):
-        try:
-            key, owner = _id(item, "id", place), _id(item, "image_id", place)
-            text = _text(item, "caption", place)
-        except Fault as fault:
-            found.skip(str(path), str(fault))
-            continue
-        if key in known:
-            found.skip(str(path), f"{place}: the id {key} for a second time (caption {text[:80]!r})")
-            continue
-        known.add(key)
-        if owner not in by_id:
-            found.skip(str(path), f"{place}: an annotation of the unknown image {owner}")
-        elif (image := by_id[owner]) is None:
-            found.skip(str(path), f"{place}: an annotation of the skipped image {owner}")
-        else:
-            found.caption(f"{path}: {place}.caption", image, text)
 
 
 def read_karpathy(
@@ -111,16 +89,16 @@ def read_karpathy(
         ImportError: the extra ``images`` is not installed.
     """
     path, found = Path(path), Found(f"Karpathy's split {path}")
-    for place, item in _items(found, path, _document(path), "images"):
+    for place, item in items_of(found, path, read_document(path), "images"):
         try:
-            name, split = _text(item, "filename", place), _text(item, "split", place)
+            name, split = text_of(item, "filename", place), text_of(item, "split", place)
             if "filepath" in item:
-                name = "/".join(part for part in (_text(item, "filepath", place), name) if part)
+                name = "/".join(part for part in (text_of(item, "filepath", place), name) if part)
             if split not in PART_OF_SPLIT:
                 raise Fault(f"{place}.split: unknown split {split!r}; known: {', '.join(PART_OF_SPLIT)}")
             if name in found.images:
                 raise Fault(f"{place}: the image {name!r} for a second time")
-            sentences = _list(item, "sentences", place)
+            sentences = list_of(item, "sentences", place)
         except Fault as fault:
             found.skip(str(path), str(fault))
             continue
@@ -138,69 +116,11 @@ def read_karpathy(
 
 
 def _sentence(sentence: Any, place: str) -> str:
-    item = _object(sentence, place)
+    item = object_of(sentence, place)
     if "raw" in item:
-        return _text(item, "raw", place)
-    tokens = _list(item, "tokens", place)
+        return text_of(item, "raw", place)
+    tokens = list_of(item, "tokens", place)
     for number, token in enumerate(tokens):
         if not isinstance(token, str):
-            raise Fault(f"{place}.tokens[{number}]: must be a string, not {_shown(token)}")
+            raise Fault(f"{place}.tokens[{number}]: must be a string, not {shown(token)}")
     return " ".join(tokens)
-
-
-def _document(path: Path) -> Item:
-    """The object of a JSON file, also with ``.gz``."""
-    try:
-        document = json.loads(read_bytes(path).decode("utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
-    if not isinstance(document, dict):
-        raise ValueError(f"{path}: the JSON must be an object, not {_shown(document)}")
-    return document
-
-
-def _items(found: Found, path: Path, document: Item, key: str) -> Iterator[tuple[str, Item]]:
-    """The objects of a list and their places; what is no object is skipped and named."""
-    try:
-        items = _list(document, key, "")
-    except Fault as fault:
-        raise ValueError(f"{path}: {fault}") from None
-    for number, item in enumerate(items):
-        try:
-            yield f"{key}[{number}]", _object(item, f"{key}[{number}]")
-        except Fault as fault:
-            found.skip(str(path), str(fault))
-
-
-def _object(value: Any, place: str) -> Item:
-    if not isinstance(value, dict):
-        raise Fault(f"{place}: must be an object, not {_shown(value)}")
-    return value
-
-
-def _get(item: Item, key: str, place: str, wanted: type | tuple[type, ...], words: str) -> Any:
-    place = f"{place}.{key}" if place else key
-    if key not in item:
-        raise Fault(f"{place}: missing")
-    if not isinstance(item[key], wanted) or isinstance(item[key], bool):
-        raise Fault(f"{place}: must be {words}, not {_shown(item[key])}")
-    return item[key]
-
-
-def _list(item: Item, key: str, place: str) -> list[Any]:
-    return _get(item, key, place, list, "a list")
-
-
-def _text(item: Item, key: str, place: str) -> str:
-    return _get(item, key, place, str, "a string")
-
-
-def _id(item: Item, key: str, place: str) -> str:
-    return str(_get(item, key, place, (int, str), "an integer or a string")).strip()
-
-
-def _shown(value: Any) -> str:
-    try:
-        return json.dumps(value)[:60]
-    except RecursionError:  # read with less depth of calls than is left here
-        return f"a deeply nested {type(value).__name__}"

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from jaxseq.data.images.captioned import CaptionCorpus
-from jaxseq.data.images.captioned_files import PART_OF_SPLIT, Found, ImageOptions
-from jaxseq.data.readers import decode_line, read_bytes, split_lines
+from jaxseq.data.images.captioned_files import Found
+from jaxseq.data.images.found_files import PART_OF_SPLIT, ImageOptions
 
 PIPES = "image_name| comment_number| comment"
 COMMAS = "image,caption"
@@ -79,7 +79,7 @@ def read_caption_tsv(
         ImportError: the extra ``images`` is not installed.
     """
     path, found = Path(path), Found(f"captions {path}")
-    for place, line in _lines(found, path):
+    for place, line in found.lines(path):
         columns = line.split("\t")
         if len(columns) not in (2, 3):
             found.skip(place, f"{len(columns)} columns, not 2 or 3: {line[:80]!r}")
@@ -100,22 +100,9 @@ def read_caption_tsv(
     return found.corpus(images, seed=seed)
 
 
-def _lines(found: Found, path: Path) -> Iterator[tuple[str, str]]:
-    """The lines of a UTF-8 file that are not blank, and their places."""
-    for number, raw in enumerate(split_lines(read_bytes(path)), 1):
-        place = f"{path}:{number}"
-        try:
-            line = decode_line(raw)
-        except ValueError as error:
-            found.skip(place, str(error))
-            continue
-        if line.strip():
-            yield place, line
-
-
 def _flickr_lines(found: Found, path: Path) -> Iterator[FlickrLine]:
     """Name, number (None if the layout has none) and text of each caption."""
-    lines = _lines(found, path)
+    lines = found.lines(path)
     split: Callable[[str], list[str]]
     first = next(lines, (str(path), ""))
     header = first[1].strip()
@@ -172,7 +159,7 @@ def _divide(found: Found, lists: dict[str, Path]) -> None:
     """Give each image the part whose list names it, in the order of the lists."""
     for part, path in lists.items():
         matched = 0
-        for place, line in _lines(found, path):
+        for place, line in found.lines(path):
             name = line.strip()
             image = found.images.get(name)
             if image is None:

@@ -15,7 +15,7 @@ MARGIN = 1 / 16
 """Centres of two objects differ in their distances along both axes by at least this fraction of the image's side."""
 FORMS = ((1.0, 0.0), *((width, slant) for width in (0.85, 1.0) for slant in (-0.25, 0.25)), (0.85, 0.0))
 """Width and slant of a digit: x - centre -> width (x - centre) + slant (y - centre); the first leaves it as it is."""
-MAX_ATTEMPTS = 5000
+MAX_ATTEMPTS = 20_000
 MAX_OBJECTS = 4
 ONE_IN = 10
 """One in ten layouts, and one in ten digits, is in the validation part; as many are in the test part."""
