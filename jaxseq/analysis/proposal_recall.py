@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxseq.analysis.detection_outcomes import check_iou
-from jaxseq.analysis.detection_pairs import Found, ImageObjects, joined, overlaps
+from jaxseq.analysis.detection_pairs import Found, ImageObjects, joined, overlaps, where_equal
 from jaxseq.typing import Float
 
 NUMBERS = (1, 3, 10, 30, 100, 300, 1000)
@@ -49,8 +49,8 @@ def proposal_recall(
         ious: increasing thresholds of the intersection over union.
 
     Raises:
-        ValueError: no numbers or thresholds, some that do not increase or lie outside 1.. and (0, 1], unequal numbers of
-            images, a box that is not finite with x1 <= x2 and y1 <= y2, or no object that counts.
+        ValueError: no numbers or thresholds, some that do not increase, a number below 1, a threshold outside (0, 1],
+            unequal numbers of images, a box that is not finite with x1 <= x2 and y1 <= y2, or no object that counts.
     """
     numbers, ious = tuple(numbers), tuple(float(iou) for iou in ious)
     for name, values in (("numbers", numbers), ("ious", ious)):
@@ -69,7 +69,7 @@ def proposal_recall(
     # the best overlap of each object by the first n proposals of its image
     best = np.zeros((len(numbers), len(counted)))
     for image in np.unique(wanted.images[counted]).tolist():
-        ours, theirs = detections.images == image, wanted.images[counted] == image
+        ours, theirs = where_equal(detections.images, image), where_equal(wanted.images[counted], image)
         table = overlaps(wanted.boxes[counted[theirs]], detections.boxes[ours])
         for row, number in enumerate(numbers):
             best[row, theirs] = table[:, :number].max(-1, initial=0.0)

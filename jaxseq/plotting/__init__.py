@@ -1,4 +1,4 @@
-"""Figures in one style: alignments, comparisons, curves, boxes. Needs matplotlib (extra ``plots``) when one is drawn."""
+"""Figures in one style: alignments, comparisons, curves, boxes. Need matplotlib (extra ``plots``) when drawn."""
 
 from jaxseq.plotting.alignments import Alignment, draw_alignment, draw_alignments, draw_heads
 from jaxseq.plotting.attention_maps import draw_attention_maps

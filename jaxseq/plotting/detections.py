@@ -15,7 +15,7 @@ COLUMNS, WIDTH, WIDEST, TALLEST = 4, 9.2, 4.6, 1.5
 GAP, TITLE, LEGEND = 0.08, 0.22, 0.32
 """Inches between panels, of a title, and of the legend."""
 
-MOST, LONGEST, SIZE = 96, 30, 6.5
+MOST, LONGEST, SIZE = 96, 20, 6.5
 """The greatest number of images, of characters of a name, and the points of a label."""
 
 DASHES = (0, (4, 3))
@@ -69,9 +69,11 @@ class BoxOutcomes(Protocol):
 
 
 class _Label(NamedTuple):
-    """A text at a box; ``filled``: white on the colour, otherwise the colour on white."""
+    """A name at a box, between two texts; ``filled``: white on the colour, otherwise the colour on white."""
 
-    text: str
+    before: str
+    name: str
+    after: str
     box: np.ndarray
     color: str
     filled: bool
@@ -175,8 +177,7 @@ def _show(axes: Any, pixels: np.ndarray, title: str) -> None:
     if title:
         made = text_label(title)
         style: dict[str, Any] = {"fontsize": 8, "color": INK, "pad": 3, "family": made.families, "parse_math": False}
-        text = axes.set_title(made.texts[0], loc="left", **style)
-        _fit(text, axes.get_window_extent().width)
+        _fit(axes.set_title("", loc="left", **style), axes.get_window_extent().width, "", made.texts[0], "")
 
 
 def _draw_objects(axes: Any, objects: BoxedObjects, names: Sequence[str], known: BoxOutcomes | None) -> list[_Label]:
@@ -186,7 +187,7 @@ def _draw_objects(axes: Any, objects: BoxedObjects, names: Sequence[str], known:
         _rectangle(axes, box, INK, 1.8, alpha=0.55)
         _rectangle(axes, box, EDGE if ignored else "white", 1.1, linestyle=DASHES)
         if known is not None and not known.objects_found[index] and not ignored:
-            labels.append(_Label(f"missed: {_short(names[int(kind)])}", box, INK, False))
+            labels.append(_Label("missed: ", names[int(kind)], "", box, INK, False))
     return labels
 
 
@@ -200,10 +201,12 @@ def _draw_found(
         if min_score is not None and score < min_score:
             continue
         wrong = known is not None and known.detections[index] == 0
-        text = f"{'✗ ' if wrong else ''}{_short(names[kind])} {score:.2f}"
-        labels.append(_Label(text, found.boxes[index], CYCLE[kind % len(CYCLE)], not wrong))
+        color, texts = CYCLE[kind % len(CYCLE)], ("✗ " if wrong else "", names[kind], f" {score:.2f}")
+        labels.append(_Label(*texts, found.boxes[index], color, not wrong))
     for label in reversed(labels):
-        _rectangle(axes, label.box, label.color, 1.6 if label.filled else 0.9)
+        width = 1.6 if label.filled else 0.9
+        _rectangle(axes, label.box, "white", width + 1.2, alpha=0.5)
+        _rectangle(axes, label.box, label.color, width)
     return labels
 
 
@@ -211,20 +214,20 @@ def _rectangle(axes: Any, box: np.ndarray, color: str, width: float, **options: 
     from matplotlib.patches import Rectangle
 
     left, top, right, bottom = (float(value) for value in box)
-    style = {"fill": False, "edgecolor": color, "linewidth": width, "joinstyle": "miter"}
+    style: dict[str, Any] = {"fill": False, "edgecolor": color, "linewidth": width, "joinstyle": "miter"}
     axes.add_patch(Rectangle((left, top), right - left, bottom - top, **(style | options)))
 
 
 def _write(axes: Any, labels: Sequence[_Label]) -> None:
     """Write each label at its box where no earlier label is: above, below, inside at the top or at the bottom."""
-    panel, taken = axes.get_window_extent(), []
+    panel, taken = axes.get_window_extent(), list[tuple[float, ...]]()
     for label in labels:
-        made = text_label(label.text)
+        made = text_label(label.name if len(label.name) <= LONGEST else label.name[: LONGEST - 1] + ELLIPSIS)
         back = {"boxstyle": "square,pad=0.12", "facecolor": label.color if label.filled else "white"}
         text = axes.text(
             0,
             0,
-            made.texts[0],
+            "",
             fontsize=SIZE,
             color="white" if label.filled else label.color,
             family=made.families,
@@ -235,7 +238,7 @@ def _write(axes: Any, labels: Sequence[_Label]) -> None:
             zorder=4,
         )
         pad = 0.2 * SIZE * axes.figure.dpi / 72
-        _fit(text, panel.width - 2 * pad)
+        _fit(text, panel.width - 2 * pad, label.before, made.texts[0], label.after)
         size = text.get_window_extent()
         width, height = size.width + 2 * pad, size.height + 2 * pad
         place = _free(_places(axes, label.box, width, height), panel, taken, width, height)
@@ -261,25 +264,19 @@ def _free(places: Sequence[tuple[float, float]], panel: Any, taken: list, width:
         )
 
     def free(x: float, y: float) -> bool:
-        return not any(
-            x < right and left < x + width and y < high and low < y + height for left, low, right, high in taken
-        )
+        return not any(x < x2 and x1 < x + width and y < y2 and y1 < y + height for x1, y1, x2, y2 in taken)
 
     choice = [moved(*place) for place in places]
     return next((place for place in choice if free(*place)), choice[0])
 
 
-def _fit(text: Any, width: float) -> None:
-    """Cut a text's beginning, before its last word, until it is no wider."""
-    whole = text.get_text()
-    for kept in range(len(whole) - 1, 0, -1):
+def _fit(text: Any, width: float, before: str, name: str, after: str) -> None:
+    """Write a name between two texts, cut until they are no wider together."""
+    text.set_text(before + name + after)
+    for kept in range(len(name) - 1, 0, -1):
         if text.get_window_extent().width <= width:
             break
-        text.set_text(whole[:kept].rstrip() + ELLIPSIS)
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= LONGEST else name[: LONGEST - 1] + ELLIPSIS
+        text.set_text(before + name[:kept].rstrip() + ELLIPSIS + after)
 
 
 def _legend(figure: Any, objects: Sequence[BoxedObjects] | None, found: bool, judged: bool) -> None:

@@ -49,7 +49,7 @@ def draw_precision_recall(
 
     The legend names the classes with their AP and number of objects, the best first. Of more classes than the 27 that
     colours and line styles tell apart, the worst are named and the others drawn pale. A curve ends with a dot at the
-    highest recall. Classes without objects have no curve and are named below.
+    last correct detection; a class without any has none. Classes without objects have no curve and are named below.
 
     Args:
         curves: the classes (``analysis.AveragePrecision.classes``).
@@ -61,7 +61,8 @@ def draw_precision_recall(
         The file.
 
     Raises:
-        ValueError: no class with objects, or precision and recall that are not of one length or outside 0..1.
+        ValueError: no class with objects, or precision and recall that are not of one length, outside 0..1, or
+            recall that falls.
         ImportError: matplotlib is not installed.
     """
     drawn = sorted((each for each in curves if each.ap is not None), key=lambda each: -(each.ap or 0.0))
@@ -71,8 +72,8 @@ def draw_precision_recall(
         _check(curve)
     most = len(CYCLE) * len(DASHES)
     named = drawn if len(drawn) <= most else drawn[-(most - 1) :]
-    missing = ", ".join(each.name for each in curves if each.ap is None)
-    lines = textwrap.wrap(f"without objects: {missing}", 92, max_lines=3, placeholder=" ...") if missing else []
+    missing = ", ".join(each.name.replace(" ", "\u00a0") for each in curves if each.ap is None)
+    lines = textwrap.wrap(f"without objects: {missing}", 100, max_lines=3, placeholder=" ...") if missing else []
 
     rows = len(named) + (len(named) < len(drawn))
     height = max(3.8, 0.7 + 0.165 * rows) + 0.17 * len(lines)
@@ -99,9 +100,11 @@ def draw_precision_recall(
 
 
 def _draw(axes: Any, curve: PrecisionCurve, **options: Any) -> None:
-    precision, recall = np.asarray(curve.precision, np.float64), np.asarray(curve.recall, np.float64)
+    recall = np.asarray(curve.recall, np.float64)
+    kept = recall[: np.searchsorted(recall, recall[-1]) + 1] if recall.size and recall[-1] > 0 else recall[:0]
+    precision, recall = np.asarray(curve.precision, np.float64)[: len(kept)], kept
     best = np.maximum.accumulate(precision[::-1])[::-1]
-    x, y = np.append(0.0, recall), np.append(best[:1] if best.size else 0.0, best)
+    x, y = np.append(np.zeros(min(1, len(best))), recall), np.append(best[:1], best)
     axes.plot(x, y, drawstyle="steps-pre", solid_joinstyle="miter", **options)
     axes.plot(x[-1:], y[-1:], marker="o", markersize=3, color=options["color"], zorder=options["zorder"])
 
@@ -133,6 +136,8 @@ def _check(curve: PrecisionCurve) -> None:
     precision, recall = np.asarray(curve.precision), np.asarray(curve.recall)
     if precision.ndim != 1 or precision.shape != recall.shape:
         raise ValueError(f"class {curve.name!r}: precision is {precision.shape}, recall {recall.shape}")
+    if (np.diff(recall) < 0).any():
+        raise ValueError(f"class {curve.name!r}: recall falls")
     for name, values in (("precision", precision), ("recall", recall)):
         if values.size and not (values.min() >= 0 and values.max() <= 1):
             raise ValueError(f"class {curve.name!r}: {name} in {values.min():g} to {values.max():g}, not 0 to 1")

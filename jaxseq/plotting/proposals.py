@@ -27,6 +27,10 @@ class RecallTable(Protocol):
         """Thresholds of the intersection over union, increasing."""
 
     @property
+    def mean_number(self) -> float:
+        """The mean number of proposals in an image."""
+
+    @property
     def recall(self) -> np.ndarray:
         """The recall ``[numbers, ious]`` in 0..1."""
 
@@ -36,8 +40,8 @@ def draw_proposal_recall(
 ) -> Path:
     """Draw the recall against the number of proposals at the left, and against the overlap at the right.
 
-    One colour a source. At the left, lines for up to three of the overlaps: the lowest, the middle one, the highest. At
-    the right, lines for up to three of the numbers: the highest, the middle one, the lowest.
+    One colour a source. At the left there are lines for up to three of the overlaps, from the lowest to a high one, at
+    the right for up to three of the numbers, from the greatest to a low one.
 
     Args:
         tables: the recall (``analysis.proposal_recall``) of each source of proposals, by its name.
@@ -68,40 +72,43 @@ def draw_proposal_recall(
     left.set_ylim(-0.03, 1.03)
     left.set_xticks(numbers, [f"{number:,}" for number in numbers], minor=False)
     left.minorticks_off()
-    styles = dict(zip(_chosen(ious), DASHES, strict=False)), dict(zip(_chosen(numbers)[::-1], DASHES, strict=False))
+    overlaps = dict(zip(_chosen(len(ious)), DASHES, strict=False))
+    amounts = {len(numbers) - 1 - place: dashes for place, dashes in zip(_chosen(len(numbers)), DASHES, strict=False)}
     for color, table in zip(CYCLE, tables.values(), strict=False):
-        for column, dashes in styles[0].items():
+        for column, dashes in overlaps.items():
             left.plot(numbers, table.recall[:, column], color=color, linestyle=dashes, marker="o", markersize=3)
-        for row, dashes in styles[1].items():
+        for row, dashes in amounts.items():
             right.plot(ious, table.recall[row], color=color, linestyle=dashes, marker="o", markersize=3)
-    _dash_legend(left, [(f"IoU {ious[index]:g}", dashes) for index, dashes in styles[0].items()], "upper left")
-    _dash_legend(
-        right, [(f"{numbers[index]:,} proposals", dashes) for index, dashes in styles[1].items()], "lower left"
-    )
-    _source_legend(figure, [*tables])
+    _dash_legend(left, {f"IoU {ious[index]:g}": dashes for index, dashes in overlaps.items()}, "upper left")
+    named = {index: f"{numbers[index]:,} proposal{'' if numbers[index] == 1 else 's'}" for index in amounts}
+    _dash_legend(right, {named[index]: dashes for index, dashes in amounts.items()}, "upper right")
+    _source_legend(figure, {name: table.mean_number for name, table in tables.items()})
     return save_figure(figure, file)
 
 
-def _chosen(values: Sequence[object]) -> list[int]:
-    """The indices of the first, the middle and the last value."""
-    return sorted({0, len(values) // 2, len(values) - 1})
+def _chosen(count: int) -> list[int]:
+    """Up to three places: the first, one near the middle and one near the end."""
+    return sorted({round(part * (count - 1) / 9) for part in (0, 4, 8)})
 
 
-def _dash_legend(axes: Any, entries: Sequence[tuple[str, Any]], place: str) -> None:
+def _dash_legend(axes: Any, entries: Mapping[str, Any], place: str) -> None:
     from matplotlib.lines import Line2D
 
-    lines = [Line2D([], [], color=SOFT, linestyle=dashes) for _, dashes in entries]
-    axes.legend(lines, [text for text, _ in entries], loc=place, frameon=False, fontsize=8, labelcolor=SOFT)
+    lines = [Line2D([], [], color=SOFT, linestyle=dashes) for dashes in entries.values()]
+    axes.legend(lines, [*entries], loc=place, frameon=False, fontsize=8, labelcolor=SOFT)
 
 
-def _source_legend(figure: Any, names: Sequence[str]) -> None:
+def _source_legend(figure: Any, names: Mapping[str, float]) -> None:
     from matplotlib.lines import Line2D
 
     families = text_label(" ".join(names)).families
     shown = [name if len(name) <= LONGEST else name[: LONGEST - 1] + ELLIPSIS for name in names]
     legend = figure.legend(
         [Line2D([], [], color=color, linewidth=2) for color, _ in zip(CYCLE, names, strict=False)],
-        [text_label(name).texts[0] for name in shown],
+        [
+            f"{text_label(name).texts[0]} ({mean:,.4g} an image)"
+            for name, mean in zip(shown, names.values(), strict=True)
+        ],
         loc="outside lower left",
         ncols=2,
         frameon=False,
