@@ -20,7 +20,9 @@ from jaxseq.analysis.comparison import (
     paired_differences,
     t_quantile,
 )
+from jaxseq.analysis.detection_outcomes import Outcomes, detection_outcomes
 from jaxseq.analysis.detection_pairs import Found, ImageObjects
+from jaxseq.analysis.proposal_recall import ProposalRecall, proposal_recall
 from jaxseq.analysis.slot_accuracy import slot_accuracy
 from jaxseq.analysis.translation_scores import (
     LengthScores,
@@ -45,6 +47,8 @@ __all__ = [
     "Found",
     "ImageObjects",
     "LengthScores",
+    "Outcomes",
+    "ProposalRecall",
     "TranslationScores",
     "alignment_accuracy",
     "attention_share",
@@ -56,10 +60,12 @@ __all__ = [
     "compare_metrics",
     "compare_to_base",
     "comparison_table",
+    "detection_outcomes",
     "document_frequencies",
     "exact_matches",
     "mean_interval",
     "paired_differences",
+    "proposal_recall",
     "ptb_tokens",
     "rouge_l",
     "scores_by_length",

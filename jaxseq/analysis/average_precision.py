@@ -6,8 +6,9 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from jaxseq.analysis.detection_outcomes import UNCOUNTED, check_iou, voc_outcomes
 from jaxseq.analysis.detection_pairs import Detections, Found, ImageObjects, Wanted, joined, overlaps, pairs
-from jaxseq.typing import Float, Int
+from jaxseq.typing import Float
 
 VERSION = "average-precision.1"
 Method = Literal["area", "11-point"]
@@ -73,8 +74,7 @@ def average_precision(
         ValueError: an ``iou`` outside (0, 1], an unknown method, or detections, objects or names that do not fit
             (``detection_pairs.joined``): among these scores that are not finite, and classes without a name.
     """
-    if not 0 < iou <= 1:
-        raise ValueError(f"iou must be in (0, 1], not {iou}")
+    check_iou(iou)
     if method not in get_args(Method):
         raise ValueError(f"unknown method {method!r}; known: {', '.join(get_args(Method))}")
     detections, wanted = joined(found, objects, class_names)
@@ -99,11 +99,11 @@ def _class_precision(
         ignored = wanted.ignored[theirs]
         number += int((~ignored).sum())
         chosen.append(ours)
-        outcomes.append(_outcomes(overlaps(detections.boxes[ours], wanted.boxes[theirs]), ignored, iou))
+        outcomes.append(voc_outcomes(overlaps(detections.boxes[ours], wanted.boxes[theirs]), ignored, iou)[0])
     indices, outcome = np.concatenate(chosen), np.concatenate(outcomes)
     # by falling score; equal scores in the order given
     order = np.lexsort((indices, -detections.scores[indices]))
-    order = order[outcome[order] >= 0]
+    order = order[outcome[order] != UNCOUNTED]
     correct = np.cumsum(outcome[order])
     precision = correct / np.arange(1, len(order) + 1)
     recall = correct / number if number else np.full(len(order), np.nan)
@@ -117,19 +117,6 @@ def _class_precision(
         objects=number,
         correct=int(correct[-1]) if len(order) else 0,
     )
-
-
-def _outcomes(table: np.ndarray, ignored: np.ndarray, iou: int | float) -> Int[np.ndarray, " D"]:
-    """For each detection of an image, by falling score: 1 correct, 0 wrong, -1 does not count."""
-    if not len(ignored):
-        return np.zeros(len(table), np.int64)
-    best = table.argmax(-1)
-    close = table.max(-1) >= iou
-    outcome = np.where(close & ignored[best], -1, 0)
-    candidates = np.flatnonzero(close & ~ignored[best])
-    _, first = np.unique(best[candidates], return_index=True)
-    outcome[candidates[first]] = 1
-    return outcome
 
 
 def _area(precision: np.ndarray, correct: np.ndarray, number: int) -> float:

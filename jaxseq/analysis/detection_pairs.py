@@ -99,7 +99,7 @@ def pairs(
     ours = detections.order[_range(detections, class_index)]
     theirs = wanted.order[_range(wanted, class_index)]
     for image in np.union1d(detections.images[ours], wanted.images[theirs]).tolist():
-        yield ours[_equal(detections.images[ours], image)], theirs[_equal(wanted.images[theirs], image)]
+        yield ours[where_equal(detections.images[ours], image)], theirs[where_equal(wanted.images[theirs], image)]
 
 
 def overlaps(
@@ -124,13 +124,13 @@ def areas(boxes: Float[np.ndarray, "N 4"]) -> Float[np.ndarray, " N"]:
     return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
 
-def _range(items: Detections | Wanted, class_index: int) -> slice:
-    return _equal(items.classes[items.order], class_index)
-
-
-def _equal(ascending: np.ndarray, value: int) -> slice:
+def where_equal(ascending: np.ndarray, value: int) -> slice:
     """Where an array in ascending order has a value."""
     return slice(np.searchsorted(ascending, value, "left"), np.searchsorted(ascending, value, "right"))
+
+
+def _range(items: Detections | Wanted, class_index: int) -> slice:
+    return where_equal(items.classes[items.order], class_index)
 
 
 def _boxes(given: np.ndarray, where: str) -> np.ndarray:

@@ -1,10 +1,13 @@
-"""Figures in one style: alignments, comparisons, curves. Needs matplotlib (extra ``plots``) when one is drawn."""
+"""Figures in one style: alignments, comparisons, curves, boxes. Need matplotlib (extra ``plots``) when drawn."""
 
 from jaxseq.plotting.alignments import Alignment, draw_alignment, draw_alignments, draw_heads
 from jaxseq.plotting.attention_maps import draw_attention_maps
 from jaxseq.plotting.comparisons import ComparisonRow, MeanInterval, draw_comparisons
+from jaxseq.plotting.detections import BoxedDetections, BoxedObjects, BoxOutcomes, draw_detections
 from jaxseq.plotting.labels import Labels, missing_characters, text_label, token_labels
 from jaxseq.plotting.length_curves import CurvePoint, draw_length_curves
+from jaxseq.plotting.precision_recall import PrecisionCurve, draw_precision_recall
+from jaxseq.plotting.proposals import RecallTable, draw_proposal_recall
 from jaxseq.plotting.search_tree import draw_search_tree
 from jaxseq.plotting.style import (
     BLUE,
@@ -39,16 +42,24 @@ __all__ = [
     "SEQUENTIAL",
     "SOFT",
     "Alignment",
+    "BoxOutcomes",
+    "BoxedDetections",
+    "BoxedObjects",
     "ComparisonRow",
     "CurvePoint",
     "Labels",
     "MeanInterval",
+    "PrecisionCurve",
+    "RecallTable",
     "draw_alignment",
     "draw_alignments",
     "draw_attention_maps",
     "draw_comparisons",
+    "draw_detections",
     "draw_heads",
     "draw_length_curves",
+    "draw_precision_recall",
+    "draw_proposal_recall",
     "draw_search_tree",
     "draw_training_curves",
     "make_figure",
