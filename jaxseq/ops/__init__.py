@@ -1,6 +1,6 @@
 """Pure functions of arrays. Every optimised op has a plain ``*_reference`` with the same values and gradients."""
 
-from jaxseq.ops import images, segments
+from jaxseq.ops import images, regions, segments
 from jaxseq.ops.attention import (
     AttentionImplementation,
     attention,
@@ -91,6 +91,7 @@ __all__ = [
     "recurrence",
     "recurrence_reference",
     "recurrence_with_projection",
+    "regions",
     "segments",
     "used_implementations",
 ]
