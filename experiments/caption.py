@@ -25,9 +25,6 @@ from jaxseq import decoding, pipelines, plotting, training
 from jaxseq.data.images import ImageFiles
 from jaxseq.pipelines import Caption
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
-"""Of the files that are taken from a folder, in either case."""
-
 
 @dataclass(frozen=True)
 class Config:
@@ -86,14 +83,8 @@ def main(config: Config) -> list[list[Caption]]:
     given = {name: getattr(config, name) for name in ("beams", "normalization", "coverage")}
     search = dataclasses.replace(loaded.pipeline.search, **{name: x for name, x in given.items() if x is not None})
     captioner = loaded.pipeline.with_search(search, config.max_length)
-    paths = files(config.images)
-    images = ImageFiles(paths, captioner.image_size, mode=captioner.resize)
-    for line in images.skipped:
-        print(f"skipped: {line}", file=sys.stderr)
-    if images.skipped:
-        print(f"skipped: {len(images.skipped)} of {len(paths)} files", file=sys.stderr)
-    if not len(images):
-        raise ValueError(f"none of {len(paths)} files is an image that can be read")
+    paths = pipelines.image_paths(config.images)
+    images = pipelines.read_images(paths, captioner.image_size, captioner.resize)
     inputs = captioner.source(images)
     if config.samples is None:
         found = [[caption] for caption in captioner.captions(loaded.params, inputs)]
@@ -104,23 +95,6 @@ def main(config: Config) -> list[list[Caption]]:
     if config.attention is not None:
         draw(config, captioner, loaded.params, images, found[0][0])
     return found
-
-
-def files(images: Sequence[Path]) -> list[Path]:
-    """The files, and those of folders, in the order of their names.
-
-    Raises:
-        ValueError: a folder without image files.
-    """
-    paths: list[Path] = []
-    for path in images:
-        within = [path]
-        if path.is_dir():
-            within = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
-        if not within:
-            raise ValueError(f"{path} has no image files ({', '.join(sorted(SUFFIXES))})")
-        paths += within
-    return paths
 
 
 def write(config: Config, paths: Sequence[Path], found: Sequence[Sequence[Caption]]) -> None:

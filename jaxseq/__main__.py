@@ -6,6 +6,8 @@
     python -m jaxseq translate --run runs/dates --text "March 3, 2031"
     python -m jaxseq train captioning --run runs/scenes
     python -m jaxseq caption --run runs/scenes --images photograph.jpg
+    python -m jaxseq train detection --model fast_rcnn --run runs/fast
+    python -m jaxseq detect --run runs/fast --images photograph.jpg
     python -m jaxseq ablation --vary features=128 --run runs/ablation
 
 The options behind a command are those of its script, and COMMAND --help lists them. The scripts are meant to be read
@@ -21,9 +23,11 @@ COMMANDS = {
     ("train", "language-model"): "train a language model on text",
     ("train", "translation"): "train a translator on pairs of texts",
     ("train", "captioning"): "train a captioner of images",
+    ("train", "detection"): "train a detector of objects in images",
     ("generate",): "generate text with a trained language model",
     ("translate",): "translate texts with a trained translator",
     ("caption",): "caption images with a trained captioner",
+    ("detect",): "detect objects in images with a trained detector",
     ("ablation",): "change one field of an experiment at a time, and compare over seeds",
     ("path",): "print the folder of the scripts",
 }

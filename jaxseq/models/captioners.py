@@ -9,10 +9,11 @@ import jax.numpy as jnp
 
 from jaxseq.decoders import Bridge, Decoder, make_decoder
 from jaxseq.encoders import make_encoder
-from jaxseq.encoders.image import BACKBONES, Backbone, ImageEncoder, make_backbone
+from jaxseq.encoders.image import Backbone, ImageEncoder
 from jaxseq.layers import Embedding
 from jaxseq.models.configs import NUM_HEADS, Precision, check_fields, dtypes
 from jaxseq.models.encoder_decoder import EncoderDecoder
+from jaxseq.models.image_backbones import FROM_SCRATCH, build_backbone, check_backbone, starts_trained
 from jaxseq.precision import POLICIES
 from jaxseq.typing import Array, Float, Int
 
@@ -30,9 +31,6 @@ OPTIONS: dict[str, tuple[str, tuple[str, ...], Any]] = {
 
 LEARNING_RATES = {"rnn": 2e-3, "lstm": 2e-3, "attention": 1.5e-3, "transformer": 1.5e-3}
 """Learning rates of an experiment by default."""
-
-FROM_SCRATCH = ("small", "patches")
-"""Encoders without published weights."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +79,9 @@ class CaptionerConfig:
     precision: Precision = "float32"
 
     def __post_init__(self) -> None:
-        for name, known in {"decoder": get_args(CaptionDecoder), "encoder": BACKBONES}.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name}={getattr(self, name)!r}; known: {', '.join(known)}")
+        if self.decoder not in get_args(CaptionDecoder):
+            raise ValueError(f"decoder={self.decoder!r}; known: {', '.join(get_args(CaptionDecoder))}")
+        check_backbone(self.encoder, None)
         sizes = ("layers", "num_heads", "feed_forward", "patch_size", "encoder_layers")
         check_fields(self, {"features": 2, **dict.fromkeys(sizes, 1)})
         for name, (field, readers, _) in OPTIONS.items():
@@ -96,8 +94,7 @@ class CaptionerConfig:
         self._check_widths()
         if self.frozen and (self.pretrained is False or self.encoder in FROM_SCRATCH):
             raise ValueError(f"frozen needs pretrained weights: encoder={self.encoder} would keep random parameters")
-        if self.pretrained and self.encoder in FROM_SCRATCH:
-            raise ValueError(f"pretrained needs an encoder with known weights, not encoder={self.encoder}")
+        check_backbone(self.encoder, self.pretrained)
 
     @property
     def default_learning_rate(self) -> float:
@@ -121,9 +118,7 @@ class CaptionerConfig:
     @property
     def starts_trained(self) -> bool:
         """Whether the encoder is pretrained."""
-        if self.pretrained is None:
-            return self.frozen or self.encoder == "efficientnet_lite0"
-        return self.pretrained
+        return starts_trained(self.encoder, True if self.frozen else self.pretrained)
 
     def option(self, name: str) -> Any:
         """The value of one of ``OPTIONS``, or its default."""
@@ -132,12 +127,9 @@ class CaptionerConfig:
 
     def backbone(self) -> Backbone:
         """The image encoder's backbone: images to a feature map."""
-        fields = dtypes(self.precision)
-        if self.encoder == "patches":
-            fields |= {"size": self.option("patch_size"), "features": self.features}
-        elif self.encoder not in FROM_SCRATCH:
-            fields |= {"norm": "frozen_batch" if self.starts_trained else "group"}
-        return make_backbone(self.encoder, **fields)
+        patches = self.encoder == "patches"
+        fields = {"size": self.option("patch_size"), "features": self.features} if patches else {}
+        return build_backbone(self.encoder, self.starts_trained, self.precision, **fields)
 
     def build(self, vocab_size: int) -> EncoderDecoder:
         """The model of images ``[*B Y X 3]``; with ``frozen``, of the backbone's feature maps ``[*B Y' X' F]``."""

@@ -3,6 +3,16 @@
 from jaxseq.pipelines.caption_measures import CaptionLosses, Losses, attention_on_boxes, scene_slots
 from jaxseq.pipelines.caption_tasks import Coco, Flickr, Folder, Karpathy, Scenes
 from jaxseq.pipelines.captioner import ArraySource, Caption, Captioner, First
+from jaxseq.pipelines.detection_measures import (
+    above,
+    detection_rows,
+    file_image,
+    found_in_files,
+    objects_in_files,
+    proposal_results,
+)
+from jaxseq.pipelines.detector import DetectionConfig, Detector
+from jaxseq.pipelines.image_paths import image_paths, read_images
 from jaxseq.pipelines.pair_tasks import Dates, Digits, Files, Names, Reversal, Words
 from jaxseq.pipelines.pretrained import FrozenEncoder, find_weights, read_backbone, with_backbone
 from jaxseq.pipelines.saved import LoadedRun, Pipeline, load_run
@@ -18,6 +28,8 @@ __all__ = [
     "Captioner",
     "Coco",
     "Dates",
+    "DetectionConfig",
+    "Detector",
     "Digits",
     "Files",
     "First",
@@ -35,12 +47,20 @@ __all__ = [
     "TextGenerator",
     "Translator",
     "Words",
+    "above",
     "attention_on_boxes",
     "check_user_cores",
     "cut_at",
+    "detection_rows",
+    "file_image",
     "find_weights",
+    "found_in_files",
+    "image_paths",
     "load_run",
+    "objects_in_files",
+    "proposal_results",
     "read_backbone",
+    "read_images",
     "scene_slots",
     "token_bytes",
     "with_backbone",

@@ -14,6 +14,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxseq import training, weights
 from jaxseq.encoders.image import Backbone, ImageEncoder, pretrained_parameters
 from jaxseq.models import CaptionerConfig
+from jaxseq.models.detection import DetectorConfig
 from jaxseq.typing import Array, Float, PyTree, Shaped
 
 FILE = "encoder.npz"
@@ -45,7 +46,7 @@ def find_weights(encoder: str, file: Path | None) -> Path:
     return files[0]
 
 
-def read_backbone(config: CaptionerConfig, file: Path) -> PyTree:
+def read_backbone(config: CaptionerConfig | DetectorConfig, file: Path) -> PyTree:
     """The parameters of the config's backbone, from a file of another library's weights.
 
     Raises:
@@ -59,9 +60,11 @@ def read_backbone(config: CaptionerConfig, file: Path) -> PyTree:
 
 
 def with_backbone(params: PyTree, backbone: PyTree) -> PyTree:
-    """The parameters of a captioner, its encoder's backbone replaced by pretrained parameters."""
-    encoder = {**params["encoder"], "backbone": jax.tree.map(jnp.asarray, backbone)}
-    return {**params, "encoder": encoder}
+    """The parameters of a captioner or a detector, its backbone replaced by pretrained parameters."""
+    replaced = {"backbone": jax.tree.map(jnp.asarray, backbone)}
+    if "encoder" in params:
+        return {**params, "encoder": {**params["encoder"], **replaced}}
+    return {**params, **replaced}
 
 
 class FrozenEncoder:

@@ -50,7 +50,7 @@ class ProposalSource(Protocol):
     def __len__(self) -> int:
         """The number of images."""
 
-    def proposals(self, indices: Integer[np.ndarray, " B"]) -> Float32[np.ndarray, "B P 4"]:
+    def __call__(self, indices: Integer[np.ndarray, " B"]) -> Float32[np.ndarray, "B P 4"]:
         """The proposals of these images, best first, padded with empty boxes 0 0 0 0."""
 
 
@@ -126,7 +126,7 @@ class Proposals:
         """The number of images."""
         return len(self._stored.array)
 
-    def proposals(self, indices: Integer[np.ndarray, " B"] | Sequence[int]) -> Float32[np.ndarray, "B P 4"]:
+    def __call__(self, indices: Integer[np.ndarray, " B"] | Sequence[int]) -> Float32[np.ndarray, "B P 4"]:
         """The proposals of these images, best first, padded with empty boxes 0 0 0 0.
 
         Raises:

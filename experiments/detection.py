@@ -1,0 +1,283 @@
+r"""Train a detector of objects, score it on the test images, and write a run folder with a report.
+
+    python experiments/detection.py --model fast_rcnn --run runs/fast                  # digits on photographs
+    python experiments/detection.py --model rcnn --run runs/rcnn
+    python experiments/detection.py task:coco-instances --annotations instances_train2017.json --images train2017 \
+        --held-out instances_val2017.json --held-out-images val2017 --encoder efficientnet_lite0 --run runs/coco
+    python experiments/detection.py task:voc --folder VOCdevkit/VOC2007 --encoder resnet18 --weights resnet18.pth
+
+The same command again resumes a run that was stopped. task: chooses the images (task:voc --help lists its options),
+and proposals: the method that proposes boxes. The boxes of all images are proposed once, and kept in a cache.
+Both models have the same backbone and layers; R-CNN (Girshick et al. 2014) computes the convolutions of every proposed
+region, Fast R-CNN (Girshick 2015) those of the image. docs/detection.md says what each reaches, and what it costs.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import jax
+import numpy as np
+import tyro
+from tyro.conf import OmitArgPrefixes, subcommand
+
+from jaxseq import analysis, ops, pipelines, plotting, training
+from jaxseq.analysis import Found
+from jaxseq.data.detection import DetectionBatch, DetectionBatches, DetectionCorpus
+from jaxseq.data.images import Prefetch
+from jaxseq.data.proposals import Proposals, SelectiveSearch, SlidingWindows
+from jaxseq.models.detection import (
+    RCNN,
+    DetectorConfig,
+    LinearStageConfig,
+    RegionTargets,
+    fast_rcnn_loss,
+    region_loss,
+    sample_regions,
+)
+from jaxseq.pipelines import CocoInstances, DetectionConfig, DetectionScenes, Detector, First, Voc
+from jaxseq.training import resumable_field
+
+Task = (
+    Annotated[DetectionScenes, subcommand("task:scenes")]
+    | Annotated[CocoInstances, subcommand("task:coco-instances")]
+    | Annotated[Voc, subcommand("task:voc")]
+)
+Method = (
+    Annotated[SelectiveSearch, subcommand("proposals:selective-search")]
+    | Annotated[SlidingWindows, subcommand("proposals:sliding-windows")]
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    """The task, the proposals, the model, how it is trained, and how it detects."""
+
+    run: Path = resumable_field(Path("runs/detection"))
+    """The run folder; the same command again resumes the run in it."""
+    task: OmitArgPrefixes[Task] = dataclasses.field(default_factory=DetectionScenes)
+    proposals: OmitArgPrefixes[Method] = dataclasses.field(default_factory=SelectiveSearch)
+    num_proposals: int = 300
+    """The largest number of proposals of an image (the papers: 2,000)."""
+    detector: OmitArgPrefixes[DetectorConfig] = dataclasses.field(default_factory=DetectorConfig)
+    weights: Path | None = resumable_field(None)
+    """A file of the encoder's weights (.safetensors, .npz, .pt, .pth). efficientnet_lite0 takes those of its installed
+    package by default."""
+    cache: Path = resumable_field(Path("runs/cache"))
+    """A folder that keeps resized images and proposals for all runs."""
+    split_seed: int = 0
+    """Random seed of the scenes, or of the split of files."""
+    batch_size: int = 8
+    """Images in a batch."""
+    flip: bool = False
+    """Mirror half of the training images, which digits and letters do not survive."""
+    linear: OmitArgPrefixes[LinearStageConfig] = LinearStageConfig()
+    linear_images: int = 1000
+    """Training images whose regions R-CNN's linear stages are fitted to."""
+    detection: OmitArgPrefixes[DetectionConfig] = DetectionConfig()
+    seed: int = 0
+    """Draws parameters, batches, regions and dropout."""
+    samples: int = resumable_field(8)
+    """Number of images in the report."""
+    train: training.TrainConfig = training.TrainConfig(steps=None, checkpoint_every=500, eval_every=None)
+    optimizer: training.OptimizerConfig = training.OptimizerConfig(warmup_steps=100, weight_decay=0.01)
+    allow_config_change: bool = resumable_field(False)
+    """Resume a run even if its config differs."""
+    smoke: bool = False
+    """A short run, to test that everything works: it sets the numbers of steps, scenes, proposals and samples, the
+    batch size and the width itself. Of files, all images are read."""
+
+    def __post_init__(self) -> None:
+        minimum = {"num_proposals": 1, "batch_size": 1, "linear_images": 1, "samples": 0, "seed": 0, "split_seed": 0}
+        for name, bound in minimum.items():
+            if getattr(self, name) < bound:
+                raise ValueError(f"{name} must be at least {bound}, not {getattr(self, name)}")
+        if self.weights is not None:
+            if self.detector.pretrained is False:
+                raise ValueError(f"weights={self.weights} needs pretrained, which is switched off")
+            object.__setattr__(self, "detector", dataclasses.replace(self.detector, pretrained=True))
+        if self.train.steps is None:
+            object.__setattr__(self, "train", dataclasses.replace(self.train, steps=self.detector.default_steps))
+
+
+class Data(NamedTuple):
+    """A corpus, and the proposals of each of its parts."""
+
+    corpus: DetectionCorpus
+    proposals: dict[str, Proposals]
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Read, propose, build, train, detect, score, report; returns the results."""
+    if config.smoke:
+        config = smoke(config)
+    corpus = config.task.corpus(config.split_seed, config.cache)
+    print(corpus.summary(), flush=True)
+    size = corpus.train.images.size
+    options: dict[str, Any] = {"proposals": config.proposals, "num_proposals": config.num_proposals}
+    options |= {"image_size": size, "resize": corpus.train.mode, "detection": config.detection}
+    detector = Detector(config.detector, corpus.class_names, **options)
+    key, init_key = jax.random.split(jax.random.key(config.seed))
+    jax.eval_shape(detector.model.init, init_key, *detector.blank())  # invalid options are refused before the proposals
+    examples = Data(corpus, {name: propose(config, part.images) for name, part in corpus.parts.items()})
+    batches = make_batches(config, examples)
+    backbone, weights = read_backbone(config)
+    change = config.allow_config_change
+    fingerprint = batches.fingerprint + corpus.sha256 + weights
+    with training.Run.open(config.run, config, fingerprint=fingerprint, allow_config_change=change) as run:
+        run.write("corpus.json", {"description": corpus.summary(), "skipped": corpus.skipped})
+        detector.save(run)
+        params = jax.jit(detector.model.init)(init_key, *detector.blank())["params"]
+        if backbone is not None:
+            params = pipelines.with_backbone(params, backbone)
+        optimizer = training.make_optimizer(config.optimizer, config.train.steps)
+        state = training.create_state(params, optimizer, key=key)
+        loss = make_loss(config, detector)
+        chosen = ops.used_implementations(loss, params, (), batches(0), key)
+        with Prefetch(batches) as ahead:
+            state = training.fit(loss, state, optimizer, ahead, run, config.train)
+        results: dict[str, Any] = {}
+        if config.detector.model == "rcnn":
+            start = time.perf_counter()
+            detector = fit_linear_stages(config, detector, state.eval_params, examples)
+            results["linear_seconds"] = time.perf_counter() - start
+            detector.save(run)
+        found, scores = score(detector, state.eval_params, examples, run)
+        results |= scores | {
+            "test_images": len(corpus.test.images),
+            "train_images": len(corpus.train.images),
+            "corpus_sha256": corpus.sha256,
+            "parameters": sum(p.size for p in jax.tree.leaves(state.params)),
+            "steps": int(state.step),
+            "implementations": ", ".join(f"{op}={'/'.join(names)}" for op, names in chosen.items()) or "none",
+            "train_seconds": run.train_seconds,
+        }
+        run.write_results(results)
+        report = write_report(config, detector, examples, found, run)
+    print(
+        f"test: AP50 {results['ap50']:.3f}, AP {results['ap']:.3f}, VOC AP {results['voc_ap']:.3f}; proposals cover "
+        f"{results['proposal_recall50']:.1%} of the objects\n  {results['coco_signature']}\nreport: {report}"
+    )
+    return results
+
+
+def smoke(config: Config) -> Config:
+    """The same experiment with small sizes."""
+    train = dataclasses.replace(config.train, steps=6, log_every=2, checkpoint_every=3, eval_every=None)
+    changed: dict[str, Any] = {"train": train, "batch_size": 2, "num_proposals": 16, "linear_images": 8}
+    changed |= {"samples": min(config.samples, 2), "task": config.task.smoke()}
+    changed["detector"] = dataclasses.replace(config.detector, hidden=8, pooled_size=2, regions=8)
+    return dataclasses.replace(config, **changed)
+
+
+def propose(config: Config, images: Any) -> Proposals:
+    """The proposals of all images, computed once and kept in the cache."""
+    return Proposals(images, config.proposals, config.cache, count=config.num_proposals)
+
+
+def read_backbone(config: Config) -> tuple[Any, str]:
+    """The parameters of a pretrained encoder, or None, and their SHA-256, or an empty string."""
+    if not config.detector.starts_trained:
+        return None, ""
+    file = pipelines.find_weights(config.detector.encoder, config.weights)
+    params = pipelines.read_backbone(config.detector, file)
+    return params, pipelines.FrozenEncoder(config.detector.backbone(), params).fingerprint
+
+
+def make_batches(config: Config, examples: Data) -> DetectionBatches:
+    """The training batches."""
+    part = examples.corpus.train
+    options = {"seed": config.seed, "flip": config.flip}
+    return DetectionBatches(part.images, part.objects, examples.proposals["train"], config.batch_size, **options)
+
+
+def make_loss(config: Config, detector: Detector) -> Callable:
+    """The loss of regions drawn from the proposals: of classes and boxes, or for R-CNN's fine-tuning of classes."""
+    model, sampling = detector.model, config.detector.sampling
+
+    def loss(params: Any, carry: Any, batch: DetectionBatch, key: jax.Array) -> tuple[jax.Array, training.Aux]:
+        sample_key, dropout_key = jax.random.split(key)
+        objects = batch.boxes, batch.classes, batch.ignored
+        targets: RegionTargets = sample_regions(batch.proposals, *objects, sampling, key=sample_key)
+        rngs = {"dropout": dropout_key} if config.detector.dropout else None
+        outputs: Any = model.apply({"params": params}, batch.images, targets.boxes, rngs=rngs)
+        if isinstance(model, RCNN):
+            found = region_loss(outputs.logits, targets)
+        else:
+            found = fast_rcnn_loss(outputs.logits, outputs.deltas, targets)
+        metrics = {"class_loss": found.classes, "box_loss": found.boxes, "accuracy": found.accuracy}
+        return found.classes + found.boxes, training.Aux(carry, metrics, found.count)
+
+    return loss
+
+
+def fit_linear_stages(config: Config, detector: Detector, params: Any, examples: Data) -> Detector:
+    """R-CNN with its linear stages, fitted to the first training images."""
+    part, proposals = examples.corpus.train, examples.proposals["train"]
+    count = min(config.linear_images, len(part.images))
+    images = First(part.images, count), part.objects[:count], First(proposals, count)
+    return detector.fit_linear_stages(params, *images, config.linear)
+
+
+def score(detector: Detector, params: Any, examples: Data, run: training.Run) -> tuple[list[Found], dict[str, Any]]:
+    """The detections in all test images, which are written to the run, and their scores."""
+    part, proposals = examples.corpus.test, examples.proposals["test"]
+    count = min(64, len(part.images))
+    few = First(part.images, count), First(proposals, count)
+    detector.detections(params, *few)  # compiles
+    start = time.perf_counter()
+    detector.detections(params, *few)
+    seconds = time.perf_counter() - start
+    found = pipelines.found_in_files(part, detector.detections(params, part.images, proposals))
+    run.write("detections.json", pipelines.detection_rows(part.names, found, detector.class_names))
+    objects = pipelines.objects_in_files(part)
+    coco = analysis.coco_average_precision(found, objects, detector.class_names)
+    results = {"ap50": coco.ap50, "ap": coco.ap, "ap75": coco.ap75, "coco_signature": coco.signature}
+    for name, method in (("voc_ap", "area"), ("voc_ap_11_point", "11-point")):
+        results[name] = analysis.average_precision(found, objects, detector.class_names, method=method).mean
+    results |= pipelines.proposal_results(proposals(np.arange(len(part.images))), part.objects)
+    results |= {"images_per_second": count / seconds, "detections": sum(len(one.boxes) for one in found)}
+    return found, results
+
+
+def write_report(config: Config, detector: Detector, examples: Data, found: Sequence[Found], run: training.Run) -> Path:
+    """The report: images with boxes, precision and recall, AP of each class, and the recall of the proposals."""
+    part, proposals, names = examples.corpus.test, examples.proposals["test"], detector.class_names
+    objects, folder = pipelines.objects_in_files(part), run.path / "figures"
+    folder.mkdir(exist_ok=True)
+    precision = analysis.average_precision(found, objects, names)
+    recall = analysis.proposal_recall(proposals(np.arange(len(part.images))), part.objects)
+    table = [f"{one.name}: AP {one.ap:.3f}, {one.objects} objects" for one in precision.classes if one.ap is not None]
+    table += [f"{name}: no objects" for name in precision.missing]
+    figures: dict[str, Path] = {}
+    try:
+        if config.samples:
+            rows = range(min(config.samples, len(part.images)))
+            shown = [pipelines.above(found[row], detector.shown_score) for row in rows]
+            figures["test images: detections, and objects (dashed)"] = plotting.draw_detections(
+                [pipelines.file_image(part, row) for row in rows],
+                objects[: len(rows)],
+                shown,
+                names,
+                folder / "detections.png",
+                outcomes=analysis.detection_outcomes(shown, objects[: len(rows)], names),
+                titles=part.names[: len(rows)],
+            )
+        if precision.mean is not None:
+            figures["precision and recall at IoU 0.5"] = plotting.draw_precision_recall(
+                precision.classes, folder / "precision_recall.png", mean=precision.mean
+            )
+        figures["recall of the proposals"] = plotting.draw_proposal_recall(
+            {type(config.proposals).__name__: recall}, folder / "proposals.png"
+        )
+    except ImportError as error:
+        print(error, flush=True)
+    title = f"Detection: {config.detector.model}, {config.detector.encoder}"
+    return training.write_report(run, title=title, samples={"VOC AP of each class": "\n".join(table)}, figures=figures)
+
+
+if __name__ == "__main__":
+    training.run_cli(main, tyro.conf.CascadeSubcommandArgs[Config], __doc__)
