@@ -3,6 +3,7 @@
 from jaxseq.pipelines.caption_measures import CaptionLosses, Losses, attention_on_boxes, scene_slots
 from jaxseq.pipelines.caption_tasks import Coco, Flickr, Folder, Karpathy, Scenes
 from jaxseq.pipelines.captioner import ArraySource, Caption, Captioner, First
+from jaxseq.pipelines.detection_tasks import CocoInstances, DetectionScenes, Voc
 from jaxseq.pipelines.pair_tasks import Dates, Digits, Files, Names, Reversal, Words
 from jaxseq.pipelines.pretrained import FrozenEncoder, find_weights, read_backbone, with_backbone
 from jaxseq.pipelines.saved import LoadedRun, Pipeline, load_run
@@ -17,7 +18,9 @@ __all__ = [
     "CaptionLosses",
     "Captioner",
     "Coco",
+    "CocoInstances",
     "Dates",
+    "DetectionScenes",
     "Digits",
     "Files",
     "First",
@@ -34,6 +37,7 @@ __all__ = [
     "SearchConfig",
     "TextGenerator",
     "Translator",
+    "Voc",
     "Words",
     "attention_on_boxes",
     "check_user_cores",
