@@ -13,6 +13,7 @@ from jaxseq.pipelines.detection_measures import (
 )
 from jaxseq.pipelines.detector import DetectionConfig, Detector
 from jaxseq.pipelines.image_paths import image_paths, read_images
+from jaxseq.pipelines.detection_tasks import CocoInstances, DetectionScenes, Voc
 from jaxseq.pipelines.pair_tasks import Dates, Digits, Files, Names, Reversal, Words
 from jaxseq.pipelines.pretrained import FrozenEncoder, find_weights, read_backbone, with_backbone
 from jaxseq.pipelines.saved import LoadedRun, Pipeline, load_run
@@ -27,8 +28,10 @@ __all__ = [
     "CaptionLosses",
     "Captioner",
     "Coco",
+    "CocoInstances",
     "Dates",
     "DetectionConfig",
+    "DetectionScenes",
     "Detector",
     "Digits",
     "Files",
@@ -46,6 +49,7 @@ __all__ = [
     "SearchConfig",
     "TextGenerator",
     "Translator",
+    "Voc",
     "Words",
     "above",
     "attention_on_boxes",

@@ -203,7 +203,9 @@ def check_objects(objects: Objects, size: tuple[int, int], classes: int) -> None
     if len(boxes) and not (indices.min() >= 0 and indices.max() < classes):
         raise ValueError(f"classes must lie in [0, {classes}), not [{indices.min()}, {indices.max()}]")
     height, width = size
-    inside = (boxes[:, :2] >= 0) & (boxes[:, 2:] > boxes[:, :2]) & (boxes[:, 2:] <= np.float32([width, height]))
+    inside = (
+        (boxes[:, :2] >= 0) & (boxes[:, 2:] > boxes[:, :2]) & (boxes[:, 2:] <= np.array([width, height], np.float32))
+    )
     for index in np.flatnonzero(~inside.all(1))[:1]:
         raise ValueError(
             f"object {index}: {boxes[index].tolist()} is no box x1 y1 x2 y2 of positive area inside "
