@@ -58,6 +58,22 @@ def test_a_detection_gets_the_next_object_if_the_nearest_is_found():
     assert average_precision(found, objects, NAMES).mean == 1 / 2
 
 
+WIDE = (0, 0, 20, 10)  # overlaps its two halves by 0.5 each
+HALVES = ([some_found((WIDE, 0.9, 0), ((10, 0, 20, 10), 0.8, 0))], [some_objects((A, 0), ((10, 0, 20, 10), 0))])
+SQUARES = [(0, 0, 32, 32), (100, 0, 196, 96)]  # small and medium; medium and large
+EDGES = ([some_found(*((box, 0.5, 0) for box in SQUARES))], [some_objects(*((box, 0) for box in SQUARES))])
+
+
+def test_of_equal_overlaps_the_last_is_taken():
+    assert coco_average_precision(*HALVES, NAMES).ap50 == pytest.approx(51 / 101)
+    assert coco_average_precision(HALVES[0], [some_objects(((10, 0, 20, 10), 0), (A, 0))], NAMES).ap50 == 1
+
+
+def test_ranges_of_areas_have_both_their_ends():
+    made = coco_average_precision(*EDGES, NAMES)
+    assert (made.ap_small, made.ap_medium, made.ap_large, made.ar_medium) == (1, 1, 1, 1)
+
+
 def test_no_detections_and_no_objects():
     assert coco_average_precision([some_found()], [some_objects((A, 0))], NAMES).ap == 0
     assert set(numbers(coco_average_precision([some_found((A, 1, 0))], [some_objects()], NAMES))) == {-1}
@@ -90,7 +106,7 @@ def plain_class(found, objects, kind, iou, limit, low, high):
     return [max((p for r, p in points if r >= recall), default=0) for recall in RECALLS], sum(rows) / number
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=100)
 @given(cases(scale=16))
 def test_it_is_its_definition(case):
     found, objects = case
@@ -131,9 +147,9 @@ def test_what_leaves_it_unchanged_and_what_never_raises_it(case):
 @pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.full) for part in range(1, 6))])
 def test_all_scores_are_those_of_the_library(library, part, capfd):
     pytest.importorskip(MODULES[library], reason=f"{library} is not installed")
-    for seed in range(20 * part, 20 * part + 20):
-        found, objects, names = random_case(seed)
-        limits = ((1, 10, 100), (2,), (3, 5, 7))[seed % 3]
+    drawn = [random_case(seed) for seed in range(20 * part, 20 * part + 20)]
+    for index, (found, objects, names) in enumerate([(*HALVES, NAMES), (*EDGES, NAMES), *drawn]):
+        limits = ((1, 10, 100), (2,), (3, 5, 7))[index % 3]
         ours = coco_average_precision(found, objects, names, max_detections=limits)
         theirs = coco_average_precision(found, objects, names, max_detections=limits, implementation=library)
         np.testing.assert_allclose(numbers(ours), numbers(theirs), rtol=0, atol=1e-12)
