@@ -92,14 +92,21 @@ def coco_average_precision(
         precision, recall = _tables(detections, wanted, len(class_names), limits)
         version = VERSION
     else:
-        ranges = (IOUS, RECALLS, AREAS)
-        number = len(found)
-        precision, recall, version = library_tables(
-            implementation, detections, wanted, number, len(class_names), limits, ranges
-        )
+        sizes, ranges = (len(found), len(class_names)), (IOUS, RECALLS, AREAS)
+        precision, recall, version = library_tables(implementation, detections, wanted, sizes, limits, ranges)
+    return _scores(precision, recall, tuple(class_names), limits, version)
+
+
+def _scores(
+    precision: Float[np.ndarray, "T R K A"],
+    recall: Float[np.ndarray, "T K A M"],
+    names: tuple[str, ...],
+    limits: tuple[int, ...],
+    version: str,
+) -> CocoScores:
     by_class = precision.mean(1)  # [T K A]
-    counted = ",".join(map(str, limits))
-    terms = f"iou:0.50:0.95:0.05|recalls:101|max-dets:{counted}|area:box|ignored:crowd|scale:0-1|version:{version}"
+    counted, numbers = int(np.isfinite(by_class[0, :, 0]).sum()), ",".join(map(str, limits))
+    terms = f"iou:0.50:0.95:0.05|recalls:101|max-dets:{numbers}|area:box|ignored:crowd|scale:0-1|version:{version}"
     return CocoScores(
         ap=_mean(by_class[:, :, 0]),
         ap50=_mean(by_class[0, :, 0]),
@@ -111,9 +118,9 @@ def coco_average_precision(
         ar_small=_mean(recall[:, :, 1, -1]),
         ar_medium=_mean(recall[:, :, 2, -1]),
         ar_large=_mean(recall[:, :, 3, -1]),
-        class_ap={name: _mean(by_class[:, index, 0]) for index, name in enumerate(class_names)},
-        class_ap50={name: _mean(by_class[0, index, 0]) for index, name in enumerate(class_names)},
-        signature=f"COCO-boxes|classes:{int(np.isfinite(by_class[0, :, 0]).sum())}|{terms}",
+        class_ap={name: _mean(by_class[:, index, 0]) for index, name in enumerate(names)},
+        class_ap50={name: _mean(by_class[:1, index, 0]) for index, name in enumerate(names)},
+        signature=f"COCO-boxes|classes:{counted}|{terms}",
     )
 
 
@@ -136,7 +143,7 @@ def _tables(
                 recall[:, index, area, row] = correct[area][:, ranks < limit].sum(-1) / number[area]
             right, false = np.cumsum(correct[area], -1), np.cumsum(wrong[area], -1)
             # before the first detection that counts there is no precision: 0, as in COCO's libraries
-            exact = right / (right + false + np.spacing(1))
+            exact = right / np.maximum(right + false, 1)
             best = np.maximum.accumulate(exact[:, ::-1], -1)[:, ::-1]
             for row in range(len(IOUS)):
                 places = np.searchsorted(right[row] / number[area], RECALLS)

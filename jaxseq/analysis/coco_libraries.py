@@ -20,22 +20,22 @@ def library_tables(
     library: str,
     detections: Detections,
     wanted: Wanted,
-    images: int,
-    classes: int,
+    sizes: tuple[int, int],
     limits: tuple[int, ...],
     ranges: Ranges,
 ) -> tuple[Float[np.ndarray, "T R K A"], Float[np.ndarray, "T K A M"], str]:
     """Precision with the most detections, recall with each limit (NaN where nothing counts), and the version.
 
-    Nothing is printed, and the library's summary is not used: it gives -1 for limits without 100.
+    ``sizes`` are the numbers of images and of classes. Nothing is printed. The library's summary is not used: it gives
+    -1 for limits without 100.
 
     Raises:
         ImportError: the library is not installed.
     """
     coco, evaluation = _classes(library)
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = _dataset(coco, wanted, images, classes, iscrowd=wanted.ignored.astype(int).tolist())
-        guess = _dataset(coco, detections, images, classes, score=detections.scores.tolist())
+        truth = _dataset(coco, wanted, sizes, iscrowd=wanted.ignored.astype(int).tolist())
+        guess = _dataset(coco, detections, sizes, score=detections.scores.tolist())
         run = evaluation(truth, guess, iouType="bbox")
         run.params.iouThrs, run.params.recThrs, given = ranges
         run.params.areaRng = [list(pair) for pair in given]
@@ -48,15 +48,15 @@ def library_tables(
     return precision, recall, f"{library}.{version(library)}"
 
 
-def _dataset(coco: Any, items: Detections | Wanted, images: int, classes: int, **columns: list) -> Any:
+def _dataset(coco: Any, items: Detections | Wanted, sizes: tuple[int, int], **columns: list) -> Any:
     """The library's data set: ids from 1, since pycocotools takes id 0 for no match."""
     boxes = items.boxes
     sides = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], -1).tolist()
     rows = zip(items.images.tolist(), items.classes.tolist(), sides, areas(boxes).tolist(), strict=True)
     made = coco()
     made.dataset = {
-        "images": [{"id": index + 1} for index in range(images)],
-        "categories": [{"id": index + 1, "name": str(index)} for index in range(classes)],
+        "images": [{"id": index + 1} for index in range(sizes[0])],
+        "categories": [{"id": index + 1, "name": str(index)} for index in range(sizes[1])],
         "annotations": [
             {"id": index + 1, "image_id": image + 1, "category_id": kind + 1, "bbox": box, "area": area, "iscrowd": 0}
             | {name: column[index] for name, column in columns.items()}
