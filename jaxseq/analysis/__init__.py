@@ -18,6 +18,7 @@ from jaxseq.analysis.comparison import (
     paired_differences,
     t_quantile,
 )
+from jaxseq.analysis.proposal_recall import ProposalRecall, proposal_recall
 from jaxseq.analysis.slot_accuracy import slot_accuracy
 from jaxseq.analysis.translation_scores import (
     LengthScores,
@@ -37,6 +38,7 @@ __all__ = [
     "DocumentFrequencies",
     "Estimate",
     "LengthScores",
+    "ProposalRecall",
     "TranslationScores",
     "alignment_accuracy",
     "attention_share",
@@ -50,6 +52,7 @@ __all__ = [
     "exact_matches",
     "mean_interval",
     "paired_differences",
+    "proposal_recall",
     "ptb_tokens",
     "rouge_l",
     "scores_by_length",

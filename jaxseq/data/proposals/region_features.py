@@ -13,6 +13,8 @@ TEXTURE_BINS = 10
 ORIENTATIONS = 8
 TEXTURE_SIGMA = 1.0
 """The standard deviation of the Gaussian whose derivatives are the texture, in pixels."""
+SMALLEST_DERIVATIVE = 1e-5
+"""Derivatives that are nowhere larger are rounding, and count as 0."""
 
 
 class Regions(NamedTuple):
@@ -31,23 +33,34 @@ class Regions(NamedTuple):
     """x1 y1 x2 y2, in continuous pixels."""
 
 
-def region_features(image: Float32[np.ndarray, "Y X C"], labels: Int[np.ndarray, "Y X"]) -> Regions:
-    """The features of the regions 0 to N - 1 of ``labels`` in an image whose channels lie in [0, 1].
+class PixelBins(NamedTuple):
+    """The bin of each pixel in each of its histograms; the bins of channel or derivative c begin at c times their
+    number.
+    """
+
+    colour: Int[np.ndarray, "Y X C"]
+    texture: Int[np.ndarray, "Y X C*8"]
+
+
+def pixel_bins(image: Float32[np.ndarray, "Y X C"]) -> PixelBins:
+    """The bins of an image whose channels lie in [0, 1].
 
     Texture: the derivatives of a Gaussian in eight directions, 45 degrees apart, in each channel; negative ones count
     as 0. The bins of a derivative are of equal width between 0 and its maximum over the image.
     """
-    count = int(labels.max()) + 1
-    flat = labels.ravel()
-    bins = np.minimum((image * COLOUR_BINS).astype(np.int64), COLOUR_BINS - 1)
     textures = derivatives(image)
     widest = textures.max((0, 1))
-    scale = np.divide(TEXTURE_BINS, widest, out=np.zeros_like(widest), where=widest > 1e-6)
-    texture_bins = np.minimum((textures * scale).astype(np.int64), TEXTURE_BINS - 1)
+    textures *= np.divide(TEXTURE_BINS, widest, out=np.zeros_like(widest), where=widest > SMALLEST_DERIVATIVE)
+    return PixelBins(_binned(image * COLOUR_BINS, COLOUR_BINS), _binned(textures, TEXTURE_BINS))
+
+
+def region_features(bins: PixelBins, labels: Int[np.ndarray, "Y X"]) -> Regions:
+    """The features of the regions 0 to N - 1 of ``labels``."""
+    count = int(labels.max()) + 1
     return Regions(
-        _histograms(bins, flat, count, COLOUR_BINS),
-        _histograms(texture_bins, flat, count, TEXTURE_BINS),
-        np.bincount(flat, minlength=count),
+        _histograms(bins.colour, labels, count, COLOUR_BINS),
+        _histograms(bins.texture, labels, count, TEXTURE_BINS),
+        np.bincount(labels.ravel(), minlength=count),
         region_boxes(labels, count),
     )
 
@@ -98,13 +111,18 @@ def _present(labels: np.ndarray, count: int) -> np.ndarray:
     return present
 
 
-def _histograms(bins: np.ndarray, flat: np.ndarray, count: int, number: int) -> np.ndarray:
-    """The counts of the bins 0 to number - 1 of each channel in each region, [N C*number]."""
-    channels = bins.shape[-1]
-    codes = bins.reshape(len(flat), channels)
-    codes += np.arange(channels) * number + flat[:, None] * (channels * number)
-    found = np.bincount(codes.ravel(), minlength=count * channels * number)
-    return found.reshape(count, channels * number).astype(np.float32)
+def _binned(values: np.ndarray, number: int) -> np.ndarray:
+    """Bins of values in [0, number] per channel."""
+    bins = np.minimum(values.astype(np.int64), number - 1)
+    bins += np.arange(values.shape[-1]) * number
+    return bins
+
+
+def _histograms(bins: np.ndarray, labels: np.ndarray, count: int, number: int) -> np.ndarray:
+    """The counts of all bins in each region, [N C*number]."""
+    width = bins.shape[-1] * number
+    codes = bins + (labels * width)[..., None]
+    return np.bincount(codes.ravel(), minlength=count * width).reshape(count, width).astype(np.float32)
 
 
 def _correlated(image: np.ndarray, kernel: np.ndarray, axis: int) -> np.ndarray:
