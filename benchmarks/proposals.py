@@ -1,12 +1,14 @@
 """Recall and seconds of object proposals: selective search, OpenCV's (if it is installed), and sliding windows.
 
     taskset -c 0 python benchmarks/proposals.py     # about six minutes on one core
+    python benchmarks/proposals.py --images scenes64 crops400      # some of the sets of images
     python benchmarks/proposals.py --quick          # few images, nothing written
     python benchmarks/proposals.py --table          # what was measured, in Markdown
 
 Recall is that of the objects of embedded scenes of the test part, on grounds of little contrast and on plain
-photographs. Seconds are those of crops of scikit-image's photographs too. All methods run image by image in turn. Rows
-go to benchmarks/results/proposals-DEVICE.jsonl, one a method and set of images. OpenCV takes 100 pixels as the least
+photographs. Seconds are those of crops of scikit-image's photographs too, by the clock and of the CPU (one thread). All
+methods run image by image in turn. Rows go to benchmarks/results/proposals-DEVICE.jsonl, one a method and set of
+images; a set that is measured again replaces its rows. OpenCV takes 100 pixels as the least
 region whatever the image's size, so it is measured on enlarged images (bilinear, boxes scaled back) as well.
 """
 
@@ -14,6 +16,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib import metadata
 from typing import Any, NamedTuple, TypeAlias
 
@@ -29,12 +32,15 @@ Method: TypeAlias = Callable[[np.ndarray, int], np.ndarray]
 
 COUNTS = (50, 100, 300)
 THRESHOLDS = (0.5, 0.7)
+SMALL = SceneDesign(size=64, objects=(1, 4), digit_sizes=(14, 22))
 SCENES = {
-    "64 px, contrast 0.35": (SceneDesign(size=64, objects=(1, 4), digit_sizes=(14, 22)), 100),
-    "64 px, photographs": (SceneDesign(size=64, objects=(1, 4), digit_sizes=(14, 22), contrast=1.0), 100),
-    "200 px, photographs": (SceneDesign(size=200, objects=(1, 4), digit_sizes=(40, 70), contrast=1.0), 30),
+    "scenes64": (SMALL, 100),
+    "photographs64": (replace(SMALL, contrast=1.0), 100),
+    "photographs200": (SceneDesign(size=200, objects=(1, 4), digit_sizes=(40, 70), contrast=1.0), 30),
 }
-"""Designs, and numbers of images."""
+"""Designs, and numbers of images. The first has grounds of little contrast, the others plain photographs."""
+CROPS = {"crops200": 200, "crops400": 400}
+"""Sizes of crops of photographs, of which only seconds are measured."""
 PHOTOGRAPHS = ("astronaut", "coffee", "rocket")
 ENLARGED = 256
 
@@ -44,6 +50,14 @@ class Objects(NamedTuple):
 
     boxes: np.ndarray
     ignored: np.ndarray
+
+
+class Run(NamedTuple):
+    """The boxes of each image, and the seconds that they took."""
+
+    boxes: list[np.ndarray]
+    seconds: list[float]
+    cpu_seconds: list[float]
 
 
 def methods() -> dict[str, Method]:
@@ -83,17 +97,18 @@ def opencv(cv2: Any, preset: str, size: int | None) -> Method:
     return boxes
 
 
-def run_all(images: Sequence[np.ndarray], chosen: dict[str, Method]) -> dict[str, tuple[list[np.ndarray], list[float]]]:
+def run_all(images: Sequence[np.ndarray], chosen: dict[str, Method]) -> dict[str, Run]:
     """The boxes and the seconds of each method for each image; the methods take turns."""
-    results: dict[str, tuple[list[np.ndarray], list[float]]] = {name: ([], []) for name in chosen}
+    results = {name: Run([], [], []) for name in chosen}
     for method in chosen.values():
         method(images[0], 0)  # imports and buffers
     for index, image in enumerate(images):
         for name, method in chosen.items():
-            start = time.perf_counter()
+            start, cpu_start = time.perf_counter(), time.process_time()
             boxes = method(image, index)
-            results[name][1].append(time.perf_counter() - start)
-            results[name][0].append(np.asarray(boxes, np.float64))
+            results[name].cpu_seconds.append(time.process_time() - cpu_start)
+            results[name].seconds.append(time.perf_counter() - start)
+            results[name].boxes.append(np.asarray(boxes, np.float64))
     return results
 
 
@@ -105,14 +120,14 @@ def scene_rows(label: str, design: SceneDesign, count: int) -> list[Row]:
     sides = tuple(float(round(side * factor)) for side in design.digit_sizes for factor in (0.7, 1.0))
     chosen = methods() | {"sliding windows": SlidingWindows(sides=sides, aspect_ratios=(0.6, 1.0)).boxes}
     rows = []
-    for name, (found, seconds) in run_all(list(source(range(count))), chosen).items():
-        got = proposal_recall(found, objects, counts=COUNTS, thresholds=THRESHOLDS)
+    for name, run in run_all(list(source(range(count))), chosen).items():
+        got = proposal_recall(run.boxes, objects, counts=COUNTS, thresholds=THRESHOLDS)
         recall = {f"recall{100 * level:.0f}@{n}": got.at(n, level) for level in THRESHOLDS for n in COUNTS}
-        rows.append(row_of(label, name, found, seconds) | {"objects": got.num_objects} | recall)
+        rows.append(row_of(label, name, run) | {"objects": got.num_objects} | recall)
     return rows
 
 
-def photograph_rows(size: int, repeats: int) -> list[Row]:
+def crop_rows(label: str, size: int) -> list[Row]:
     """Seconds for crops of photographs, reduced to this size."""
     import skimage.data
 
@@ -123,19 +138,18 @@ def photograph_rows(size: int, repeats: int) -> list[Row]:
         factor = 400 // size
         images.append(crop.reshape(size, factor, size, factor, 3).mean((1, 3)).astype(np.uint8))
     chosen = {name: method for name, method in methods().items() if f"at {ENLARGED}" not in name}
-    results = run_all(images * repeats, chosen)
-    return [row_of(f"{size} px, crops", name, found, seconds) for name, (found, seconds) in results.items()]
+    return [row_of(label, name, run) for name, run in run_all(images, chosen).items()]
 
 
-def row_of(label: str, name: str, found: Sequence[np.ndarray], seconds: Sequence[float]) -> Row:
+def row_of(label: str, name: str, run: Run) -> Row:
     """What every row holds."""
     row = {
         "images": label,
         "method": name,
-        "number": len(seconds),
-        "proposals": float(np.mean([len(boxes) for boxes in found])),
-        "mean_s": float(np.mean(seconds)),
-        "median_s": float(np.median(seconds)),
+        "number": len(run.boxes),
+        "proposals": float(np.mean([len(boxes) for boxes in run.boxes])),
+        "mean_s": float(np.mean(run.seconds)),
+        "cpu_s": float(np.mean(run.cpu_seconds)),
         **environment(),
     }
     packages = {"scikit-image": "skimage", "opencv-contrib-python-headless": "opencv"}
@@ -151,10 +165,14 @@ def table(rows: Sequence[Row]) -> str:
     """What was measured, in Markdown."""
     heads = [f"recall{100 * level:.0f}@{count}" for level in THRESHOLDS for count in COUNTS]
     names = [f"{100 * level:.0f} % of {count}" for level in THRESHOLDS for count in COUNTS]
-    lines = [f"| images | method | proposals | {' | '.join(names)} | ms an image |", "|---" * (len(heads) + 4) + "|"]
+    lines = [
+        f"| images | method | proposals | {' | '.join(names)} | ms | ms of the CPU |",
+        "|---" * (len(heads) + 5) + "|",
+    ]
     for row in rows:
         cells = [f"{100 * row[head]:.1f}" if head in row else "" for head in heads]
-        figures = [row["images"], row["method"], f"{row['proposals']:.0f}", *cells, f"{1e3 * row['mean_s']:.1f}"]
+        figures = [row["images"], row["method"], f"{row['proposals']:.0f}", *cells]
+        figures += [f"{1e3 * row[kind]:.1f}" for kind in ("mean_s", "cpu_s")]
         lines.append(f"| {' | '.join(figures)} |")
     return "\n".join(lines)
 
@@ -164,20 +182,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few images, nothing written")
     parser.add_argument("--table", action="store_true", help="print what was measured")
+    parser.add_argument("--images", nargs="+", choices=[*SCENES, *CROPS], default=[*SCENES, *CROPS])
     options = parse_arguments(parser)
     file = RESULTS / f"proposals-{device_name()}.jsonl"
+    known = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     if options.table:
-        rows = [json.loads(line) for line in file.read_text().splitlines()]
-    else:
-        rows = []
-        for label, (design, count) in SCENES.items():
+        print(table(known))
+        return
+    rows = []
+    for label in options.images:
+        if label in CROPS:
+            rows += crop_rows(label, CROPS[label])
+        else:
+            design, count = SCENES[label]
             rows += scene_rows(label, design, 4 if options.quick else count)
-            print(f"done: {label}", flush=True)
-        for size in (200,) if options.quick else (200, 400):
-            rows += photograph_rows(size, 1)
-            print(f"done: {size} px", flush=True)
-        if not options.quick:
-            file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if not options.quick:
+        order = [*SCENES, *CROPS]
+        kept = [row for row in known if row["images"] not in options.images]
+        written = sorted([*kept, *rows], key=lambda row: order.index(row["images"]))
+        file.write_text("".join(json.dumps(row) + "\n" for row in written))
     print(table(rows))
 
 

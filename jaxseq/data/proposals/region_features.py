@@ -4,7 +4,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int
+from jaxtyping import Float32, Int, UInt8
 
 COLOUR_BINS = 25
 """Bins of a channel."""
@@ -34,12 +34,10 @@ class Regions(NamedTuple):
 
 
 class PixelBins(NamedTuple):
-    """The bin of each pixel in each of its histograms; the bins of channel or derivative c begin at c times their
-    number.
-    """
+    """The bin of each pixel in each of its histograms, from 0: one for each channel, and for each derivative."""
 
-    colour: Int[np.ndarray, "Y X C"]
-    texture: Int[np.ndarray, "Y X C*8"]
+    colour: UInt8[np.ndarray, "C Y X"]
+    texture: UInt8[np.ndarray, "C*8 Y X"]
 
 
 def pixel_bins(image: Float32[np.ndarray, "Y X C"]) -> PixelBins:
@@ -48,10 +46,11 @@ def pixel_bins(image: Float32[np.ndarray, "Y X C"]) -> PixelBins:
     Texture: the derivatives of a Gaussian in eight directions, 45 degrees apart, in each channel; negative ones count
     as 0. The bins of a derivative are of equal width between 0 and its maximum over the image.
     """
-    textures = derivatives(image)
-    widest = textures.max((0, 1))
-    textures *= np.divide(TEXTURE_BINS, widest, out=np.zeros_like(widest), where=widest > SMALLEST_DERIVATIVE)
-    return PixelBins(_binned(image * COLOUR_BINS, COLOUR_BINS), _binned(textures, TEXTURE_BINS))
+    channels = np.ascontiguousarray(np.moveaxis(image, -1, 0))
+    return PixelBins(
+        _binned(channels * COLOUR_BINS, COLOUR_BINS),
+        np.concatenate([_texture_bins(derivatives(channel)) for channel in channels]),
+    )
 
 
 def region_features(bins: PixelBins, labels: Int[np.ndarray, "Y X"]) -> Regions:
@@ -65,20 +64,23 @@ def region_features(bins: PixelBins, labels: Int[np.ndarray, "Y X"]) -> Regions:
     )
 
 
-def derivatives(image: Float32[np.ndarray, "Y X C"]) -> Float32[np.ndarray, "Y X C*8"]:
-    """The positive part of the derivative of each channel in eight directions, after Gaussian smoothing."""
+def derivatives(channel: Float32[np.ndarray, "Y X"]) -> Float32[np.ndarray, "8 Y X"]:
+    """The positive part of the derivative of a channel in eight directions, after Gaussian smoothing."""
     radius = math.ceil(3 * TEXTURE_SIGMA)
     offsets = np.arange(-radius, radius + 1)
     gaussian = np.exp(-(offsets**2) / (2 * TEXTURE_SIGMA**2))
     gaussian /= gaussian.sum()
-    slope = -offsets * gaussian / (offsets**2 * gaussian).sum()  # a ramp of slope 1 has the derivative 1
-    dy = _correlated(_correlated(image, slope, 0), gaussian, 1)
-    dx = _correlated(_correlated(image, gaussian, 0), slope, 1)
-    angles = np.arange(ORIENTATIONS // 2) * (2 * math.pi / ORIENTATIONS)
-    cosines, sines = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
-    half = dx[..., None] * cosines + dy[..., None] * sines
-    both = np.concatenate([half, -half], axis=-1)
-    return np.maximum(both, 0, out=both).reshape(*image.shape[:2], -1)
+    slope = offsets * gaussian / (offsets**2 * gaussian).sum()  # a ramp of slope 1 has the derivative 1
+    dy = _correlated(_correlated(channel, slope, 0), gaussian, 1)
+    dx = _correlated(_correlated(channel, gaussian, 0), slope, 1)
+    half = ORIENTATIONS // 2
+    found = np.empty((ORIENTATIONS, *channel.shape), np.float32)
+    for place in range(half):
+        angle = place * 2 * math.pi / ORIENTATIONS
+        along = np.float32(math.cos(angle)) * dx + np.float32(math.sin(angle)) * dy
+        np.maximum(along, 0, out=found[place])
+        np.maximum(-along, 0, out=found[place + half])
+    return found
 
 
 def region_boxes(labels: Int[np.ndarray, "Y X"], count: int) -> Int[np.ndarray, "N 4"]:
@@ -111,30 +113,33 @@ def _present(labels: np.ndarray, count: int) -> np.ndarray:
     return present
 
 
+def _texture_bins(found: np.ndarray) -> np.ndarray:
+    """The bins of derivatives [8 Y X]."""
+    widest = found.max((1, 2), keepdims=True)
+    scale = np.divide(TEXTURE_BINS, widest, out=np.zeros_like(widest), where=widest > SMALLEST_DERIVATIVE)
+    return _binned(found * scale, TEXTURE_BINS)
+
+
 def _binned(values: np.ndarray, number: int) -> np.ndarray:
-    """Bins of values in [0, number] per channel."""
-    bins = np.minimum(values.astype(np.int64), number - 1)
-    bins += np.arange(values.shape[-1]) * number
-    return bins
+    """The bins of values in [0, number]."""
+    return np.minimum(values, np.float32(number - 1)).astype(np.uint8)
 
 
 def _histograms(bins: np.ndarray, labels: np.ndarray, count: int, number: int) -> np.ndarray:
-    """The counts of all bins in each region, [N C*number]."""
-    width = bins.shape[-1] * number
-    codes = bins + (labels * width)[..., None]
-    return np.bincount(codes.ravel(), minlength=count * width).reshape(count, width).astype(np.float32)
+    """The counts of the bins 0 to number - 1 of each channel [C Y X] in each region, [N C*number]."""
+    first = labels * number
+    found = np.empty((count, len(bins), number), np.float32)
+    for channel, codes in enumerate(bins):
+        counts = np.bincount((first + codes).ravel(), minlength=count * number)
+        found[:, channel] = counts.reshape(count, number)
+    return found.reshape(count, -1)
 
 
-def _correlated(image: np.ndarray, kernel: np.ndarray, axis: int) -> np.ndarray:
-    """The convolution with a kernel along one axis; border pixels are repeated."""
-    radius, length = len(kernel) // 2, image.shape[axis]
-    places = np.arange(-radius, length + radius).clip(0, length - 1)
-    padded = image.take(places, axis)
-    parts = (
-        np.float32(weight) * (padded[start : start + length] if axis == 0 else padded[:, start : start + length])
-        for start, weight in enumerate(kernel[::-1])
-    )
-    total = next(parts)
-    for part in parts:
-        total += part
+def _correlated(channel: np.ndarray, kernel: np.ndarray, axis: int) -> np.ndarray:
+    """The correlation with a kernel along one axis; border pixels are repeated."""
+    radius, length = len(kernel) // 2, channel.shape[axis]
+    padded = channel.take(np.arange(-radius, length + radius).clip(0, length - 1), axis)
+    total = np.zeros_like(channel)
+    for start, weight in enumerate(kernel.astype(np.float32)):
+        total += weight * (padded[start : start + length] if axis == 0 else padded[:, start : start + length])
     return total
