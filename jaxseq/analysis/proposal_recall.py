@@ -27,9 +27,24 @@ class ProposalRecall:
     objects: int
     mean_number: float
 
+    @property
+    def average_recall(self) -> Float[np.ndarray, " N"]:
+        """The mean of ``recall`` over ``ious``, for each number of proposals."""
+        return self.recall.mean(1)
+
+    def at(self, number: int, iou: float) -> float:
+        """The recall of the first ``number`` proposals at a threshold.
+
+        Raises:
+            ValueError: the recall was not computed for this number or threshold.
+        """
+        if number not in self.numbers or iou not in self.ious:
+            raise ValueError(f"no recall for {number} proposals at IoU {iou}; known: {self.numbers} and {self.ious}")
+        return float(self.recall[self.numbers.index(number), self.ious.index(iou)])
+
 
 def proposal_recall(
-    proposals: Sequence[Float[np.ndarray, "_ 4"]],
+    proposals: Sequence[Float[np.ndarray, "_ 4"]] | Float[np.ndarray, "B P 4"],
     objects: Sequence[ImageObjects],
     *,
     numbers: Sequence[int] = NUMBERS,

@@ -4,7 +4,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int
+from jaxtyping import Float32, Int, UInt8
 
 COLOUR_BINS = 25
 """Bins of a channel."""
@@ -13,6 +13,8 @@ TEXTURE_BINS = 10
 ORIENTATIONS = 8
 TEXTURE_SIGMA = 1.0
 """The standard deviation of the Gaussian whose derivatives are the texture, in pixels."""
+SMALLEST_DERIVATIVE = 1e-5
+"""Derivatives that are nowhere larger are rounding, and count as 0."""
 
 
 class Regions(NamedTuple):
@@ -31,41 +33,54 @@ class Regions(NamedTuple):
     """x1 y1 x2 y2, in continuous pixels."""
 
 
-def region_features(image: Float32[np.ndarray, "Y X C"], labels: Int[np.ndarray, "Y X"]) -> Regions:
-    """The features of the regions 0 to N - 1 of ``labels`` in an image whose channels lie in [0, 1].
+class PixelBins(NamedTuple):
+    """The bin of each pixel in each of its histograms, from 0: one for each channel, and for each derivative."""
+
+    colour: UInt8[np.ndarray, "C Y X"]
+    texture: UInt8[np.ndarray, "C*8 Y X"]
+
+
+def pixel_bins(image: Float32[np.ndarray, "Y X C"]) -> PixelBins:
+    """The bins of an image whose channels lie in [0, 1].
 
     Texture: the derivatives of a Gaussian in eight directions, 45 degrees apart, in each channel; negative ones count
     as 0. The bins of a derivative are of equal width between 0 and its maximum over the image.
     """
+    channels = np.ascontiguousarray(np.moveaxis(image, -1, 0))
+    return PixelBins(
+        _binned(channels * COLOUR_BINS, COLOUR_BINS),
+        np.concatenate([_texture_bins(derivatives(channel)) for channel in channels]),
+    )
+
+
+def region_features(bins: PixelBins, labels: Int[np.ndarray, "Y X"]) -> Regions:
+    """The features of the regions 0 to N - 1 of ``labels``."""
     count = int(labels.max()) + 1
-    flat = labels.ravel()
-    bins = np.minimum((image * COLOUR_BINS).astype(np.int64), COLOUR_BINS - 1)
-    textures = derivatives(image)
-    widest = textures.max((0, 1))
-    scale = np.divide(TEXTURE_BINS, widest, out=np.zeros_like(widest), where=widest > 1e-6)
-    texture_bins = np.minimum((textures * scale).astype(np.int64), TEXTURE_BINS - 1)
     return Regions(
-        _histograms(bins, flat, count, COLOUR_BINS),
-        _histograms(texture_bins, flat, count, TEXTURE_BINS),
-        np.bincount(flat, minlength=count),
+        _histograms(bins.colour, labels, count, COLOUR_BINS),
+        _histograms(bins.texture, labels, count, TEXTURE_BINS),
+        np.bincount(labels.ravel(), minlength=count),
         region_boxes(labels, count),
     )
 
 
-def derivatives(image: Float32[np.ndarray, "Y X C"]) -> Float32[np.ndarray, "Y X C*8"]:
-    """The positive part of the derivative of each channel in eight directions, after Gaussian smoothing."""
+def derivatives(channel: Float32[np.ndarray, "Y X"]) -> Float32[np.ndarray, "8 Y X"]:
+    """The positive part of the derivative of a channel in eight directions, after Gaussian smoothing."""
     radius = math.ceil(3 * TEXTURE_SIGMA)
     offsets = np.arange(-radius, radius + 1)
     gaussian = np.exp(-(offsets**2) / (2 * TEXTURE_SIGMA**2))
     gaussian /= gaussian.sum()
-    slope = -offsets * gaussian / (offsets**2 * gaussian).sum()  # a ramp of slope 1 has the derivative 1
-    dy = _correlated(_correlated(image, slope, 0), gaussian, 1)
-    dx = _correlated(_correlated(image, gaussian, 0), slope, 1)
-    angles = np.arange(ORIENTATIONS // 2) * (2 * math.pi / ORIENTATIONS)
-    cosines, sines = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
-    half = dx[..., None] * cosines + dy[..., None] * sines
-    both = np.concatenate([half, -half], axis=-1)
-    return np.maximum(both, 0, out=both).reshape(*image.shape[:2], -1)
+    slope = offsets * gaussian / (offsets**2 * gaussian).sum()  # a ramp of slope 1 has the derivative 1
+    dy = _correlated(_correlated(channel, slope, 0), gaussian, 1)
+    dx = _correlated(_correlated(channel, gaussian, 0), slope, 1)
+    half = ORIENTATIONS // 2
+    found = np.empty((ORIENTATIONS, *channel.shape), np.float32)
+    for place in range(half):
+        angle = place * 2 * math.pi / ORIENTATIONS
+        along = np.float32(math.cos(angle)) * dx + np.float32(math.sin(angle)) * dy
+        np.maximum(along, 0, out=found[place])
+        np.maximum(-along, 0, out=found[place + half])
+    return found
 
 
 def region_boxes(labels: Int[np.ndarray, "Y X"], count: int) -> Int[np.ndarray, "N 4"]:
@@ -98,25 +113,33 @@ def _present(labels: np.ndarray, count: int) -> np.ndarray:
     return present
 
 
-def _histograms(bins: np.ndarray, flat: np.ndarray, count: int, number: int) -> np.ndarray:
-    """The counts of the bins 0 to number - 1 of each channel in each region, [N C*number]."""
-    channels = bins.shape[-1]
-    codes = bins.reshape(len(flat), channels)
-    codes += np.arange(channels) * number + flat[:, None] * (channels * number)
-    found = np.bincount(codes.ravel(), minlength=count * channels * number)
-    return found.reshape(count, channels * number).astype(np.float32)
+def _texture_bins(found: np.ndarray) -> np.ndarray:
+    """The bins of derivatives [8 Y X]."""
+    widest = found.max((1, 2), keepdims=True)
+    scale = np.divide(TEXTURE_BINS, widest, out=np.zeros_like(widest), where=widest > SMALLEST_DERIVATIVE)
+    return _binned(found * scale, TEXTURE_BINS)
 
 
-def _correlated(image: np.ndarray, kernel: np.ndarray, axis: int) -> np.ndarray:
-    """The convolution with a kernel along one axis; border pixels are repeated."""
-    radius, length = len(kernel) // 2, image.shape[axis]
-    places = np.arange(-radius, length + radius).clip(0, length - 1)
-    padded = image.take(places, axis)
-    parts = (
-        np.float32(weight) * (padded[start : start + length] if axis == 0 else padded[:, start : start + length])
-        for start, weight in enumerate(kernel[::-1])
-    )
-    total = next(parts)
-    for part in parts:
-        total += part
+def _binned(values: np.ndarray, number: int) -> np.ndarray:
+    """The bins of values in [0, number]."""
+    return np.minimum(values, np.float32(number - 1)).astype(np.uint8)
+
+
+def _histograms(bins: np.ndarray, labels: np.ndarray, count: int, number: int) -> np.ndarray:
+    """The counts of the bins 0 to number - 1 of each channel [C Y X] in each region, [N C*number]."""
+    first = labels * number
+    found = np.empty((count, len(bins), number), np.float32)
+    for channel, codes in enumerate(bins):
+        counts = np.bincount((first + codes).ravel(), minlength=count * number)
+        found[:, channel] = counts.reshape(count, number)
+    return found.reshape(count, -1)
+
+
+def _correlated(channel: np.ndarray, kernel: np.ndarray, axis: int) -> np.ndarray:
+    """The correlation with a kernel along one axis; border pixels are repeated."""
+    radius, length = len(kernel) // 2, channel.shape[axis]
+    padded = channel.take(np.arange(-radius, length + radius).clip(0, length - 1), axis)
+    total = np.zeros_like(channel)
+    for start, weight in enumerate(kernel.astype(np.float32)):
+        total += weight * (padded[start : start + length] if axis == 0 else padded[:, start : start + length])
     return total

@@ -10,21 +10,20 @@ from jaxtyping import Float32, Int, UInt8
 
 from jaxseq.data.proposals.colour_spaces import ColourSpace, converted
 from jaxseq.data.proposals.grouping import Similarities, grouped
-from jaxseq.data.proposals.region_features import neighbours, region_features
+from jaxseq.data.proposals.region_features import neighbours, pixel_bins, region_features
 from jaxseq.data.proposals.segmentation import segmented, skimage_version, smoothed
 
 Preset: TypeAlias = Literal["single", "fast", "quality"]
 PRESETS: tuple[str, ...] = get_args(Preset)
 
 PAPER_SIDE = 500
-"""The published k, and the smallest side of 20 px, are for images of this width."""
+"""The published k, least pixels of a region (k) and least side of a box (20 px) are for images of this width. Smaller
+images are not enlarged: the three shrink, by the rules in ``SelectiveSearch``, which were found by recall on scenes of
+32, 64 and 128 px."""
 PAPER_MIN_SIDE = 20.0
-LEAST_PIXELS = 8
-"""The least default of ``min_size``: smaller regions make many more proposals than objects (docs)."""
 
 ALL = Similarities()
 WITHOUT_COLOUR = Similarities(colour=False)
-SIZE_AND_FILL = Similarities(colour=False, texture=False)
 FILL = Similarities(colour=False, texture=False, size=False)
 SIZE = Similarities(colour=False, texture=False, fill=False)
 
@@ -54,11 +53,11 @@ class SelectiveSearch:
     """single: 1 run (HSV, k 200). fast: 8 runs (HSV and Lab, with and without the colour term, k 50 and 100). quality:
     80 runs (5 colour spaces, 4 similarities, k 50, 100, 150 and 300)."""
     scale: float | None = None
-    """Factor on k of the preset. None: sqrt(Y X) / 500, at most 1."""
+    """Factor on k. None: sqrt(r), where r is the side of the image, sqrt(Y X), divided by 500 and at most 1."""
     min_size: int | None = None
-    """Least pixels of an initial region. None: k of the run, scaled, as in the authors' program; at least 4."""
+    """Least pixels of an initial region. None: k r, where k is that of the run before ``scale``."""
     min_side: float | None = None
-    """Least width and height of a box in pixels. None: 20 for images of 500 px, in proportion below."""
+    """Least width and height of a box in pixels. None: 20 r."""
     sigma: float = 0.8
     """Standard deviation in pixels of the Gaussian before the segmentation."""
 
@@ -92,14 +91,15 @@ class SelectiveSearch:
     def _runs(self, image: UInt8[np.ndarray, "Y X 3"]) -> Iterator[Int[np.ndarray, "M 4"]]:
         """The boxes of each run, those of the largest unions first."""
         strategy = STRATEGIES[self.preset]
-        scale = _shrunk(*image.shape[:2]) if self.scale is None else self.scale
+        shrunk = _shrunk(*image.shape[:2])
+        scale = math.sqrt(shrunk) if self.scale is None else self.scale
         for space in strategy.spaces:
             channels = converted(image, space)
-            smooth = smoothed(channels, self.sigma)
+            bins, smooth = pixel_bins(channels), smoothed(channels, self.sigma)
             for k in strategy.scales:
-                min_size = max(LEAST_PIXELS, round(k * scale)) if self.min_size is None else self.min_size
+                min_size = round(k * shrunk) if self.min_size is None else self.min_size
                 labels = segmented(smooth, scale=k * scale, min_size=min_size)
-                regions, pairs = region_features(channels, labels), neighbours(labels)
+                regions, pairs = region_features(bins, labels), neighbours(labels)
                 for similarities in strategy.similarities:
                     yield grouped(regions, pairs, similarities)[::-1]
 
@@ -108,10 +108,10 @@ def selective_search(
     image: UInt8[np.ndarray, "Y X C"],
     preset: Preset = "fast",
     *,
-    scale: float | None = None,
+    scale: float | int | None = None,
     min_size: int | None = None,
-    min_side: float | None = None,
-    sigma: float = 0.8,
+    min_side: float | int | None = None,
+    sigma: float | int = 0.8,
     seed: int | Sequence[int] = 0,
 ) -> Float32[np.ndarray, "N 4"]:
     """Boxes that may hold an object, x1 y1 x2 y2 in continuous pixels, best first and all different.
@@ -136,8 +136,8 @@ def selective_search(
 
     Source: Uijlings, van de Sande, Gevers, Smeulders, "Selective search for object recognition" (IJCV 2013).
     """
-    method = SelectiveSearch(preset, scale, min_size, min_side, sigma)
-    return method.boxes(image, seed)
+    scale, min_side = (None if value is None else float(value) for value in (scale, min_side))
+    return SelectiveSearch(preset, scale, min_size, min_side, float(sigma)).boxes(image, seed)
 
 
 def _shrunk(y: int, x: int) -> float:
@@ -151,5 +151,6 @@ def _ranked(runs: Iterable[Int[np.ndarray, "M 4"]], random: np.random.Generator)
     boxes = np.concatenate(lists)
     values = np.concatenate([np.arange(1, len(each) + 1) * random.random(len(each)) for each in lists])
     boxes = boxes[np.argsort(values, kind="stable")]
-    _, first = np.unique(boxes, axis=0, return_index=True)
+    codes = np.ravel_multi_index(tuple(boxes.T), tuple(boxes.max(0) + 1))  # faster to sort than rows
+    _, first = np.unique(codes, return_index=True)
     return boxes[np.sort(first)]

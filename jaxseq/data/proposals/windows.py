@@ -10,7 +10,10 @@ from jaxtyping import Float, Float32, UInt8
 
 
 def sliding_windows(
-    size: tuple[int, int], sides: Sequence[float], aspect_ratios: Sequence[float] = (1.0,), stride: float = 0.5
+    size: tuple[int, int],
+    sides: Sequence[float | int],
+    aspect_ratios: Sequence[float | int] = (1.0,),
+    stride: float | int = 0.5,
 ) -> Float32[np.ndarray, "N 4"]:
     """Windows on regular grids, inside an image of height Y and width X; all different, in the order of ``sides``.
 
@@ -52,7 +55,7 @@ def sliding_windows(
 class SlidingWindows:
     """Windows of some sides and aspect ratios on regular grids."""
 
-    sides: tuple[float, ...] = (16, 24, 40)
+    sides: tuple[float, ...] = (16.0, 24.0, 40.0)
     """Roots of the windows' areas in pixels."""
     aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
     """Widths divided by heights."""
@@ -78,8 +81,8 @@ def jittered_boxes(
     count: int,
     size: tuple[int, int],
     *,
-    scale: tuple[float, float] = (0.7, 1.4),
-    shift: float = 0.25,
+    scale: tuple[float | int, float | int] = (0.7, 1.4),
+    shift: float | int = 0.25,
     seed: int | Sequence[int] = 0,
 ) -> Float32[np.ndarray, "M 4"]:
     """``count`` random variants of each box, clipped to the image; first one variant of each box, then the next.
