@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from jaxseq.plotting.labels import ELLIPSIS, text_label
-from jaxseq.plotting.style import CYCLE, EDGE, INK, SOFT, make_figure, save_figure
+from jaxseq.plotting.style import CYCLE, DASHED, EDGE, INK, SOFT, make_figure, save_figure
 
 COLUMNS, WIDTH, WIDEST, TALLEST = 4, 9.2, 4.6, 1.5
 """Panels in a row, inches of a row and of a single panel; the greatest height of a panel as a multiple of its width."""
@@ -17,8 +17,6 @@ GAP, TITLE, LEGEND = 0.08, 0.22, 0.32
 
 MOST, LONGEST, SIZE = 96, 20, 6.5
 """The greatest number of images, of characters of a name, and the points of a label."""
-
-DASHES = (0, (4, 3))
 
 
 @runtime_checkable
@@ -112,7 +110,8 @@ def draw_detections(
     Raises:
         ValueError: no image or more than 96, an image that is not ``[Y X 3]`` with values in 0..255, another number of
             objects, detections, outcomes or titles than of images, outcomes without both, arrays that do not fit each
-            other, a box that is not finite with x1 <= x2 and y1 <= y2, or a class without a name.
+            other, a box that is not finite with x1 <= x2 and y1 <= y2, a score that is not finite, or a class without a
+            name.
         ImportError: matplotlib is not installed.
     """
     if not 0 < len(images) <= MOST:
@@ -185,7 +184,7 @@ def _draw_objects(axes: Any, objects: BoxedObjects, names: Sequence[str], known:
     labels = []
     for index, (box, kind, ignored) in enumerate(zip(objects.boxes, objects.classes, objects.ignored, strict=True)):
         _rectangle(axes, box, INK, 1.8, alpha=0.55)
-        _rectangle(axes, box, EDGE if ignored else "white", 1.1, linestyle=DASHES)
+        _rectangle(axes, box, EDGE if ignored else "white", 1.1, linestyle=DASHED)
         if known is not None and not known.objects_found[index] and not ignored:
             labels.append(_Label("missed: ", names[int(kind)], "", box, INK, False))
     return labels
@@ -284,7 +283,7 @@ def _legend(figure: Any, objects: Sequence[BoxedObjects] | None, found: bool, ju
 
     entries = []
     if objects is not None:
-        entries.append((Line2D([], [], color=SOFT, linestyle=DASHES, linewidth=1.4), "object"))
+        entries.append((Line2D([], [], color=SOFT, linestyle=DASHED, linewidth=1.4), "object"))
     if found:
         entries.append((Line2D([], [], color=CYCLE[0], linewidth=2), "correct detection" if judged else "detection"))
     if judged:
@@ -319,6 +318,8 @@ def _check(index: int, objects: Any, found: Any, outcomes: Any, classes: int) ->
         for column in ("classes", *columns):
             if np.shape(getattr(items, column)) != (len(boxes),):
                 raise ValueError(f"{where}: {column} are {np.shape(getattr(items, column))} for {len(boxes)} boxes")
+        if name == "detections" and not np.isfinite(items.scores).all():
+            raise ValueError(f"{where}: scores must be finite")
         if kinds.size and not 0 <= kinds.min() <= kinds.max() < classes:
             raise ValueError(f"{where}: class {kinds.min()} to {kinds.max()} of {classes} classes")
     if outcomes is not None:
