@@ -86,7 +86,6 @@ def draw_detections(
     *,
     outcomes: Sequence[BoxOutcomes] | None = None,
     titles: Sequence[str] | None = None,
-    min_score: int | float | None = None,
 ) -> Path:
     """Draw images with the boxes of their objects (dashed) and of the detections (solid, with class and score).
 
@@ -97,12 +96,11 @@ def draw_detections(
     Args:
         images: ``[Y X 3]`` each, pixels 0 to 255, in any sizes.
         objects: the objects of each image; None draws none.
-        found: the detections of each image; None draws none.
+        found: the detections of each image, all of which are drawn; None draws none.
         class_names: the name of each class.
         file: the PNG to write.
         outcomes: of the boxes of each image (``analysis.detection_outcomes``); needs objects and detections.
         titles: a title for each image.
-        min_score: detections with a lower score are not drawn.
 
     Returns:
         The file.
@@ -133,7 +131,7 @@ def draw_detections(
         if objects is not None:
             labels += _draw_objects(axes, objects[index], class_names, known)
         if found is not None:
-            labels = _draw_found(axes, found[index], class_names, known, min_score) + labels
+            labels = _draw_found(axes, found[index], class_names, known) + labels
         _write(axes, labels)
     _legend(figure, objects, found is not None, outcomes is not None)
     return save_figure(figure, file)
@@ -190,15 +188,11 @@ def _draw_objects(axes: Any, objects: BoxedObjects, names: Sequence[str], known:
     return labels
 
 
-def _draw_found(
-    axes: Any, found: BoxedDetections, names: Sequence[str], known: BoxOutcomes | None, min_score: int | float | None
-) -> list[_Label]:
+def _draw_found(axes: Any, found: BoxedDetections, names: Sequence[str], known: BoxOutcomes | None) -> list[_Label]:
     """Solid boxes, the best last, and their labels, the best first."""
     labels = []
     for index in np.argsort(-np.asarray(found.scores), kind="stable").tolist():
         score, kind = float(found.scores[index]), int(found.classes[index])
-        if min_score is not None and score < min_score:
-            continue
         wrong = known is not None and known.detections[index] == 0
         color, texts = CYCLE[kind % len(CYCLE)], ("✗ " if wrong else "", names[kind], f" {score:.2f}")
         labels.append(_Label(*texts, found.boxes[index], color, not wrong))

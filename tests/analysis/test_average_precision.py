@@ -65,6 +65,10 @@ def test_a_detection_belongs_to_its_nearest_object_even_if_that_is_found():
     found, objects = [some_found((A, 0.9, 0), (A, 0.8, 0))], [some_objects((A, 0), (taller, 0))]
     assert ap_of(found, objects) == [1 / 2, None]
     assert detection_outcomes(found, objects, NAMES)[0].objects_found.tolist() == [True, False]
+    assert ap_of([found[0].above(0.9)], objects) == [1 / 2, None] and ap_of([found[0].above(0.91)], objects) == [
+        0,
+        None,
+    ]
 
 
 def test_equal_scores_keep_the_order_given():
