@@ -111,7 +111,7 @@ def plain_ap(found, objects, kind, iou, method):
     return sum(max((p for c, p in points if 10 * c >= k * number), default=0) for k in range(11)) / 11
 
 
-@settings(deadline=None, max_examples=120)
+@settings(deadline=None, max_examples=60)
 @given(cases(), st.sampled_from([0.25, 0.5, 0.7, 1.0]), st.sampled_from(["area", "11-point"]))
 def test_it_is_its_definition(case, iou, method):
     found, objects = case
@@ -130,7 +130,7 @@ def test_it_is_its_definition(case, iou, method):
     assert correct == sum(each.sum() for each in reached) == sum(each.objects_found.sum() for each in outcomes)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(cases(), st.integers(0, 3))
 def test_what_leaves_it_unchanged_and_what_never_raises_it(case, score):
     found, objects = case
