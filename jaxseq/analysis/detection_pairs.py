@@ -15,6 +15,11 @@ class Found(NamedTuple):
     scores: Float[np.ndarray, " N"]
     classes: Int[np.ndarray, " N"]
 
+    def above(self, score: int | float) -> "Found":
+        """The detections with at least this score, in the order given."""
+        kept = self.scores >= score
+        return Found(self.boxes[kept], self.scores[kept], self.classes[kept])
+
 
 @runtime_checkable
 class ImageObjects(Protocol):

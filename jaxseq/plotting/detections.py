@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from jaxseq.plotting.labels import ELLIPSIS, text_label
-from jaxseq.plotting.style import CYCLE, EDGE, INK, SOFT, make_figure, save_figure
+from jaxseq.plotting.style import CYCLE, DASHED, EDGE, INK, SOFT, make_figure, save_figure
 
 COLUMNS, WIDTH, WIDEST, TALLEST = 4, 9.2, 4.6, 1.5
 """Panels in a row, inches of a row and of a single panel; the greatest height of a panel as a multiple of its width."""
@@ -17,8 +17,6 @@ GAP, TITLE, LEGEND = 0.08, 0.22, 0.32
 
 MOST, LONGEST, SIZE = 96, 20, 6.5
 """The greatest number of images, of characters of a name, and the points of a label."""
-
-DASHES = (0, (4, 3))
 
 
 @runtime_checkable
@@ -88,7 +86,6 @@ def draw_detections(
     *,
     outcomes: Sequence[BoxOutcomes] | None = None,
     titles: Sequence[str] | None = None,
-    min_score: int | float | None = None,
 ) -> Path:
     """Draw images with the boxes of their objects (dashed) and of the detections (solid, with class and score).
 
@@ -99,12 +96,11 @@ def draw_detections(
     Args:
         images: ``[Y X 3]`` each, pixels 0 to 255, in any sizes.
         objects: the objects of each image; None draws none.
-        found: the detections of each image; None draws none.
+        found: the detections of each image, all of which are drawn; None draws none.
         class_names: the name of each class.
         file: the PNG to write.
         outcomes: of the boxes of each image (``analysis.detection_outcomes``); needs objects and detections.
         titles: a title for each image.
-        min_score: detections with a lower score are not drawn.
 
     Returns:
         The file.
@@ -112,7 +108,8 @@ def draw_detections(
     Raises:
         ValueError: no image or more than 96, an image that is not ``[Y X 3]`` with values in 0..255, another number of
             objects, detections, outcomes or titles than of images, outcomes without both, arrays that do not fit each
-            other, a box that is not finite with x1 <= x2 and y1 <= y2, or a class without a name.
+            other, a box that is not finite with x1 <= x2 and y1 <= y2, a score that is not finite, or a class without a
+            name.
         ImportError: matplotlib is not installed.
     """
     if not 0 < len(images) <= MOST:
@@ -134,7 +131,7 @@ def draw_detections(
         if objects is not None:
             labels += _draw_objects(axes, objects[index], class_names, known)
         if found is not None:
-            labels = _draw_found(axes, found[index], class_names, known, min_score) + labels
+            labels = _draw_found(axes, found[index], class_names, known) + labels
         _write(axes, labels)
     _legend(figure, objects, found is not None, outcomes is not None)
     return save_figure(figure, file)
@@ -185,21 +182,17 @@ def _draw_objects(axes: Any, objects: BoxedObjects, names: Sequence[str], known:
     labels = []
     for index, (box, kind, ignored) in enumerate(zip(objects.boxes, objects.classes, objects.ignored, strict=True)):
         _rectangle(axes, box, INK, 1.8, alpha=0.55)
-        _rectangle(axes, box, EDGE if ignored else "white", 1.1, linestyle=DASHES)
+        _rectangle(axes, box, EDGE if ignored else "white", 1.1, linestyle=DASHED)
         if known is not None and not known.objects_found[index] and not ignored:
             labels.append(_Label("missed: ", names[int(kind)], "", box, INK, False))
     return labels
 
 
-def _draw_found(
-    axes: Any, found: BoxedDetections, names: Sequence[str], known: BoxOutcomes | None, min_score: int | float | None
-) -> list[_Label]:
+def _draw_found(axes: Any, found: BoxedDetections, names: Sequence[str], known: BoxOutcomes | None) -> list[_Label]:
     """Solid boxes, the best last, and their labels, the best first."""
     labels = []
     for index in np.argsort(-np.asarray(found.scores), kind="stable").tolist():
         score, kind = float(found.scores[index]), int(found.classes[index])
-        if min_score is not None and score < min_score:
-            continue
         wrong = known is not None and known.detections[index] == 0
         color, texts = CYCLE[kind % len(CYCLE)], ("✗ " if wrong else "", names[kind], f" {score:.2f}")
         labels.append(_Label(*texts, found.boxes[index], color, not wrong))
@@ -284,7 +277,7 @@ def _legend(figure: Any, objects: Sequence[BoxedObjects] | None, found: bool, ju
 
     entries = []
     if objects is not None:
-        entries.append((Line2D([], [], color=SOFT, linestyle=DASHES, linewidth=1.4), "object"))
+        entries.append((Line2D([], [], color=SOFT, linestyle=DASHED, linewidth=1.4), "object"))
     if found:
         entries.append((Line2D([], [], color=CYCLE[0], linewidth=2), "correct detection" if judged else "detection"))
     if judged:
@@ -319,6 +312,8 @@ def _check(index: int, objects: Any, found: Any, outcomes: Any, classes: int) ->
         for column in ("classes", *columns):
             if np.shape(getattr(items, column)) != (len(boxes),):
                 raise ValueError(f"{where}: {column} are {np.shape(getattr(items, column))} for {len(boxes)} boxes")
+        if name == "detections" and not np.isfinite(items.scores).all():
+            raise ValueError(f"{where}: scores must be finite")
         if kinds.size and not 0 <= kinds.min() <= kinds.max() < classes:
             raise ValueError(f"{where}: class {kinds.min()} to {kinds.max()} of {classes} classes")
     if outcomes is not None:

@@ -7,9 +7,9 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from jaxseq.plotting.labels import ELLIPSIS, text_label
+from jaxseq.plotting.precision_recall import DASHES
 from jaxseq.plotting.style import CYCLE, SOFT, make_figure, prepare_axes, save_figure
 
-DASHES: tuple[Any, ...] = ("solid", (0, (5, 2)), (0, (1.2, 1.4)))
 LONGEST = 40
 """Names of sources are cut after this many characters."""
 

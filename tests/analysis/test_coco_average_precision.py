@@ -106,7 +106,7 @@ def plain_class(found, objects, kind, iou, limit, low, high):
     return [max((p for r, p in points if r >= recall), default=0) for recall in RECALLS], sum(rows) / number
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=60)
 @given(cases(scale=16))
 def test_it_is_its_definition(case):
     found, objects = case
