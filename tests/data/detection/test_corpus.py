@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxseq.data.detection import DetectionCorpus, DetectionImages, Objects, scene_detection_corpus
-from jaxseq.data.images import ImageFiles, ImageSource, SceneImages
+from jaxseq.data.images import ImageFiles, ImageSource, SceneDesign, SceneImages
 from jaxseq.data.images.decoding import placement
 
 Image = pytest.importorskip("PIL.Image", reason="needs Pillow")
@@ -54,7 +54,7 @@ def test_the_objects_of_scenes_are_their_digits_with_exact_boxes(scenes):
         "validation": 3,
         "test": 4,
     }
-    assert scenes.class_names == tuple("zero one two three four five six seven eight nine".split())
+    assert scenes.class_names == ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
     counts = set()
     for found in scenes.parts.values():
         assert isinstance(found.images, SceneImages) and isinstance(found.images, ImageSource)
@@ -65,15 +65,15 @@ def test_the_objects_of_scenes_are_their_digits_with_exact_boxes(scenes):
             assert not ignored.any()
             counts.add(len(boxes))
     assert counts == {1, 2, 3, 4}
-    again = scene_detection_corpus(train=40, validation=3, test=4, seed=1)
-    assert again.sha256 == scenes.sha256 != scene_detection_corpus(train=40, validation=3, test=4, seed=2).sha256
+    few = [scene_detection_corpus(SceneDesign(), train=2, validation=1, test=1, seed=seed).sha256 for seed in (1, 1, 2)]
+    assert few[0] == few[1] != few[2]
 
 
 SIDE = st.integers(1, 40)
 
 
 @given(SIDE, SIDE, SIDE, SIDE, st.sampled_from(["pad", "squash"]))
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 def test_the_map_of_boxes_is_that_of_the_pixels(tmp_path_factory, height, width, y, x, mode):
     path = tmp_path_factory.getbasetemp() / "white.png"
     Image.new("RGB", (width, height), (255, 255, 255)).save(path)
@@ -91,7 +91,7 @@ def test_the_map_of_boxes_is_that_of_the_pixels(tmp_path_factory, height, width,
 @given(
     st.lists(st.tuples(*[st.floats(-50, 50, width=32)] * 4), max_size=4), SIDE, SIDE, st.sampled_from(["pad", "squash"])
 )
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 def test_boxes_return_from_the_pixels_of_the_original_and_empty_ones_stay_empty(boxes, height, width, mode):
     found = part(objects(), prefix="a", original_sizes=np.array([[height, width]]), mode=mode)
     rows = np.array([*boxes, (0, 0, 0, 0)], np.float32).reshape(-1, 4)

@@ -1,4 +1,6 @@
-"""Batches of images with objects: a pure function of the step, every image once an epoch, boxes that move with pixels."""
+"""Batches of images with objects: a pure function of the step, every image once an epoch, boxes move with pixels."""
+
+import itertools
 
 import numpy as np
 import pytest
@@ -64,7 +66,7 @@ def equal(a, b):
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=9), st.integers(1, 9), st.integers(0, 3))
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 def test_batches_are_full_and_every_epoch_holds_every_image_once_with_its_objects(counts, batch_size, seed):
     batch_size = min(batch_size, len(counts))
     data = made(counts, batch_size, seed=seed)
@@ -89,8 +91,7 @@ def test_a_batch_is_a_function_of_the_step_and_seeds_and_epochs_differ():
     forward = [data(step) for step in range(12)]
     for step in (11, 0, 5, 2, 7, 3):
         assert equal(again(step), forward[step])
-    for first, second in zip(forward, forward[1:], strict=False):
-        assert not equal(first, second)
+    assert not any(equal(first, second) for first, second in itertools.pairwise(forward))
     assert any(not equal(made(seed=1, flip=True)(step), forward[step]) for step in range(3))
     with pytest.raises(ValueError, match="step must not be negative"):
         data(-1)
@@ -100,7 +101,7 @@ def test_mirrored_images_take_boxes_and_proposals_with_them():
     data, plain = made(flip=True), made()
     mirrored = []
     for step in range(40):
-        images, boxes, classes, _, proposals = data(step)
+        images, boxes, _, _, proposals = data(step)
         for row in range(len(images)):
             image = images[row]
             flipped = not image[:, -1].any() and bool(image[:, 0].any())
