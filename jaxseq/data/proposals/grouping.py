@@ -8,7 +8,6 @@ from jaxtyping import Float32, Int
 
 from jaxseq.data.proposals.region_features import Regions
 
-
 FLIPPED = np.array([-1, -1, 1, 1], np.float32)
 """x1 and y1 are stored negative: the box around two regions is then the maximum of their corners."""
 
