@@ -18,18 +18,19 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import metadata
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 from harness import RESULTS, device_name, environment, parse_arguments
 
 from jaxseq.analysis import proposal_recall
 from jaxseq.data.images import SceneDesign, SceneImages
-from jaxseq.data.proposals import SelectiveSearch, SlidingWindows
+from jaxseq.data.proposals import Preset, SelectiveSearch, SlidingWindows
 
 Row: TypeAlias = dict[str, Any]
 Method: TypeAlias = Callable[[np.ndarray, int], np.ndarray]
 
+PRESETS: tuple[Preset, ...] = get_args(Preset)
 COUNTS = (50, 100, 300)
 THRESHOLDS = (0.5, 0.7)
 SMALL = SceneDesign(size=64, objects=(1, 4), digit_sizes=(14, 22))
@@ -62,20 +63,19 @@ class Run(NamedTuple):
 
 def methods() -> dict[str, Method]:
     """What is measured."""
-    presets = ("single", "fast", "quality")
-    found: dict[str, Method] = {f"jaxseq {preset}": SelectiveSearch(preset).boxes for preset in presets}
+    found: dict[str, Method] = {f"jaxseq {preset}": SelectiveSearch(preset).boxes for preset in PRESETS}
     try:
         import cv2
     except ImportError:
         print("OpenCV is not installed (opencv-contrib-python-headless): it is left out")
     else:
-        for preset in presets:
+        for preset in PRESETS:
             found[f"OpenCV {preset}"] = opencv(cv2, preset, None)
         found[f"OpenCV fast at {ENLARGED} px"] = opencv(cv2, "fast", ENLARGED)
     return found
 
 
-def opencv(cv2: Any, preset: str, size: int | None) -> Method:
+def opencv(cv2: Any, preset: Preset, size: int | None) -> Method:
     """OpenCV's selective search, on one thread, of images enlarged to this size; in its default settings."""
     cv2.setNumThreads(1)
 

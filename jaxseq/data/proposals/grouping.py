@@ -8,6 +8,9 @@ from jaxtyping import Float32, Int
 
 from jaxseq.data.proposals.region_features import Regions
 
+FLIPPED = np.array([-1, -1, 1, 1], np.float32)
+"""x1 and y1 are stored negative: the box around two regions is then the maximum of their corners."""
+
 
 class Similarities(NamedTuple):
     """The terms of a similarity, which are added; at least one is used."""
@@ -61,7 +64,7 @@ def grouped(regions: Regions, pairs: Int[np.ndarray, "E 2"], similarities: Simil
                 around[other].add(new)
                 heapq.heappush(heap, (-score, other, new))
         new += 1
-    return table.boxes[:new]
+    return (table.corners * FLIPPED).astype(np.int64)
 
 
 class _Table:
@@ -69,21 +72,16 @@ class _Table:
 
     def __init__(self, regions: Regions, similarities: Similarities) -> None:
         self.terms = similarities
-        histograms = [
-            counts
-            for counts, used in ((regions.colour, similarities.colour), (regions.texture, similarities.texture))
-            if used
-        ]
-        count = len(regions.sizes)
-        kinds = [counts / counts.sum(1, keepdims=True) for counts in histograms]
-        width = sum(kind.shape[1] for kind in kinds)
+        used = ((regions.colour, similarities.colour), (regions.texture, similarities.texture))
+        kinds = [counts / counts.sum(1, keepdims=True) for counts, wanted in used if wanted]
+        count, width = len(regions.sizes), sum(kind.shape[1] for kind in kinds)
         self.histograms = np.empty((2 * count - 1, width), np.float32)
         if kinds:
             np.concatenate(kinds, axis=1, out=self.histograms[:count])
         self.sizes = np.empty(2 * count - 1, np.float32)
         self.sizes[:count] = regions.sizes
-        self.boxes = np.empty((2 * count - 1, 4), np.int64)
-        self.boxes[:count] = regions.boxes
+        self.corners = np.empty((2 * count - 1, 4), np.float32)
+        self.corners[:count] = regions.boxes * FLIPPED
         self.area = np.float32(regions.sizes.sum())
 
     def merge(self, a: int, b: int, new: int) -> None:
@@ -92,17 +90,15 @@ class _Table:
         share = self.sizes[a] / size
         self.histograms[new] = share * self.histograms[a] + (1 - share) * self.histograms[b]
         self.sizes[new] = size
-        np.minimum(self.boxes[a, :2], self.boxes[b, :2], out=self.boxes[new, :2])
-        np.maximum(self.boxes[a, 2:], self.boxes[b, 2:], out=self.boxes[new, 2:])
+        np.maximum(self.corners[a], self.corners[b], out=self.corners[new])
 
     def similarity(self, a: Int[np.ndarray, " E"], b: Int[np.ndarray, " E"] | int) -> Float32[np.ndarray, " E"]:
         """The similarity of each pair; ``b`` may be one region."""
-        total = np.minimum(self.histograms[a], self.histograms[b]).sum(-1)
-        size = (self.sizes[a] + self.sizes[b]) / self.area
+        total = np.minimum(self.histograms.take(a, 0), self.histograms.take(b, 0)).sum(-1)
+        size = (self.sizes.take(a) + self.sizes.take(b)) / self.area
         if self.terms.size:
             total += 1 - size
         if self.terms.fill:
-            box_a, box_b = self.boxes[a], self.boxes[b]
-            sides = np.maximum(box_a[..., 2:], box_b[..., 2:]) - np.minimum(box_a[..., :2], box_b[..., :2])
-            total += 1 + size - (sides[..., 0] * sides[..., 1]).astype(np.float32) / self.area
+            left, top, right, bottom = np.maximum(self.corners.take(a, 0), self.corners.take(b, 0)).T
+            total += 1 + size - (left + right) * (top + bottom) / self.area
         return total

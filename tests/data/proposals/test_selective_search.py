@@ -83,12 +83,13 @@ def test_a_seed_decides_on_the_order_alone():
 
 def test_small_boxes_are_dropped_and_small_regions_merged():
     image = noise(40, 40, 3)
-    everything = selective_search(image, min_size=0, min_side=0)
+    everything = selective_search(image, "single", min_size=0, min_side=0)
     for side in (6.0, 13.5):
         large = (everything[:, 2:] - everything[:, :2] >= side).all(1)
-        assert np.array_equal(selective_search(image, min_size=0, min_side=side), everything[large])
-    assert selective_search(image, min_side=100).tolist() == [[0, 0, 40, 40]]
-    assert len(selective_search(image, min_size=100)) < len(everything)
+        assert 1 < large.sum() < len(everything)
+        assert np.array_equal(selective_search(image, "single", min_size=0, min_side=side), everything[large])
+    assert selective_search(image, "single", min_side=100).tolist() == [[0, 0, 40, 40]]
+    assert len(selective_search(image, "single", min_size=100, min_side=0)) < len(everything)
     labels = segmented(smoothed(converted(image, "lab"), 0.8), scale=1.0, min_size=25)
     assert np.bincount(labels.ravel()).min() >= 25
 
@@ -219,14 +220,14 @@ def test_grouping_equals_the_paper_s_algorithm_in_plain_loops(seed, terms):
 
 
 def test_nine_in_ten_objects_of_new_scenes_are_covered_by_300_proposals():
-    images = SceneImages(SceneDesign(size=64, objects=(1, 4), digit_sizes=(14, 22)), "test", 16)
+    images = SceneImages(SceneDesign(size=64, objects=(1, 4), digit_sizes=(14, 22)), "test", 12)
 
     class Objects:
         def __init__(self, index):
             self.boxes = np.array([each.box for each in images.scene(index).objects])
             self.ignored = np.zeros(len(self.boxes), bool)
 
-    found = [selective_search(image, seed=index) for index, image in enumerate(images(range(16)))]
-    got = proposal_recall(found, [Objects(index) for index in range(16)], counts=(300,), thresholds=(0.5, 0.7))
+    found = [selective_search(image, seed=index) for index, image in enumerate(images(range(12)))]
+    got = proposal_recall(found, [Objects(index) for index in range(12)], counts=(300,), thresholds=(0.5, 0.7))
     assert got.num_objects > 20
-    assert got.at(300, 0.5) >= 0.9 and got.at(300, 0.7) >= 0.8
+    assert got.at(300, 0.5) >= 0.9 and got.at(300, 0.7) >= 0.9
