@@ -61,7 +61,7 @@ def main(config: Config) -> list[Found]:
     part = DetectionImages(images, (), tuple(names), images.original_sizes, detector.resize)
     threshold = detector.shown_score if config.threshold is None else config.threshold
     found = detector.detections(loaded.params, images, detector.propose(images))
-    found = [pipelines.above(one, threshold) for one in pipelines.found_in_files(part, found)]
+    found = [one.above(threshold) for one in pipelines.found_in_files(part, found)]
     write(config, pipelines.detection_rows(names, found, detector.class_names))
     if config.draw is not None:
         draw(config.draw, part, found, detector.class_names)

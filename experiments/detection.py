@@ -190,7 +190,7 @@ def read_backbone(config: Config) -> tuple[Any, str]:
 def make_batches(config: Config, examples: Data) -> DetectionBatches:
     """The training batches."""
     part = examples.corpus.train
-    options = {"seed": config.seed, "flip": config.flip}
+    options: dict[str, Any] = {"seed": config.seed, "flip": config.flip}
     return DetectionBatches(part.images, part.objects, examples.proposals["train"], config.batch_size, **options)
 
 
@@ -200,8 +200,8 @@ def make_loss(config: Config, detector: Detector) -> Callable:
 
     def loss(params: Any, carry: Any, batch: DetectionBatch, key: jax.Array) -> tuple[jax.Array, training.Aux]:
         sample_key, dropout_key = jax.random.split(key)
-        objects = batch.boxes, batch.classes, batch.ignored
-        targets: RegionTargets = sample_regions(batch.proposals, *objects, sampling, key=sample_key)
+        given: Any = batch.proposals, batch.boxes, batch.classes, batch.ignored
+        targets: RegionTargets = sample_regions(*given, sampling, key=sample_key)
         rngs = {"dropout": dropout_key} if config.detector.dropout else None
         outputs: Any = model.apply({"params": params}, batch.images, targets.boxes, rngs=rngs)
         if isinstance(model, RCNN):
@@ -209,7 +209,7 @@ def make_loss(config: Config, detector: Detector) -> Callable:
         else:
             found = fast_rcnn_loss(outputs.logits, outputs.deltas, targets)
         metrics = {"class_loss": found.classes, "box_loss": found.boxes, "accuracy": found.accuracy}
-        return found.classes + found.boxes, training.Aux(carry, metrics, found.count)
+        return found.classes + found.boxes, training.Aux(carry, metrics, found.regions)
 
     return loss
 
@@ -236,8 +236,10 @@ def score(detector: Detector, params: Any, examples: Data, run: training.Run) ->
     objects = pipelines.objects_in_files(part)
     coco = analysis.coco_average_precision(found, objects, detector.class_names)
     results = {"ap50": coco.ap50, "ap": coco.ap, "ap75": coco.ap75, "coco_signature": coco.signature}
-    for name, method in (("voc_ap", "area"), ("voc_ap_11_point", "11-point")):
-        results[name] = analysis.average_precision(found, objects, detector.class_names, method=method).mean
+    results["voc_ap"] = analysis.average_precision(found, objects, detector.class_names).mean
+    results["voc_ap_11_point"] = analysis.average_precision(
+        found, objects, detector.class_names, method="11-point"
+    ).mean
     results |= pipelines.proposal_results(proposals(np.arange(len(part.images))), part.objects)
     results |= {"images_per_second": count / seconds, "detections": sum(len(one.boxes) for one in found)}
     return found, results
@@ -256,7 +258,7 @@ def write_report(config: Config, detector: Detector, examples: Data, found: Sequ
     try:
         if config.samples:
             rows = range(min(config.samples, len(part.images)))
-            shown = [pipelines.above(found[row], detector.shown_score) for row in rows]
+            shown = [found[row].above(detector.shown_score) for row in rows]
             figures["test images: detections, and objects (dashed)"] = plotting.draw_detections(
                 [pipelines.file_image(part, row) for row in rows],
                 objects[: len(rows)],

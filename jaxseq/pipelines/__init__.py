@@ -4,7 +4,6 @@ from jaxseq.pipelines.caption_measures import CaptionLosses, Losses, attention_o
 from jaxseq.pipelines.caption_tasks import Coco, Flickr, Folder, Karpathy, Scenes
 from jaxseq.pipelines.captioner import ArraySource, Caption, Captioner, First
 from jaxseq.pipelines.detection_measures import (
-    above,
     detection_rows,
     file_image,
     found_in_files,
@@ -51,7 +50,6 @@ __all__ = [
     "Translator",
     "Voc",
     "Words",
-    "above",
     "attention_on_boxes",
     "check_user_cores",
     "cut_at",

@@ -42,12 +42,6 @@ def detection_rows(names: Sequence[str], found: Sequence[Found], class_names: Se
     return rows
 
 
-def above(found: Found, threshold: float) -> Found:
-    """The detections with at least this score."""
-    kept = found.scores >= threshold
-    return Found(found.boxes[kept], found.scores[kept], found.classes[kept])
-
-
 def proposal_results(proposals: Float[np.ndarray, "N P 4"], objects: Sequence[Objects]) -> dict[str, float]:
     """The recall of all proposals at IoU 0.5 and 0.7, their average recall and mean number, as in results.json."""
     table = analysis.proposal_recall(proposals, objects, numbers=(proposals.shape[1],))

@@ -212,7 +212,7 @@ class Detector(Pipeline):
     def _detections(self, params: PyTree, linear: LinearStages | None, images: Array, boxes: Array) -> Detections:
         variables = {"params": params}
         if isinstance(self.model, FastRCNN):
-            scored = self.model.apply(variables, images, boxes, method="scores")
+            scored: Any = self.model.apply(variables, images, boxes, method="scores")
         else:
             assert linear is not None
             outputs = crop_outputs(self.model, variables, images, boxes)

@@ -10,12 +10,12 @@ from jaxseq.typing import Array, Float, Int, Scalar
 
 
 class RegionLoss(NamedTuple):
-    """Means over the real regions, and their number."""
+    """Means over the real regions."""
 
     classes: Scalar  # cross-entropy, nats
     boxes: Scalar  # smooth L1, summed over the four coordinates
     accuracy: Scalar  # fraction of regions whose largest logit is the label's
-    count: Scalar
+    regions: Scalar  # their number
 
 
 def region_loss(logits: Float[Array, "*B R C"], targets: RegionTargets) -> RegionLoss:
