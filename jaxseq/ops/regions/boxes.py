@@ -1,7 +1,8 @@
 """Boxes ``x1 y1 x2 y2`` in continuous pixels: area, overlap, the code of box regression, other conventions.
 
-Pixel i covers i to i + 1, so a box is ``x2 - x1`` wide. A box is *empty* if ``x2 <= x1`` or ``y2 <= y1`` or if a coordinate is
-not finite. ``0 0 0 0`` is the empty box that pads lists. Empty boxes have area 0 and IoU 0, and all gradients are finite.
+Pixel i covers i to i + 1, so a box is ``x2 - x1`` wide. A box is *empty* if ``x2 <= x1`` or ``y2 <= y1`` or if a
+coordinate is not finite. ``0 0 0 0`` is the empty box that pads lists. Empty boxes have area 0 and IoU 0, and all
+gradients are finite.
 """
 
 import math
@@ -53,8 +54,7 @@ def paired_iou(a: Float[Array, "*#B 4"], b: Float[Array, "*#B 4"]) -> Float[Arra
     shared = width * height
     union = areas[0] + areas[1] - shared
     defined = (union > 0) & jnp.isfinite(union)
-    ratio = jnp.where(defined, shared, zero) / jnp.where(defined, union, jnp.ones_like(union))
-    return ratio
+    return jnp.where(defined, shared, zero) / jnp.where(defined, union, jnp.ones_like(union))
 
 
 def encode_boxes(boxes: Float[Array, "*B 4"], anchors: Float[Array, "*B 4"]) -> Float[Array, "*B 4"]:
@@ -119,7 +119,7 @@ def centres_to_corners(boxes: Float[Array, "*B 4"]) -> Float[Array, "*B 4"]:
 
 
 def order_corners(boxes: Float[Array, "*B 4"]) -> Float[Array, "*B 4"]:
-    """Boxes given by any two opposite corners (as ONNX allows) as ``x1 y1 x2 y2`` with ``x1 <= x2`` and ``y1 <= y2``."""
+    """Boxes given by any two opposite corners, as in ONNX, with ``x1 <= x2`` and ``y1 <= y2``."""
     first, second = boxes[..., :2], boxes[..., 2:]
     return jnp.concatenate([jnp.minimum(first, second), jnp.maximum(first, second)], axis=-1)
 

@@ -44,13 +44,14 @@ def nms(
     Equal scores are taken in order of index. Never taken are empty boxes (``is_empty``), scores that are NaN or
     ``-inf``, and, with a ``score_threshold``, scores that are not greater than it.
 
-    Boxes are processed in tiles, in order of score. A tile is compared with the boxes taken so far, at most ``max_outputs``,
-    and with itself; inside it the recursion "taken, if no taken box of the tile suppresses it" is iterated to its fixed point,
-    which is unique. The loop ends when ``max_outputs`` boxes are taken or no box is left. Memory is O(N + max_outputs · tile).
+    Boxes are processed in tiles, in order of score. A tile is compared with the boxes taken so far, at most
+    ``max_outputs``, and with itself; inside it the recursion "taken, if no taken box of the tile suppresses it" is
+    iterated to its fixed point, which is unique. The loop ends when ``max_outputs`` boxes are taken or no box is left.
+    Memory is O(N + max_outputs · tile).
 
-    The result is that of ``torchvision.ops.nms`` and, for each class, of ONNX ``NonMaxSuppression`` (there, boxes may be
-    given by any two corners, ``order_corners``, or by centres, ``centres_to_corners``), but for empty boxes: both take
-    them. No gradient passes.
+    The result is that of ``torchvision.ops.nms`` and, for each class, of ONNX ``NonMaxSuppression`` (there, boxes may
+    be given by any two corners, ``order_corners``, or by centres, ``centres_to_corners``), but for empty boxes: both
+    take them. No gradient passes.
 
     Args:
       boxes: ``x1 y1 x2 y2``.
@@ -85,8 +86,8 @@ def nms_per_class(
 ) -> Detections:
     """``nms`` of each class apart, then the ``max_outputs`` best of all classes, in order of score.
 
-    Equal scores are in order of class, then of index. ``batched_nms`` of torchvision is this function with the scores of a
-    box as ``-inf`` in all classes but its own.
+    Equal scores are in order of class, then of index. ``batched_nms`` of torchvision is this function with the scores
+    of a box as ``-inf`` in all classes but its own.
 
     Args:
       boxes: one box for all classes of a proposal, or one for each class (boxes regressed per class).

@@ -108,7 +108,7 @@ def roi_align_reference(
     reduction: str = "mean",
     cotangent: Numbers | None = None,
 ) -> Numbers:
-    """``roi_align`` of one map ``[Y, X, F]``; with a ``cotangent`` of the result, the gradient of the features instead."""
+    """``roi_align`` of one map ``[Y, X, F]``; with a ``cotangent``, the gradient of the features."""
     out = np.zeros((len(boxes), *size, features.shape[-1]), features.dtype)
     gradient = np.zeros_like(features)
     for r, box in enumerate(boxes):
@@ -132,7 +132,7 @@ def roi_align_reference(
 def roi_max_pool_reference(
     features: Numbers, boxes: Numbers, size: Sequence[int], *, scale: float, cotangent: Numbers | None = None
 ) -> Numbers:
-    """``roi_max_pool`` of one map ``[Y, X, F]``; with a ``cotangent`` of the result, the gradient of the features instead."""
+    """``roi_max_pool`` of one map ``[Y, X, F]``; with a ``cotangent``, the gradient of the features."""
     out = np.zeros((len(boxes), *size, features.shape[-1]), features.dtype)
     gradient = np.zeros_like(features)
     for r, box in enumerate(boxes):
@@ -165,7 +165,7 @@ def warp_regions_reference(
     fill: float | Sequence[float] = 0.0,
     cotangent: Numbers | None = None,
 ) -> Numbers:
-    """``warp_regions`` of one image ``[Y, X, C]``; with a ``cotangent`` of the result, the gradient of the image instead."""
+    """``warp_regions`` of one image ``[Y, X, C]``; with a ``cotangent``, the gradient of the image."""
     height, width, channels = image.shape
     colour = np.broadcast_to(np.asarray(fill, image.dtype), (channels,))
     out = np.broadcast_to(colour, (len(boxes), *size, channels)).copy()
