@@ -24,6 +24,7 @@ import numpy as np
 from harness import RESULTS, device_name, environment, parse_arguments
 
 from jaxseq.analysis import proposal_recall
+from jaxseq.data.detection.scenes import scene_objects
 from jaxseq.data.images import SceneDesign, SceneImages
 from jaxseq.data.proposals import Preset, SelectiveSearch, SlidingWindows
 
@@ -44,13 +45,6 @@ CROPS = {"crops200": 200, "crops400": 400}
 """Sizes of crops of photographs, of which only seconds are measured."""
 PHOTOGRAPHS = ("astronaut", "coffee", "rocket")
 ENLARGED = 256
-
-
-class Objects(NamedTuple):
-    """The boxes of a scene."""
-
-    boxes: np.ndarray
-    ignored: np.ndarray
 
 
 class Run(NamedTuple):
@@ -115,8 +109,7 @@ def run_all(images: Sequence[np.ndarray], chosen: dict[str, Method]) -> dict[str
 def scene_rows(label: str, design: SceneDesign, count: int) -> list[Row]:
     """Recall and seconds for scenes of the test part."""
     source = SceneImages(design, "test", count)
-    boxes = [np.array([each.box for each in source.scene(index).objects]) for index in range(count)]
-    objects = [Objects(each, np.zeros(len(each), bool)) for each in boxes]
+    objects = [scene_objects(source, index) for index in range(count)]
     sides = tuple(float(round(side * factor)) for side in design.digit_sizes for factor in (0.7, 1.0))
     chosen = methods() | {"sliding windows": SlidingWindows(sides=sides, aspect_ratios=(0.6, 1.0)).boxes}
     rows = []

@@ -201,7 +201,7 @@ def make_loss(config: Config, detector: Detector) -> Callable:
     def loss(params: Any, carry: Any, batch: DetectionBatch, key: jax.Array) -> tuple[jax.Array, training.Aux]:
         sample_key, dropout_key = jax.random.split(key)
         given: Any = batch.proposals, batch.boxes, batch.classes, batch.ignored
-        targets: RegionTargets = sample_regions(*given, sampling, key=sample_key)
+        targets: RegionTargets = sample_regions(*given, sampling=sampling, key=sample_key)
         rngs = {"dropout": dropout_key} if config.detector.dropout else None
         outputs: Any = model.apply({"params": params}, batch.images, targets.boxes, rngs=rngs)
         if isinstance(model, RCNN):

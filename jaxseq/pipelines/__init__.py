@@ -10,9 +10,9 @@ from jaxseq.pipelines.detection_measures import (
     objects_in_files,
     proposal_results,
 )
+from jaxseq.pipelines.detection_tasks import CocoInstances, DetectionScenes, Voc
 from jaxseq.pipelines.detector import DetectionConfig, Detector
 from jaxseq.pipelines.image_paths import image_paths, read_images
-from jaxseq.pipelines.detection_tasks import CocoInstances, DetectionScenes, Voc
 from jaxseq.pipelines.pair_tasks import Dates, Digits, Files, Names, Reversal, Words
 from jaxseq.pipelines.pretrained import FrozenEncoder, find_weights, read_backbone, with_backbone
 from jaxseq.pipelines.saved import LoadedRun, Pipeline, load_run

@@ -110,8 +110,9 @@ def fit_linear_stages(images: Iterable[RegionExamples], num_classes: int, config
 
     The support vector machine of a class (hinge loss, liblinear) has the objects of the class as positives, and hard
     negatives of one pass over the images: the negatives of an image that the machine so far scores above
-    ``hard_margin`` are kept; after ``refit_after`` of them, and at the end, the machine is fitted again and easy ones
-    are dropped. The regression of a class is a ridge regression of whitened codes. A class without objects never scores.
+    ``hard_margin`` are kept; after ``refit_after`` of them, and at the end, the machine is fitted again and easy
+    negatives are dropped. The regression of a class is a ridge regression of whitened codes. A class without objects
+    never scores.
 
     Args:
         images: the examples; the iterable is read three times.
