@@ -309,7 +309,7 @@ def report(benchmark: str, rows: Sequence[Row], *, baseline: str, write: bool = 
     written anew each time.
     """
     hidden = {*environment(), "compile_s", "temp_bytes", "median_s", "iqr_s", "best_s", "repeats"}
-    hidden |= {"name", "error", "error_vs_reference"}
+    hidden |= {"name", "error", "error_vs_reference", "gflops"}
     cases: dict[str, list[Row]] = {}
     for row in rows:
         cases.setdefault(" ".join(f"{k}={v}" for k, v in row.items() if k not in hidden), []).append(row)

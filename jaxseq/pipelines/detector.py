@@ -212,7 +212,8 @@ class Detector(Pipeline):
     def _detections(self, params: PyTree, linear: LinearStages | None, images: Array, boxes: Array) -> Detections:
         variables = {"params": params}
         if isinstance(self.model, FastRCNN):
-            scored: Any = self.model.apply(variables, images, boxes, method="scores")
+            outputs: Any = self.model.apply(variables, images, boxes)
+            scored = outputs.scored(boxes, self.image_size)
         else:
             assert linear is not None
             outputs = crop_outputs(self.model, variables, images, boxes)

@@ -95,8 +95,8 @@ def test_scores_are_probabilities_and_boxes_lie_in_the_image():
     model = model_of("fast_rcnn")
     images, boxes = inputs()
     variables = jitted(model.init)(jax.random.key(0), images, boxes)
-    found = jitted(lambda *arrays: model.apply(*arrays, method="scores"))(variables, images, boxes)
-    logits = jitted(model.apply)(variables, images, boxes).logits
+    outputs = jitted(model.apply)(variables, images, boxes)
+    found, logits = outputs.scored(boxes, (24, 24)), outputs.logits
     np.testing.assert_allclose(found.scores.sum(-1) + jax.nn.softmax(logits)[..., 0], 1, rtol=1e-5)
     assert found.boxes.shape == (3, 4, 3, 4) and found.boxes.min() >= 0 and found.boxes.max() <= 24
 

@@ -19,6 +19,11 @@ class RegionOutputs(NamedTuple):
     logits: Float[Array, "*B R C"]  # C = K + 1
     deltas: Float[Array, "*B R K 4"]
 
+    def scored(self, boxes: Float[Array, "*B R 4"], size: tuple[int, int]) -> RegionScores:
+        """The probability of each class, and its box, for each proposed box of images of this size (height, width)."""
+        codes = scaled(self.deltas, inverse=True)
+        return RegionScores(decoded(codes, boxes, size), jax.nn.softmax(self.logits)[..., 1:])
+
 
 class FastRCNN(nn.Module):
     """Fast R-CNN (Girshick 2015, https://arxiv.org/abs/1504.08083).
@@ -60,9 +65,12 @@ class FastRCNN(nn.Module):
         """The map that all regions of an image share."""
         return self.image(images)
 
-    def regions(self, feature_map: Float[Array, "*B Y X F"], boxes: Float[Array, "*B R 4"]) -> RegionOutputs:
-        """The two heads for each box of an image, given its map."""
-        pooled = pool_regions(self.pooling, feature_map, boxes, self.pooled_size, self.backbone.stride)
+    def pooled(self, feature_map: Float[Array, "*B Y X F"], boxes: Float[Array, "*B R 4"]) -> Float[Array, "*B R P"]:
+        """The map under each box, pooled and flattened."""
+        return pool_regions(self.pooling, feature_map, boxes, self.pooled_size, self.backbone.stride)
+
+    def heads(self, pooled: Float[Array, "*B R P"]) -> RegionOutputs:
+        """The two outputs for each pooled region."""
         x = self.region(pooled)
         wide = at_least_float32(self.dtype)
         logits, deltas = self.classes(x).astype(wide), self.boxes(x).astype(wide)
@@ -70,11 +78,4 @@ class FastRCNN(nn.Module):
 
     def __call__(self, images: Shaped[Array, "*B Y X C"], boxes: Float[Array, "*B R 4"]) -> RegionOutputs:
         """The outputs for each box of images of pixels 0..255."""
-        return self.regions(self.feature_map(images), boxes)
-
-    def scores(self, images: Shaped[Array, "*B Y X C"], boxes: Float[Array, "*B R 4"]) -> RegionScores:
-        """The probability of each class, and its box, for each proposed box."""
-        outputs = self(images, boxes)
-        height, width = images.shape[-3:-1]
-        codes = scaled(outputs.deltas, inverse=True)
-        return RegionScores(decoded(codes, boxes, (height, width)), jax.nn.softmax(outputs.logits)[..., 1:])
+        return self.heads(self.pooled(self.feature_map(images), boxes))

@@ -63,9 +63,12 @@ class RCNN(nn.Module):
         size = self.crop_size, self.crop_size
         return warp_regions(images.astype(jnp.float32), boxes, size, context=self.context, fill=self.backbone.mean)
 
-    def regions(self, crops: Float[Array, "*B R Y X C"]) -> CropOutputs:
-        """The outputs for warped regions."""
-        feature_map = self.image(crops)
+    def feature_map(self, crops: Float[Array, "*B R Y X C"]) -> Float[Array, "*B R _Y _X F"]:
+        """The map of each warped region."""
+        return self.image(crops)
+
+    def heads(self, feature_map: Float[Array, "*B R Y X F"]) -> CropOutputs:
+        """The outputs for the map of each region."""
         pooled = resize(feature_map, (self.pooled_size, self.pooled_size))
         pooled = pooled.reshape(*pooled.shape[:-3], -1)
         features = self.region(pooled)
@@ -74,7 +77,7 @@ class RCNN(nn.Module):
 
     def __call__(self, images: Shaped[Array, "*B Y X C"], boxes: Float[Array, "*B R 4"]) -> CropOutputs:
         """The outputs for each box of images of pixels 0..255."""
-        return self.regions(self.crops(images, boxes))
+        return self.heads(self.feature_map(self.crops(images, boxes)))
 
 
 def crop_outputs(
