@@ -34,12 +34,14 @@ def read_voc(folder: str | Path, *, images: ImageOptions | None = None, seed: in
 
     The pixels of a box are counted from 1, the last included: ``x1 y1 x2 y2 = xmin - 1, ymin - 1, xmax, ymax``.
     ``difficult`` objects are ``ignored`` (0 if it is missing). ``truncated``, ``pose``, parts of objects and other
-    fields are not read; ``size`` may be missing, or 0. The classes are the names of all objects, sorted.
+    fields are not read; ``size`` may be missing, or 0. The classes are the names of all objects, sorted. An image
+    without a usable annotation is left out, since it would count as background.
 
-    Lists of images that are not there are made up for. Without ``test.txt``, the validation images are divided between
-    the validation and the test part, by their names and the seed; the images of ``trainval.txt`` that are not in
-    ``val.txt`` (or ``train.txt``) are for training (validation). If no list says what is held out, a tenth of the
-    images is in the test part and another in the validation part. Without any list these are all annotations.
+    The lists decide on the parts; each may be missing. Without ``test.txt``, the validation images are divided between
+    the validation and the test part by their names and the seed. The images of ``trainval.txt`` that are in no other
+    list are for training if there is ``val.txt``, else for validation if there is ``train.txt``. If no list says what
+    is for validation, a tenth of the others is, by their names and the seed, and another tenth is for testing if there
+    is no ``test.txt``. Without any list this holds for all annotations.
 
     Skipped and named, with the path within the XML: what is not XML, is larger than 1 MB, or declares a document type
     (which can declare entities); missing fields, texts that are no numbers, an image in two lists, of an annotation

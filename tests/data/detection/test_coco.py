@@ -12,14 +12,10 @@ from jaxseq.data.detection import (
     DETECTION_SCENES,
     DetectionImages,
     Objects,
-    ScoredBoxes,
-    read_coco_ids,
     read_coco_instances,
-    read_coco_results,
     scene_detection_corpus,
     write_coco_corpus,
     write_coco_instances,
-    write_coco_results,
 )
 from jaxseq.data.images import ImageOptions
 
@@ -335,79 +331,3 @@ def test_any_json_is_read_or_refused(tmp_path_factory, data):
     named = sum("annotations[" in line and "partly" not in line for line in corpus.skipped)
     gone = any("same pixels" in line or "skipped with" in line or "no such" in line for line in corpus.skipped)
     assert gone or kept + named == len(document["annotations"])  # every object is kept or named, or its image is
-
-
-def scored(*rows):
-    boxes = np.array([row[:4] for row in rows], np.float32).reshape(-1, 4)
-    return ScoredBoxes(
-        boxes, np.array([row[4] for row in rows], np.float32), np.array([row[5] for row in rows], np.int32)
-    )
-
-
-@given(st.lists(st.lists(st.tuples(*[st.floats(0, 500, width=32)] * 4, st.floats(0, 1, width=32), st.integers(0, 1)))))
-@settings(deadline=None, max_examples=25)
-def test_results_written_are_read_back_equal(tmp_path_factory, found):
-    folder = tmp_path_factory.getbasetemp()
-    names = [f"{index}.jpg" for index in range(len(found))]
-    document = instances([(f"x{index}", name) for index, name in enumerate(names)], [])
-    ids = read_coco_ids(written(folder / "ids.json", document))
-    assert ids.categories == {"cat": 3, "dog": 7}
-    sorted_rows = [[(*sorted((a, c)), *sorted((b, d)), *rest) for a, b, c, d, *rest in rows] for rows in found]
-    expected = [scored(*((x1, y1, x2, y2, *rest) for x1, x2, y1, y2, *rest in rows)) for rows in sorted_rows]
-    write_coco_results(folder / "results.json", expected, names, ["dog", "cat"], ids)
-    back = read_coco_results(folder / "results.json", names, ["dog", "cat"], ids)
-    assert not back.skipped
-    for a, b in zip(back.found, expected, strict=True):
-        assert all(np.array_equal(x, y) and x.dtype == y.dtype for x, y in zip(a, b, strict=True))
-
-
-def test_results_that_cannot_be_used_are_named(tmp_path):
-    ids = read_coco_ids(written(tmp_path / "ids.json", instances([(1, "a.jpg"), (1, "b.jpg"), (None, "c.jpg")], [])))
-    assert ids.images == {"a.jpg": 1}
-    good = {"image_id": 1, "category_id": 3, "bbox": [1, 2, 3, 4], "score": 0.5}
-    items = [
-        good,
-        good | {"image_id": 2},
-        good | {"category_id": 4},
-        good | {"bbox": [1, 2, -1, 4]},
-        good | {"score": 1e39},
-        good | {"score": float("inf")},
-        {**good, "score": None},
-        {key: value for key, value in good.items() if key != "score"},
-        5,
-    ]
-    found = read_coco_results(written(tmp_path / "results.json", items), ["a.jpg"], ["cat"], ids)
-    assert found.found[0].boxes.tolist() == [[1, 2, 4, 6]]
-    said(
-        found.skipped,
-        "[1]: a detection of the unknown image 2",
-        "[2]: a detection of the unknown category 4",
-        "[3].bbox: a box of negative size: [1, 2, -1, 4]",
-        "[4]: a number that is not finite as float32",
-        "[5].score: not finite: Infinity",
-        "[6].score: must be a number, not null",
-        "[7].score: missing",
-        "[8]: must be an object, not 5",
-    )
-    with pytest.raises(ValueError, match=r"must be a list, not \{\}"):
-        read_coco_results(written(tmp_path / "results.json", {}), ["a.jpg"], ["cat"], ids)
-    written(tmp_path / "results.json", [])
-    with pytest.raises(ValueError, match=r"the image 'b\.jpg' has no id"):
-        read_coco_results(tmp_path / "results.json", ["b.jpg"], ["cat"], ids)
-
-
-@pytest.mark.parametrize(
-    ("rows", "names", "classes", "message"),
-    [
-        ([scored()], ["a.jpg", "b.jpg"], ["cat"], "detections of 1 images, but 2 names"),
-        ([scored()], ["z.jpg"], ["cat"], r"the image 'z\.jpg' has no id"),
-        ([scored()], ["a.jpg"], ["emu"], "the class 'emu' has no id"),
-        ([scored((1, 2, 3, 4, 0.5, 1))], ["a.jpg"], ["cat"], r"classes must lie in \[0, 1\), not 1"),
-        ([scored((1, 2, 3, 4, np.nan, 0))], ["a.jpg"], ["cat"], "'a.jpg': not finite"),
-    ],
-)
-def test_detections_that_cannot_be_written_are_refused(tmp_path, rows, names, classes, message):
-    ids = read_coco_ids(written(tmp_path / "ids.json", instances([(1, "a.jpg"), (2, "b.jpg")], [])))
-    with pytest.raises(ValueError, match=message):
-        write_coco_results(tmp_path / "results.json", rows, names, classes, ids)
-    assert not (tmp_path / "results.json").exists()

@@ -101,6 +101,26 @@ def test_a_cache_is_reused_while_it_fits_and_a_message_says_why_it_is_not(paths,
     assert message() == message(mode="squash") == ""
 
 
+@pytest.mark.parametrize("cached", [False, True])
+def test_the_sizes_of_the_upright_originals_are_known(paths, tmp_path, cached, caplog):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    Image.fromarray(np.zeros((7, 9, 3), np.uint8)).save(paths[1], exif=exif)
+    folder = tmp_path / "cache" if cached else None
+    expected = [[12, 20], [9, 7], [12, 20], [12, 20]]
+    assert build(paths, cache=folder).original_sizes.tolist() == expected
+    assert build(paths, cache=folder).select([2, 1]).original_sizes.tolist() == expected[2:0:-1]
+    if cached:  # a cache without sizes, as they were written before
+        stored = open_array_file(cache_file(folder))
+        without = {name: value for name, value in stored.description.items() if name != "sizes"}
+        with new_array_file(cache_file(folder), stored.array.shape, np.uint8, without) as rows:
+            for index, row in enumerate(stored.array):
+                rows[index] = row
+        caplog.clear()
+        assert build(paths, cache=folder).original_sizes.tolist() == expected
+        assert "the old one does not hold the files' sizes" in caplog.text
+
+
 def test_another_version_of_pillow_rebuilds_the_cache(paths, tmp_path, caplog, monkeypatch):
     build(paths, cache=tmp_path / "cache")
     monkeypatch.setattr("PIL.__version__", "99")
