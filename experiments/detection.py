@@ -75,14 +75,12 @@ class Config:
     flip: bool = False
     """Mirror half of the training images, which digits and letters do not survive."""
     linear: OmitArgPrefixes[LinearStageConfig] = LinearStageConfig()
-    linear_images: int = 1000
-    """Training images whose regions R-CNN's linear stages are fitted to."""
     detection: OmitArgPrefixes[DetectionConfig] = DetectionConfig()
     seed: int = 0
     """Draws parameters, batches, regions and dropout."""
     samples: int = resumable_field(8)
     """Number of images in the report."""
-    train: training.TrainConfig = training.TrainConfig(steps=None, checkpoint_every=500, eval_every=None)
+    train: training.TrainConfig = training.TrainConfig(steps=None, checkpoint_every=500, eval_every=500)
     optimizer: training.OptimizerConfig = training.OptimizerConfig(warmup_steps=100, weight_decay=0.01)
     allow_config_change: bool = resumable_field(False)
     """Resume a run even if its config differs."""
@@ -91,7 +89,7 @@ class Config:
     batch size and the width itself. Of files, all images are read."""
 
     def __post_init__(self) -> None:
-        minimum = {"num_proposals": 1, "batch_size": 1, "linear_images": 1, "samples": 0, "seed": 0, "split_seed": 0}
+        minimum = {"num_proposals": 1, "batch_size": 1, "samples": 0, "seed": 0, "split_seed": 0}
         for name, bound in minimum.items():
             if getattr(self, name) < bound:
                 raise ValueError(f"{name} must be at least {bound}, not {getattr(self, name)}")
@@ -99,6 +97,9 @@ class Config:
             if self.detector.pretrained is False:
                 raise ValueError(f"weights={self.weights} needs pretrained, which is switched off")
             object.__setattr__(self, "detector", dataclasses.replace(self.detector, pretrained=True))
+        changed = [name for name, value in vars(self.linear).items() if value != getattr(LinearStageConfig(), name)]
+        if changed and self.detector.model != "rcnn":
+            raise ValueError(f"{changed[0]} is an option of model=rcnn, not of model={self.detector.model}")
         if self.train.steps is None:
             object.__setattr__(self, "train", dataclasses.replace(self.train, steps=self.detector.default_steps))
 
@@ -138,7 +139,8 @@ def main(config: Config) -> dict[str, Any]:
         loss = make_loss(config, detector)
         chosen = ops.used_implementations(loss, params, (), batches(0), key)
         with Prefetch(batches) as ahead:
-            state = training.fit(loss, state, optimizer, ahead, run, config.train)
+            evaluate = make_evaluation(config, detector, loss, examples)
+            state = training.fit(loss, state, optimizer, ahead, run, config.train, evaluate=evaluate)
         results: dict[str, Any] = {}
         if config.detector.model == "rcnn":
             start = time.perf_counter()
@@ -167,8 +169,10 @@ def main(config: Config) -> dict[str, Any]:
 def smoke(config: Config) -> Config:
     """The same experiment with small sizes."""
     train = dataclasses.replace(config.train, steps=6, log_every=2, checkpoint_every=3, eval_every=None)
-    changed: dict[str, Any] = {"train": train, "batch_size": 2, "num_proposals": 16, "linear_images": 8}
+    changed: dict[str, Any] = {"train": train, "batch_size": 2, "num_proposals": 16}
     changed |= {"samples": min(config.samples, 2), "task": config.task.smoke()}
+    if config.detector.model == "rcnn":
+        changed["linear"] = dataclasses.replace(config.linear, fit_images=8)
     changed["detector"] = dataclasses.replace(config.detector, hidden=8, pooled_size=2, regions=8)
     return dataclasses.replace(config, **changed)
 
@@ -214,10 +218,33 @@ def make_loss(config: Config, detector: Detector) -> Callable:
     return loss
 
 
+def make_evaluation(config: Config, detector: Detector, loss: Callable, examples: Data) -> Callable:
+    """Losses of regions of the validation images, drawn with the same keys each time; AP50 of Fast R-CNN."""
+    part, proposals = examples.corpus.validation, examples.proposals["validation"]
+    rows = min(config.batch_size, len(part.images))
+    batches = DetectionBatches(part.images, part.objects, proposals, rows, seed=config.seed)
+    objects, measure = pipelines.objects_in_files(part), jax.jit(loss)
+
+    def evaluate(params: Any) -> dict[str, float]:
+        steps = range(min(batches.steps_per_epoch, 16))
+        found = [measure(params, (), batches(step), jax.random.key(step)) for step in steps]
+        weight = sum(float(aux.weight) for _, aux in found) or 1.0
+        values = {"loss": sum(float(value * aux.weight) for value, aux in found) / weight}
+        for name in found[0][1].metrics:
+            values[name] = sum(float(aux.metrics[name] * aux.weight) for _, aux in found) / weight
+        if config.detector.model == "fast_rcnn":
+            detections = pipelines.found_in_files(part, detector.detections(params, part.images, proposals))
+            ap50 = analysis.coco_average_precision(detections, objects, detector.class_names).ap50
+            values |= {} if ap50 is None else {"ap50": ap50}
+        return values
+
+    return evaluate
+
+
 def fit_linear_stages(config: Config, detector: Detector, params: Any, examples: Data) -> Detector:
     """R-CNN with its linear stages, fitted to the first training images."""
     part, proposals = examples.corpus.train, examples.proposals["train"]
-    count = min(config.linear_images, len(part.images))
+    count = min(config.linear.fit_images, len(part.images))
     images = First(part.images, count), part.objects[:count], First(proposals, count)
     return detector.fit_linear_stages(params, *images, config.linear)
 

@@ -141,6 +141,7 @@ def test_what_cannot_be_fitted_is_refused_by_name():
         fit_linear_stages([], CLASSES, LinearStageConfig())
     for options, message in (
         ({"svm_c": 0.0}, "svm_c must be above 0, not 0.0"),
+        ({"fit_images": 0}, "fit_images must be above 0, not 0"),
         ({"negative_iou": 1.0}, r"negative_iou must be in \(0, 1\), not 1.0"),
         ({"easy_margin": 0.0}, "easy_margin=0.0 must be below hard_margin"),
     ):

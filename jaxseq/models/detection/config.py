@@ -9,7 +9,7 @@ from jaxseq.models.detection.fast_rcnn import FastRCNN
 from jaxseq.models.detection.rcnn import RCNN
 from jaxseq.models.detection.regions import Pooling
 from jaxseq.models.detection.sampling import RegionSampling
-from jaxseq.models.image_backbones import build_backbone, check_backbone, starts_trained
+from jaxseq.models.image_backbones import FROM_SCRATCH, build_backbone, check_backbone, starts_trained
 
 DetectorName: TypeAlias = Literal["rcnn", "fast_rcnn"]
 
@@ -41,10 +41,10 @@ class DetectorConfig:
     by fast_rcnn."""
     dropout: float = 0.0
     """Dropout rate of these layers (the paper: 0.5)."""
-    regions: int = 64
-    """Regions of an image in a training step; at most a quarter shows an object."""
+    regions: int | None = None
+    """Regions of an image in a training step, by default 64, for rcnn 16; at most a quarter shows an object."""
     crop_size: int | None = None
-    """Side of a warped region in pixels, by default 32, or 224 for a pretrained encoder; read by rcnn."""
+    """Side of a warped region in pixels, by default 32 for small and patches, 224 for the others; read by rcnn."""
     context: int | None = None
     """Pixels around the box in a warped region on each side, by default 16/227 of crop_size; read by rcnn."""
     precision: Precision = "float32"
@@ -65,7 +65,7 @@ class DetectorConfig:
     @property
     def default_steps(self) -> int:
         """The training steps of an experiment by default."""
-        return 2000 if self.model == "rcnn" else 3000
+        return 1200 if self.model == "rcnn" else 3000
 
     @property
     def starts_trained(self) -> bool:
@@ -75,13 +75,15 @@ class DetectorConfig:
     @property
     def crop(self) -> tuple[int, int]:
         """``crop_size`` and ``context``, or their defaults."""
-        size = self.crop_size or (224 if self.starts_trained else 32)
+        size = self.crop_size or (32 if self.encoder in FROM_SCRATCH else 224)
         return size, round(size * CONTEXT) if self.context is None else self.context
 
     @property
     def sampling(self) -> RegionSampling:
         """The regions of an image that are trained on: the background of R-CNN includes regions without an object."""
-        return RegionSampling(self.regions, background_iou=(0.0 if self.model == "rcnn" else 0.1, 0.5))
+        if self.model == "rcnn":
+            return RegionSampling(self.regions or 16, background_iou=(0.0, 0.5))
+        return RegionSampling(self.regions or 64, background_iou=(0.1, 0.5))
 
     def backbone(self) -> Backbone:
         """The backbone: images to a feature map."""

@@ -23,6 +23,8 @@ class LinearStageConfig:
         ValueError: a number out of range.
     """
 
+    fit_images: int = 500
+    """The first training images, whose regions the stages are fitted to."""
     svm_c: float = 1e-3
     """The weight of the hinge losses."""
     positive_weight: float = 2.0
@@ -43,7 +45,7 @@ class LinearStageConfig:
     """Regions with a larger IoU with an object are examples of its regression."""
 
     def __post_init__(self) -> None:
-        for name in ("svm_c", "positive_weight", "bias_feature", "refit_after", "ridge"):
+        for name in ("fit_images", "svm_c", "positive_weight", "bias_feature", "refit_after", "ridge"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
         for name in ("negative_iou", "regression_iou"):
