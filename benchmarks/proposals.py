@@ -1,6 +1,6 @@
 """Recall and seconds of object proposals: selective search, OpenCV's (if it is installed), and sliding windows.
 
-    taskset -c 0 python benchmarks/proposals.py     # about six minutes on one core
+    taskset -c 0 python benchmarks/proposals.py     # about four minutes on one core
     python benchmarks/proposals.py --images scenes64 crops400      # some of the sets of images
     python benchmarks/proposals.py --quick          # few images, nothing written
     python benchmarks/proposals.py --table          # what was measured, in Markdown
