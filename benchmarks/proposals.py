@@ -1,6 +1,6 @@
 """Recall and seconds of object proposals: selective search, OpenCV's (if it is installed), and sliding windows.
 
-    taskset -c 0 python benchmarks/proposals.py     # about six minutes on one core
+    taskset -c 0 python benchmarks/proposals.py     # about four minutes on one core
     python benchmarks/proposals.py --images scenes64 crops400      # some of the sets of images
     python benchmarks/proposals.py --quick          # few images, nothing written
     python benchmarks/proposals.py --table          # what was measured, in Markdown
@@ -8,8 +8,8 @@
 Recall is that of the objects of embedded scenes of the test part, on grounds of little contrast and on plain
 photographs. Seconds are those of crops of scikit-image's photographs too, by the clock and of the CPU (one thread). All
 methods run image by image in turn. Rows go to benchmarks/results/proposals-DEVICE.jsonl, one a method and set of
-images; a set that is measured again replaces its rows. OpenCV takes 100 pixels as the least
-region whatever the image's size, so it is measured on enlarged images (bilinear, boxes scaled back) as well.
+images; a set that is measured again replaces its rows. OpenCV's presets have a least region of 100 pixels whatever the
+image's size, so it is measured on enlarged images (bilinear, boxes scaled back) as well.
 """
 
 import argparse
