@@ -1,6 +1,6 @@
 """Images with objects in boxes: the embedded scenes and readers of users' formats. NumPy only, no JAX."""
 
-from jaxseq.data.detection.batches import DetectionBatch, DetectionBatches, Proposals
+from jaxseq.data.detection.batches import DetectionBatch, DetectionBatches
 from jaxseq.data.detection.coco import read_coco_instances, write_coco_corpus, write_coco_instances
 from jaxseq.data.detection.coco_results import (
     CocoIds,
@@ -23,7 +23,6 @@ __all__ = [
     "DetectionCorpus",
     "DetectionImages",
     "Objects",
-    "Proposals",
     "ScoredBoxes",
     "read_coco_ids",
     "read_coco_instances",

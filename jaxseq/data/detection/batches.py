@@ -1,29 +1,15 @@
 """Batches of images with objects and proposals: a pure function of the step."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int, Int32, Integer, UInt8
+from jaxtyping import Bool, Float32, Int, Int32, UInt8
 
 from jaxseq.data.batch import check_step, fingerprint_of
 from jaxseq.data.detection.corpus import Objects
 from jaxseq.data.images.captioned import ImageSource
-
-
-@runtime_checkable
-class Proposals(Protocol):
-    """Boxes that may hold objects, by the index of the image: a fixed number, padded with empty boxes (0 0 0 0)."""
-
-    @property
-    def fingerprint(self) -> str:
-        """The SHA-256, in hex, of everything that determines the boxes."""
-
-    def __len__(self) -> int:
-        """The number of images."""
-
-    def __call__(self, indices: Integer[np.ndarray, " B"], /) -> Float32[np.ndarray, "B P 4"]:
-        """The boxes of these images."""
+from jaxseq.data.proposals import ProposalSource
 
 
 class DetectionBatch(NamedTuple):
@@ -64,7 +50,7 @@ class DetectionBatches:
         self,
         images: ImageSource,
         objects: Sequence[Objects],
-        proposals: Proposals | None,
+        proposals: ProposalSource | None,
         batch_size: int,
         *,
         seed: int = 0,

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxseq.data import Dataset
-from jaxseq.data.detection import DetectionBatches, Objects, Proposals
+from jaxseq.data.detection import DetectionBatches, Objects
 from jaxseq.data.detection.batches import mirrored_boxes
+from jaxseq.data.proposals import ProposalSource
 
 SIZE = (4, 6)
 
@@ -87,7 +88,7 @@ def test_batches_are_full_and_every_epoch_holds_every_image_once_with_its_object
 
 def test_a_batch_is_a_function_of_the_step_and_seeds_and_epochs_differ():
     data, again = made(flip=True), made(flip=True)
-    assert isinstance(data, Dataset) and isinstance(data.proposals, Proposals)
+    assert isinstance(data, Dataset) and isinstance(data.proposals, ProposalSource)
     forward = [data(step) for step in range(12)]
     for step in (11, 0, 5, 2, 7, 3):
         assert equal(again(step), forward[step])

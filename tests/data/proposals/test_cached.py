@@ -57,13 +57,13 @@ def test_proposals_are_computed_once_and_read_by_index(tmp_path):
     assert [(0, index) for index in range(5)] == CALLS
     for found in (first, second):
         assert isinstance(found, ProposalSource) and (len(found), found.count) == (5, 3)
-        boxes = found.proposals(np.array([4, 0, 2]))
+        boxes = found(np.array([4, 0, 2]))
         assert boxes.dtype == np.float32 and boxes.shape == (3, 3, 4)
         assert boxes[0].tolist() == [[0, 0, 5, 2]] * 3
         assert not boxes[1].any() and boxes[2].tolist() == [[0, 0, 3, 2]] * 2 + [[0] * 4]
     assert first.fingerprint == second.fingerprint
     with pytest.raises(IndexError, match="5"):
-        first.proposals([5])
+        first([5])
 
 
 def test_other_images_methods_counts_or_seeds_are_computed_anew_beside_the_old(tmp_path):
@@ -79,7 +79,7 @@ def test_other_images_methods_counts_or_seeds_are_computed_anew_beside_the_old(t
 
 
 def test_a_damaged_or_foreign_file_is_computed_again(tmp_path, caplog):
-    expected = made(tmp_path).proposals(np.arange(5))
+    expected = made(tmp_path)(np.arange(5))
     (path,) = tmp_path.iterdir()
     whole = path.read_bytes()
     foreign = made(tmp_path / "other", seed=1)
@@ -93,7 +93,7 @@ def test_a_damaged_or_foreign_file_is_computed_again(tmp_path, caplog):
         caplog.clear()
         again = made(tmp_path)
         assert again.fingerprint != foreign.fingerprint and reason in caplog.text
-        assert np.array_equal(again.proposals(np.arange(5)), expected)
+        assert np.array_equal(again(np.arange(5)), expected)
         assert path.read_bytes() == whole
 
 
@@ -104,10 +104,10 @@ def test_several_processes_compute_what_one_does(tmp_path, caplog):
     assert f"{len(images)} of {len(images)} images" in caplog.text
     one = Proposals(images, method, tmp_path / "1", count=7, workers=1)
     rows = np.arange(len(images))
-    assert np.array_equal(several.proposals(rows), one.proposals(rows))
+    assert np.array_equal(several(rows), one(rows))
     for index in (0, CHUNK, len(images) - 1):
         expected = padded_boxes(method.boxes(images([index])[0], (0, index)), 7)
-        assert np.array_equal(one.proposals([index])[0], expected)
+        assert np.array_equal(one([index])[0], expected)
 
 
 def test_an_error_leaves_no_file(tmp_path):

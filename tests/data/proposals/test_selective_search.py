@@ -9,6 +9,7 @@ import pytest
 pytest.importorskip("skimage", reason='selective search needs scikit-image (extra "images")')
 
 from jaxseq.analysis import proposal_recall
+from jaxseq.data.detection.scenes import scene_objects
 from jaxseq.data.images import SceneDesign, SceneImages
 from jaxseq.data.proposals import SelectiveSearch, selective_search
 from jaxseq.data.proposals.colour_spaces import converted
@@ -222,12 +223,7 @@ def test_grouping_equals_the_paper_s_algorithm_in_plain_loops(seed, terms):
 def test_nine_in_ten_objects_of_new_scenes_are_covered_by_300_proposals():
     images = SceneImages(SceneDesign(size=64, objects=(1, 4), digit_sizes=(14, 22)), "test", 12)
 
-    class Objects:
-        def __init__(self, index):
-            self.boxes = np.array([each.box for each in images.scene(index).objects])
-            self.ignored = np.zeros(len(self.boxes), bool)
-
     found = [selective_search(image, seed=index) for index, image in enumerate(images(range(12)))]
-    got = proposal_recall(found, [Objects(index) for index in range(12)], counts=(300,), thresholds=(0.5, 0.7))
-    assert got.num_objects > 20
+    got = proposal_recall(found, [scene_objects(images, index) for index in range(12)], numbers=(300,), ious=(0.5, 0.7))
+    assert got.objects > 20
     assert got.at(300, 0.5) >= 0.9 and got.at(300, 0.7) >= 0.9
