@@ -97,11 +97,9 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     for row in rows[:1]:
-        lines.append(
-            f"\n{row['test_images']:,} test images, {row['train_images']:,} for training; "
-            f"{row['proposals_per_image']:.0f} proposals an image cover {row['proposal_recall50']:.1%} of the objects at IoU 0.5 and "
-            f"{row['proposal_recall70']:.1%} at 0.7 (average recall {row['proposal_average_recall']:.3f})"
-        )
+        recall = f"{row['proposal_recall50']:.1%} of the objects at IoU 0.5 and {row['proposal_recall70']:.1%} at 0.7"
+        lines += ["", f"{row['train_images']:,} images for training, {row['test_images']:,} for the test"]
+        lines += [f"{row['proposals_per_image']:.0f} proposals an image cover {recall}"]
     return "\n".join([*lines, "", *dict.fromkeys(row["coco_signature"] for row in rows)])
 
 
