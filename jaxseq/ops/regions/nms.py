@@ -76,7 +76,7 @@ def nms(
 
 
 def nms_per_class(
-    boxes: Float[Array, "*B N 4"] | Float[Array, "*B N C 4"],
+    boxes: Float[Array, "*boxes 4"],
     scores: Float[Array, "*B N C"],
     *,
     iou_threshold: float,
@@ -90,7 +90,8 @@ def nms_per_class(
     of a box as ``-inf`` in all classes but its own.
 
     Args:
-      boxes: one box for all classes of a proposal, or one for each class (boxes regressed per class).
+      boxes: one box for all classes of a proposal ``[*B, N, 4]``, or one for each class ``[*B, N, C, 4]`` (boxes
+        regressed per class).
       scores: one score for each proposal and class (without the background).
       iou_threshold: as for ``nms``.
       max_per_class: the most boxes of a class.
