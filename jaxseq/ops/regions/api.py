@@ -160,7 +160,7 @@ def warp_regions(
     colour = jnp.asarray(fill, wide)
     if colour.shape not in ((), images.shape[-1:]):
         raise ValueError(f"warp_regions: fill={fill} is not one number or one for each of {images.shape[-1]} channels")
-    empty, boxes = _sound(boxes, max(1.0, size[0], size[1]))
+    empty, boxes = _sound(boxes, float(max(1, *size)))
 
     def run(images: Array, boxes: Array, empty: Array) -> Array:
         outside = jnp.broadcast_to(colour, images.shape[-1:])
