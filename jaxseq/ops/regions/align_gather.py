@@ -6,6 +6,7 @@ needs to be.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -27,10 +28,11 @@ _GROUP = 2, 4
 
 
 class _Static(NamedTuple):
-    shape: tuple[int, int, int, int]
+    shape: tuple[int, ...]
     dtype: Any
 
 
+@partial(jax.jit, static_argnames=("bins", "sampling_ratio"))
 def align_gather(
     features: Float[Array, "B Y X F"],
     starts: Float[Array, "B R 2"],

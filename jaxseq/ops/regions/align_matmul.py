@@ -1,5 +1,8 @@
 """RoI align with the mean of samples, as two matrix products for each box."""
 
+from functools import partial
+
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -11,6 +14,7 @@ _NUMBERS = 2**21
 """About how many numbers the intermediate arrays of the boxes that are worked on at once may hold."""
 
 
+@partial(jax.jit, static_argnames=("bins", "sampling_ratio"))
 def align_matmul(
     features: Float[Array, "B Y X F"],
     starts: Float[Array, "B R 2"],

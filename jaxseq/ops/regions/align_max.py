@@ -29,7 +29,7 @@ class _Samples(NamedTuple):
     """Where each bin begins, ``[bins]``."""
     step: Array
     """The size of a bin."""
-    count: Array
+    number: Array
     """Samples of a bin."""
     first: Array
     """The first sample of each bin that may be inside of the map, ``[bins]``."""
@@ -39,6 +39,7 @@ class _Samples(NamedTuple):
     """Whether other samples of the bin lie outside of the map, and count as 0; ``[bins]``."""
 
 
+@partial(jax.jit, static_argnames=("bins", "sampling_ratio"))
 def align_max(
     features: Float[Array, "B Y X F"],
     starts: Float[Array, "B R 2"],

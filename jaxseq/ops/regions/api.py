@@ -73,7 +73,9 @@ def roi_align(
     chosen = choose_implementation("roi_align", implementation, RoiAlignImplementation, lambda: auto)
     if chosen == "matmul" and reduction == "max":
         raise unavailable("roi_align", chosen, "reduction='max' is not a sum")
-    run = align_matmul if chosen == "matmul" else align_gather if reduction == "mean" else align_max
+    run: Callable[..., Array] = (
+        align_matmul if chosen == "matmul" else align_gather if reduction == "mean" else align_max
+    )
     empty, boxes = _sound(boxes, scale)
     shift = 0.5 if aligned else 0.0
     starts = boxes[..., :2] * scale - shift
@@ -160,7 +162,7 @@ def warp_regions(
     colour = jnp.asarray(fill, wide)
     if colour.shape not in ((), images.shape[-1:]):
         raise ValueError(f"warp_regions: fill={fill} is not one number or one for each of {images.shape[-1]} channels")
-    empty, boxes = _sound(boxes, float(max(1, *size)))
+    empty, boxes = _sound(boxes, float(max(size)))
 
     def run(images: Array, boxes: Array, empty: Array) -> Array:
         outside = jnp.broadcast_to(colour, images.shape[-1:])

@@ -39,9 +39,19 @@ def align_weights(
 
 def bin_starts(starts: Float[Array, "*B"], sizes: Float[Array, "*B"], bins: int) -> tuple[Array, Array]:
     """Where each bin begins ``[*B bins]``, and the size of a bin ``[*B]``."""
-    step = sizes / bins
+    step = divided(sizes, bins)
     numbers = jnp.arange(bins, dtype=starts.dtype).reshape((1,) * starts.ndim + (bins,))
     return starts[..., None] + numbers * step[..., None], step
+
+
+def divided(x: Float[Array, "*B"], n: int) -> Float[Array, "*B"]:
+    """``x / n`` as rounded by a division.
+
+    XLA multiplies by the inverse of a constant, also behind an optimization barrier. With 7 bins, every second size is
+    then off by its last bit, which ``ceil`` and ``floor`` may turn into one more sample or pixel than Caffe,
+    torchvision and onnxruntime take. XLA does not know that ``0 x`` is 0.
+    """
+    return x / (n + 0 * x)
 
 
 def _hat(places: Array, pixels: Array, length: int) -> Array:

@@ -44,7 +44,7 @@ def _abstract_eval(*arguments: Any, op: LinearMap) -> Any:
 def _jvp_rule(primals: tuple, tangents: tuple, *, op: LinearMap) -> tuple[Array, Any]:
     out = _map_p.bind(*primals, op=op)
     if type(tangents[-1]) is ad.Zero:
-        return out, ad.Zero.from_primal_value(out)
+        return out, ad.Zero(jax.typeof(out).to_tangent_aval())
     return out, _map_p.bind(*primals[:-1], tangents[-1], op=op)
 
 

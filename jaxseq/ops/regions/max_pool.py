@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxseq.ops.batched_primitive import Operands, batched_call
+from jaxseq.ops.regions.interpolation import divided
 from jaxseq.ops.regions.linear_map import LinearMap
 from jaxseq.ops.regions.windows import add, over_window, places_in_map, read
 from jaxseq.precision import at_least_float32
@@ -27,30 +28,31 @@ _GROUP = 1, 4
 def bin_edges(
     low: Float[Array, "*B"], high: Float[Array, "*B"], bins: int, length: int, scale: float
 ) -> tuple[Array, Array]:
-    """First and past-the-last pixel of each bin ``[*B, bins]``, within ``0 .. length``.
-
-    The division by ``bins`` is rounded as in Caffe, torchvision and onnxruntime. XLA would otherwise multiply by the
-    inverse, which moves some edges by a pixel.
-    """
+    """First and past-the-last pixel of each bin ``[*B, bins]``, within ``0 .. length``."""
     first = lax.round(low * scale)
     last = lax.round((high - 1) * scale)
-    size = jnp.maximum(last - first + 1, 1) / lax.optimization_barrier(jnp.asarray(bins, low.dtype))
+    size = divided(jnp.maximum(last - first + 1, 1), bins)
     steps = jnp.arange(bins, dtype=low.dtype).reshape((1,) * low.ndim + (bins,))
     begin = jnp.clip(first[..., None] + jnp.floor(steps * size[..., None]), 0, length)
     end = jnp.clip(first[..., None] + jnp.ceil((steps + 1) * size[..., None]), 0, length)
     return begin.astype(jnp.int32), end.astype(jnp.int32)
 
 
-@jax.custom_jvp
+@jax.jit
 def max_pool(features: Float[Array, "B Y X F"], edges: Edges) -> Float[Array, "B R h w F"]:
     """The maximum over each bin, 0 for empty bins."""
+    return _max_pool(features, edges)
+
+
+@jax.custom_jvp
+def _max_pool(features: Array, edges: Edges) -> Array:
     return batched_call(_values, None, Operands(None, (features, edges), ())).rows
 
 
-@partial(max_pool.defjvp, symbolic_zeros=True)
+@partial(_max_pool.defjvp, symbolic_zeros=True)
 def _max_pool_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     features, edges = primals
-    out = max_pool(features, edges)
+    out = _max_pool(features, edges)
     place = batched_call(_first_maximum, None, Operands(None, (lax.stop_gradient(features), edges), ())).rows
     change = tangents[0]
     if isinstance(change, jax.custom_derivatives.SymbolicZero):
@@ -138,7 +140,7 @@ def _select(static: Any, fixed: tuple[Array, ...], features: Array) -> Array:
 
 
 def _select_back(static: Any, fixed: tuple[Array, ...], cotangent: Array) -> Array:
-    """Adds each cotangent at the place of its maximum: for each pixel of the window, those of the bins that chose it."""
+    """Adds each cotangent at the place of its maximum: each pixel of the window gets its bins'."""
     (height, width, channels), dtype = static
     wide = at_least_float32(dtype)
 

@@ -12,6 +12,7 @@ from jaxseq.ops.regions.boxes import box_iou, is_empty, without_empty
 from jaxseq.typing import Array, Bool, Float, Int
 
 _TILE = 128
+_State = tuple[Array, Array, Array, Array]
 
 
 class Kept(NamedTuple):
@@ -90,9 +91,8 @@ def nms_per_class(
     of a box as ``-inf`` in all classes but its own.
 
     Args:
-      boxes: one box for all classes of a proposal ``[*B, N, 4]``, or one for each class ``[*B, N, C, 4]`` (boxes
-        regressed per class).
-      scores: one score for each proposal and class (without the background).
+      boxes: ``[*B, N, 4]``, one box for all classes of a proposal, or ``[*B, N, C, 4]``, one for each (regressed per
+      class). scores: one score for each proposal and class (without the background).
       iou_threshold: as for ``nms``.
       max_per_class: the most boxes of a class.
       max_outputs: the number K of places in the result.
@@ -153,6 +153,7 @@ def _check_options(name: str, iou_threshold: float, **counts: int) -> None:
             raise ValueError(f"{name}: {option}={value} must be at least 1")
 
 
+@partial(jax.jit, static_argnames=("iou_threshold", "places", "score_threshold", "tile"))
 def _nms(
     boxes: Array, scores: Array, *, iou_threshold: float, places: int, score_threshold: float | None, tile: int
 ) -> Kept:
@@ -170,11 +171,11 @@ def _nms(
     places_of_tile = jnp.arange(tile, dtype=jnp.int32)
     earlier = places_of_tile[:, None] < places_of_tile[None, :]
 
-    def unfinished(state: tuple[Array, ...]) -> Array:
+    def unfinished(state: _State) -> Array:
         start, taken, *_ = state
         return (start < end) & (taken < places)
 
-    def step(state: tuple[Array, ...]) -> tuple[Array, ...]:
+    def step(state: _State) -> _State:
         start, taken, kept_boxes, kept = state
         these = lax.dynamic_slice_in_dim(ordered, start, tile)
         free = (places_of_tile < end - start) & ~(box_iou(kept_boxes, these) > iou_threshold).any(0)

@@ -31,7 +31,7 @@ def over_window(
 
 
 def places_in_map(rows: Array, columns: Array, width: int) -> Array:
-    """The number of each pixel in a map in scan order: ``[..., h, w]`` of rows ``[..., h]`` and columns ``[..., w]``."""
+    """The numbers ``[..., h, w]`` of pixels in scan order, from their rows ``[..., h]`` and columns ``[..., w]``."""
     return rows[..., :, None] * width + columns[..., None, :]
 
 
