@@ -27,15 +27,15 @@ BATCH_SIZE = 64
 
 @dataclass(frozen=True)
 class ArraySource:
-    """An array ``[N Y X C]`` as a source."""
+    """An array as a source: images, feature maps, or the boxes of images."""
 
-    array: Shaped[np.ndarray, "N Y X C"]
+    array: Shaped[np.ndarray, "N *features"]
 
     def __len__(self) -> int:
         """The number of images."""
         return len(self.array)
 
-    def __call__(self, indices: Integer[np.ndarray, " B"]) -> Shaped[np.ndarray, "B Y X C"]:
+    def __call__(self, indices: Integer[np.ndarray, " B"]) -> Shaped[np.ndarray, "B *features"]:
         """The rows of these indices."""
         return self.array[indices]
 
@@ -51,7 +51,7 @@ class First:
         """The number of images."""
         return self.count
 
-    def __call__(self, indices: Integer[np.ndarray, " B"]) -> Shaped[np.ndarray, "B Y X C"]:
+    def __call__(self, indices: Integer[np.ndarray, " B"]) -> Shaped[np.ndarray, "B *features"]:
         """The arrays of these indices."""
         return self.source(indices)
 
