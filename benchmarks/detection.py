@@ -24,7 +24,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from harness import RESULTS, Candidate, Row, compiled, device_name, measure, parse_arguments, report
+from harness import (
+    RESULTS,
+    Candidate,
+    Row,
+    compiled,
+    deviation,
+    device_name,
+    judged,
+    measure,
+    parse_arguments,
+    report,
+)
 from throughput_costs import count_products
 
 from jaxseq import plotting
@@ -164,8 +175,8 @@ def speed(case: Case, models: Detectors, regions: int, repeats: int, budget: flo
     size, run = case.design.size, stages(models, case.design.size)
     given = images_and_boxes(case, 2, regions)
     arguments = [staged_inputs(run, *pair) for pair in given]
-    # every candidate gets the arguments of all stages, and reads its own
-    inputs = [({name: stage for name, stage in one.items()},) for one in arguments]
+    errors = {name: stages_error(run, name, arguments[0]) for name in ("R-CNN", "Fast R-CNN")}
+    inputs = [(one,) for one in arguments]  # every candidate gets the arguments of all stages, and reads its own
 
     def candidate(name: str) -> Candidate:
         made = compiled(name, lambda *args: run[name](*args))
@@ -175,10 +186,9 @@ def speed(case: Case, models: Detectors, regions: int, repeats: int, budget: flo
         name: count_products(jax.make_jaxpr(function)(*arguments[0][name]).jaxpr) for name, function in run.items()
     }
     image, crops = arguments[0]["Fast R-CNN: convolutions"], arguments[0]["R-CNN: convolutions"]
+    convolutions = partial(models.rcnn.apply, models.rcnn_variables, method="feature_map")
+    theirs = regions * compiled_flops(convolutions, (crops[0][:, :1],))
     ours = compiled_flops(run["Fast R-CNN: convolutions"], image)
-    theirs = regions * compiled_flops(
-        lambda crop: models.rcnn.apply(models.rcnn_variables, crop, method="feature_map"), (crops[0][:, :1],)
-    )
     repetition = float(np.mean([repeated(boxes[0], size, case.crop, models.rcnn.context) for _, boxes in given]))
     facts = {
         "encoder": case.encoder,
@@ -193,7 +203,17 @@ def speed(case: Case, models: Detectors, regions: int, repeats: int, budget: flo
     rows = measure(
         facts, [candidate(name) for name in run], inputs, reference=None, warmup=1, repeats=repeats, budget_s=budget
     )
-    return [row | {"gflops": flops[row["name"]] / 1e9} for row in rows]
+    return [
+        row | {"gflops": flops[row["name"]] / 1e9, "error_vs_reference": errors[row["name"].partition(":")[0]]}
+        for row in rows
+    ]
+
+
+def stages_error(run: dict[str, Callable], name: str, arguments: dict[str, tuple]) -> float:
+    """The deviation of a detector's scores from those of its stages, one after another; raises if it is large."""
+    whole = jax.jit(run[name])(*arguments[name])
+    staged = jax.jit(run[f"{name}: suppression"])(*arguments[f"{name}: suppression"])
+    return judged(deviation([np.sort(whole.scores)], [np.sort(staged.scores)]), 1e-3)
 
 
 def compiled_flops(function: Callable, arguments: tuple) -> float:
