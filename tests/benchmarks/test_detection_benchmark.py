@@ -24,7 +24,7 @@ def flops(model, image_side: int, regions: int, crop: int) -> tuple[float, float
     variables = jax.eval_shape(model.init, jax.random.key(0), images, boxes)
     return tuple(
         count_products(jax.make_jaxpr(lambda v, x: model.apply(v, x, method="feature_map"))(variables, given).jaxpr)
-        for given in (jax.ShapeDtypeStruct(images.shape[:1] + (1,) + images.shape[1:], np.float32), crops)
+        for given in (jax.ShapeDtypeStruct((*images.shape[:1], 1, *images.shape[1:]), np.float32), crops)
     )
 
 
