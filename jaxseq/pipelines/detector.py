@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -116,7 +116,7 @@ class Detector(Pipeline):
         self.proposals, self.num_proposals, self.detection, self.linear = proposals, num_proposals, detection, linear
         self.model = config.build(len(self.class_names))
         self._detect = jax.jit(self._detections)
-        self._outputs = jax.jit(partial(_crop_outputs, self.model)) if isinstance(self.model, RCNN) else None
+        self._outputs = jax.jit(partial(_region_outputs, self.model)) if isinstance(self.model, RCNN) else None
 
     @classmethod
     def from_run(cls, saved: training.SavedRun) -> "Detector":
@@ -235,17 +235,13 @@ class Detector(Pipeline):
         for count, batch, boxes in self._batches(images, proposals):
             own = [objects[min(done + row, len(objects) - 1)] for row in range(len(batch))]
             shown = np.stack([padded_boxes(part.boxes[~part.ignored], most) for part in own])
+            every = np.stack([padded_boxes(part.boxes, most) for part in own])
             regions = np.concatenate([shown, boxes], axis=1)
-            outputs = jax.tree.map(np.asarray, self._outputs(params, batch, regions))
+            computed = jax.tree.map(np.asarray, self._outputs(params, batch, regions, every))
             for row in range(count):
                 kept = (regions[row, :, 2] > regions[row, :, 0]) & (regions[row, :, 3] > regions[row, :, 1])
-                yield _image_examples(
-                    outputs.features[row][kept],
-                    outputs.pooled[row][kept],
-                    regions[row][kept],
-                    own[row],
-                    len(self.class_names),
-                )
+                one: _RegionOutputs = jax.tree.map(lambda x, row=row, kept=kept: x[row][kept], computed)
+                yield _image_examples(one, own[row], len(self.class_names))
             done += count
 
     def _batches(
@@ -266,18 +262,29 @@ class Detector(Pipeline):
             yield len(chosen), batch, np.asarray(proposals(padded), np.float32)
 
 
-def _crop_outputs(model: RCNN, params: PyTree, images: Array, boxes: Array) -> Any:
-    return crop_outputs(model, {"params": params}, images, boxes)
+class _RegionOutputs(NamedTuple):
+    """What the network computes of each region, its IoU with each object, and the code of each object from it."""
+
+    features: Float[Array, "*B R H"]
+    pooled: Float[Array, "*B R P"]
+    iou: Float[Array, "*B R G"]
+    codes: Float[Array, "*B R G 4"]
 
 
-def _image_examples(
-    features: np.ndarray, pooled: np.ndarray, regions: np.ndarray, objects: Objects, num_classes: int
-) -> RegionExamples:
-    """The examples of an image; its real objects are the first regions."""
-    iou = np.asarray(box_iou(jnp.asarray(regions), jnp.asarray(objects.boxes)))
-    best = np.zeros((len(regions), num_classes), np.float32)
-    ignored = np.zeros((len(regions), num_classes), bool)
-    codes = np.zeros((len(regions), num_classes, 4), np.float32)
+def _region_outputs(model: RCNN, params: PyTree, images: Array, regions: Array, objects: Array) -> _RegionOutputs:
+    outputs = crop_outputs(model, {"params": params}, images, regions)
+    shape = (*regions.shape[:2], *objects.shape[1:])
+    pairs = jnp.broadcast_to(objects[:, None], shape), jnp.broadcast_to(regions[:, :, None], shape)
+    return _RegionOutputs(outputs.features, outputs.pooled, box_iou(regions, objects), encode_boxes(*pairs))
+
+
+def _image_examples(regions: _RegionOutputs, objects: Objects, num_classes: int) -> RegionExamples:
+    """The examples of an image; its objects that are not ignored are the first regions."""
+    features, pooled, iou, box_codes = map(np.asarray, regions)
+    count = len(features)
+    best = np.zeros((count, num_classes), np.float32)
+    ignored = np.zeros((count, num_classes), bool)
+    codes = np.zeros((count, num_classes, 4), np.float32)
     for index in np.unique(objects.classes).tolist():
         real = np.flatnonzero((objects.classes == index) & ~objects.ignored)
         hidden = np.flatnonzero((objects.classes == index) & objects.ignored)
@@ -285,9 +292,9 @@ def _image_examples(
             ignored[:, index] = iou[:, hidden].max(1) >= 0.3
         if len(real):
             best[:, index] = iou[:, real].max(1)
-            match = objects.boxes[real][iou[:, real].argmax(1)]
-            codes[:, index] = np.asarray(encode_boxes(jnp.asarray(match), jnp.asarray(regions)))
-    return RegionExamples(features, pooled, best, ignored, objects.classes[~objects.ignored], codes)
+            codes[:, index] = box_codes[np.arange(count), real[iou[:, real].argmax(1)]]
+    labels = objects.classes[~objects.ignored]
+    return RegionExamples(features, pooled, best, ignored, labels, codes)
 
 
 def _read_linear(file: Path, sha256: str) -> LinearStages:
