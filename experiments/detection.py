@@ -39,6 +39,7 @@ from jaxseq.models.detection import (
     sample_regions,
 )
 from jaxseq.pipelines import CocoInstances, DetectionConfig, DetectionScenes, Detector, First, Voc
+from jaxseq.plotting.detections import MOST
 from jaxseq.training import resumable_field
 
 Task = (
@@ -81,7 +82,7 @@ class Config:
     seed: int = 0
     """Draws parameters, batches, regions and dropout."""
     samples: int = resumable_field(8)
-    """Number of images in the report."""
+    """Number of images in the report, at most 96."""
     train: training.TrainConfig = training.TrainConfig(steps=None, checkpoint_every=500, eval_every=None)
     optimizer: training.OptimizerConfig = training.OptimizerConfig(warmup_steps=100, weight_decay=0.01)
     allow_config_change: bool = resumable_field(False)
@@ -95,6 +96,8 @@ class Config:
         for name, bound in minimum.items():
             if getattr(self, name) < bound:
                 raise ValueError(f"{name} must be at least {bound}, not {getattr(self, name)}")
+        if self.samples > MOST:
+            raise ValueError(f"samples must be at most {MOST}, not {self.samples}")
         if self.weights is not None:
             if self.detector.pretrained is False:
                 raise ValueError(f"weights={self.weights} needs pretrained, which is switched off")
