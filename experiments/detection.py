@@ -98,6 +98,9 @@ class Config:
                 raise ValueError(f"{name} must be at least {bound}, not {getattr(self, name)}")
         if self.samples > MOST:
             raise ValueError(f"samples must be at most {MOST}, not {self.samples}")
+        for name in ("linear", "linear_images"):
+            if self.detector.model != "rcnn" and getattr(self, name) != getattr(Config, name):
+                raise ValueError(f"{name} is an option of model=rcnn, not of model={self.detector.model}")
         if self.weights is not None:
             if self.detector.pretrained is False:
                 raise ValueError(f"weights={self.weights} needs pretrained, which is switched off")
@@ -170,7 +173,8 @@ def main(config: Config) -> dict[str, Any]:
 def smoke(config: Config) -> Config:
     """The same experiment with small sizes."""
     train = dataclasses.replace(config.train, steps=6, log_every=2, checkpoint_every=3, eval_every=None)
-    changed: dict[str, Any] = {"train": train, "batch_size": 2, "num_proposals": 16, "linear_images": 8}
+    changed: dict[str, Any] = {"train": train, "batch_size": 2, "num_proposals": 16}
+    changed |= {"linear_images": 8} if config.detector.model == "rcnn" else {}
     changed |= {"samples": min(config.samples, 2), "task": config.task.smoke()}
     changed["detector"] = dataclasses.replace(config.detector, hidden=8, pooled_size=2, regions=8)
     return dataclasses.replace(config, **changed)
