@@ -122,6 +122,7 @@ def main(config: Config) -> dict[str, Any]:
         config = smoke(config)
     corpus = config.task.corpus(config.split_seed, config.cache)
     print(corpus.summary(), flush=True)
+    check_objects(config, corpus)
     size = corpus.train.images.size
     options: dict[str, Any] = {"proposals": config.proposals, "num_proposals": config.num_proposals}
     options |= {"image_size": size, "resize": corpus.train.mode, "detection": config.detection}
@@ -168,6 +169,16 @@ def main(config: Config) -> dict[str, Any]:
         f"{results['proposal_recall50']:.1%} of the objects\n  {results['coco_signature']}\nreport: {report}"
     )
     return results
+
+
+def check_objects(config: Config, corpus: DetectionCorpus) -> None:
+    """Raises ValueError if there is no object to test on, or to fit R-CNN's linear stages to."""
+    if all(objects.ignored.all() for objects in corpus.test.objects):
+        raise ValueError(f"{corpus.description}: no object to test on")
+    first = corpus.train.objects[: config.linear_images]
+    if config.detector.model == "rcnn" and all(objects.ignored.all() for objects in first):
+        told = f"linear_images={config.linear_images}: no object in the first {len(first)} training images"
+        raise ValueError(f"{told}, to which R-CNN's linear stages are fitted")
 
 
 def smoke(config: Config) -> Config:
