@@ -110,7 +110,7 @@ class Config:
 
 
 class Data(NamedTuple):
-    """A corpus, and the proposals of each of its parts."""
+    """A corpus, and the proposals of its training and its test part."""
 
     corpus: DetectionCorpus
     proposals: dict[str, Proposals]
@@ -129,9 +129,9 @@ def main(config: Config) -> dict[str, Any]:
     detector = Detector(config.detector, corpus.class_names, **options)
     key, init_key = jax.random.split(jax.random.key(config.seed))
     jax.eval_shape(detector.model.init, init_key, *detector.blank())  # invalid options are refused before the proposals
-    examples = Data(corpus, {name: propose(config, part.images) for name, part in corpus.parts.items()})
-    batches = make_batches(config, examples)
     backbone, weights = read_backbone(config)
+    examples = Data(corpus, {name: propose(config, corpus.parts[name].images) for name in ("train", "test")})
+    batches = make_batches(config, examples)
     change = config.allow_config_change
     fingerprint = batches.fingerprint + corpus.sha256 + weights
     with training.Run.open(config.run, config, fingerprint=fingerprint, allow_config_change=change) as run:
