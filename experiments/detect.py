@@ -37,7 +37,7 @@ class Config:
     """A folder for a PNG of each image with the boxes drawn."""
     threshold: float | None = None
     """Lowest score of a detection that is given; by default 0.5 for Fast R-CNN's probabilities and 0 for R-CNN's
-    margins."""
+    margins. Below 0.01 and -1, nothing is kept."""
 
     def __post_init__(self) -> None:
         if not self.images:
@@ -52,7 +52,10 @@ def main(config: Config) -> list[Found]:
     training.check_outputs(output=config.output)
     if config.draw is not None:
         plotting.require_matplotlib()
-        config.draw.mkdir(exist_ok=True)
+        if config.draw.exists() and not config.draw.is_dir():
+            raise ValueError(f"draw={config.draw} is a file, not a folder")
+        if not config.draw.parent.is_dir():
+            raise ValueError(f"draw={config.draw}: there is no folder {config.draw.parent}")
     loaded = pipelines.load_run(config.run, pipelines.Detector)
     detector = loaded.pipeline
     paths = pipelines.image_paths(config.images)
@@ -92,6 +95,7 @@ def write(config: Config, rows: Sequence[dict]) -> None:
 
 def draw(folder: Path, part: DetectionImages, found: Sequence[Found], class_names: Sequence[str]) -> None:
     """Draw the boxes over each image as its file has it."""
+    folder.mkdir(exist_ok=True)
     for index, (name, one) in enumerate(zip(part.names, found, strict=True)):
         image = read_image(name, part.original_size(index), mode="squash")
         file = folder / f"{index:04d}-{Path(name).stem}.png"

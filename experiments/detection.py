@@ -39,6 +39,7 @@ from jaxseq.models.detection import (
     sample_regions,
 )
 from jaxseq.pipelines import CocoInstances, DetectionConfig, DetectionScenes, Detector, First, Voc
+from jaxseq.plotting.detections import MOST
 from jaxseq.training import resumable_field
 
 Task = (
@@ -79,7 +80,7 @@ class Config:
     seed: int = 0
     """Draws parameters, batches, regions and dropout."""
     samples: int = resumable_field(8)
-    """Number of images in the report."""
+    """Number of images in the report, at most 96."""
     train: training.TrainConfig = training.TrainConfig(steps=None, checkpoint_every=500, eval_every=500)
     optimizer: training.OptimizerConfig = training.OptimizerConfig(warmup_steps=100, weight_decay=0.01)
     allow_config_change: bool = resumable_field(False)
@@ -93,6 +94,8 @@ class Config:
         for name, bound in minimum.items():
             if getattr(self, name) < bound:
                 raise ValueError(f"{name} must be at least {bound}, not {getattr(self, name)}")
+        if self.samples > MOST:
+            raise ValueError(f"samples must be at most {MOST}, not {self.samples}")
         if self.weights is not None:
             if self.detector.pretrained is False:
                 raise ValueError(f"weights={self.weights} needs pretrained, which is switched off")
@@ -117,15 +120,16 @@ def main(config: Config) -> dict[str, Any]:
         config = smoke(config)
     corpus = config.task.corpus(config.split_seed, config.cache)
     print(corpus.summary(), flush=True)
+    check_objects(config, corpus)
     size = corpus.train.images.size
     options: dict[str, Any] = {"proposals": config.proposals, "num_proposals": config.num_proposals}
     options |= {"image_size": size, "resize": corpus.train.mode, "detection": config.detection}
     detector = Detector(config.detector, corpus.class_names, **options)
     key, init_key = jax.random.split(jax.random.key(config.seed))
     jax.eval_shape(detector.model.init, init_key, *detector.blank())  # invalid options are refused before the proposals
+    backbone, weights = read_backbone(config)
     examples = Data(corpus, {name: propose(config, part.images) for name, part in corpus.parts.items()})
     batches = make_batches(config, examples)
-    backbone, weights = read_backbone(config)
     change = config.allow_config_change
     fingerprint = batches.fingerprint + corpus.sha256 + weights
     with training.Run.open(config.run, config, fingerprint=fingerprint, allow_config_change=change) as run:
@@ -164,6 +168,16 @@ def main(config: Config) -> dict[str, Any]:
         f"{results['proposal_recall50']:.1%} of the objects\n  {results['coco_signature']}\nreport: {report}"
     )
     return results
+
+
+def check_objects(config: Config, corpus: DetectionCorpus) -> None:
+    """Raises ValueError if there is no object to test on, or to fit R-CNN's linear stages to."""
+    if all(objects.ignored.all() for objects in corpus.test.objects):
+        raise ValueError(f"{corpus.description}: no object to test on")
+    first = corpus.train.objects[: config.linear.fit_images]
+    if config.detector.model == "rcnn" and all(objects.ignored.all() for objects in first):
+        told = f"fit_images={config.linear.fit_images}: no object in the first {len(first)} training images"
+        raise ValueError(f"{told}, to which R-CNN's linear stages are fitted")
 
 
 def smoke(config: Config) -> Config:

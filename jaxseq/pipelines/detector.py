@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -116,7 +116,7 @@ class Detector(Pipeline):
         self.proposals, self.num_proposals, self.detection, self.linear = proposals, num_proposals, detection, linear
         self.model = config.build(len(self.class_names))
         self._detect = jax.jit(self._detections)
-        self._outputs = jax.jit(partial(_crop_outputs, self.model)) if isinstance(self.model, RCNN) else None
+        self._outputs = jax.jit(partial(_region_outputs, self.model)) if isinstance(self.model, RCNN) else None
 
     @classmethod
     def from_run(cls, saved: training.SavedRun) -> "Detector":
@@ -206,7 +206,7 @@ class Detector(Pipeline):
             raise ValueError(f"linear stages belong to model=rcnn, not to model={self.config.model}")
         if len(objects) != len(images):
             raise ValueError(f"{len(images)} images, but objects of {len(objects)}")
-        examples = [*self._examples(params, images, objects, proposals)]
+        examples = [*self._examples(params, images, objects, proposals, config.regression_iou)]
         return self.with_linear_stages(fit_linear_stages(examples, len(self.class_names), config))
 
     def _detections(self, params: PyTree, linear: LinearStages | None, images: Array, boxes: Array) -> Detections:
@@ -227,7 +227,7 @@ class Detector(Pipeline):
         )
 
     def _examples(
-        self, params: PyTree, images: IndexedArrays, objects: Sequence[Objects], proposals: IndexedArrays
+        self, params: PyTree, images: IndexedArrays, objects: Sequence[Objects], proposals: IndexedArrays, near: float
     ) -> Iterator[RegionExamples]:
         """The examples of each image: its objects that are not ignored, then its proposals."""
         assert self._outputs is not None
@@ -236,17 +236,13 @@ class Detector(Pipeline):
         for count, batch, boxes in self._batches(images, proposals):
             own = [objects[min(done + row, len(objects) - 1)] for row in range(len(batch))]
             shown = np.stack([padded_boxes(part.boxes[~part.ignored], most) for part in own])
+            every = np.stack([padded_boxes(part.boxes, most) for part in own])
             regions = np.concatenate([shown, boxes], axis=1)
-            outputs = jax.tree.map(np.asarray, self._outputs(params, batch, regions))
+            computed = jax.tree.map(np.asarray, self._outputs(params, batch, regions, every))
             for row in range(count):
                 kept = (regions[row, :, 2] > regions[row, :, 0]) & (regions[row, :, 3] > regions[row, :, 1])
-                yield _image_examples(
-                    outputs.features[row][kept],
-                    outputs.pooled[row][kept],
-                    regions[row][kept],
-                    own[row],
-                    len(self.class_names),
-                )
+                one: _RegionOutputs = jax.tree.map(lambda x, row=row, kept=kept: x[row][kept], computed)
+                yield _image_examples(one, own[row], len(self.class_names), near)
             done += count
 
     def _batches(
@@ -267,18 +263,32 @@ class Detector(Pipeline):
             yield len(chosen), batch, np.asarray(proposals(padded), np.float32)
 
 
-def _crop_outputs(model: RCNN, params: PyTree, images: Array, boxes: Array) -> Any:
-    return crop_outputs(model, {"params": params}, images, boxes)
+class _RegionOutputs(NamedTuple):
+    """What the network computes of each region, its IoU with each object, and the code of each object from it."""
+
+    features: Float[Array, "*B R H"]
+    pooled: Float[Array, "*B R P"]
+    iou: Float[Array, "*B R G"]
+    codes: Float[Array, "*B R G 4"]
 
 
-def _image_examples(
-    features: np.ndarray, pooled: np.ndarray, regions: np.ndarray, objects: Objects, num_classes: int
-) -> RegionExamples:
-    """The examples of an image; its real objects are the first regions."""
-    iou = np.asarray(box_iou(jnp.asarray(regions), jnp.asarray(objects.boxes)))
-    best = np.zeros((len(regions), num_classes), np.float32)
-    ignored = np.zeros((len(regions), num_classes), bool)
-    codes = np.zeros((len(regions), num_classes, 4), np.float32)
+def _region_outputs(model: RCNN, params: PyTree, images: Array, regions: Array, objects: Array) -> _RegionOutputs:
+    outputs = crop_outputs(model, {"params": params}, images, regions)
+    shape = (*regions.shape[:2], *objects.shape[1:])
+    pairs = jnp.broadcast_to(objects[:, None], shape), jnp.broadcast_to(regions[:, :, None], shape)
+    return _RegionOutputs(outputs.features, outputs.pooled, box_iou(regions, objects), encode_boxes(*pairs))
+
+
+def _image_examples(regions: _RegionOutputs, objects: Objects, num_classes: int, near: float) -> RegionExamples:
+    """The examples of an image; its objects that are not ignored are the first regions.
+
+    Pooled maps are kept of regions with an IoU above ``near`` with an object.
+    """
+    features, pooled, iou, box_codes = map(np.asarray, regions)
+    count = len(features)
+    best = np.zeros((count, num_classes), np.float32)
+    ignored = np.zeros((count, num_classes), bool)
+    codes = np.zeros((count, num_classes, 4), np.float32)
     for index in np.unique(objects.classes).tolist():
         real = np.flatnonzero((objects.classes == index) & ~objects.ignored)
         hidden = np.flatnonzero((objects.classes == index) & objects.ignored)
@@ -286,9 +296,10 @@ def _image_examples(
             ignored[:, index] = iou[:, hidden].max(1) >= 0.3
         if len(real):
             best[:, index] = iou[:, real].max(1)
-            match = objects.boxes[real][iou[:, real].argmax(1)]
-            codes[:, index] = np.asarray(encode_boxes(jnp.asarray(match), jnp.asarray(regions)))
-    return RegionExamples(features, pooled, best, ignored, objects.classes[~objects.ignored], codes)
+            codes[:, index] = box_codes[np.arange(count), real[iou[:, real].argmax(1)]]
+    labels = objects.classes[~objects.ignored]
+    close = np.flatnonzero(best.max(1) > near)
+    return RegionExamples(features, best, ignored, labels, close, pooled[close], codes[close])
 
 
 def _read_linear(file: Path, sha256: str) -> LinearStages:

@@ -38,7 +38,8 @@ def examples(images: int = 20, regions: int = 30, seed: int = 0) -> list[RegionE
         features[:, 1] += 4 * (kind == 1) * iou.max(1)
         pooled = random.normal(size=(regions, WIDTH)).astype(np.float32)
         codes = np.repeat((pooled @ map_to_codes + 0.05)[:, None], CLASSES, axis=1).astype(np.float32)
-        made.append(RegionExamples(features, pooled, iou, np.zeros((regions, CLASSES), bool), objects, codes))
+        near = np.arange(regions)
+        made.append(RegionExamples(features, iou, np.zeros((regions, CLASSES), bool), objects, near, pooled, codes))
     return made
 
 
@@ -118,14 +119,16 @@ def test_the_two_forms_of_the_regression_agree():
 
 def test_ignored_regions_are_no_negatives():
     train = examples()
-    means = [float(np.mean([np.linalg.norm(part[k], axis=1).mean() for part in train])) for k in (0, 1)]
+    mean = float(np.mean([np.linalg.norm(part.features, axis=1).mean() for part in train]))
 
     def with_copy(image: RegionExamples, ignored: bool) -> RegionExamples:
-        """A further region that looks like the first object, of the mean norms, so that the scales stay the same."""
-        more = [means[k] * image[k][:1] / np.linalg.norm(image[k][:1]) for k in (0, 1)]
-        more += [0 * image.iou[:1], np.full((1, CLASSES), ignored)]
-        joined = [np.concatenate([old, new]).astype(old.dtype) for old, new in zip(image[:4], more, strict=True)]
-        return RegionExamples(*joined, image.objects, np.concatenate([image.codes, image.codes[:1]]))
+        """A further region that looks like the first object, of the mean norm, so that the scale stays the same."""
+        more = mean * image.features[:1] / np.linalg.norm(image.features[:1])
+        return image._replace(
+            features=np.concatenate([image.features, more]).astype(np.float32),
+            iou=np.concatenate([image.iou, 0 * image.iou[:1]]),
+            ignored=np.concatenate([image.ignored, np.full((1, CLASSES), ignored)]),
+        )
 
     config = dataclasses.replace(LinearStageConfig(), svm_c=0.01)
     kernels = [

@@ -23,7 +23,7 @@ class LinearStageConfig:
         ValueError: a number out of range.
     """
 
-    fit_images: int = 500
+    fit_images: int = 300
     """The first training images, whose regions the stages are fitted to."""
     svm_c: float = 1e-3
     """The weight of the hinge losses."""
@@ -87,15 +87,16 @@ class RegionExamples(NamedTuple):
     """The regions of one image and what R-CNN's network computes of them; the first regions are the objects."""
 
     features: Float[np.ndarray, "R H"]
-    pooled: Float[np.ndarray, "R P"]
     iou: Float[np.ndarray, "R K"]  # the largest IoU with an object of each class; 0 without one
     ignored: Bool[np.ndarray, "R K"]  # with an ignored object of the class: no negative
     objects: Int[np.ndarray, " G"]  # the class of each object, the first G regions
-    codes: Float[np.ndarray, "R K 4"]  # of the best object of each class (``ops.encode_boxes``)
+    near: Int[np.ndarray, " Q"]  # the regions that the regression may use; the pooled maps of all would fill the memory
+    pooled: Float[np.ndarray, "Q P"]  # of these
+    codes: Float[np.ndarray, "Q K 4"]  # of the best object of each class from these (``ops.encode_boxes``)
 
 
 def feature_scales(images: Iterable[RegionExamples]) -> tuple[float, float]:
-    """The factors that bring the mean norms of ``features`` and of ``pooled`` to ``FEATURE_NORM``.
+    """The factors that bring the mean norms of ``features``, and of the ``pooled`` maps held, to ``FEATURE_NORM``.
 
     Raises:
         ValueError: no regions, or only zeros.
@@ -212,7 +213,7 @@ def _fit_boxes(
     Codes are whitened, ``z = (t - mean) W`` with ``W = (cov + 0.001)^(-1/2)``, and ``z`` is regressed on the pooled map
     with a penalty ``ridge`` (on the bias, too, as in the paper's code).
     """
-    rows = [(image, image.iou[:, index] > config.regression_iou) for image in images]
+    rows = [(image, image.iou[image.near, index] > config.regression_iou) for image in images]
     x = np.concatenate([scale * image.pooled[chosen] for image, chosen in rows]).astype(np.float64)
     t = np.concatenate([image.codes[chosen, index] for image, chosen in rows]).astype(np.float64)
     if len(x) < 2:
