@@ -98,8 +98,10 @@ class Config:
                 raise ValueError(f"{name} must be at least {bound}, not {getattr(self, name)}")
         if self.samples > MOST:
             raise ValueError(f"samples must be at most {MOST}, not {self.samples}")
-        for name in ("linear", "linear_images"):
-            if self.detector.model != "rcnn" and getattr(self, name) != getattr(Config, name):
+        linear = {"linear_images": self.linear_images} | dataclasses.asdict(self.linear)
+        usual = {"linear_images": Config.linear_images} | dataclasses.asdict(LinearStageConfig())
+        for name in [name for name, value in linear.items() if value != usual[name]]:
+            if self.detector.model != "rcnn":
                 raise ValueError(f"{name} is an option of model=rcnn, not of model={self.detector.model}")
         if self.weights is not None:
             if self.detector.pretrained is False:
