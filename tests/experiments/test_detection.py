@@ -54,7 +54,8 @@ def saved_scenes(folder: Path, count: int = 6) -> list[Path]:
 def a_threshold(rows: list[dict], count: int) -> float:
     """Between two scores, so that about ``count`` detections of all images are above it."""
     scores = sorted({item["score"] for row in rows for item in row["detections"]}, reverse=True)
-    place = next(i for i in range(min(count, len(scores) - 2), len(scores) - 1) if scores[i] - scores[i + 1] > 1e-5)
+    apart = [index for index in range(len(scores) - 1) if scores[index] - scores[index + 1] > 1e-5]
+    place = min(apart, key=lambda index: abs(index - count))
     return (scores[place] + scores[place + 1]) / 2
 
 
