@@ -5,10 +5,16 @@ from pathlib import Path
 import pytest
 from compilation import unoptimized
 
-from experiments import captioning, language_model, translation
+from experiments import captioning, detection, language_model, translation
 from jaxseq.models.configs import AttentionTranslator
 from jaxseq.pipelines import Reversal
-from tests.experiments.small_runs import small_captioning, small_language_model, small_translation, write_book
+from tests.experiments.small_runs import (
+    small_captioning,
+    small_detection,
+    small_language_model,
+    small_translation,
+    write_book,
+)
 
 
 @pytest.fixture(scope="session")
@@ -43,3 +49,24 @@ def captioning_run(tmp_path_factory):
     config = small_captioning(run, decoder="rnn", samples=1, compared_beams=1)
     with unoptimized():
         return config, captioning.main(config)
+
+
+@pytest.fixture(scope="session")
+def detection_run(tmp_path_factory):
+    """The config and the results of a finished run of the smallest Fast R-CNN on scenes."""
+    pytest.importorskip("skimage", reason="scikit-image is not installed (extra `images`)")
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed (extra `images`)")
+    config = small_detection(tmp_path_factory.mktemp("detection") / "run", samples=2)
+    with unoptimized():
+        return config, detection.main(config)
+
+
+@pytest.fixture(scope="session")
+def rcnn_run(tmp_path_factory):
+    """The config and the results of a finished run of the smallest R-CNN on scenes, with dropout."""
+    pytest.importorskip("skimage", reason="scikit-image is not installed (extra `images`)")
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed (extra `images`)")
+    run = tmp_path_factory.mktemp("rcnn") / "run"
+    config = small_detection(run, model="rcnn", dropout=0.1, crop_size=16, context=1, samples=0)
+    with unoptimized():
+        return config, detection.main(config)

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments import captioning, language_model, translation
+from experiments import captioning, detection, language_model, translation
 from jaxseq import training
+from jaxseq.data.proposals import SlidingWindows
 from jaxseq.models import CaptionerConfig
 from jaxseq.models.configs import LanguageModelConfig
+from jaxseq.models.detection import DetectorConfig
 
 TEXT = "the quick brown fox jumps over the lazy dog, and the café ☃ does not mind at all. ABCDEFGH"
 
@@ -40,3 +42,11 @@ def small_captioning(run: Path, **changes) -> captioning.Config:
     model = {"encoder": "patches", "patch_size": 16}
     model |= {name: changes.pop(name) for name in [*changes] if name in CaptionerConfig.__dataclass_fields__}
     return captioning.Config(**({"run": run, "model": CaptionerConfig(**model), "smoke": True} | changes))
+
+
+def small_detection(run: Path, **changes) -> detection.Config:
+    """A smoke run on patches of scenes and windows; ``changes`` are fields of the config or of its detector."""
+    model = {"encoder": "patches"}
+    model |= {name: changes.pop(name) for name in [*changes] if name in DetectorConfig.__dataclass_fields__}
+    options = {"run": run, "cache": run.parent / "cache", "proposals": SlidingWindows(), "smoke": True}
+    return detection.Config(**(options | {"detector": DetectorConfig(**model)} | changes))
