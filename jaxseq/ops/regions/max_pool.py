@@ -4,7 +4,6 @@ The place of the first maximum is found only where a derivative is asked for. Th
 place.
 """
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -13,7 +12,7 @@ from jax import lax
 
 from jaxseq.ops.batched_primitive import Operands, batched_call
 from jaxseq.ops.regions.interpolation import divided
-from jaxseq.ops.regions.linear_map import LinearMap
+from jaxseq.ops.regions.linear_map import LinearMap, known_result
 from jaxseq.ops.regions.windows import add, over_window, places_in_map, read
 from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array, Float
@@ -49,16 +48,12 @@ def _max_pool(features: Array, edges: Edges) -> Array:
     return batched_call(_values, None, Operands(None, (features, edges), ())).rows
 
 
-@partial(_max_pool.defjvp, symbolic_zeros=True)
+@_max_pool.defjvp
 def _max_pool_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     features, edges = primals
-    out = _max_pool(features, edges)
-    place = batched_call(_first_maximum, None, Operands(None, (lax.stop_gradient(features), edges), ())).rows
-    change = tangents[0]
-    if isinstance(change, jax.custom_derivatives.SymbolicZero):
-        return out, jnp.zeros_like(out)
-    select = LinearMap(_select, _select_back, (features.shape[1:], features.dtype))
-    return out, select((place, *edges), change)
+    value, place = batched_call(_first_maxima, None, Operands(None, lax.stop_gradient(primals), ())).rows
+    select, fixed = LinearMap(_select, _select_back, (features.shape[1:], features.dtype)), (place, *edges)
+    return known_result(select, fixed, features, value), select(fixed, tangents[0])
 
 
 def _counts(edges: tuple[Array, ...]) -> tuple[Array, Array]:
@@ -103,14 +98,14 @@ def _values(_: None, operands: Operands) -> Operands:
     return Operands(None, lax.map(image, (features, edges)), ())
 
 
-def _first_maximum(_: None, operands: Operands) -> Operands:
-    """The place of the first maximum of each bin and channel in scan order; -1 where the bin is empty."""
+def _first_maxima(_: None, operands: Operands) -> Operands:
+    """The maxima, and the place of the first in scan order for each bin and channel; -1 where the bin is empty."""
     features, edges = operands.rows
 
-    def image(xs: tuple[Array, tuple[Array, ...]]) -> Array:
+    def image(xs: tuple[Array, tuple[Array, ...]]) -> tuple[Array, Array]:
         flat, width = xs[0].reshape(-1, xs[0].shape[-1]), xs[0].shape[1]
 
-        def box(edges: tuple[Array, ...]) -> Array:
+        def box(edges: tuple[Array, ...]) -> tuple[Array, Array]:
             def step(carry: tuple[Array, Array], pairs: list) -> tuple[Array, Array]:
                 best, first = carry
                 for pair in pairs:
@@ -122,7 +117,8 @@ def _first_maximum(_: None, operands: Operands) -> Operands:
 
             shape = edges[0].shape[0], edges[2].shape[0], flat.shape[-1]
             start = jnp.full(shape, -jnp.inf, flat.dtype), jnp.full(shape, -1, jnp.int32)
-            return jnp.where(_is_full(edges), over_window(_counts(edges), _GROUP, step, start)[1], -1)
+            best, first = over_window(_counts(edges), _GROUP, step, start)
+            return jnp.where(_is_full(edges), best, 0), jnp.where(_is_full(edges), first, -1)
 
         return lax.map(box, xs[1])
 
