@@ -83,7 +83,7 @@ def test_every_second_box_of_a_chain_stays() -> None:
     boxes, scores = chain(np.random.default_rng(3))
     x = np.sort(boxes[:, 0])
     in_order = np.stack([x, 0 * x, x + 8, 0 * x + 4], -1)
-    kept = nms(jnp.asarray(in_order), jnp.asarray(scores), iou_threshold=0.4, max_outputs=COUNT)
+    kept = jitted(partial(nms, iou_threshold=0.4, max_outputs=COUNT))(jnp.asarray(in_order), jnp.asarray(scores))
     assert list(kept.indices[kept.valid]) == list(range(0, COUNT, 2))
 
 
@@ -123,7 +123,8 @@ def test_classes_are_apart_and_the_best_of_all_come_first(shared: bool, x64: Any
 
 def test_more_places_than_boxes_are_padded_and_no_box_is_no_result() -> None:
     boxes = jnp.asarray([[0.0, 0, 2, 2], [5, 5, 6, 6]])
-    found = nms_per_class(boxes, jnp.ones((2, 3)), iou_threshold=0.5, max_per_class=9, max_outputs=10)
+    run = jitted(partial(nms_per_class, iou_threshold=0.5, max_per_class=9, max_outputs=10))
+    found = run(boxes, jnp.ones((2, 3)))
     assert found.boxes.shape == (10, 4) and list(found.classes[:6]) == [0, 0, 1, 1, 2, 2] and found.valid.sum() == 6
     none = nms(boxes[:0], jnp.ones(0), iou_threshold=0.5, max_outputs=3)
     nobody = nms_per_class(boxes[:0], jnp.ones((0, 3)), iou_threshold=0.5, max_per_class=2, max_outputs=4)
@@ -136,11 +137,12 @@ def test_conventions_of_onnx_can_be_expressed() -> None:
     scores = jnp.asarray([0.9, 0.75, 0.6, 0.95, 0.5])
     flipped = corners[:, jnp.asarray([2, 3, 0, 1])]
     centres = jnp.stack([corners[:, :2].mean(-1) * 0 + 0.5, corners[:, 1] + 0.5, *jnp.ones((2, 5))], axis=-1)
+    run = jitted(partial(nms, iou_threshold=0.5, max_outputs=3, score_threshold=0.75))
     for boxes in (corners, order_corners(flipped), centres_to_corners(centres)):
-        kept = nms(boxes, scores, iou_threshold=0.5, max_outputs=3, score_threshold=0.0)
+        kept = run(boxes, scores)
         assert list(kept.indices[kept.valid]) == [3, 0]
-    kept = nms(corners, scores, iou_threshold=0.5, max_outputs=3, score_threshold=0.9)
-    assert list(kept.indices[kept.valid]) == [3]
+    kept = run(corners, jnp.asarray([0.75, 0.75, 0.6, 0.95, 0.5]))
+    assert list(kept.indices[kept.valid]) == [3], "0.75 does not exceed 0.75"
 
 
 def test_memory_is_linear_in_the_number_of_boxes() -> None:

@@ -100,28 +100,30 @@ def test_empty_boxes_give_zeros_and_fill_and_huge_ones_are_finite() -> None:
 
     def run(maps: Any) -> Any:
         align = partial(roi_align, maps, boxes, SIZE, scale=SCALE)
-        several = [align(), align(sampling_ratio=None), align(sampling_ratio=None, aligned=False)]
-        several += [align(sampling_ratio=None, reduction="max"), align(implementation="matmul", sampling_ratio=None)]
+        several = [align(sampling_ratio=None), align(sampling_ratio=None, reduction="max")]
+        several.append(align(implementation="matmul"))
         return (
             several,
             roi_max_pool(maps, boxes, SIZE, scale=SCALE),
             warp_regions(maps, boxes, (6, 7), context=1, fill=7.0),
         )
 
-    (several, pooled, warped), pull = jax.vjp(jitted(run), maps)
+    def with_gradient(maps: Any) -> Any:
+        outs, pull = jax.vjp(run, maps)
+        return outs, pull(jax.tree.map(jnp.ones_like, outs))[0]
+
+    (several, pooled, warped), gradient = jitted(with_gradient)(maps)
     for out in (*several, pooled, warped - 7):
         assert np.isfinite(out).all() and not np.asarray(out[:6]).any() and not np.asarray(out[-1]).any()
-    (gradient,) = pull(jax.tree.map(jnp.ones_like, (several, pooled, warped)))
     assert np.isfinite(gradient).all()
-    close(pooled[6], np.asarray(maps).max((0, 1))[None, None] * np.ones((3, 2, 1)))
-    assert np.abs(several[1][6]).max() < 1e-2, "the mean over a huge box is nearly that of the zeros around the map"
+    close(pooled[6].max((0, 1)), maps.max((0, 1)))
+    assert np.abs(several[0][6]).max() < 1e-2, "the mean over a huge box is nearly that of the zeros around the map"
 
 
 def test_vmap_and_leading_dimensions_give_the_same(x64: Any) -> None:
     maps, boxes = jnp.asarray(features()), jnp.asarray(BOXES)
     ops: list[Any] = [
         partial(roi_align, size=SIZE, scale=SCALE),
-        partial(roi_align, size=SIZE, scale=SCALE, sampling_ratio=None),
         partial(roi_max_pool, size=SIZE, scale=SCALE),
         partial(warp_regions, size=(5, 5), context=1),
     ]
@@ -144,7 +146,7 @@ def test_vmap_and_leading_dimensions_give_the_same(x64: Any) -> None:
 
 @pytest.mark.full
 def test_derivatives_of_every_order_pass(x64: Any) -> None:
-    maps, boxes = jnp.asarray(features(1)[0]), jnp.asarray(BOXES[0])
+    maps, boxes = jnp.asarray(features(1, 12)[0]), jnp.asarray(BOXES[0])
     change = jnp.cos(7 * maps)
 
     def loss(maps: Any) -> Any:
@@ -176,7 +178,7 @@ def test_a_box_on_pixels_reads_those_pixels(x64: Any) -> None:
     for out in run(maps):
         close(out, part)
     whole = jnp.asarray([[0.0, 0.0, WIDTH, HEIGHT]])
-    got = warp_regions(maps, whole, (4, 5), context=0)[0]
+    got = jitted(partial(warp_regions, size=(4, 5), context=0))(maps, whole)[0]
     close(got[1:-1, 1:-1], resize(maps, (4, 5))[1:-1, 1:-1])
 
 
@@ -184,7 +186,8 @@ def test_context_surrounds_the_box_at_the_size_of_the_result(x64: Any) -> None:
     """A box of ones on zeros: the middle of the result is 1, the context 0, whatever the aspect ratio."""
     image = np.zeros((40, 40, 1))
     image[10:30, 16:24] = 1
-    out = warp_regions(jnp.asarray(image), jnp.asarray([[16.0, 10.0, 24.0, 30.0]]), (36, 28), context=8)[0, ..., 0]
+    box = jnp.asarray([[16.0, 10.0, 24.0, 30.0]])
+    out = jitted(partial(warp_regions, size=(36, 28), context=8))(jnp.asarray(image), box)[0, ..., 0]
     close(out[10:-10, 10:-10], np.ones((16, 8)))
     assert not np.asarray(out[:6]).any() and not np.asarray(out[:, :6]).any() and not np.asarray(out[:, -6:]).any()
 
@@ -193,32 +196,33 @@ def test_low_precision_and_integers() -> None:
     maps, boxes = features()[0], np.nan_to_num(BOXES[0], posinf=30).astype(np.float32)
     half = jnp.asarray(maps, jnp.bfloat16)
     for op in (partial(roi_align, size=SIZE, scale=SCALE), partial(roi_max_pool, size=SIZE, scale=SCALE)):
-        low, high = op(half, jnp.asarray(boxes)), op(half.astype(jnp.float32), jnp.asarray(boxes))
+        low, high = jitted(lambda m, b, op=op: (op(m, b), op(m.astype(jnp.float32), b)))(half, jnp.asarray(boxes))
         assert low.dtype == jnp.bfloat16
         np.testing.assert_allclose(low.astype(jnp.float32), high, rtol=1e-2, atol=1e-2)
     image = np.random.default_rng(0).integers(0, 256, (9, 9, 3), np.uint8)
     whole = jnp.asarray([[0.0, 0.0, 9.0, 9.0]])
-    out = warp_regions(jnp.asarray(image), whole, (9, 9), context=0)[0]
+    out = jitted(partial(warp_regions, size=(9, 9), context=0))(jnp.asarray(image), whole)[0]
     assert out.dtype == jnp.float32
     np.testing.assert_array_equal(out, image)
 
 
-def test_no_copy_of_the_map_for_each_box_is_in_memory() -> None:
+@pytest.mark.parametrize("derivative", [pytest.param(False, marks=pytest.mark.full), True])
+def test_no_copy_of_the_map_for_each_box_is_in_memory(derivative: bool) -> None:
     boxes, map_bytes = 256, 4 * 50 * 50 * 64
     out_bytes = 4 * boxes * 7 * 7 * 64
     shapes = jax.ShapeDtypeStruct((50, 50, 64), jnp.float32), jax.ShapeDtypeStruct((boxes, 4), jnp.float32)
 
-    def all_of_them(maps: Any, boxes: Any) -> Any:
+    def outs(maps: Any, boxes: Any) -> Any:
         align = partial(roi_align, maps, boxes, (7, 7), scale=1 / 16)
         return align(), align(sampling_ratio=None), roi_max_pool(maps, boxes, (7, 7), scale=1 / 16)
 
     def gradient(maps: Any, boxes: Any) -> Any:
-        return jax.grad(lambda maps: sum(jnp.sin(out).sum() for out in all_of_them(maps, boxes)))(maps)
+        return jax.grad(lambda maps: sum(jnp.sin(out).sum() for out in outs(maps, boxes)))(maps)
 
-    for function, copies in ((all_of_them, 3), (gradient, 12)):
-        memory = jax.jit(function).lower(*shapes).compile().memory_analysis()
-        assert memory is not None
-        assert memory.temp_size_in_bytes < 16 * map_bytes + copies * out_bytes < boxes * map_bytes / 3
+    memory = jax.jit(gradient if derivative else outs).lower(*shapes).compile().memory_analysis()
+    assert memory is not None
+    allowed = 16 * map_bytes + 12 * out_bytes if derivative else 2 * map_bytes + out_bytes
+    assert memory.temp_size_in_bytes < allowed < boxes * map_bytes / 3
 
 
 def test_the_form_is_recorded() -> None:
@@ -244,7 +248,7 @@ def test_bad_arguments_are_named(untyped: None) -> None:
             op(maps, boxes[0], SIZE, scale=1.0)
         with pytest.raises(ValueError, match=r"size=\(0, 2\) must be two positive"):
             op(maps, boxes, (0, 2), scale=1.0)
-        with pytest.raises(ValueError, match="scale=0.0 must be positive"):
+        with pytest.raises(ValueError, match=r"scale=0\.0 must be positive"):
             op(maps, boxes, SIZE, scale=0.0)
         with pytest.raises(ValueError, match="implementation='fast'; known: auto, gather"):
             op(maps, boxes, SIZE, scale=1.0, implementation="fast")

@@ -20,6 +20,13 @@ from jaxseq.ops.regions.boxes import (
     paired_iou,
 )
 from jaxseq.ops.regions.nms import Detections, Kept, nms, nms_per_class
+from jaxseq.ops.regions.reference import (
+    nms_per_class_reference,
+    nms_reference,
+    roi_align_reference,
+    roi_max_pool_reference,
+    warp_regions_reference,
+)
 
 __all__ = [
     "Detections",
@@ -36,9 +43,14 @@ __all__ = [
     "is_empty",
     "nms",
     "nms_per_class",
+    "nms_per_class_reference",
+    "nms_reference",
     "order_corners",
     "paired_iou",
     "roi_align",
+    "roi_align_reference",
     "roi_max_pool",
+    "roi_max_pool_reference",
     "warp_regions",
+    "warp_regions_reference",
 ]

@@ -12,7 +12,7 @@ from jax import lax
 
 from jaxseq.ops.batched_primitive import Operands, batched_call
 from jaxseq.ops.regions.interpolation import bin_starts
-from jaxseq.ops.regions.linear_map import LinearMap
+from jaxseq.ops.regions.linear_map import LinearMap, known_result
 from jaxseq.ops.regions.windows import add, over_window, places_in_map, read
 from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array, Float
@@ -73,14 +73,12 @@ def _align(features: Array, samples: tuple[Array, ...]) -> Array:
     return batched_call(_values, None, Operands(None, (features, samples), ())).rows[0]
 
 
-@partial(_align.defjvp, symbolic_zeros=True)
+@_align.defjvp
 def _align_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     features, samples = primals
-    fixed = lax.stop_gradient((features, samples))
-    out, chosen = batched_call(_values, None, Operands(None, fixed, ())).rows
-    if isinstance(tangents[0], jax.custom_derivatives.SymbolicZero):
-        return out, jnp.zeros_like(out)
-    return out, LinearMap(_select, _select_back, (features.shape[1:], features.dtype))((chosen, *samples), tangents[0])
+    value, chosen = batched_call(_values, None, Operands(None, lax.stop_gradient(primals), ())).rows
+    select, fixed = LinearMap(_select, _select_back, (features.shape[1:], features.dtype)), (chosen, *samples)
+    return known_result(select, fixed, features, value), select(fixed, tangents[0])
 
 
 class _Corners(NamedTuple):

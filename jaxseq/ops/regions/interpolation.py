@@ -1,6 +1,7 @@
 """One-dimensional weights of bilinear samples of regions, which are separable into one axis and the other."""
 
 import jax.numpy as jnp
+from jax import lax
 
 from jaxseq.typing import Array, Float
 
@@ -24,9 +25,12 @@ def align_weights(
     pixels = jnp.arange(length, dtype=starts.dtype).reshape((1,) * (begin.ndim - 1) + (length,))
     total = jnp.zeros((*begin.shape[:-1], length), starts.dtype)
     if sampling_ratio is not None:
-        for s in range(sampling_ratio):
-            total = total + _hat(begin + (s + 0.5) * step / sampling_ratio, pixels, length)
-        return total / sampling_ratio
+
+        def add(s: Array, total: Array) -> Array:
+            place = begin + (s.astype(begin.dtype) + 0.5) * step / sampling_ratio
+            return total + _hat(place, pixels, length)
+
+        return lax.fori_loop(0, sampling_ratio, add, total) / sampling_ratio
     count = jnp.maximum(jnp.ceil(step), 1)
     spacing = jnp.where(step > 0, step / count, 1)
     first = jnp.maximum(jnp.floor((pixels - 1 - begin) / spacing - 0.5), 0)

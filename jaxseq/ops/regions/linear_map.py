@@ -5,6 +5,7 @@ dynamic length are not rewritten into loops that run until the longest one ends.
 """
 
 from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -30,6 +31,17 @@ class LinearMap(NamedTuple):
     def transpose(self) -> "LinearMap":
         """The map from cotangents of the result to those of ``x``."""
         return LinearMap(self.backward, self.forward, self.static)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def known_result(op: LinearMap, fixed: tuple[Array, ...], x: Array, value: Array) -> Array:
+    """``value``, which is known to be ``op(fixed, x)``, with the derivatives of this."""
+    return value
+
+
+@known_result.defjvp
+def _known_result_jvp(op: LinearMap, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    return known_result(op, *primals), op(primals[0], tangents[1])
 
 
 def _run(*arguments: Array, op: LinearMap) -> Array:

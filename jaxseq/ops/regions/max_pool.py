@@ -4,7 +4,6 @@ The place of the first maximum is found only where a derivative is asked for. Th
 place.
 """
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -13,16 +12,16 @@ from jax import lax
 
 from jaxseq.ops.batched_primitive import Operands, batched_call
 from jaxseq.ops.regions.interpolation import divided
-from jaxseq.ops.regions.linear_map import LinearMap
-from jaxseq.ops.regions.windows import add, over_window, places_in_map, read
+from jaxseq.ops.regions.linear_map import LinearMap, known_result
+from jaxseq.ops.regions.windows import over_window, places_in_map, read
 from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array, Float
 
 Edges = tuple[Array, Array, Array, Array]
 """First and past-the-last row ``[B, R, h]``, first and past-the-last column ``[B, R, w]``."""
 
-_GROUP = 1, 4
-"""Rows and columns of a window in one step of the loop over it; one row, so that the order is the scan order."""
+_GROUP = 2, 2
+"""Rows and columns of a window in one step of the loop over it."""
 
 
 def bin_edges(
@@ -49,16 +48,14 @@ def _max_pool(features: Array, edges: Edges) -> Array:
     return batched_call(_values, None, Operands(None, (features, edges), ())).rows
 
 
-@partial(_max_pool.defjvp, symbolic_zeros=True)
+@_max_pool.defjvp
 def _max_pool_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
-    features, edges = primals
-    out = _max_pool(features, edges)
-    place = batched_call(_first_maximum, None, Operands(None, (lax.stop_gradient(features), edges), ())).rows
-    change = tangents[0]
-    if isinstance(change, jax.custom_derivatives.SymbolicZero):
-        return out, jnp.zeros_like(out)
+    features = primals[0]
+    fixed = lax.stop_gradient(primals)
+    value = batched_call(_values, None, Operands(None, fixed, ())).rows
+    place = batched_call(_first_places, None, Operands(None, (*fixed, value), ())).rows
     select = LinearMap(_select, _select_back, (features.shape[1:], features.dtype))
-    return out, select((place, *edges), change)
+    return known_result(select, (place,), features, value), select((place,), tangents[0])
 
 
 def _counts(edges: tuple[Array, ...]) -> tuple[Array, Array]:
@@ -103,30 +100,30 @@ def _values(_: None, operands: Operands) -> Operands:
     return Operands(None, lax.map(image, (features, edges)), ())
 
 
-def _first_maximum(_: None, operands: Operands) -> Operands:
+def _first_places(_: None, operands: Operands) -> Operands:
     """The place of the first maximum of each bin and channel in scan order; -1 where the bin is empty."""
-    features, edges = operands.rows
+    features, edges, maxima = operands.rows
 
-    def image(xs: tuple[Array, tuple[Array, ...]]) -> Array:
+    def image(xs: tuple[Array, tuple[Array, ...], Array]) -> Array:
         flat, width = xs[0].reshape(-1, xs[0].shape[-1]), xs[0].shape[1]
+        none = flat.shape[0]
 
-        def box(edges: tuple[Array, ...]) -> Array:
-            def step(carry: tuple[Array, Array], pairs: list) -> tuple[Array, Array]:
-                best, first = carry
+        def box(xs: tuple[tuple[Array, ...], Array]) -> Array:
+            edges, best = xs
+
+            def step(first: Array, pairs: list) -> Array:
                 for pair in pairs:
                     places = _places(edges, pair, width)
-                    value = read(flat, places)
-                    better = value > best
-                    best, first = jnp.where(better, value, best), jnp.where(better, places[..., None], first)
-                return best, first
+                    here = jnp.where(read(flat, places) == best, places[..., None], none)
+                    first = jnp.minimum(first, here)
+                return first
 
-            shape = edges[0].shape[0], edges[2].shape[0], flat.shape[-1]
-            start = jnp.full(shape, -jnp.inf, flat.dtype), jnp.full(shape, -1, jnp.int32)
-            return jnp.where(_is_full(edges), over_window(_counts(edges), _GROUP, step, start)[1], -1)
+            first = over_window(_counts(edges), _GROUP, step, jnp.full(best.shape, none, jnp.int32))
+            return jnp.where(_is_full(edges) & (first < none), first, -1)
 
-        return lax.map(box, xs[1])
+        return lax.map(box, xs[1:])
 
-    return Operands(None, lax.map(image, (features, edges)), ())
+    return Operands(None, lax.map(image, (features, edges, maxima)), ())
 
 
 def _select(static: Any, fixed: tuple[Array, ...], features: Array) -> Array:
@@ -140,32 +137,18 @@ def _select(static: Any, fixed: tuple[Array, ...], features: Array) -> Array:
 
 
 def _select_back(static: Any, fixed: tuple[Array, ...], cotangent: Array) -> Array:
-    """Adds each cotangent at the place of its maximum: each pixel of the window gets its bins'."""
+    """Adds each cotangent at the place of its maximum."""
     (height, width, channels), dtype = static
     wide = at_least_float32(dtype)
+    numbers = jnp.arange(channels, dtype=jnp.int32)[None, None]
 
-    def image(xs: tuple[Array, ...]) -> Array:
-        def box(total: Array, xs: tuple[Array, ...]) -> tuple[Array, None]:
-            chosen, *edges, given = xs
+    def image(xs: tuple[Array, Array]) -> Array:
+        def box(total: Array, xs: tuple[Array, Array]) -> tuple[Array, None]:
+            place, given = xs
+            index = jnp.where(place >= 0, place * channels + numbers, total.size)
+            return total.at[index.reshape(-1)].add(given.reshape(-1).astype(wide), mode="drop"), None
 
-            def step(total: Array, pairs: list) -> Array:
-                places = [_places(tuple(edges), pair, width) for pair in pairs]
-                inside = [_inside(tuple(edges), pair) for pair in pairs]
-                parts = [
-                    jnp.where((chosen == p[..., None]) & i[..., None], given, 0).astype(wide)
-                    for p, i in zip(places, inside, strict=True)
-                ]
-                return add(total, places, parts)
-
-            return over_window(_counts(tuple(edges)), _GROUP, step, total), None
-
-        total = lax.scan(box, jnp.zeros((height * width, channels), wide), xs)[0]
+        total = lax.scan(box, jnp.zeros(height * width * channels, wide), xs)[0]
         return total.reshape(height, width, channels).astype(dtype)
 
-    return lax.map(image, (*fixed, cotangent))
-
-
-def _inside(edges: tuple[Array, ...], pair: tuple[Array, Array]) -> Array:
-    """Whether pixel ``pair`` of each bin exists, ``[h, w]``."""
-    rows, columns = (low + k < high for low, high, k in _sides(edges, pair))
-    return rows[:, None] & columns[None, :]
+    return lax.map(image, (fixed[0], cotangent))
