@@ -109,7 +109,7 @@ def test_options_stand_behind_what_they_belong_to():
     config = parsed("--run r --model rcnn --hidden 32 --crop-size 24 --objects 1 2 --train-images 50 --svm-c 1")
     assert config.detector == DetectorConfig(model="rcnn", hidden=32, crop_size=24)
     assert config.task.design.objects == (1, 2) and config.task.train_images == 50
-    assert config.linear == LinearStageConfig(svm_c=1)
+    assert config.linear == LinearStageConfig(svm_c=1.0)
     assert config.train.steps == config.detector.default_steps and config.proposals == SelectiveSearch()
     config = parsed("task:voc --folder v --image-size 64 --resize squash proposals:sliding-windows --stride 0.5")
     assert config.task == Voc(folder=Path("v"), image_size=64, resize="squash")
@@ -146,7 +146,10 @@ def test_what_cannot_be_is_refused_by_name(tmp_path, capsys):
         (lambda: Config(num_proposals=0), "num_proposals must be at least 1, not 0"),
         (lambda: Config(batch_size=0), "batch_size must be at least 1, not 0"),
         (lambda: Config(samples=97), "samples must be at most 96, not 97"),
-        (lambda: Config(linear=LinearStageConfig(fit_images=5)), "fit_images is an option of model=rcnn, not of model=fast_rcnn"),
+        (
+            lambda: Config(linear=LinearStageConfig(fit_images=5)),
+            "fit_images is an option of model=rcnn, not of model=fast_rcnn",
+        ),
         (lambda: Config(linear=LinearStageConfig(ridge=1.0)), "ridge is an option of model=rcnn, not of model=fast"),
         (lambda: Config(weights=tmp_path), "pretrained needs an encoder with known weights, not encoder=small"),
         (
