@@ -193,7 +193,10 @@ def smoke(config: Config) -> Config:
 
 def propose(config: Config, images: Any) -> Proposals:
     """The proposals of all images, computed once and kept in the cache."""
-    return Proposals(images, config.proposals, config.cache, count=config.num_proposals)
+    start = time.perf_counter()
+    found = Proposals(images, config.proposals, config.cache, count=config.num_proposals)
+    print(f"proposals of {len(images):,} images: {time.perf_counter() - start:.1f} s", flush=True)
+    return found
 
 
 def read_backbone(config: Config) -> tuple[Any, str]:
