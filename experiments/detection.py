@@ -13,6 +13,7 @@ region, Fast R-CNN (Girshick 2015) those of the image. docs/detection.md says wh
 """
 
 import dataclasses
+import importlib.util
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -118,6 +119,8 @@ def main(config: Config) -> dict[str, Any]:
     """Read, propose, build, train, detect, score, report; returns the results."""
     if config.smoke:
         config = smoke(config)
+    if config.detector.model == "rcnn" and importlib.util.find_spec("sklearn") is None:
+        raise ImportError('R-CNN needs scikit-learn: pip install "jaxseq[images]"')  # before anything is trained
     corpus = config.task.corpus(config.split_seed, config.cache)
     print(corpus.summary(), flush=True)
     check_objects(config, corpus)
