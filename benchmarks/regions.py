@@ -1,6 +1,6 @@
 """Non-maximum suppression, RoI align and RoI max pooling against NumPy and torchvision.
 
-    python benchmarks/regions.py              # batch 1 and 8; JSON lines go to benchmarks/results
+    python benchmarks/regions.py              # batch 1 and 8 (10 minutes); JSON lines go to benchmarks/results
     python benchmarks/regions.py --quick      # batch 1, few repeats, nothing written
 
 1,000 boxes of 10 to 300 px on 800 x 800 px, for each image; maps of 50 x 50 places and 256 features (scale 1/16), 7 x 7
@@ -163,17 +163,18 @@ def main() -> None:
     """Run the cases."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="batch 1, few repeats, nothing written")
-    parser.add_argument("--budget", type=float, default=20.0, help="seconds of timing for each case")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8], help="images at once")
+    parser.add_argument("--budget", type=float, default=5.0, help="seconds of timing for each case")
     chosen = parse_arguments(parser)
     options = {"repeats": 3 if chosen.quick else 15, "budget_s": chosen.budget, "warmup": 1}
     rows: list[Row] = []
-    for batch in (1,) if chosen.quick else (1, 8):
+    for batch in (1,) if chosen.quick else chosen.batches:
         sets = [inputs(batch, seed) for seed in range(2)]
         rows += suppression(batch, sets, **options)
         for gradient in (False, True):
             for name, ratio in (("roi_align", 2), ("roi_align", None), ("roi_max_pool", None)):
                 rows += pooling(name, batch, sets, gradient, ratio, **options)
-    print(f"load before the end: {os.getloadavg()[0]:.1f}")
+                print(f"{name} B={batch} gradient={gradient}: done, load {os.getloadavg()[0]:.1f}", flush=True)
     report("regions", rows, baseline="jaxseq", write=not chosen.quick)
 
 
