@@ -185,7 +185,7 @@ def check_objects(config: Config, corpus: DetectionCorpus) -> None:
 
 def smoke(config: Config) -> Config:
     """The same experiment with small sizes."""
-    train = dataclasses.replace(config.train, steps=6, log_every=2, checkpoint_every=3, eval_every=None)
+    train = dataclasses.replace(config.train, steps=6, log_every=2, checkpoint_every=3, eval_every=6)
     changed: dict[str, Any] = {"train": train, "batch_size": 2, "num_proposals": 16}
     changed |= {"samples": min(config.samples, 2), "task": config.task.smoke()}
     if config.detector.model == "rcnn":

@@ -28,7 +28,7 @@ from jaxseq.data.images import SceneImages
 from jaxseq.data.proposals import SelectiveSearch, SlidingWindows
 from jaxseq.models.detection import DetectorConfig, LinearStageConfig
 from jaxseq.pipelines import CocoInstances, DetectionScenes, Detector, Voc, load_run
-from jaxseq.training import ConfigMismatchError, Interrupted, RunFolderError, read_json
+from jaxseq.training import ConfigMismatchError, Interrupted, RunFolderError, read_json, read_json_lines
 from tests.experiments.small_runs import small_detection
 
 FULL = pytest.mark.full
@@ -75,6 +75,8 @@ def test_a_finished_run_detects_in_image_files_what_it_detected_in_the_test_imag
     wanted = {"ap50", "ap", "ap75", "voc_ap", "voc_ap_11_point", "coco_signature", "images_per_second", "parameters"}
     wanted |= {"proposal_recall50", "proposal_recall70", "proposal_average_recall", "proposals_per_image"}
     assert wanted | {"detections", "train_images", "train_seconds", "implementations"} <= set(results)
+    (evaluated,) = [row for row in read_json_lines(settings.run / "metrics.jsonl") if "evaluation/loss" in row]
+    assert evaluated["step"] == 6 and 0 <= evaluated["evaluation/ap50"] <= 1 and evaluated["evaluation/accuracy"] >= 0
     rows = read_json(settings.run / "detections.json")
     names = load_run(settings.run, Detector).pipeline.class_names
     assert len(rows) == results["test_images"] == 6 and results["train_images"] == 16 and len(names) == 10
