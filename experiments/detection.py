@@ -9,7 +9,9 @@ r"""Train a detector of objects, score it on the test images, and write a run fo
 The same command again resumes a run that was stopped. task: chooses the images (task:voc --help lists its options),
 and proposals: the method that proposes boxes. The boxes of all images are proposed once, and kept in a cache.
 Both models have the same backbone and layers; R-CNN (Girshick et al. 2014) computes the convolutions of every proposed
-region, Fast R-CNN (Girshick 2015) those of the image. docs/detection.md says what each reaches, and what it costs.
+region, Fast R-CNN (Girshick 2015) those of the image. On one CPU core, the proposals of the scenes take about 3
+minutes; Fast R-CNN then trains for 4 minutes and reaches AP50 0.99, R-CNN for 7 minutes and reaches 0.98
+(docs/detection.md, which also says what each costs).
 """
 
 import dataclasses
