@@ -12,7 +12,8 @@ over one image of height Y and width X. As every layer's FLOPs grow with the are
 
 where repetition is the sum of the areas of the boxes with their context over the area of the image (the number of times
 that a pixel is seen), and enlargement the mean pixels of a warped region for each of its pixels in the image. The FLOPs
-are counted in the traced programs (``throughput_costs.count_products``), and by XLA in the compiled stage.
+are counted in the traced programs (``throughput_costs.count_products``), and by XLA in the compiled convolutions of the
+image and of one region, times R.
 """
 
 import argparse
@@ -47,14 +48,13 @@ from jaxseq.models.detection import (
     LinearStages,
     RegionScores,
     apply_linear_stages,
-    crop_outputs,
     detect,
+    map_regions,
 )
+from jaxseq.models.detection.rcnn import CHUNK
 
 PROPOSALS = (16, 64, 256, 1024)
 CLASSES = 10
-CHUNK = 32
-"""Warped regions that go through the convolutions at once."""
 
 
 class Case(NamedTuple):
@@ -83,7 +83,7 @@ class Detectors(NamedTuple):
 
 def build(case: Case) -> Detectors:
     """Both models; the shared layers have the parameters of Fast R-CNN."""
-    options: dict[str, Any] = {"encoder": case.encoder, "pretrained": False}
+    options: dict[str, Any] = {"encoder": case.encoder}
     fast = DetectorConfig(model="fast_rcnn", **options).build(CLASSES)
     rcnn = DetectorConfig(model="rcnn", crop_size=case.crop, **options).build(CLASSES)
     size = case.design.size
@@ -129,8 +129,9 @@ def stages(models: Detectors, size: int) -> dict[str, Callable[..., Any]]:
         return apply_linear_stages(models.linear, outputs, boxes, (size, size))
 
     def whole_rcnn(image: Any, boxes: Any) -> Any:
-        outputs = crop_outputs(models.rcnn, models.rcnn_variables, image, boxes, chunk=min(CHUNK, boxes.shape[1]))
-        return detect(scored(outputs, boxes), boxes, score_threshold=-1.0)
+        chunk = min(CHUNK, boxes.shape[1])
+        found = map_regions(scored, models.rcnn, models.rcnn_variables, image, boxes, chunk=chunk)
+        return detect(found, boxes, score_threshold=-1.0)
 
     def whole_fast(image: Any, boxes: Any) -> Any:
         return detect(fast(image, boxes).scored(boxes, (size, size)), boxes, score_threshold=0.01)

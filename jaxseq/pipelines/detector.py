@@ -25,9 +25,9 @@ from jaxseq.models.detection import (
     LinearStages,
     RegionExamples,
     apply_linear_stages,
-    crop_outputs,
     detect,
     fit_linear_stages,
+    map_regions,
 )
 from jaxseq.ops.regions import Detections, box_iou, encode_boxes
 from jaxseq.pipelines.captioner import ArraySource
@@ -216,8 +216,8 @@ class Detector(Pipeline):
             scored = outputs.scored(boxes, self.image_size)
         else:
             assert linear is not None
-            outputs = crop_outputs(self.model, variables, images, boxes)
-            scored = apply_linear_stages(linear, outputs, boxes, self.image_size)
+            score = partial(apply_linear_stages, linear, size=self.image_size)
+            scored = map_regions(score, self.model, variables, images, boxes)
         return detect(
             scored,
             boxes,
@@ -273,7 +273,7 @@ class _RegionOutputs(NamedTuple):
 
 
 def _region_outputs(model: RCNN, params: PyTree, images: Array, regions: Array, objects: Array) -> _RegionOutputs:
-    outputs = crop_outputs(model, {"params": params}, images, regions)
+    outputs = map_regions(lambda outputs, _: outputs, model, {"params": params}, images, regions)
     shape = (*regions.shape[:2], *objects.shape[1:])
     pairs = jnp.broadcast_to(objects[:, None], shape), jnp.broadcast_to(regions[:, :, None], shape)
     return _RegionOutputs(outputs.features, outputs.pooled, box_iou(regions, objects), encode_boxes(*pairs))

@@ -7,7 +7,7 @@ import pytest
 from compilation import jitted
 
 from jaxseq.encoders.image import BACKBONES, SmallCNN
-from jaxseq.models.detection import DetectorConfig, FastRCNN, RegionScores, crop_outputs, detect
+from jaxseq.models.detection import DetectorConfig, FastRCNN, RegionScores, detect, map_regions
 from jaxseq.ops.regions import roi_align
 
 FULL = pytest.mark.full
@@ -69,7 +69,9 @@ def test_chunks_of_regions_give_the_same_outputs():
     images, boxes = inputs(images=2, regions=7)
     variables = jitted(model.init)(jax.random.key(0), images, boxes)
     direct = jitted(model.apply)(variables, images, boxes)
-    chunked = jitted(lambda *arrays: crop_outputs(model, *arrays, chunk=3))(variables, images, boxes)
+    chunked = jitted(lambda *arrays: map_regions(lambda outputs, _: outputs, model, *arrays, chunk=3))(
+        variables, images, boxes
+    )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), direct, chunked)
 
 

@@ -10,7 +10,7 @@ from jaxseq.models.detection.linear_stages import (
     fit_linear_stages,
 )
 from jaxseq.models.detection.losses import RegionLoss, fast_rcnn_loss, region_loss
-from jaxseq.models.detection.rcnn import RCNN, CropOutputs, crop_outputs
+from jaxseq.models.detection.rcnn import RCNN, CropOutputs, map_regions
 from jaxseq.models.detection.region_scores import RegionScores, detect
 from jaxseq.models.detection.sampling import RegionSampling, RegionTargets, sample_regions
 
@@ -28,10 +28,10 @@ __all__ = [
     "RegionScores",
     "RegionTargets",
     "apply_linear_stages",
-    "crop_outputs",
     "detect",
     "fast_rcnn_loss",
     "fit_linear_stages",
+    "map_regions",
     "region_loss",
     "sample_regions",
 ]

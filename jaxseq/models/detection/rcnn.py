@@ -1,6 +1,7 @@
 """R-CNN: every region is cut out of the image, warped to a fixed size, and put through the network by itself."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -12,6 +13,9 @@ from jaxseq.ops.images import resize
 from jaxseq.ops.regions import warp_regions
 from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array, DType, Float, PyTree, Shaped
+
+CHUNK = 64
+"""Regions that go through the network at once when an image has more."""
 
 
 class CropOutputs(NamedTuple):
@@ -80,17 +84,26 @@ class RCNN(nn.Module):
         return self.heads(self.feature_map(self.crops(images, boxes)))
 
 
-def crop_outputs(
-    model: RCNN, variables: PyTree, images: Shaped[Array, "B Y X C"], boxes: Float[Array, "B R 4"], *, chunk: int = 64
-) -> CropOutputs:
-    """The outputs of ``model`` for each box, ``chunk`` regions of an image at a time, to bound the memory of crops."""
+def map_regions(
+    function: Callable[[CropOutputs, Float[Array, "R 4"]], PyTree],
+    model: RCNN,
+    variables: PyTree,
+    images: Shaped[Array, "B Y X C"],
+    boxes: Float[Array, "B R 4"],
+    *,
+    chunk: int = CHUNK,
+) -> PyTree:
+    """``function(outputs, boxes)`` of the regions of each image, ``chunk`` regions at a time.
+
+    Of all regions only the results ``[B R ...]`` are in memory at once, not the crops and the outputs of ``model``.
+    """
     regions = boxes.shape[1]
     chunks = -(-regions // chunk)
     padded = jnp.pad(boxes, ((0, 0), (0, chunks * chunk - regions), (0, 0)))
 
-    def of_image(pair: tuple[Array, Array]) -> CropOutputs:
+    def of_image(pair: tuple[Array, Array]) -> PyTree:
         image, parts = pair
-        return jax.lax.map(lambda part: model.apply(variables, image, part), parts)
+        return jax.lax.map(lambda part: function(cast(Any, model.apply(variables, image, part)), part), parts)
 
     outputs = jax.lax.map(of_image, (images, padded.reshape(len(boxes), chunks, chunk, 4)))
-    return jax.tree.map(lambda x: x.reshape(len(boxes), chunks * chunk, -1)[:, :regions], outputs)
+    return jax.tree.map(lambda x: x.reshape(len(boxes), chunks * chunk, *x.shape[3:])[:, :regions], outputs)
