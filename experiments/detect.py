@@ -20,6 +20,7 @@ from jaxseq import pipelines, plotting, training
 from jaxseq.analysis import Found
 from jaxseq.data.detection import DetectionImages
 from jaxseq.data.images import read_image
+from jaxseq.data.images.files import printable
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Config:
     """A folder for a PNG of each image with the boxes drawn."""
     threshold: float | None = None
     """Lowest score of a detection that is given; by default 0.5 for Fast R-CNN's probabilities and 0 for R-CNN's
-    margins. Below 0.01 and -1, nothing is kept."""
+    margins. Detections below 0.01 (Fast R-CNN) or -1 (R-CNN) are not made."""
 
     def __post_init__(self) -> None:
         if not self.images:
@@ -76,11 +77,11 @@ def write(config: Config, rows: Sequence[dict]) -> None:
     if config.output is not None and config.output.suffix == ".jsonl":
         lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     else:
-        lines = [
-            "\t".join([row["image"], item["class"], f"{item['score']:.4f}", *(f"{x:.2f}" for x in item["box"])])
-            for row in rows
-            for item in row["detections"]
-        ]
+        lines = []
+        for row in rows:
+            for item in row["detections"]:
+                numbers = [f"{item['score']:.4f}", *(f"{x:.2f}" for x in item["box"])]
+                lines.append("\t".join([printable(row["image"]), item["class"], *numbers]))
     empty = sum(not row["detections"] for row in rows)
     print(
         f"{sum(len(row['detections']) for row in rows)} objects in {len(rows)} images, {empty} of them without",

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -41,7 +41,7 @@ from jaxseq.models.detection import (
     region_loss,
     sample_regions,
 )
-from jaxseq.pipelines import CocoInstances, DetectionConfig, DetectionScenes, Detector, First, Voc
+from jaxseq.pipelines import CocoInstances, DetectionConfig, DetectionScenes, Detector, First, Rows, Voc
 from jaxseq.plotting.detections import MOST
 from jaxseq.training import resumable_field
 
@@ -77,11 +77,13 @@ class Config:
     batch_size: int = 8
     """Images in a batch."""
     flip: bool = False
-    """Mirror half of the training images, which digits and letters do not survive."""
+    """Mirror half of the training images; mirrored digits and letters would be wrong."""
     linear: OmitArgPrefixes[LinearStageConfig] = LinearStageConfig()
     detection: OmitArgPrefixes[DetectionConfig] = DetectionConfig()
     seed: int = 0
     """Draws parameters, batches, regions and dropout."""
+    coco: Literal["numpy", "faster-coco-eval", "pycocotools"] = resumable_field("numpy")
+    """The evaluation that gives ap, ap50 and ap75; all give the same (faster-coco-eval: the extra vision)."""
     samples: int = resumable_field(8)
     """Number of images in the report, at most 96."""
     train: training.TrainConfig = training.TrainConfig(steps=None, checkpoint_every=500, eval_every=500)
@@ -139,24 +141,28 @@ def main(config: Config) -> dict[str, Any]:
     fingerprint = batches.fingerprint + corpus.sha256 + weights
     with training.Run.open(config.run, config, fingerprint=fingerprint, allow_config_change=change) as run:
         run.write("corpus.json", {"description": corpus.summary(), "skipped": corpus.skipped})
-        detector.save(run)
+        if config.detector.model != "rcnn" or run.read("detector.json") is None:  # a finished R-CNN stays usable
+            detector.save(run)
         params = jax.jit(detector.model.init)(init_key, *detector.blank())["params"]
         if backbone is not None:
             params = pipelines.with_backbone(params, backbone)
         optimizer = training.make_optimizer(config.optimizer, config.train.steps)
         state = training.create_state(params, optimizer, key=key)
-        loss = make_loss(config, detector)
+        loss = make_loss(config, detector, dropout=config.detector.dropout > 0)
         chosen = ops.used_implementations(loss, params, (), batches(0), key)
         with Prefetch(batches) as ahead:
-            evaluate = make_evaluation(config, detector, loss, examples)
+            evaluate = make_evaluation(config, detector, examples)
             state = training.fit(loss, state, optimizer, ahead, run, config.train, evaluate=evaluate)
         results: dict[str, Any] = {}
         if config.detector.model == "rcnn":
             start = time.perf_counter()
             detector = fit_linear_stages(config, detector, state.eval_params, examples)
             results["linear_seconds"] = time.perf_counter() - start
+            results["unfitted_classes"] = ", ".join(detector.unfitted_classes) or "none"
+            if detector.unfitted_classes:
+                print(f"without an object to fit to, never detected: {results['unfitted_classes']}", flush=True)
             detector.save(run)
-        found, scores = score(detector, state.eval_params, examples, run)
+        found, coco, scores = score(config, detector, state.eval_params, examples, run)
         results |= scores | {
             "test_images": len(corpus.test.images),
             "train_images": len(corpus.train.images),
@@ -167,7 +173,7 @@ def main(config: Config) -> dict[str, Any]:
             "train_seconds": run.train_seconds,
         }
         run.write_results(results)
-        report = write_report(config, detector, examples, found, run)
+        report = write_report(config, detector, examples, found, coco, run)
     print(
         f"test: AP50 {results['ap50']:.3f}, AP {results['ap']:.3f}, VOC AP {results['voc_ap']:.3f}; proposals cover "
         f"{results['proposal_recall50']:.1%} of the objects\n  {results['coco_signature']}\nreport: {report}"
@@ -179,10 +185,10 @@ def check_objects(config: Config, corpus: DetectionCorpus) -> None:
     """Raises ValueError if there is no object to test on, or to fit R-CNN's linear stages to."""
     if all(objects.ignored.all() for objects in corpus.test.objects):
         raise ValueError(f"{corpus.description}: no object to test on")
-    first = corpus.train.objects[: config.linear.fit_images]
-    if config.detector.model == "rcnn" and all(objects.ignored.all() for objects in first):
-        told = f"fit_images={config.linear.fit_images}: no object in the first {len(first)} training images"
-        raise ValueError(f"{told}, to which R-CNN's linear stages are fitted")
+    rows = fitted_rows(config, corpus)
+    if config.detector.model == "rcnn" and all(corpus.train.objects[row].ignored.all() for row in rows.tolist()):
+        told = f"fit_images={config.linear.fit_images}: no object in the {len(rows)} training images"
+        raise ValueError(f"{told} to which R-CNN's linear stages are fitted")
 
 
 def smoke(config: Config) -> Config:
@@ -220,7 +226,7 @@ def make_batches(config: Config, examples: Data) -> DetectionBatches:
     return DetectionBatches(part.images, part.objects, examples.proposals["train"], config.batch_size, **options)
 
 
-def make_loss(config: Config, detector: Detector) -> Callable:
+def make_loss(config: Config, detector: Detector, *, dropout: bool) -> Callable:
     """The loss of regions drawn from the proposals: of classes and boxes, or for R-CNN's fine-tuning of classes."""
     model, sampling = detector.model, config.detector.sampling
 
@@ -228,7 +234,7 @@ def make_loss(config: Config, detector: Detector) -> Callable:
         sample_key, dropout_key = jax.random.split(key)
         given: Any = batch.proposals, batch.boxes, batch.classes, batch.ignored
         targets: RegionTargets = sample_regions(*given, sampling=sampling, key=sample_key)
-        rngs = {"dropout": dropout_key} if config.detector.dropout else None
+        rngs = {"dropout": dropout_key} if dropout else None
         outputs: Any = model.apply({"params": params}, batch.images, targets.boxes, rngs=rngs)
         if isinstance(model, RCNN):
             found = region_loss(outputs.logits, targets)
@@ -240,12 +246,12 @@ def make_loss(config: Config, detector: Detector) -> Callable:
     return loss
 
 
-def make_evaluation(config: Config, detector: Detector, loss: Callable, examples: Data) -> Callable:
-    """Losses of regions of the validation images, drawn with the same keys each time; AP50 of Fast R-CNN."""
+def make_evaluation(config: Config, detector: Detector, examples: Data) -> Callable:
+    """Losses, without dropout, of the same regions of up to 16 batches of validation images; AP50 of Fast R-CNN."""
     part, proposals = examples.corpus.validation, examples.proposals["validation"]
     rows = min(config.batch_size, len(part.images))
     batches = DetectionBatches(part.images, part.objects, proposals, rows, seed=config.seed)
-    objects, measure = pipelines.objects_in_files(part), jax.jit(loss)
+    objects, measure = pipelines.objects_in_files(part), jax.jit(make_loss(config, detector, dropout=False))
 
     def evaluate(params: Any) -> dict[str, float]:
         steps = range(min(batches.steps_per_epoch, 16))
@@ -264,14 +270,21 @@ def make_evaluation(config: Config, detector: Detector, loss: Callable, examples
 
 
 def fit_linear_stages(config: Config, detector: Detector, params: Any, examples: Data) -> Detector:
-    """R-CNN with its linear stages, fitted to the first training images."""
-    part, proposals = examples.corpus.train, examples.proposals["train"]
-    count = min(config.linear.fit_images, len(part.images))
-    images = First(part.images, count), part.objects[:count], First(proposals, count)
-    return detector.fit_linear_stages(params, *images, config.linear)
+    """R-CNN with its linear stages, fitted to some of the training images."""
+    part, proposals, rows = examples.corpus.train, examples.proposals["train"], fitted_rows(config, examples.corpus)
+    given = Rows(part.images, rows), [part.objects[row] for row in rows.tolist()], Rows(proposals, rows)
+    return detector.fit_linear_stages(params, *given, config.linear)
 
 
-def score(detector: Detector, params: Any, examples: Data, run: training.Run) -> tuple[list[Found], dict[str, Any]]:
+def fitted_rows(config: Config, corpus: DetectionCorpus) -> np.ndarray:
+    """The training images that R-CNN's linear stages are fitted to, evenly spread."""
+    total = len(corpus.train.images)
+    return np.linspace(0, total - 1, min(config.linear.fit_images, total)).round().astype(np.int64)
+
+
+def score(
+    config: Config, detector: Detector, params: Any, examples: Data, run: training.Run
+) -> tuple[list[Found], analysis.CocoScores, dict[str, Any]]:
     """The detections in all test images, which are written to the run, and their scores."""
     part, proposals = examples.corpus.test, examples.proposals["test"]
     count = min(64, len(part.images))
@@ -283,7 +296,7 @@ def score(detector: Detector, params: Any, examples: Data, run: training.Run) ->
     found = pipelines.found_in_files(part, detector.detections(params, part.images, proposals))
     run.write("detections.json", pipelines.detection_rows(part.names, found, detector.class_names))
     objects = pipelines.objects_in_files(part)
-    coco = analysis.coco_average_precision(found, objects, detector.class_names)
+    coco = analysis.coco_average_precision(found, objects, detector.class_names, implementation=config.coco)
     results = {"ap50": coco.ap50, "ap": coco.ap, "ap75": coco.ap75, "coco_signature": coco.signature}
     results["voc_ap"] = analysis.average_precision(found, objects, detector.class_names).mean
     results["voc_ap_11_point"] = analysis.average_precision(
@@ -291,18 +304,24 @@ def score(detector: Detector, params: Any, examples: Data, run: training.Run) ->
     ).mean
     results |= pipelines.proposal_results(proposals(np.arange(len(part.images))), part.objects)
     results |= {"images_per_second": count / seconds, "detections": sum(len(one.boxes) for one in found)}
-    return found, results
+    return found, coco, results
 
 
-def write_report(config: Config, detector: Detector, examples: Data, found: Sequence[Found], run: training.Run) -> Path:
-    """The report: images with boxes, precision and recall, AP of each class, and the recall of the proposals."""
+def write_report(
+    config: Config,
+    detector: Detector,
+    examples: Data,
+    found: Sequence[Found],
+    coco: analysis.CocoScores,
+    run: training.Run,
+) -> Path:
+    """The report: images with boxes, precision and recall, AP of each class, the proposals and their recall."""
     part, proposals, names = examples.corpus.test, examples.proposals["test"], detector.class_names
     objects, folder = pipelines.objects_in_files(part), run.path / "figures"
     folder.mkdir(exist_ok=True)
     precision = analysis.average_precision(found, objects, names)
     recall = analysis.proposal_recall(proposals(np.arange(len(part.images))), part.objects)
-    table = [f"{one.name}: AP {one.ap:.3f}, {one.objects} objects" for one in precision.classes if one.ap is not None]
-    table += [f"{name}: no objects" for name in precision.missing]
+    table = pipelines.precision_table(precision, coco)
     figures: dict[str, Path] = {}
     try:
         if config.samples:
@@ -317,6 +336,14 @@ def write_report(config: Config, detector: Detector, examples: Data, found: Sequ
                 outcomes=analysis.detection_outcomes(shown, objects[: len(rows)], names),
                 titles=part.names[: len(rows)],
             )
+            figures["test images: the best proposal of each object, and its IoU"] = plotting.draw_detections(
+                [np.asarray(part.images(np.array([row])))[0] for row in rows],
+                part.objects[: len(rows)],
+                [pipelines.best_proposals(proposals(np.array([row]))[0], part.objects[row]) for row in rows],
+                names,
+                folder / "best_proposals.png",
+                titles=part.names[: len(rows)],
+            )
         if precision.mean is not None:
             figures["precision and recall at IoU 0.5"] = plotting.draw_precision_recall(
                 precision.classes, folder / "precision_recall.png", mean=precision.mean
@@ -327,7 +354,7 @@ def write_report(config: Config, detector: Detector, examples: Data, found: Sequ
     except ImportError as error:
         print(error, flush=True)
     title = f"Detection: {config.detector.model}, {config.detector.encoder}"
-    return training.write_report(run, title=title, samples={"VOC AP of each class": "\n".join(table)}, figures=figures)
+    return training.write_report(run, title=title, samples={"AP of each class": table}, figures=figures)
 
 
 if __name__ == "__main__":

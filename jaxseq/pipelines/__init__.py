@@ -2,12 +2,14 @@
 
 from jaxseq.pipelines.caption_measures import CaptionLosses, Losses, attention_on_boxes, scene_slots
 from jaxseq.pipelines.caption_tasks import Coco, Flickr, Folder, Karpathy, Scenes
-from jaxseq.pipelines.captioner import ArraySource, Caption, Captioner, First
+from jaxseq.pipelines.captioner import ArraySource, Caption, Captioner, First, Rows
 from jaxseq.pipelines.detection_measures import (
+    best_proposals,
     detection_rows,
     file_image,
     found_in_files,
     objects_in_files,
+    precision_table,
     proposal_results,
 )
 from jaxseq.pipelines.detection_tasks import CocoInstances, DetectionScenes, Voc
@@ -44,6 +46,7 @@ __all__ = [
     "Names",
     "Pipeline",
     "Reversal",
+    "Rows",
     "Scenes",
     "SearchConfig",
     "TextGenerator",
@@ -51,6 +54,7 @@ __all__ = [
     "Voc",
     "Words",
     "attention_on_boxes",
+    "best_proposals",
     "check_user_cores",
     "cut_at",
     "detection_rows",
@@ -60,6 +64,7 @@ __all__ = [
     "image_paths",
     "load_run",
     "objects_in_files",
+    "precision_table",
     "proposal_results",
     "read_backbone",
     "read_images",

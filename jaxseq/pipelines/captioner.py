@@ -56,6 +56,22 @@ class First:
         return self.source(indices)
 
 
+@dataclass(frozen=True)
+class Rows:
+    """The arrays of a source at some indices."""
+
+    source: IndexedArrays
+    rows: Integer[np.ndarray, " N"]
+
+    def __len__(self) -> int:
+        """The number of arrays."""
+        return len(self.rows)
+
+    def __call__(self, indices: Integer[np.ndarray, " B"]) -> Shaped[np.ndarray, "B *features"]:
+        """The arrays of these indices."""
+        return self.source(self.rows[indices])
+
+
 class Caption(NamedTuple):
     """A caption, its token ids without the end, and the model's log-probability of it with its end."""
 

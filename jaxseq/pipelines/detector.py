@@ -18,6 +18,7 @@ from jaxseq.data.detection import Objects
 from jaxseq.data.images import IndexedArrays, ResizeMode
 from jaxseq.data.proposals import SelectiveSearch, SlidingWindows, padded_boxes
 from jaxseq.models.detection import (
+    NEVER,
     RCNN,
     DetectorConfig,
     FastRCNN,
@@ -29,7 +30,7 @@ from jaxseq.models.detection import (
     fit_linear_stages,
     map_regions,
 )
-from jaxseq.ops.regions import Detections, box_iou, encode_boxes
+from jaxseq.ops.regions import Detections, box_coverage, box_iou, encode_boxes
 from jaxseq.pipelines.captioner import ArraySource
 from jaxseq.pipelines.saved import Pipeline
 from jaxseq.typing import Array, Float, PyTree, Shaped
@@ -159,9 +160,15 @@ class Detector(Pipeline):
         """The lowest score of detections that are shown to a user by default."""
         return SHOWN_SCORES[self.config.model]
 
+    @property
+    def unfitted_classes(self) -> tuple[str, ...]:
+        """The classes that R-CNN never detects: its linear stages were fitted without an object of them."""
+        bias = () if self.linear is None else np.asarray(self.linear.svm_bias)
+        return tuple(name for name, value in zip(self.class_names, bias, strict=False) if value <= NEVER)
+
     def propose(self, images: IndexedArrays) -> ArraySource:
         """The proposals of some images, computed now and kept in memory (``data.proposals.Proposals`` keeps files)."""
-        each = [self.proposals.boxes(np.asarray(images(np.array([i])))[0], (0, i)) for i in range(len(images))]
+        each = [self.proposals.boxes(np.asarray(images(np.array([i])))[0], 0) for i in range(len(images))]
         return ArraySource(np.stack([padded_boxes(boxes, self.num_proposals) for boxes in each]))
 
     def parameter_shapes(self) -> PyTree:
@@ -206,7 +213,7 @@ class Detector(Pipeline):
             raise ValueError(f"linear stages belong to model=rcnn, not to model={self.config.model}")
         if len(objects) != len(images):
             raise ValueError(f"{len(images)} images, but objects of {len(objects)}")
-        examples = [*self._examples(params, images, objects, proposals, config.regression_iou)]
+        examples = [*self._examples(params, images, objects, proposals, config)]
         return self.with_linear_stages(fit_linear_stages(examples, len(self.class_names), config))
 
     def _detections(self, params: PyTree, linear: LinearStages | None, images: Array, boxes: Array) -> Detections:
@@ -227,7 +234,12 @@ class Detector(Pipeline):
         )
 
     def _examples(
-        self, params: PyTree, images: IndexedArrays, objects: Sequence[Objects], proposals: IndexedArrays, near: float
+        self,
+        params: PyTree,
+        images: IndexedArrays,
+        objects: Sequence[Objects],
+        proposals: IndexedArrays,
+        config: LinearStageConfig,
     ) -> Iterator[RegionExamples]:
         """The examples of each image: its objects that are not ignored, then its proposals."""
         assert self._outputs is not None
@@ -242,7 +254,7 @@ class Detector(Pipeline):
             for row in range(count):
                 kept = (regions[row, :, 2] > regions[row, :, 0]) & (regions[row, :, 3] > regions[row, :, 1])
                 one: _RegionOutputs = jax.tree.map(lambda x, row=row, kept=kept: x[row][kept], computed)
-                yield _image_examples(one, own[row], len(self.class_names), near)
+                yield _image_examples(one, own[row], len(self.class_names), config)
             done += count
 
     def _batches(
@@ -264,11 +276,12 @@ class Detector(Pipeline):
 
 
 class _RegionOutputs(NamedTuple):
-    """What the network computes of each region, its IoU with each object, and the code of each object from it."""
+    """What the network computes of each region, its overlaps with each object, and the code of each object from it."""
 
     features: Float[Array, "*B R H"]
     pooled: Float[Array, "*B R P"]
     iou: Float[Array, "*B R G"]
+    covered: Float[Array, "*B R G"]
     codes: Float[Array, "*B R G 4"]
 
 
@@ -276,15 +289,18 @@ def _region_outputs(model: RCNN, params: PyTree, images: Array, regions: Array, 
     outputs = map_regions(lambda outputs, _: outputs, model, {"params": params}, images, regions)
     shape = (*regions.shape[:2], *objects.shape[1:])
     pairs = jnp.broadcast_to(objects[:, None], shape), jnp.broadcast_to(regions[:, :, None], shape)
-    return _RegionOutputs(outputs.features, outputs.pooled, box_iou(regions, objects), encode_boxes(*pairs))
+    overlaps = box_iou(regions, objects), box_coverage(regions, objects)
+    return _RegionOutputs(outputs.features, outputs.pooled, *overlaps, encode_boxes(*pairs))
 
 
-def _image_examples(regions: _RegionOutputs, objects: Objects, num_classes: int, near: float) -> RegionExamples:
+def _image_examples(
+    regions: _RegionOutputs, objects: Objects, num_classes: int, config: LinearStageConfig
+) -> RegionExamples:
     """The examples of an image; its objects that are not ignored are the first regions.
 
-    Pooled maps are kept of regions with an IoU above ``near`` with an object.
+    Pooled maps are kept of regions with an IoU above ``regression_iou`` with an object.
     """
-    features, pooled, iou, box_codes = map(np.asarray, regions)
+    features, pooled, iou, covered, box_codes = map(np.asarray, regions)
     count = len(features)
     best = np.zeros((count, num_classes), np.float32)
     ignored = np.zeros((count, num_classes), bool)
@@ -293,12 +309,12 @@ def _image_examples(regions: _RegionOutputs, objects: Objects, num_classes: int,
         real = np.flatnonzero((objects.classes == index) & ~objects.ignored)
         hidden = np.flatnonzero((objects.classes == index) & objects.ignored)
         if len(hidden):
-            ignored[:, index] = iou[:, hidden].max(1) >= 0.3
+            ignored[:, index] = covered[:, hidden].max(1) >= config.negative_iou
         if len(real):
             best[:, index] = iou[:, real].max(1)
             codes[:, index] = box_codes[np.arange(count), real[iou[:, real].argmax(1)]]
     labels = objects.classes[~objects.ignored]
-    close = np.flatnonzero(best.max(1) > near)
+    close = np.flatnonzero(best.max(1) > config.regression_iou)
     return RegionExamples(features, best, ignored, labels, close, pooled[close], codes[close])
 
 

@@ -82,7 +82,7 @@ def test_a_finished_run_detects_in_image_files_what_it_detected_in_the_test_imag
     assert len(rows) == results["test_images"] == 6 and results["train_images"] == 16 and len(names) == 10
     assert sum(len(row["detections"]) for row in rows) == results["detections"] > 20
     page = (settings.run / "report.html").read_text(encoding="utf-8")
-    assert page.count("data:image/png") >= 4 and "VOC AP of each class" in page and "nine: no objects" in page
+    assert page.count("data:image/png") >= 5 and "AP of each class" in page and re.search(r"nine +0 +- +- +-", page)
 
     saved_scenes(tmp_path)
     (tmp_path / "99.png").write_bytes(b"no image")
@@ -126,6 +126,7 @@ def test_options_stand_behind_what_they_belong_to():
 
 def test_documented_commands_are_read():
     pages = [detection.__doc__, detect.__doc__, jaxseq.__main__.__doc__]
+    pages += [(ROOT / "README.md").read_text(encoding="utf-8")]
     pages += [page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs").glob("*.md"))]
     text = "\n".join(pages).replace("\\\n", "")
     for name, kind, least in (("detection", Config, 5), ("detect", detect.Config, 3)):
@@ -175,7 +176,7 @@ def test_what_cannot_be_is_refused_by_name(tmp_path, capsys):
     none = tuple(one._replace(ignored=np.ones(len(one.boxes), bool)) for one in corpus.train.objects)
     empty = dataclasses.replace(corpus, train=corpus.train._replace(objects=none))
     rcnn = Config(task=scenes, detector=DetectorConfig(model="rcnn"), linear=LinearStageConfig(fit_images=1))
-    with pytest.raises(ValueError, match="fit_images=1: no object in the first 1 training images, to which R-CNN's"):
+    with pytest.raises(ValueError, match="fit_images=1: no object in the 1 training images to which R-CNN's"):
         detection.check_objects(rcnn, empty)
     detection.check_objects(Config(), empty)
     none = tuple(one._replace(ignored=np.ones(len(one.boxes), bool)) for one in corpus.test.objects)
@@ -312,7 +313,7 @@ def test_objects_in_the_layout_of_pascal_voc_are_detected_in_the_pixels_of_their
         results = main(config)
     assert results["train_images"] == 5 and results["test_images"] == 3
     page = (config.run / "report.html").read_text(encoding="utf-8")
-    assert "a &amp; b: no objects" in page
+    assert re.search(r"a &amp; b +0 +- +- +-", page)
     images = tmp_path / "voc" / "JPEGImages"
     sizes = {f"{name}.png": size for name, size in sizes.items()}
     assert_within_files(config.run, ["a & b", "c"], sizes, images)

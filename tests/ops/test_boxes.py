@@ -13,6 +13,7 @@ from region_cases import awkward_boxes, random_boxes
 
 from jaxseq.ops.regions import (
     box_area,
+    box_coverage,
     box_iou,
     centres_to_corners,
     clip_boxes,
@@ -22,7 +23,12 @@ from jaxseq.ops.regions import (
     is_empty,
     order_corners,
 )
-from jaxseq.ops.regions.reference import box_iou_reference, is_empty_reference
+from jaxseq.ops.regions.reference import (
+    box_iou_reference,
+    decode_box_reference,
+    encode_box_reference,
+    is_empty_reference,
+)
 
 WIDTH, HEIGHT = 20.0, 16.0
 
@@ -68,6 +74,17 @@ def test_the_code_round_trips_both_ways(x64: Any) -> None:
     x, y, w, h = 2.0, 3.0, 4.0, 5.0
     one = encode_boxes(jnp.asarray([3.0, 5.5, 7.0, 15.5]), jnp.asarray([x - w / 2, y - h / 2, x + w / 2, y + h / 2]))
     close(one, np.array([3 / 4, 7.5 / 5, 0.0, math.log(2)]))
+    flat = [x.reshape(-1, 4) for x in (boxes, deltas, anchors)]
+    expected = [encode_box_reference(b, a) for b, a in zip(flat[0], flat[2], strict=True)]
+    close(encode_boxes(jnp.asarray(flat[0]), jnp.asarray(flat[2])), np.array(expected))
+    expected = [decode_box_reference(d, a, 0.5) for d, a in zip(flat[1], flat[2], strict=True)]
+    close(decode_boxes(jnp.asarray(flat[1]), jnp.asarray(flat[2]), max_log_scale=0.5), np.array(expected))
+
+
+def test_coverage_is_the_part_of_a_box_that_another_covers(x64: Any) -> None:
+    boxes = jnp.asarray([[0.0, 0, 4, 4], [2, 2, 6, 6], [0, 0, 40, 40], [0, 0, 0, 0]])
+    expected = [[1, 1 / 4, 1, 0], [1 / 4, 1, 1, 0], [1 / 100, 1 / 100, 1, 0], [0, 0, 0, 0]]
+    close(box_coverage(boxes, boxes), np.array(expected))
 
 
 def test_degenerate_anchors_and_boxes_code_as_zeros_with_finite_gradients(x64: Any) -> None:

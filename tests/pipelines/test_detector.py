@@ -164,10 +164,12 @@ def test_a_saved_detector_is_the_same_and_its_linear_stages_are_verified(rcnn, t
         load_run(tmp_path, Detector)
 
 
-def overlap(a: np.ndarray, b: np.ndarray) -> float:
-    """The IoU of two boxes."""
+def overlap(a: np.ndarray, b: np.ndarray, *, of_first: bool = False) -> float:
+    """The IoU of two boxes, or the part of the first that the second covers."""
     sides = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])
     common = max(sides[0], 0) * max(sides[1], 0)
+    if of_first:
+        return common / ((a[2] - a[0]) * (a[3] - a[1]))
     return common / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - common)
 
 
@@ -191,8 +193,9 @@ def test_the_examples_of_linear_stages_are_objects_and_real_proposals_with_their
     regions = np.concatenate([corner, corner + random.uniform(2, 10, (3, 5, 2))], axis=-1).astype(np.float32)
     regions[:, 3], regions[0, 0], regions[2, 0] = 0, [3, 3, 13, 13], [11, 2, 29, 22]
     monkeypatch.setattr(detector, "BATCH_SIZE", 2)
+    config = LinearStageConfig(regression_iou=0.5, negative_iou=0.4)
     with unoptimized():
-        made = [*one._examples(params, ArraySource(IMAGES), objects, ArraySource(regions), 0.5)]
+        made = [*one._examples(params, ArraySource(IMAGES), objects, ArraySource(regions), config)]
     assert len(made) == 3 and [len(each.features) for each in made] == [6, 4, 6]
     shown = np.stack(
         [np.concatenate([each.boxes[~each.ignored][:2], np.zeros((2, 4), np.float32)])[:2] for each in objects]
@@ -211,7 +214,7 @@ def test_the_examples_of_linear_stages_are_objects_and_real_proposals_with_their
                 theirs = [box for box, k, h in zip(*own, strict=True) if k == index and h]
                 values = [overlap(region, box) for box in mine]
                 assert each.iou[row, index] == pytest.approx(max(values, default=0), abs=1e-5)
-                assert each.ignored[row, index] == any(overlap(region, box) >= 0.3 for box in theirs)
+                assert each.ignored[row, index] == any(overlap(region, box, of_first=True) >= 0.4 for box in theirs)
                 if row in each.near:
                     wanted = code(mine[int(np.argmax(values))], region) if mine else np.zeros(4)
                     found = each.codes[each.near.tolist().index(row), index]

@@ -30,7 +30,7 @@ class DetectionBatches:
     next.
 
     With ``flip``, each image is mirrored left-right with probability 1/2, drawn from (seed, epoch), and its boxes and
-    proposals with it: ``x1 y1 x2 y2 -> X - x2, y1, X - x1, y2``. Digits and letters do not survive this.
+    proposals with it: ``x1 y1 x2 y2 -> X - x2, y1, X - x1, y2``. Mirrored digits and letters would be wrong.
 
     Args:
         images: the images, with a fingerprint.

@@ -59,7 +59,7 @@ class Proposals:
 
     They are computed once; a later run opens the file if it fits: the fingerprint of the images, the settings of the
     method, P and the seed. A file that is cut or damaged (each row has a checksum) is computed again, and a message
-    says why. The boxes of image i are those of ``method.boxes(image, (seed, i))``.
+    says why. The boxes of an image are those of ``method.boxes(image, seed)``, whatever its index.
 
     Several methods and sources may share a folder. More than one process is started for more than ``CHUNK`` images
     only. As the processes import the main module anew, a script that makes this object must do so below
@@ -95,7 +95,7 @@ class Proposals:
             raise ValueError(f"count and workers must be at least 1, not {count} and {workers}")
         if not len(images):
             raise ValueError("there are no images to propose boxes for")
-        fields = ["proposals", images.fingerprint, len(images), method.settings, count, seed]
+        fields = ["proposals 2", images.fingerprint, len(images), method.settings, count, seed]
         self.fingerprint = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
         path = Path(folder) / f"proposals-{self.fingerprint[:16]}.array"
         stored = self._opened(path, verify)
@@ -206,7 +206,7 @@ def _of_images(
 def _checked(
     image: UInt8[np.ndarray, "Y X C"], method: ProposalMethod, count: int, seed: int, index: int
 ) -> Float32[np.ndarray, "P 4"]:
-    boxes = method.boxes(image, (seed, index))
+    boxes = method.boxes(image, seed)
     inside = (boxes[:, :2] >= 0).all(1) & (boxes[:, 2:] <= image.shape[1::-1]).all(1)
     valid = inside & (boxes[:, :2] < boxes[:, 2:]).all(1)
     if not valid.all():

@@ -3,6 +3,7 @@
 from jaxseq.models.detection.config import DetectorConfig
 from jaxseq.models.detection.fast_rcnn import FastRCNN, RegionOutputs
 from jaxseq.models.detection.linear_stages import (
+    NEVER,
     LinearStageConfig,
     LinearStages,
     RegionExamples,
@@ -15,6 +16,7 @@ from jaxseq.models.detection.region_scores import RegionScores, detect
 from jaxseq.models.detection.sampling import RegionSampling, RegionTargets, sample_regions
 
 __all__ = [
+    "NEVER",
     "RCNN",
     "CropOutputs",
     "DetectorConfig",

@@ -47,7 +47,7 @@ class FastRCNN(nn.Module):
     backbone: Backbone
     num_classes: int
     hidden: int = 256
-    pooled_size: int = 7
+    pooled_size: int = 4
     pooling: Pooling = "roi_align"
     dropout: float = 0.0
     dtype: DType = jnp.float32

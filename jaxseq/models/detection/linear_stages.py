@@ -1,6 +1,6 @@
 """R-CNN's linear stages: a support vector machine for each class, and a regression of boxes for each class."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ class LinearStageConfig:
     """
 
     fit_images: int = 300
-    """The first training images, whose regions the stages are fitted to."""
+    """The number of training images, evenly spread over all, whose regions the stages are fitted to."""
     svm_c: float = 1e-3
     """The weight of the hinge losses."""
     positive_weight: float = 2.0
@@ -95,7 +95,7 @@ class RegionExamples(NamedTuple):
     codes: Float[np.ndarray, "Q K 4"]  # of the best object of each class from these (``ops.encode_boxes``)
 
 
-def feature_scales(images: Iterable[RegionExamples]) -> tuple[float, float]:
+def feature_scales(images: Sequence[RegionExamples]) -> tuple[float, float]:
     """The factors that bring the mean norms of ``features``, and of the ``pooled`` maps held, to ``FEATURE_NORM``.
 
     Raises:
@@ -108,17 +108,17 @@ def feature_scales(images: Iterable[RegionExamples]) -> tuple[float, float]:
     return FEATURE_NORM / means[0], FEATURE_NORM / means[1]
 
 
-def fit_linear_stages(images: Iterable[RegionExamples], num_classes: int, config: LinearStageConfig) -> LinearStages:
+def fit_linear_stages(images: Sequence[RegionExamples], num_classes: int, config: LinearStageConfig) -> LinearStages:
     """Fit both stages to the regions of images.
 
     The support vector machine of a class (hinge loss, liblinear) has the objects of the class as positives, and hard
     negatives of one pass over the images: the negatives of an image that the machine so far scores above
     ``hard_margin`` are kept; after ``refit_after`` of them, and at the end, the machine is fitted again and easy
-    negatives are dropped. The regression of a class is a ridge regression of whitened codes. A class without objects
-    never scores.
+    negatives are dropped. The regression of a class is a ridge regression of whitened codes. A class without objects,
+    or without negatives, is never found: its score is ``NEVER``.
 
     Args:
-        images: the examples; the iterable is read three times.
+        images: the examples.
         num_classes: K.
         config: the constants.
 
@@ -138,7 +138,7 @@ def fit_linear_stages(images: Iterable[RegionExamples], num_classes: int, config
     for machine in machines:
         machine.fit()
     regressions = [_fit_boxes(images, index, pooled_scale, config) for index in range(num_classes)]
-    width = next(iter(images)).features.shape[1]
+    width = images[0].features.shape[1]
     kernels = [np.zeros(width) if machine.kernel is None else machine.kernel for machine in machines]
     return LinearStages(
         jnp.float32(feature_scale),
@@ -206,7 +206,7 @@ NEVER = -1e9
 
 
 def _fit_boxes(
-    images: Iterable[RegionExamples], index: int, scale: float, config: LinearStageConfig
+    images: Sequence[RegionExamples], index: int, scale: float, config: LinearStageConfig
 ) -> tuple[np.ndarray, np.ndarray]:
     """The kernel [P 4] and the bias [4] of one class; zeros, which leave boxes as they are, with too few examples.
 

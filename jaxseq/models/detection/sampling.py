@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxseq.models.detection.region_scores import scaled
-from jaxseq.ops.regions import box_area, box_iou, encode_boxes
+from jaxseq.ops.regions import box_area, box_coverage, box_iou, encode_boxes
 from jaxseq.typing import Array, Bool, Float, Int, Key
 
 
@@ -61,8 +61,9 @@ def sample_regions(
 ) -> RegionTargets:
     """Draw regions uniformly without replacement, at most ``regions * foreground`` of them foreground.
 
-    The objects themselves are candidates, too. Empty boxes are none. A region with an IoU of ``foreground_iou`` or more
-    with an ignored object, and less with every other, is neither foreground nor background.
+    The objects themselves are candidates, too. Empty boxes are none. A region of which an ignored object covers
+    ``foreground_iou`` or more is no background. In an image without objects, or with ignored ones alone, every other
+    region is background, whatever the least IoU of ``background_iou``.
 
     Args:
       proposals: boxes; empty ones fill up the list.
@@ -72,17 +73,21 @@ def sample_regions(
       sampling: the numbers.
       key: the random key.
     """
+    # one more object, an empty one, so that there may be none
+    objects = jnp.pad(objects, [(0, 0)] * (objects.ndim - 2) + [(0, 1), (0, 0)])
+    classes, ignored = (jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, 1)]) for x in (classes, ignored))
     candidates = jnp.concatenate([jnp.where(ignored[..., None], 0.0, objects), proposals], axis=-2)
     if (missing := sampling.regions - candidates.shape[-2]) > 0:
         candidates = jnp.pad(candidates, [(0, 0)] * (candidates.ndim - 2) + [(0, missing), (0, 0)])
     iou = box_iou(candidates, objects)
     shown = jnp.where(ignored[..., None, :], 0.0, iou)
     best, match = shown.max(-1), shown.argmax(-1)
-    hidden = jnp.where(ignored[..., None, :], iou, 0.0).max(-1)
+    hidden = jnp.where(ignored[..., None, :], box_coverage(candidates, objects), 0.0).max(-1)
     exists = box_area(candidates) > 0
     foreground = exists & (best >= sampling.foreground_iou)
     low, high = sampling.background_iou
-    background = exists & (low <= best) & (best < high) & (hidden < sampling.foreground_iou)
+    least = jnp.where(((box_area(objects) > 0) & ~ignored).any(-1, keepdims=True), low, 0.0)
+    background = exists & (least <= best) & (best < high) & (hidden < sampling.foreground_iou)
     draws = jax.random.uniform(key, exists.shape)
     most = min(max(round(sampling.regions * sampling.foreground), 1), candidates.shape[-2])
     last = jax.lax.top_k(jnp.where(foreground, draws, -1.0), most)[0][..., -1:]

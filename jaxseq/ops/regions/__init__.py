@@ -9,6 +9,7 @@ from jaxseq.ops.regions.api import (
 )
 from jaxseq.ops.regions.boxes import (
     box_area,
+    box_coverage,
     box_iou,
     centres_to_corners,
     clip_boxes,
@@ -34,6 +35,7 @@ __all__ = [
     "RoiAlignImplementation",
     "RoiMaxPoolImplementation",
     "box_area",
+    "box_coverage",
     "box_iou",
     "centres_to_corners",
     "clip_boxes",

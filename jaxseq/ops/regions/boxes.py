@@ -43,6 +43,18 @@ def box_iou(a: Float[Array, "*B N 4"], b: Float[Array, "*B M 4"]) -> Float[Array
     return paired_iou(a[..., :, None, :], b[..., None, :, :])
 
 
+def box_coverage(a: Float[Array, "*B N 4"], b: Float[Array, "*B M 4"]) -> Float[Array, "*B N M"]:
+    """``|a_n ∩ b_m| / |a_n|`` of all pairs, the part of a box that another covers; 0 where a box is empty.
+
+    Raises:
+      ValueError: as ``box_iou``.
+    """
+    iou = box_iou(a, b)
+    areas, others = box_area(a)[..., :, None], box_area(b)[..., None, :]
+    shared = iou * (areas + others) / (1 + iou)
+    return jnp.where(areas > 0, shared / jnp.where(areas > 0, areas, jnp.ones_like(areas)), jnp.zeros_like(shared))
+
+
 def paired_iou(a: Float[Array, "*#B 4"], b: Float[Array, "*#B 4"]) -> Float[Array, "*#B"]:
     """The IoU of each box with its partner; the shapes of ``a`` and ``b`` broadcast."""
     a, b = without_empty(a), without_empty(b)

@@ -27,6 +27,27 @@ def box_iou_reference(a: Numbers, b: Numbers) -> float:
     return float(shared / (sum(areas) - shared))
 
 
+def encode_box_reference(box: Numbers, anchor: Numbers) -> np.ndarray:
+    """``encode_boxes`` of one box."""
+    if is_empty_reference(box) or is_empty_reference(anchor):
+        return np.zeros(4)
+    width, height = anchor[2] - anchor[0], anchor[3] - anchor[1]
+    dx = ((box[0] + box[2]) / 2 - (anchor[0] + anchor[2]) / 2) / width
+    dy = ((box[1] + box[3]) / 2 - (anchor[1] + anchor[3]) / 2) / height
+    return np.array([dx, dy, np.log((box[2] - box[0]) / width), np.log((box[3] - box[1]) / height)])
+
+
+def decode_box_reference(deltas: Numbers, anchor: Numbers, max_log_scale: float) -> np.ndarray:
+    """``decode_boxes`` of one box."""
+    if is_empty_reference(anchor):
+        return np.zeros(4)
+    width, height = anchor[2] - anchor[0], anchor[3] - anchor[1]
+    x = (anchor[0] + anchor[2]) / 2 + deltas[0] * width
+    y = (anchor[1] + anchor[3]) / 2 + deltas[1] * height
+    w, h = (side * np.exp(min(d, max_log_scale)) for side, d in zip((width, height), deltas[2:], strict=True))
+    return np.array([x - w / 2, y - h / 2, x + w / 2, y + h / 2])
+
+
 def nms_reference(
     boxes: Numbers,
     scores: Numbers,
