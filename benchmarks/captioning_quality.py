@@ -11,19 +11,15 @@ benchmarks/results/captioning-DEVICE.jsonl, one a run. A seed draws scenes, para
 """
 
 import itertools
-import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 from harness import RESULTS, device_name, environment
+from quality_runs import ROOT, read_rows, results_of, write_row
 
 from jaxseq import training
 
-ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "runs" / "captioning_quality"
 
 Name: TypeAlias = Literal["rnn", "lstm", "attention", "transformer"]
@@ -71,15 +67,8 @@ def main(options: Options) -> None:
     file = RESULTS / f"captioning-{device_name()}.jsonl"
     cases = [] if options.table else itertools.product(range(options.seeds), options.designs, options.decoders)
     for seed, design, decoder in cases:
-        row = run(decoder, design, seed)
-        rows = sorted([*(other for other in read(file) if place(other) != place(row)), row], key=place)
-        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    print(table(read(file)))
-
-
-def read(file: Path) -> list[dict[str, Any]]:
-    """The rows measured so far."""
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        write_row(file, run(decoder, design, seed), place)
+    print(table(read_rows(file)))
 
 
 def place(row: dict[str, Any]) -> tuple[int, int, int]:
@@ -90,11 +79,8 @@ def place(row: dict[str, Any]) -> tuple[int, int, int]:
 def run(decoder: Name, design: Design, seed: int) -> dict[str, Any]:
     """The results of one run, which is made if it is not finished."""
     folder = RUNS / design / decoder / f"seed{seed}"
-    if not (folder / "results.json").exists():
-        command = [sys.executable, "experiments/captioning.py", "--decoder", decoder, "--run", str(folder)]
-        command += ["--seed", str(seed), "--split-seed", str(seed), *DESIGNS[design]]
-        subprocess.run(command, cwd=ROOT, check=True)
-    results = json.loads((folder / "results.json").read_text())
+    chosen = ["--decoder", decoder, "--seed", str(seed), "--split-seed", str(seed), *DESIGNS[design]]
+    results = results_of("captioning.py", chosen, folder)
     return {"design": design, "decoder": decoder, "seed": seed, **results, **environment()}
 
 

@@ -11,26 +11,22 @@ and their proposals are the same.
 """
 
 import itertools
-import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 from harness import RESULTS, device_name, environment
+from quality_runs import ROOT, read_rows, results_of, write_row
 
 from jaxseq import training
 
-ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "runs" / "detection_quality"
 
-Name: TypeAlias = Literal["rcnn", "fast_rcnn", "fast_rcnn, roi_max_pool"]
+Name: TypeAlias = Literal["rcnn", "fast_rcnn", "fast_rcnn_max_pool"]
 DETECTORS: dict[Name, list[str]] = {
     "rcnn": ["--model", "rcnn"],
     "fast_rcnn": ["--model", "fast_rcnn"],
-    "fast_rcnn, roi_max_pool": ["--model", "fast_rcnn", "--pooling", "roi_max_pool"],
+    "fast_rcnn_max_pool": ["--model", "fast_rcnn", "--pooling", "roi_max_pool"],
 }
 
 COLUMNS: dict[str, tuple[str, str]] = {
@@ -41,7 +37,7 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "VOC AP, 11-point": ("voc_ap_11_point", ".3f"),
     "training, s": ("train_seconds", ".0f"),
     "linear stages, s": ("linear_seconds", ".0f"),
-    "detection, images/s": ("images_per_second", ".1f"),
+    "detection without proposals, images/s": ("images_per_second", ".1f"),
 }
 """Heads of the table: the name in results.json and the format."""
 
@@ -60,15 +56,8 @@ def main(options: Options) -> None:
     """Run, note, print."""
     file = RESULTS / f"detection_quality-{device_name()}.jsonl"
     for seed, name in [] if options.table else itertools.product(range(options.seeds), options.detectors):
-        row = run(name, seed)
-        rows = sorted([*(other for other in read(file) if place(other) != place(row)), row], key=place)
-        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    print(table(read(file)))
-
-
-def read(file: Path) -> list[dict[str, Any]]:
-    """The rows measured so far."""
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        write_row(file, run(name, seed), place)
+    print(table(read_rows(file)))
 
 
 def place(row: dict[str, Any]) -> tuple[int, int]:
@@ -78,11 +67,9 @@ def place(row: dict[str, Any]) -> tuple[int, int]:
 
 def run(name: Name, seed: int) -> dict[str, Any]:
     """The results of one run, which is made if it is not finished."""
-    folder = RUNS / name.replace(", ", "-") / f"seed{seed}"
-    if not (folder / "results.json").exists():
-        command = [sys.executable, "experiments/detection.py", *DETECTORS[name]]
-        subprocess.run([*command, "--seed", str(seed), "--run", str(folder)], cwd=ROOT, check=True)
-    return {"detector": name, "seed": seed, **json.loads((folder / "results.json").read_text()), **environment()}
+    folder = RUNS / name / f"seed{seed}"
+    results = results_of("detection.py", [*DETECTORS[name], "--seed", str(seed)], folder)
+    return {"detector": name, "seed": seed, **results, **environment()}
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
