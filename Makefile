@@ -38,6 +38,8 @@ bench: $(READY)  ## the benchmarks: ratios against flax, jax.nn and, where insta
 	$(BIN)/python benchmarks/linear_recurrence.py
 	$(BIN)/python benchmarks/linear_attention.py
 	$(BIN)/python benchmarks/attention.py
+	$(BIN)/python benchmarks/regions.py
+	$(BIN)/python benchmarks/detection.py
 	$(BIN)/python benchmarks/throughput.py --preset cpu
 	$(BIN)/python benchmarks/decoding.py --parts small steps
 
