@@ -206,7 +206,8 @@ def test_low_precision_and_integers() -> None:
     np.testing.assert_array_equal(out, image)
 
 
-@pytest.mark.parametrize("derivative", [pytest.param(False, marks=pytest.mark.full), True])
+@pytest.mark.full
+@pytest.mark.parametrize("derivative", [False, True])
 def test_no_copy_of_the_map_for_each_box_is_in_memory(derivative: bool) -> None:
     boxes, map_bytes = 256, 4 * 50 * 50 * 64
     out_bytes = 4 * boxes * 7 * 7 * 64
