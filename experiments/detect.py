@@ -37,8 +37,8 @@ class Config:
     draw: Path | None = None
     """A folder for a PNG of each image with the boxes drawn."""
     threshold: float | None = None
-    """Lowest score of a detection that is given; by default 0.5 for Fast R-CNN's probabilities and 0 for R-CNN's
-    margins. Detections below 0.01 (Fast R-CNN) or -1 (R-CNN) are not made."""
+    """Lowest score of a detection that is given; by default the one with the largest F1 on the run's validation images.
+    Detections below 0.01 (Fast R-CNN) or -1 (R-CNN) are not made."""
 
     def __post_init__(self) -> None:
         if not self.images:

@@ -161,7 +161,11 @@ def main(config: Config) -> dict[str, Any]:
             results["unfitted_classes"] = ", ".join(detector.unfitted_classes) or "none"
             if detector.unfitted_classes:
                 print(f"without an object to fit to, never detected: {results['unfitted_classes']}", flush=True)
-            detector.save(run)
+        point = operating_point(detector, state.eval_params, examples)
+        if point is not None:
+            detector = detector.with_shown_score(point.score)
+            results |= {"shown_score": point.score, "validation_f1": point.f1}
+        detector.save(run)
         found, coco, scores = score(config, detector, state.eval_params, examples, run)
         results |= scores | {
             "test_images": len(corpus.test.images),
@@ -280,6 +284,13 @@ def fitted_rows(config: Config, corpus: DetectionCorpus) -> np.ndarray:
     """The training images that R-CNN's linear stages are fitted to, evenly spread."""
     total = len(corpus.train.images)
     return np.linspace(0, total - 1, min(config.linear.fit_images, total)).round().astype(np.int64)
+
+
+def operating_point(detector: Detector, params: Any, examples: Data) -> analysis.OperatingPoint | None:
+    """The lowest score of detections to show: that of the largest F1 on the validation images."""
+    part, proposals = examples.corpus.validation, examples.proposals["validation"]
+    found = pipelines.found_in_files(part, detector.detections(params, part.images, proposals))
+    return analysis.best_operating_point(found, pipelines.objects_in_files(part), detector.class_names)
 
 
 def score(

@@ -20,7 +20,12 @@ from jaxseq.analysis.comparison import (
     paired_differences,
     t_quantile,
 )
-from jaxseq.analysis.detection_outcomes import Outcomes, detection_outcomes
+from jaxseq.analysis.detection_outcomes import (
+    OperatingPoint,
+    Outcomes,
+    best_operating_point,
+    detection_outcomes,
+)
 from jaxseq.analysis.detection_pairs import Found, ImageObjects
 from jaxseq.analysis.proposal_recall import ProposalRecall, proposal_recall
 from jaxseq.analysis.slot_accuracy import slot_accuracy
@@ -47,12 +52,14 @@ __all__ = [
     "Found",
     "ImageObjects",
     "LengthScores",
+    "OperatingPoint",
     "Outcomes",
     "ProposalRecall",
     "TranslationScores",
     "alignment_accuracy",
     "attention_share",
     "average_precision",
+    "best_operating_point",
     "caption_bleu",
     "caption_scores",
     "cider_d",

@@ -43,6 +43,47 @@ def detection_outcomes(
     return tuple(Outcomes(*each) for each in zip(*parts, strict=True))
 
 
+class OperatingPoint(NamedTuple):
+    """Precision, recall and F1 of the detections with at least this score, of all classes together."""
+
+    score: float
+    precision: float
+    recall: float
+    f1: float
+
+
+def best_operating_point(
+    found: Sequence[Found],
+    objects: Sequence[ImageObjects],
+    class_names: Sequence[str],
+    *,
+    iou: int | float = 0.5,
+) -> OperatingPoint | None:
+    """The score from which detections are taken for the largest F1 = 2 P R / (P + R); the highest of several.
+
+    None without a correct detection.
+
+    Raises:
+        ValueError: as ``average_precision``.
+    """
+    outcomes = [one.detections for one in detection_outcomes(found, objects, class_names, iou=iou)]
+    outcome = np.concatenate([np.zeros(0, np.int64), *outcomes])
+    scores = np.concatenate([np.zeros(0), *(np.asarray(one.scores, np.float64) for one in found)])
+    counted = outcome != UNCOUNTED
+    order = np.argsort(-scores[counted], kind="stable")
+    scores, correct = scores[counted][order], np.cumsum(outcome[counted][order] == CORRECT)
+    number = sum(int((~np.asarray(one.ignored)).sum()) for one in objects)
+    if not len(correct) or not correct[-1]:
+        return None
+    last = np.append(scores[1:] < scores[:-1], True)  # equal scores are taken together
+    taken = np.arange(1, len(scores) + 1)
+    f1 = np.where(last, 2 * correct / (taken + number), 0.0)
+    best = int(f1.argmax())
+    return OperatingPoint(
+        float(scores[best]), float(correct[best] / taken[best]), float(correct[best] / number), float(f1[best])
+    )
+
+
 def voc_outcomes(
     table: Float[np.ndarray, "D G"], ignored: Bool[np.ndarray, " G"], iou: int | float
 ) -> tuple[Int[np.ndarray, " D"], Bool[np.ndarray, " G"]]:

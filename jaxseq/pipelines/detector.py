@@ -41,7 +41,7 @@ Method: TypeAlias = SelectiveSearch | SlidingWindows
 LOWEST_SCORES = {"fast_rcnn": 0.01, "rcnn": -1.0}
 """Detections with lower scores are not kept: probabilities of Fast R-CNN, margins of R-CNN."""
 SHOWN_SCORES = {"fast_rcnn": 0.5, "rcnn": 0.0}
-"""The lowest scores of detections that are shown."""
+"""The lowest scores of detections that are shown, unless one was chosen on validation images."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ class _Description:
     num_proposals: int
     detection: DetectionConfig
     linear_sha256: str | None = None
+    shown_score: float | None = None
 
 
 class Detector(Pipeline):
@@ -89,6 +90,7 @@ class Detector(Pipeline):
         num_proposals: the largest number of proposals of an image.
         detection: how scored regions become detections.
         linear: R-CNN's linear stages, once they are fitted.
+        shown_score: the lowest score of detections that are shown to a user by default.
 
     Raises:
         ValueError: no classes, or linear stages for another model than R-CNN.
@@ -105,6 +107,7 @@ class Detector(Pipeline):
         num_proposals: int,
         detection: DetectionConfig = DetectionConfig(),
         linear: LinearStages | None = None,
+        shown_score: float | None = None,
     ) -> None:
         if not class_names:
             raise ValueError("there is no class to detect")
@@ -115,6 +118,7 @@ class Detector(Pipeline):
         self.config, self.class_names = config, tuple(class_names)
         self.image_size, self.resize = (image_size[0], image_size[1]), resize
         self.proposals, self.num_proposals, self.detection, self.linear = proposals, num_proposals, detection, linear
+        self.shown_score = SHOWN_SCORES[config.model] if shown_score is None else shown_score
         self.model = config.build(len(self.class_names))
         self._detect = jax.jit(self._detections)
         self._outputs = jax.jit(partial(_region_outputs, self.model)) if isinstance(self.model, RCNN) else None
@@ -137,6 +141,7 @@ class Detector(Pipeline):
             num_proposals=described.num_proposals,
             detection=described.detection,
             linear=linear,
+            shown_score=described.shown_score,
         )
 
     def save(self, run: training.Run) -> None:
@@ -147,18 +152,19 @@ class Detector(Pipeline):
             weights.write_weights(file, {name: np.asarray(x) for name, x in self.linear._asdict().items()})
             sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
         sizes = self.image_size, self.resize, self.proposals, self.num_proposals, self.detection
-        run.write(FILE, _Description(self.config, self.class_names, *sizes, sha256))
+        run.write(FILE, _Description(self.config, self.class_names, *sizes, sha256, self.shown_score))
+
+    def with_shown_score(self, score: float) -> "Detector":
+        """The same detector that shows detections from this score on."""
+        other = copy.copy(self)
+        other.shown_score = score
+        return other
 
     def with_linear_stages(self, linear: LinearStages) -> "Detector":
         """The same detector with these linear stages."""
         other = copy.copy(self)
         other.linear = linear
         return other
-
-    @property
-    def shown_score(self) -> float:
-        """The lowest score of detections that are shown to a user by default."""
-        return SHOWN_SCORES[self.config.model]
 
     @property
     def unfitted_classes(self) -> tuple[str, ...]:

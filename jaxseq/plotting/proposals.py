@@ -81,7 +81,7 @@ def draw_proposal_recall(
             right.plot(ious, table.recall[row], color=color, linestyle=dashes, marker="o", markersize=3)
     _dash_legend(left, {f"IoU {ious[index]:g}": dashes for index, dashes in overlaps.items()}, "upper left")
     named = {index: f"{numbers[index]:,} proposal{'' if numbers[index] == 1 else 's'}" for index in amounts}
-    _dash_legend(right, {named[index]: dashes for index, dashes in amounts.items()}, "upper right")
+    _dash_legend(right, {named[index]: dashes for index, dashes in amounts.items()}, "best")
     _source_legend(figure, {name: table.mean_number for name, table in tables.items()})
     return save_figure(figure, file)
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxseq.analysis import Found, average_precision, detection_outcomes, proposal_recall
+from jaxseq.analysis import Found, average_precision, best_operating_point, detection_outcomes, proposal_recall
 from tests.analysis.detection_cases import a_box, cases, plain_overlap, some_found, some_objects
 
 A, B, C, FAR = (0, 0, 10, 10), (20, 0, 30, 10), (0, 20, 10, 30), (90, 90, 99, 99)
@@ -128,6 +128,25 @@ def test_it_is_its_definition(case, iou, method):
     assert correct == sum((each.detections == 1).sum() for each in outcomes)
     reached = [each.objects_found & ~there.ignored for each, there in zip(outcomes, objects, strict=True)]
     assert correct == sum(each.sum() for each in reached) == sum(each.objects_found.sum() for each in outcomes)
+
+
+@settings(deadline=None, max_examples=40)
+@given(cases())
+def test_the_best_operating_point_has_the_largest_f1_of_all_scores(case):
+    found, objects = case
+    number = sum(int((~each.ignored).sum()) for each in objects)
+    scores = sorted({float(score) for each in found for score in each.scores}, reverse=True)
+    points = []
+    for score in scores:
+        outcomes = detection_outcomes([each.above(score) for each in found], objects, NAMES)
+        right, wrong = (sum(int((each.detections == kind).sum()) for each in outcomes) for kind in (1, 0))
+        points.append((2 * right / (right + wrong + number) if right else 0.0, right, right + wrong, score))
+    best = best_operating_point(found, objects, NAMES)
+    if not points or not max(points)[1]:
+        assert best is None
+        return
+    f1, right, taken, score = max(points, key=lambda point: point[0])
+    assert best == pytest.approx((score, right / taken, right / number, f1))
 
 
 @settings(deadline=None, max_examples=40)
