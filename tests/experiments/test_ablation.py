@@ -426,7 +426,8 @@ def test_smoke_reaches_the_experiment_and_what_that_sets_itself_cannot_be_varied
 def test_what_is_no_experiment_is_said(name, tmp_path):
     with pytest.raises(
         ValueError,
-        match=r"nowhere.*known: captioning, language_model, translation, or FILE|generate is not an experiment .*'run'",
+        match=r"nowhere.*known: captioning, detection, language_model, translation, or FILE|"
+        r"generate is not an experiment .*'run'",
     ):
         main(Config(experiment=name, vary=("core=gru",), run=tmp_path / "run"))
 
@@ -475,6 +476,7 @@ def command(fake: Path, *options: str) -> list[str]:
     return [sys.executable, file, "--experiment", str(fake), "--run", str(fake.parent / "runs"), *options]
 
 
+@pytest.mark.full
 def test_the_command_line_runs_processes_and_tells_failures(fake):
     ablate(fake, "width=6", base="text='a b' seed=1", seeds=1)
     line = command(fake, "--base", "text='a b' seed=1", "--vary", "width=6", "--vary", "mode=broken", "--seeds", "1")

@@ -93,6 +93,7 @@ def log_probabilities(run: Path, results: list[generate.Result]) -> np.ndarray:
     return np.array([score[len(prompt) - 1 : len(row) - 1].sum() for score, prompt, row in parts])
 
 
+@pytest.mark.full
 def test_one_beam_is_greedy_and_so_is_the_largest_of_one(run):
     (greedy,) = made(run, prompt=("the fox",))
     for options in ({"beams": 1, "normalization": "gnmt"}, {"top_k": 1}):
@@ -347,6 +348,7 @@ def call(run: Path, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8", check=False)
 
 
+@pytest.mark.full
 def test_the_command_line_prints_a_text(run):
     good = call(run, "--prompt", "the", "a", "--forbid", "e", "--samples", "2", "--temperature", "0.8")
     assert good.returncode == 0, good.stderr

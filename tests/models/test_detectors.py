@@ -119,7 +119,8 @@ def test_detections_are_the_best_of_overlapping_boxes_and_no_padding():
     scores = np.array([[0.9, 0.2], [0.8, 0.3], [0.1, 0.7], [1.0, 1.0]], np.float32)[None]
     each = np.repeat(boxes[:, :, None], 2, axis=2)
     regions = RegionScores(jnp.asarray(each), jnp.asarray(scores))
-    found = detect(regions, jnp.asarray(boxes), score_threshold=0.15, iou_threshold=0.5, max_outputs=6)
+    options = {"score_threshold": 0.15, "iou_threshold": 0.5, "max_outputs": 6}
+    found = jitted(lambda *arrays: detect(*arrays, **options))(regions, jnp.asarray(boxes))
     valid = np.asarray(found.valid[0])
     assert np.asarray(found.scores[0])[valid].tolist() == pytest.approx([0.9, 0.7, 0.3])
     assert np.asarray(found.classes[0])[valid].tolist() == [0, 1, 1]

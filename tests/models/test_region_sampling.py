@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compilation import jitted
 
 from jaxseq.analysis.detection_pairs import overlaps
 from jaxseq.models.detection import RegionSampling, RegionTargets, fast_rcnn_loss, region_loss, sample_regions
@@ -40,7 +41,7 @@ def sampled():
     """The scenes and the targets drawn from them with several keys."""
     boxes, classes, ignored, proposals = scenes()
 
-    @jax.jit
+    @jitted
     def draw(key):
         return sample_regions(*map(jnp.asarray, (proposals, boxes, classes, ignored)), SAMPLING, key=key)
 
@@ -92,16 +93,17 @@ def test_all_regions_of_an_image_are_drawn_if_there_are_few():
     classes, ignored = np.array([[4]], np.int32), np.array([[False]])
     arrays = [jnp.asarray(array) for array in (proposals, boxes, classes, ignored)]
     options = RegionSampling(16, foreground=1.0, background_iou=(0.0, 0.5))
-    targets = sample_regions(*arrays, options, key=jax.random.key(0))
+    draw = jitted(lambda *arrays: sample_regions(*arrays, options, key=jax.random.key(0)))
+    targets = draw(*arrays)
     assert targets.real.sum() == 4 and sorted(targets.labels[targets.real].tolist()) == [0, 0, 5, 5]
-    hidden = sample_regions(*arrays[:3], ~arrays[3], options, key=jax.random.key(0))
+    hidden = draw(*arrays[:3], ~arrays[3])
     assert hidden.boxes[hidden.real][:, 0].tolist() == [50] and not hidden.labels.any()  # the others lie in a crowd
 
 
 def test_without_objects_every_region_is_background():
     proposals = jnp.asarray([[[10.0, 10, 29, 30], [50, 50, 60, 60], [0, 0, 0, 0]]])
     none = jnp.zeros((1, 0, 4)), jnp.zeros((1, 0), jnp.int32), jnp.zeros((1, 0), bool)
-    targets = sample_regions(proposals, *none, SAMPLING, key=jax.random.key(0))
+    targets = jitted(lambda *arrays: sample_regions(*arrays, SAMPLING, key=jax.random.key(0)))(proposals, *none)
     assert targets.real.sum() == 2 and not targets.labels.any() and not targets.deltas.any()
 
 
@@ -119,17 +121,20 @@ def test_losses_are_those_of_the_paper_and_ignore_missing_regions(x64):
         if label:
             d = np.abs(deltas[row][label - 1] - target[row])
             boxes += np.where(d < 1, d**2 / 2, d - 0.5).sum()
-    found = fast_rcnn_loss(jnp.asarray(logits), jnp.asarray(deltas), targets)
+    loss = jitted(fast_rcnn_loss)
+    found = loss(jnp.asarray(logits), jnp.asarray(deltas), targets)
     np.testing.assert_allclose(found, (entropy / 6, boxes / 6, right / 6, 6), rtol=1e-12)
-    np.testing.assert_allclose(region_loss(jnp.asarray(logits), targets), (entropy / 6, 0, right / 6, 6), rtol=1e-12)
+    np.testing.assert_allclose(
+        jitted(region_loss)(jnp.asarray(logits), targets), (entropy / 6, 0, right / 6, 6), rtol=1e-12
+    )
     none = targets._replace(real=jnp.zeros_like(targets.real))
-    assert tuple(fast_rcnn_loss(jnp.asarray(logits), jnp.asarray(deltas), none)) == (0, 0, 0, 0)
+    assert tuple(loss(jnp.asarray(logits), jnp.asarray(deltas), none)) == (0, 0, 0, 0)
 
     def total(arrays):
         found = fast_rcnn_loss(*arrays, targets)
         return found.classes + found.boxes
 
-    gradients = jax.grad(total)((jnp.asarray(logits), jnp.asarray(deltas)))
+    gradients = jitted(jax.grad(total))((jnp.asarray(logits), jnp.asarray(deltas)))
     assert all((np.asarray(g)[~real] == 0).all() and np.asarray(g)[real].any() for g in gradients)
 
 

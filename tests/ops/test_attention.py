@@ -191,6 +191,7 @@ def test_vmap_adds_no_loop_and_no_branch() -> None:
         assert mapped.count(name) == batched.count(name)
 
 
+@pytest.mark.full
 def test_memory_grows_with_the_length() -> None:
     def temporary(implementation: str, length: int) -> int:
         x = jax.ShapeDtypeStruct((1, length, 2, 16), jnp.float32)

@@ -116,6 +116,7 @@ def test_a_failing_trial_warns_and_falls_back(untried_cuda: Any, what: str) -> N
         cudnn_lstm(*args)
 
 
+@pytest.mark.full
 def test_the_trial_works_inside_jit(untried_cuda: Any) -> None:
     args = arguments()
 

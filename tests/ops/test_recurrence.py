@@ -285,6 +285,7 @@ def test_the_shortest_sequences_work(time: int, residuals: str, x64: None) -> No
     close(*jitted(lambda *args: [jax.value_and_grad(f, (1, 2, 3))(*args) for f in functions])(*args))
 
 
+@pytest.mark.full
 def test_the_projection_and_its_gradient_never_exist_whole() -> None:
     """Memory is about one array per gate and per part of the state; with residuals="chunks", a fraction of one."""
     batch, time, size = 4, 512, 16

@@ -120,6 +120,7 @@ def test_empty_boxes_give_zeros_and_fill_and_huge_ones_are_finite() -> None:
     assert np.abs(several[0][6]).max() < 1e-2, "the mean over a huge box is nearly that of the zeros around the map"
 
 
+@pytest.mark.full
 def test_vmap_and_leading_dimensions_give_the_same(x64: Any) -> None:
     maps, boxes = jnp.asarray(features()), jnp.asarray(BOXES)
     ops: list[Any] = [
@@ -192,6 +193,7 @@ def test_context_surrounds_the_box_at_the_size_of_the_result(x64: Any) -> None:
     assert not np.asarray(out[:6]).any() and not np.asarray(out[:, :6]).any() and not np.asarray(out[:, -6:]).any()
 
 
+@pytest.mark.full
 def test_low_precision_and_integers() -> None:
     maps, boxes = features()[0], np.nan_to_num(BOXES[0], posinf=30).astype(np.float32)
     half = jnp.asarray(maps, jnp.bfloat16)

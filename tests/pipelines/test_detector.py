@@ -100,10 +100,10 @@ def test_detections_are_sorted_boxes_inside_the_image_of_known_classes(fast):
         assert (each.boxes[:, 2:] > each.boxes[:, :2]).all() and set(each.classes.tolist()) <= {0, 1, 2}
 
 
-def test_proposals_are_those_of_each_image_and_its_place_filled_up(fast):
+def test_proposals_are_those_of_each_image_filled_up(fast):
     one, _, proposals, _ = fast
     for index, image in enumerate(IMAGES):
-        np.testing.assert_array_equal(proposals.array[index], one.proposals.boxes(image, (0, index))[:9])
+        np.testing.assert_array_equal(proposals.array[index], one.proposals.boxes(image, 0)[:9])
     more = Detector(one.config, NAMES, image_size=SIZE, proposals=SlidingWindows((24.0,), (1.0,)), num_proposals=50)
     boxes = more.propose(ArraySource(IMAGES)).array
     real = (boxes != 0).any(-1).sum(-1)
