@@ -1,4 +1,4 @@
-"""What R-CNN computes again and Fast R-CNN shares: FLOPs and time of both against the number of proposals.
+"""FLOPs and time of R-CNN and Fast R-CNN against the number of proposals, and the work that sharing the map saves.
 
     python benchmarks/detection.py                  # both backbones, 16 to 1,024 proposals; JSON lines and a figure
     python benchmarks/detection.py --quick          # the small backbone, 16 and 64 proposals, nothing written

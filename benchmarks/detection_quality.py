@@ -1,4 +1,4 @@
-"""What the detectors of ``experiments/detection.py`` reach: the first table of docs/detection.md, from three seeds.
+"""Average precision of the detectors of ``experiments/detection.py``: a table of docs/detection.md, three seeds.
 
     python benchmarks/detection_quality.py                          # all detectors, most of an hour on 2 CPU cores
     python benchmarks/detection_quality.py --detectors rcnn --seeds 1

@@ -56,7 +56,7 @@ class Run(NamedTuple):
 
 
 def methods() -> dict[str, Method]:
-    """What is measured."""
+    """The methods that are measured, by name."""
     found: dict[str, Method] = {f"jaxseq {preset}": SelectiveSearch(preset).boxes for preset in PRESETS}
     try:
         import cv2
@@ -135,7 +135,7 @@ def crop_rows(label: str, size: int) -> list[Row]:
 
 
 def row_of(label: str, name: str, run: Run) -> Row:
-    """What every row holds."""
+    """The fields of a row."""
     row = {
         "images": label,
         "method": name,
@@ -155,7 +155,7 @@ def row_of(label: str, name: str, run: Run) -> Row:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """What was measured, in Markdown."""
+    """The measured rows in Markdown."""
     heads = [f"recall{100 * level:.0f}@{count}" for level in THRESHOLDS for count in COUNTS]
     names = [f"{100 * level:.0f} % of {count}" for level in THRESHOLDS for count in COUNTS]
     lines = [

@@ -17,7 +17,7 @@ minutes; Fast R-CNN then trains for 4 minutes and reaches AP50 0.99, R-CNN for 7
 import dataclasses
 import importlib.util
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -27,7 +27,7 @@ import numpy as np
 import tyro
 from tyro.conf import OmitArgPrefixes, subcommand
 
-from jaxseq import analysis, ops, pipelines, plotting, training
+from jaxseq import analysis, ops, pipelines, training
 from jaxseq.analysis import Found
 from jaxseq.data.detection import DetectionBatch, DetectionBatches, DetectionCorpus
 from jaxseq.data.images import Prefetch
@@ -166,8 +166,8 @@ def main(config: Config) -> dict[str, Any]:
             detector = detector.with_shown_score(point.score)
             results |= {"shown_score": point.score, "validation_f1": point.f1}
         detector.save(run)
-        found, coco, scores = score(config, detector, state.eval_params, examples, run)
-        results |= scores | {
+        scored = score(config, detector, state.eval_params, examples, run)
+        results |= scored.results | {
             "test_images": len(corpus.test.images),
             "train_images": len(corpus.train.images),
             "corpus_sha256": corpus.sha256,
@@ -177,7 +177,7 @@ def main(config: Config) -> dict[str, Any]:
             "train_seconds": run.train_seconds,
         }
         run.write_results(results)
-        report = write_report(config, detector, examples, found, coco, run)
+        report = write_report(config, detector, examples, scored, run)
     print(
         f"test: AP50 {results['ap50']:.3f}, AP {results['ap']:.3f}, VOC AP {results['voc_ap']:.3f}; proposals cover "
         f"{results['proposal_recall50']:.1%} of the objects\n  {results['coco_signature']}\nreport: {report}"
@@ -293,10 +293,17 @@ def operating_point(detector: Detector, params: Any, examples: Data) -> analysis
     return analysis.best_operating_point(found, pipelines.objects_in_files(part), detector.class_names)
 
 
-def score(
-    config: Config, detector: Detector, params: Any, examples: Data, run: training.Run
-) -> tuple[list[Found], analysis.CocoScores, dict[str, Any]]:
-    """The detections in all test images, which are written to the run, and their scores."""
+class Scored(NamedTuple):
+    """The detections in all test images, their scores as COCO and VOC have them, and the numbers of results.json."""
+
+    found: list[Found]
+    coco: analysis.CocoScores
+    voc: analysis.AveragePrecision
+    results: dict[str, Any]
+
+
+def score(config: Config, detector: Detector, params: Any, examples: Data, run: training.Run) -> Scored:
+    """Detect in all test images, write the detections to the run, and score them."""
     part, proposals = examples.corpus.test, examples.proposals["test"]
     count = min(64, len(part.images))
     few = First(part.images, count), First(proposals, count)
@@ -306,66 +313,30 @@ def score(
     seconds = time.perf_counter() - start
     found = pipelines.found_in_files(part, detector.detections(params, part.images, proposals))
     run.write("detections.json", pipelines.detection_rows(part.names, found, detector.class_names))
-    objects = pipelines.objects_in_files(part)
-    coco = analysis.coco_average_precision(found, objects, detector.class_names, implementation=config.coco)
+    given = found, pipelines.objects_in_files(part), detector.class_names
+    coco = analysis.coco_average_precision(*given, implementation=config.coco)
+    voc = analysis.average_precision(*given)
     results = {"ap50": coco.ap50, "ap": coco.ap, "ap75": coco.ap75, "coco_signature": coco.signature}
-    results["voc_ap"] = analysis.average_precision(found, objects, detector.class_names).mean
-    results["voc_ap_11_point"] = analysis.average_precision(
-        found, objects, detector.class_names, method="11-point"
-    ).mean
+    results |= {"voc_ap": voc.mean, "voc_ap_11_point": analysis.average_precision(*given, method="11-point").mean}
     results |= pipelines.proposal_results(proposals(np.arange(len(part.images))), part.objects)
     results |= {"images_per_second": count / seconds, "detections": sum(len(one.boxes) for one in found)}
-    return found, coco, results
+    return Scored(found, coco, voc, results)
 
 
-def write_report(
-    config: Config,
-    detector: Detector,
-    examples: Data,
-    found: Sequence[Found],
-    coco: analysis.CocoScores,
-    run: training.Run,
-) -> Path:
+def write_report(config: Config, detector: Detector, examples: Data, scored: Scored, run: training.Run) -> Path:
     """The report: images with boxes, precision and recall, AP of each class, the proposals and their recall."""
-    part, proposals, names = examples.corpus.test, examples.proposals["test"], detector.class_names
-    objects, folder = pipelines.objects_in_files(part), run.path / "figures"
-    folder.mkdir(exist_ok=True)
-    precision = analysis.average_precision(found, objects, names)
-    recall = analysis.proposal_recall(proposals(np.arange(len(part.images))), part.objects)
-    table = pipelines.precision_table(precision, coco)
+    part, proposals = examples.corpus.test, examples.proposals["test"]
+    options: dict[str, Any] = {"method": type(config.proposals).__name__, "samples": config.samples}
+    options |= {"shown_score": detector.shown_score, "class_names": detector.class_names}
     figures: dict[str, Path] = {}
     try:
-        if config.samples:
-            rows = range(min(config.samples, len(part.images)))
-            shown = [found[row].above(detector.shown_score) for row in rows]
-            figures["test images: detections, and objects (dashed)"] = plotting.draw_detections(
-                [pipelines.file_image(part, row) for row in rows],
-                objects[: len(rows)],
-                shown,
-                names,
-                folder / "detections.png",
-                outcomes=analysis.detection_outcomes(shown, objects[: len(rows)], names),
-                titles=part.names[: len(rows)],
-            )
-            figures["test images: the best proposal of each object, and its IoU"] = plotting.draw_detections(
-                [np.asarray(part.images(np.array([row])))[0] for row in rows],
-                part.objects[: len(rows)],
-                [pipelines.best_proposals(proposals(np.array([row]))[0], part.objects[row]) for row in rows],
-                names,
-                folder / "best_proposals.png",
-                titles=part.names[: len(rows)],
-            )
-        if precision.mean is not None:
-            figures["precision and recall at IoU 0.5"] = plotting.draw_precision_recall(
-                precision.classes, folder / "precision_recall.png", mean=precision.mean
-            )
-        figures["recall of the proposals"] = plotting.draw_proposal_recall(
-            {type(config.proposals).__name__: recall}, folder / "proposals.png"
-        )
+        arrays = proposals(np.arange(len(part.images))), scored.found, scored.voc
+        figures = pipelines.draw_detector_report(run.path / "figures", part, *arrays, **options)
     except ImportError as error:
         print(error, flush=True)
     title = f"Detection: {config.detector.model}, {config.detector.encoder}"
-    return training.write_report(run, title=title, samples={"AP of each class": table}, figures=figures)
+    samples = {"AP of each class": pipelines.precision_table(scored.voc, scored.coco)}
+    return training.write_report(run, title=title, samples=samples, figures=figures)
 
 
 if __name__ == "__main__":

@@ -201,6 +201,6 @@ def _matches(
 
 
 def _outside(boxes: Float[np.ndarray, "N 4"]) -> Bool[np.ndarray, "A N"]:
-    """Which boxes lie outside each range of areas."""
+    """True for boxes outside of each range of areas."""
     size = areas(boxes)
     return np.array([(size < low) | (size > high) for low, high in AREAS])

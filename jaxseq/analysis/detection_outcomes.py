@@ -1,4 +1,4 @@
-"""Which detections are correct, and which objects were found."""
+"""Outcomes of detections and objects, and the score of the best F1."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -130,7 +130,7 @@ def areas(boxes: Float[np.ndarray, "N 4"]) -> Float[np.ndarray, " N"]:
 
 
 def where_equal(ascending: np.ndarray, value: int) -> slice:
-    """Where an array in ascending order has a value."""
+    """The places of a value in an array in ascending order."""
     return slice(np.searchsorted(ascending, value, "left"), np.searchsorted(ascending, value, "right"))
 
 

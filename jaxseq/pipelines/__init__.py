@@ -4,14 +4,13 @@ from jaxseq.pipelines.caption_measures import CaptionLosses, Losses, attention_o
 from jaxseq.pipelines.caption_tasks import Coco, Flickr, Folder, Karpathy, Scenes
 from jaxseq.pipelines.captioner import ArraySource, Caption, Captioner, First, Rows
 from jaxseq.pipelines.detection_measures import (
-    best_proposals,
     detection_rows,
     file_image,
     found_in_files,
     objects_in_files,
-    precision_table,
     proposal_results,
 )
+from jaxseq.pipelines.detection_report import draw_detector_report, precision_table
 from jaxseq.pipelines.detection_tasks import CocoInstances, DetectionScenes, Voc
 from jaxseq.pipelines.detector import DetectionConfig, Detector
 from jaxseq.pipelines.image_paths import image_paths, read_images
@@ -54,10 +53,10 @@ __all__ = [
     "Voc",
     "Words",
     "attention_on_boxes",
-    "best_proposals",
     "check_user_cores",
     "cut_at",
     "detection_rows",
+    "draw_detector_report",
     "file_image",
     "find_weights",
     "found_in_files",

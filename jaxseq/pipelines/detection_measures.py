@@ -7,8 +7,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from jaxseq import analysis
-from jaxseq.analysis import AveragePrecision, CocoScores, Found
-from jaxseq.analysis.detection_pairs import overlaps
+from jaxseq.analysis import Found
 from jaxseq.data.detection import DetectionImages, Objects
 from jaxseq.typing import Float
 
@@ -49,26 +48,6 @@ def proposal_results(proposals: Float[np.ndarray, "N P 4"], objects: Sequence[Ob
     recall = dict(zip(table.ious, table.recall[0].tolist(), strict=True))
     results = {"proposal_recall50": recall[0.5], "proposal_recall70": recall[0.7]}
     return results | {"proposal_average_recall": float(table.recall.mean()), "proposals_per_image": table.mean_number}
-
-
-def best_proposals(proposals: Float[np.ndarray, "P 4"], objects: Objects) -> Found:
-    """The proposal that overlaps each object best, of the object's class, with the IoU as its score."""
-    if not len(objects.boxes) or not len(proposals):
-        return Found(np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64))
-    iou = overlaps(objects.boxes.astype(np.float64), proposals.astype(np.float64))
-    best = iou.argmax(1)
-    return Found(proposals[best].astype(np.float64), iou.max(1), objects.classes.astype(np.int64))
-
-
-def precision_table(precision: AveragePrecision, coco: CocoScores) -> str:
-    """A line for each class: its objects, COCO's AP50 and AP, and VOC's AP; classes without objects are named."""
-    width = max(len("class"), *(len(one.name) for one in precision.classes))
-    lines = [f"{'class':{width}}  objects   AP50     AP  VOC AP"]
-    for one in precision.classes:
-        values = coco.class_ap50[one.name], coco.class_ap[one.name], one.ap
-        shown = "  ".join("     -" if value is None else f"{value:6.3f}" for value in values)
-        lines.append(f"{one.name:{width}}  {one.objects:7,}{shown}")
-    return "\n".join(lines)
 
 
 def file_image(part: DetectionImages, index: int) -> UInt8[np.ndarray, "Y X 3"]:

@@ -46,7 +46,7 @@ SHOWN_SCORES = {"fast_rcnn": 0.5, "rcnn": 0.0}
 
 @dataclass(frozen=True)
 class DetectionConfig:
-    """How scored regions become detections."""
+    """Suppression, and the number of detections of an image."""
 
     nms_iou: float = 0.3
     """A box that overlaps a better one of its class by more than this is suppressed."""
@@ -282,7 +282,7 @@ class Detector(Pipeline):
 
 
 class _RegionOutputs(NamedTuple):
-    """What the network computes of each region, its overlaps with each object, and the code of each object from it."""
+    """The network's outputs for each region, its overlaps with each object, and the code of each object from it."""
 
     features: Float[Array, "*B R H"]
     pooled: Float[Array, "*B R P"]

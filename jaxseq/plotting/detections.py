@@ -55,7 +55,7 @@ class BoxedDetections(Protocol):
 
 @runtime_checkable
 class BoxOutcomes(Protocol):
-    """What became of the boxes in one image, as in ``analysis.Outcomes``."""
+    """The outcomes of the boxes in one image, as in ``analysis.Outcomes``."""
 
     @property
     def detections(self) -> np.ndarray:

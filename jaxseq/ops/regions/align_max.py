@@ -26,7 +26,7 @@ class _Samples(NamedTuple):
     """The samples of a box along one axis."""
 
     begin: Array
-    """Where each bin begins, ``[bins]``."""
+    """The start of each bin, ``[bins]``."""
     step: Array
     """The size of a bin."""
     number: Array
@@ -34,7 +34,7 @@ class _Samples(NamedTuple):
     first: Array
     """The first sample of each bin that may be inside of the map, ``[bins]``."""
     trips: Array
-    """How many samples to look at from there."""
+    """The number of samples to look at from there."""
     outside: Array
     """Whether other samples of the bin lie outside of the map, and count as 0; ``[bins]``."""
 

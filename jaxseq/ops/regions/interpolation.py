@@ -42,7 +42,7 @@ def align_weights(
 
 
 def bin_starts(starts: Float[Array, "*B"], sizes: Float[Array, "*B"], bins: int) -> tuple[Array, Array]:
-    """Where each bin begins ``[*B bins]``, and the size of a bin ``[*B]``."""
+    """The start of each bin ``[*B bins]``, and the size of a bin ``[*B]``."""
     step = divided(sizes, bins)
     numbers = jnp.arange(bins, dtype=starts.dtype).reshape((1,) * starts.ndim + (bins,))
     return starts[..., None] + numbers * step[..., None], step
