@@ -170,6 +170,7 @@ def test_a_row_that_constraints_leave_no_token_ends_there() -> None:
     assert found.lengths.tolist() == [0, 0] and np.all(np.isneginf(found.scores))
 
 
+@pytest.mark.full
 def test_tokens_of_any_whole_dtype_and_plain_numbers_as_a_carry_will_do() -> None:
     """A byte cannot hold id 299: ids are int32 inside and in what is returned."""
     table = jnp.zeros((300, 300)).at[:, 299].set(5.0)

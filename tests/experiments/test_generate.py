@@ -129,6 +129,7 @@ def test_prompts_of_a_batch_get_what_each_gets_alone(any_run, options):
     np.testing.assert_allclose(*([r.log_probability for r in rows] for rows in (together, alone)), atol=1e-4)
 
 
+@pytest.mark.full
 def test_a_draw_is_its_seeds(run):
     first = made(run, prompt=("the", "fox"), samples=3, seed=1)
     assert made(run, prompt=("the", "fox"), samples=3, seed=1) == first

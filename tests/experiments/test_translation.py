@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tyro
+from compilation import unoptimized
 
 pytest.importorskip("sacrebleu", reason="sacrebleu is not installed (extra `translation`)")
 pytest.importorskip("babel", reason="Babel is not installed (extra `translation`)")
@@ -148,7 +149,8 @@ def test_a_trained_run_translates_other_texts(translation_run, tmp_path, capsys)
     texts = ("abc", "hello")
     (tmp_path / "new.txt").write_text("hello\n", encoding="utf-8")
     options = {"max_length": 9, "alignment": picture, "output": out}
-    found = translate.main(translate.Config(run=run, text=texts[:1], file=tmp_path / "new.txt", **options))
+    with unoptimized():
+        found = translate.main(translate.Config(run=run, text=texts[:1], file=tmp_path / "new.txt", **options))
     assert len(found) == 2 and all(len(line) <= 9 for line in found) and picture.read_bytes().startswith(b"\x89PNG")
     assert out.read_text(encoding="utf-8").splitlines() == found
     with pytest.raises(ValueError, match="max_length must be at least 1"):
@@ -159,7 +161,8 @@ def test_a_trained_run_translates_other_texts(translation_run, tmp_path, capsys)
         translate.main(translate.Config(run=tmp_path, text=texts))
     capsys.readouterr()
     (tmp_path / "lines.txt").write_bytes("hello\n\nabc\r\n ab\u2028c\x85\x0c\rd\n".encode())
-    found = translate.main(translate.Config(run=run, file=tmp_path / "lines.txt", output=out, max_length=9))
+    with unoptimized():
+        found = translate.main(translate.Config(run=run, file=tmp_path / "lines.txt", output=out, max_length=9))
     assert (
         len(found) == 4
         and found[1] == ""

@@ -200,6 +200,7 @@ def test_captured_weights_are_those_the_carry_keeps(name: str) -> None:
     close(model.last_attention_weights(carry), last, 1e-5)
 
 
+@pytest.mark.full
 def test_a_step_leaves_its_weights_too() -> None:
     for name in ("transformer", "additive"):
         model, variables = model_and_variables(name)
@@ -212,6 +213,7 @@ def test_a_step_leaves_its_weights_too() -> None:
     assert jax.eval_shape(functools.partial(alignment, model), shapes, SOURCE, TOKENS) is None
 
 
+@pytest.mark.full
 def test_dropout_falls_only_with_a_key() -> None:
     model, variables = model_and_variables("additive")
     run = jitted(lambda rngs: model.apply(variables, SOURCE, TOKENS, rngs=rngs))

@@ -266,6 +266,7 @@ def test_the_form_for_few_queries_equals_the_equation(name: str, x64: None) -> N
 
 
 @pytest.mark.parametrize("implementation", ["tiles", pytest.param("decode", marks=pytest.mark.full)])
+@pytest.mark.full
 def test_no_queries_keys_rows_heads_or_features(implementation: str) -> None:
     query, key, value, _ = _inputs("float32")
     f = partial(attention, implementation=implementation)

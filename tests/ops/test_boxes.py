@@ -84,7 +84,7 @@ def test_the_code_round_trips_both_ways(x64: Any) -> None:
 def test_coverage_is_the_part_of_a_box_that_another_covers(x64: Any) -> None:
     boxes = jnp.asarray([[0.0, 0, 4, 4], [2, 2, 6, 6], [0, 0, 40, 40], [0, 0, 0, 0]])
     expected = [[1, 1 / 4, 1, 0], [1 / 4, 1, 1, 0], [1 / 100, 1 / 100, 1, 0], [0, 0, 0, 0]]
-    close(box_coverage(boxes, boxes), np.array(expected))
+    close(jitted(box_coverage)(boxes, boxes), np.array(expected))
 
 
 def test_degenerate_anchors_and_boxes_code_as_zeros_with_finite_gradients(x64: Any) -> None:

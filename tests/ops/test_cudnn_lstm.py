@@ -75,6 +75,7 @@ def test_with_jaxs_plain_form_in_its_place_it_is_the_recurrence(pretend_cuda: An
     )
 
 
+@pytest.mark.full
 def test_the_core_takes_it_where_it_fits_and_nowhere_else(pretend_cuda: Any) -> None:
     taken = []
     pretend_cuda.setattr(rnn, "lstm", lambda *args: taken.append(args) or pretended(*args))

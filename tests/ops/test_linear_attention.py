@@ -78,6 +78,7 @@ def test_values_and_gradients_are_those_of_the_loop(time: int, by: str, x64: Non
 
 
 @DECAYS
+@pytest.mark.full
 def test_forward_mode_second_derivatives_and_vmap_are_open(by: str, x64: None) -> None:
     args, ids = inputs(5, by), jnp.asarray(ragged(B, 5, run=3))
     along = tuple(jnp.cos(3 * x) for x in args)

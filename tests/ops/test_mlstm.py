@@ -82,6 +82,7 @@ def test_values_and_gradients_are_those_of_the_loop(time: int, x64: None) -> Non
             close(got, want)
 
 
+@pytest.mark.full
 def test_forward_mode_second_derivatives_and_vmap_are_open(x64: None) -> None:
     args, ids = inputs(5), jnp.asarray(ragged(B, 5, run=3))
     along = jax.tree.map(lambda x: jnp.cos(3 * x), args)

@@ -208,6 +208,7 @@ def test_vmap_is_the_batched_program(heads: int) -> None:
     close(*(p.compile(compiler_options)(R, kernel, bias) for p in programs), 1e-5)
 
 
+@pytest.mark.full
 def test_vmap_over_anything_gives_the_same(x64: None) -> None:
     """Mapped weights, per-example gradients and forward mode, for which nothing is merged."""
     case = CELLS["gru"]
