@@ -27,6 +27,7 @@ from jaxseq.analysis.detection_outcomes import (
     detection_outcomes,
 )
 from jaxseq.analysis.detection_pairs import Found, ImageObjects
+from jaxseq.analysis.gradient_bias import GradientBias, gradient_bias
 from jaxseq.analysis.proposal_recall import ProposalRecall, proposal_recall
 from jaxseq.analysis.slot_accuracy import slot_accuracy
 from jaxseq.analysis.translation_scores import (
@@ -50,6 +51,7 @@ __all__ = [
     "DocumentFrequencies",
     "Estimate",
     "Found",
+    "GradientBias",
     "ImageObjects",
     "LengthScores",
     "OperatingPoint",
@@ -70,6 +72,7 @@ __all__ = [
     "detection_outcomes",
     "document_frequencies",
     "exact_matches",
+    "gradient_bias",
     "mean_interval",
     "paired_differences",
     "proposal_recall",
