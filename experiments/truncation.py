@@ -101,7 +101,7 @@ class Config:
     """Length of the training sequences."""
     batch_size: int = 16
     """Sequences in a batch."""
-    batches: int = 400
+    batches: int = 300
     """Batches of training sequences that each run sees."""
     cuts: tuple[int, ...] = (8, 16, 32)
     """Lengths of a chunk of the runs, divisors of length; length itself (full back-propagation) is always added."""
@@ -115,7 +115,7 @@ class Config:
     """One update after each chunk, or after each sequence with the mean of its chunks' gradients."""
     bias_length: int = 128
     """Length of the sequences of the bias, cut at its divisors that are powers of two from 2."""
-    bias_batch_size: int = 32
+    bias_batch_size: int = 16
     """Sequences of the bias."""
     moments: tuple[float, ...] = (0.0, 0.25, 1.0)
     """Fractions of a training run with full back-propagation whose parameters the bias is measured at."""
@@ -154,7 +154,7 @@ def main(config: Config) -> dict[str, Any]:
         run.write("losses.json", [row._asdict() for row in losses])
         run.write("bias.json", [row._asdict() for row in bias])
         (run.path / "figures").mkdir(exist_ok=True)
-        results = summary(config, runs, losses, bias)
+        results = summary(config, losses, bias)
         run.write_results(results)
         figures = draw(config, source, losses, bias, run.path / "figures")
         report = training.write_report(run, title=f"Truncation: {config.model.core}", figures=figures)
@@ -166,17 +166,10 @@ def main(config: Config) -> dict[str, Any]:
 
 def smoke(config: Config) -> Config:
     """The same experiment with small sizes."""
-    sizes: dict[str, Any] = {
-        "length": 8,
-        "cuts": (4,),
-        "batch_size": 2,
-        "batches": 4,
-        "bias_length": 4,
-        "bias_batch_size": 2,
-    }
-    task = dataclasses.replace(config.task, lag=2) if isinstance(config.task, Echo) else config.task
-    model = dataclasses.replace(config.model, features=8)
-    return dataclasses.replace(config, **sizes, seeds=1, moments=(0.0, 1.0), task=task, model=model)
+    sizes: dict[str, Any] = {"length": 4, "cuts": (2,), "batch_size": 2, "batches": 4}
+    sizes |= {"bias_length": 2, "bias_batch_size": 2, "seeds": 1, "moments": (1.0,)}
+    task = dataclasses.replace(config.task, lag=1) if isinstance(config.task, Echo) else config.task
+    return dataclasses.replace(config, task=task, model=dataclasses.replace(config.model, features=8), **sizes)
 
 
 def make_runs(config: Config, source: Source) -> TruncationRuns:
@@ -241,9 +234,7 @@ def bias_cuts(config: Config) -> list[int]:
     return sorted({config.bias_length, *(cut for cut in powers if config.bias_length % cut == 0)})
 
 
-def summary(
-    config: Config, runs: TruncationRuns, rows: list[TruncationRun], bias: list[BiasRow]
-) -> dict[str, float | int]:
+def summary(config: Config, rows: list[TruncationRun], bias: list[BiasRow]) -> dict[str, float | int]:
     """Loss and time by mode and cut, the bias in the middle of the moments, and the size of the carry."""
     middle = config.moments[len(config.moments) // 2]
     results: dict[str, float | int] = {}
@@ -255,8 +246,14 @@ def summary(
         if row.parameters == "all" and row.moment == middle:
             name = f"{row.mode.replace(' (path)', '_path')}_{row.cut}"
             results |= {f"cosine_{name}": row.cosine, f"norm_ratio_{name}": row.norm_ratio}
-    sizes = [runs.carry_size(context) for context in (config.length, 8 * config.length)]
+    sizes = [carry_size(config, context) for context in (config.length, 8 * config.length)]
     return results | {"carry_numbers_per_sequence": sizes[0], "carry_growth_at_8_times_the_length": sizes[1] / sizes[0]}
+
+
+def carry_size(config: Config, context: int) -> int:
+    """The numbers in the carry of one sequence that the model can look back on for ``context`` positions."""
+    carry = jax.eval_shape(lambda: config.model.build(2, context).initial_carry((1,), context))
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(carry))
 
 
 def draw(

@@ -1,6 +1,5 @@
 """Training runs of one model in the modes of truncated back-propagation, all on the same tokens."""
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -54,6 +53,10 @@ class TruncationRuns:
     context: int
     update_per_sequence: bool = False
     _steps: dict[tuple[int, bool], Any] = field(default_factory=dict)  # train steps, compiled once
+    _init: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_init", jax.jit(self.model.init))
 
     def initial_carry(self, batch_size: int) -> Carry:
         """The carry at the start of a sequence."""
@@ -73,7 +76,7 @@ class TruncationRuns:
         if kind not in self._steps:
             self._steps[kind] = training.make_train_step(loss, optimizer, keep_carry=truncation.keep_carry)
         init_key, key = jax.random.split(jax.random.key(seed))
-        params = jax.jit(self.model.init)(init_key, carry, batches(0).tokens)["params"]
+        params = self._init(init_key, carry, self.sequences(seed)(0).tokens)["params"]
         state = training.create_state(params, optimizer, carry=carry, key=key)
         wanted, states, begun, printed = [round(m * num_steps) for m in moments], [], 0.0, time.perf_counter()
         for step in range(num_steps + 1):
@@ -104,11 +107,6 @@ class TruncationRuns:
         warmup = num_steps // accumulate // 20
         options: dict[str, Any] = {"learning_rate": self.learning_rate, "b2": 0.99, "accumulate_steps": accumulate}
         return training.make_optimizer(training.OptimizerConfig(warmup_steps=warmup, **options), num_steps)
-
-    def carry_size(self, context: int) -> int:
-        """The numbers in the carry of one sequence that may look back on ``context`` positions."""
-        carry = jax.eval_shape(lambda: self.model.initial_carry((1,), context))
-        return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(carry))
 
 
 def make_loss(model: nn.Module) -> training.Loss[Batch]:
