@@ -27,7 +27,11 @@ from jaxseq.analysis.detection_outcomes import (
     detection_outcomes,
 )
 from jaxseq.analysis.detection_pairs import Found, ImageObjects
+from jaxseq.analysis.path_length import path_length
+from jaxseq.analysis.power_laws import crossing_size, fitted_exponent
+from jaxseq.analysis.program_costs import ProgramMemory, compiled_memory, program_flops, program_memory
 from jaxseq.analysis.proposal_recall import ProposalRecall, proposal_recall
+from jaxseq.analysis.sequential_depth import sequential_depth
 from jaxseq.analysis.slot_accuracy import slot_accuracy
 from jaxseq.analysis.translation_scores import (
     LengthScores,
@@ -54,6 +58,7 @@ __all__ = [
     "LengthScores",
     "OperatingPoint",
     "Outcomes",
+    "ProgramMemory",
     "ProposalRecall",
     "TranslationScores",
     "alignment_accuracy",
@@ -67,15 +72,22 @@ __all__ = [
     "compare_metrics",
     "compare_to_base",
     "comparison_table",
+    "compiled_memory",
+    "crossing_size",
     "detection_outcomes",
     "document_frequencies",
     "exact_matches",
+    "fitted_exponent",
     "mean_interval",
     "paired_differences",
+    "path_length",
+    "program_flops",
+    "program_memory",
     "proposal_recall",
     "ptb_tokens",
     "rouge_l",
     "scores_by_length",
+    "sequential_depth",
     "slot_accuracy",
     "t_quantile",
     "translation_scores",
