@@ -105,7 +105,7 @@ class Config:
     """Batches of training sequences that each run sees."""
     cuts: tuple[int, ...] = (8, 16, 32)
     """Lengths of a chunk of the runs, divisors of length; length itself (full back-propagation) is always added."""
-    seeds: int = 3
+    seeds: int = 2
     """Number of runs of each mode and cut."""
     seed: int = 0
     """The first seed; draws parameters and training sequences."""

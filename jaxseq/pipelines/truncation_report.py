@@ -106,7 +106,7 @@ def draw_truncation_losses(
     length = f"cut, tokens ({cuts[-1]}: full back-propagation)"
     panels = [
         CurvePanel("held-out loss after equal tokens", loss_curves, length, "nats per token", log_x=True),
-        CurvePanel("training time", time_curves, length, "microseconds per token", log_x=True, log_y=True),
+        CurvePanel("training time", time_curves, length, "microseconds per token", log_x=True),
     ]
     return draw_curves(panels, file, title=title)
 
