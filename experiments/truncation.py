@@ -11,6 +11,11 @@ training run with full back-propagation. zero and recompute are compared with th
 carry along a path of one update after each chunk, with the full gradient at the same parameters. Final loss: the same
 model is trained in each mode on the same tokens, with one update after each chunk or each sequence, and evaluated on
 held-out sequences of the training length with the carry kept throughout.
+
+Measured with --seeds 3 (docs/truncation.md): on an echo of lag 8, no mode learns with a cut of 8; with a cut of 16,
+carry reaches 0.097 nats per token, recompute 0.079, and zero fails beyond its chunk (2.4, where no memory has 1.386).
+Full back-propagation reaches 0.293 with a quarter of the updates. That run took 10 minutes on 2 busy CPU cores; the
+default has two seeds.
 """
 
 import dataclasses
