@@ -3,6 +3,7 @@
 from jaxseq.analysis.alignment import alignment_accuracy
 from jaxseq.analysis.attention_share import AttentionShare, attention_share
 from jaxseq.analysis.average_precision import AveragePrecision, ClassPrecision, average_precision
+from jaxseq.analysis.bptt_terms import TermNorms, bptt_term_norms, bptt_terms
 from jaxseq.analysis.caption_bleu import BleuScores, caption_bleu
 from jaxseq.analysis.caption_cider import CaptionScore, DocumentFrequencies, cider_d, document_frequencies
 from jaxseq.analysis.caption_rouge import rouge_l
@@ -27,6 +28,8 @@ from jaxseq.analysis.detection_outcomes import (
     detection_outcomes,
 )
 from jaxseq.analysis.detection_pairs import Found, ImageObjects
+from jaxseq.analysis.hand_backward import HandGradients, elman_backward, lstm_backward
+from jaxseq.analysis.lstm_paths import LSTMPaths, LSTMPathTerms, LSTMStepTerms, lstm_paths, lstm_step_terms
 from jaxseq.analysis.proposal_recall import ProposalRecall, proposal_recall
 from jaxseq.analysis.slot_accuracy import slot_accuracy
 from jaxseq.analysis.translation_scores import (
@@ -50,16 +53,23 @@ __all__ = [
     "DocumentFrequencies",
     "Estimate",
     "Found",
+    "HandGradients",
     "ImageObjects",
+    "LSTMPathTerms",
+    "LSTMPaths",
+    "LSTMStepTerms",
     "LengthScores",
     "OperatingPoint",
     "Outcomes",
     "ProposalRecall",
+    "TermNorms",
     "TranslationScores",
     "alignment_accuracy",
     "attention_share",
     "average_precision",
     "best_operating_point",
+    "bptt_term_norms",
+    "bptt_terms",
     "caption_bleu",
     "caption_scores",
     "cider_d",
@@ -69,7 +79,11 @@ __all__ = [
     "comparison_table",
     "detection_outcomes",
     "document_frequencies",
+    "elman_backward",
     "exact_matches",
+    "lstm_backward",
+    "lstm_paths",
+    "lstm_step_terms",
     "mean_interval",
     "paired_differences",
     "proposal_recall",
