@@ -11,9 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxseq.analysis import carry_flow, carry_jacobians
-from jaxseq.analysis.bptt_terms import bptt_terms
-from jaxseq.analysis.lstm_paths import lstm_paths
+from jaxseq.analysis import bptt_terms, carry_flow, carry_jacobians, lstm_paths
 from jaxseq.cores import LSTM, Elman
 from jaxseq.ops import cells
 from jaxseq.typing import Array, Float
