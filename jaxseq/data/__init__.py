@@ -1,9 +1,11 @@
 """Text, vocabularies and datasets: ``batch = data(step)``, a pure function. NumPy only, no JAX."""
 
 from jaxseq.data.batch import Batch, Dataset, join_documents
+from jaxseq.data.chunks import SequenceChunks
 from jaxseq.data.cldr import date_lists, date_pairs, held_out_years, name_pairs
 from jaxseq.data.compression import lzma_bits_per_character
 from jaxseq.data.corpus import Corpus, embedded_corpus, text_corpus
+from jaxseq.data.lagged_echo import LaggedEcho
 from jaxseq.data.packing import HeldOutDocuments, PackedDocuments
 from jaxseq.data.pair_readers import PairReading, read_pairs, read_texts, text_pairs
 from jaxseq.data.pairs import BucketedPairs, BucketedSources, PairBatch, SourceBatch
@@ -34,11 +36,13 @@ __all__ = [
     "Corpus",
     "Dataset",
     "HeldOutDocuments",
+    "LaggedEcho",
     "PackedDocuments",
     "PairBatch",
     "PairReading",
     "ParallelCorpus",
     "RandomCrops",
+    "SequenceChunks",
     "SourceBatch",
     "Vocabulary",
     "Words",
