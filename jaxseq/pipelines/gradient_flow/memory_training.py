@@ -1,0 +1,109 @@
+"""Small models of memory tasks, trained by a scan over many steps a call."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxseq import training
+from jaxseq.cores import Core
+from jaxseq.data import Addition, CopyMemory, MemoryBatch, TemporalOrder
+from jaxseq.testing.compilation import jitted
+from jaxseq.training import Aux, OptimizerConfig, TrainState
+from jaxseq.typing import Array, Carry, Features, Float, Key, PyTree, Scalar, Sequence
+
+MemoryTask = Addition | CopyMemory | TemporalOrder
+
+HELD_OUT = 1_000_003
+"""The offset of the seeds of held-out batches."""
+
+
+class MemoryModel(nn.Module):
+    """A core between two affine maps: inputs to ``core.features``, and the core's outputs to the predictions."""
+
+    core: Core
+    outputs: int
+
+    def setup(self) -> None:
+        """The two affine maps."""
+        self.input_layer = nn.Dense(self.core.features)
+        self.output_layer = nn.Dense(self.outputs)
+
+    def __call__(self, inputs: Sequence) -> Features:
+        """Predictions at each position, from the initial carry."""
+        carry = self.core.initial_carry(inputs.shape[:-2])
+        return self.predict(self.run_core(carry, self.embed(inputs))[1])
+
+    def embed(self, inputs: Sequence) -> Features:
+        """The inputs of the core."""
+        return self.input_layer(inputs)
+
+    def run_core(self, carry: Carry, xs: Sequence) -> tuple[Carry, Features]:
+        """The core from a carry on."""
+        return self.core(carry, xs)
+
+    def predict(self, ys: Features) -> Features:
+        """Predictions from the core's outputs."""
+        return self.output_layer(ys)
+
+
+def prediction_error(predictions: Features, batch: MemoryBatch) -> Scalar:
+    """The mean over counted positions of the squared error, or for classes of the cross-entropy in nats."""
+    counts, targets = jnp.asarray(batch.counts, jnp.float32), jnp.asarray(batch.targets)
+    if jnp.issubdtype(targets.dtype, jnp.integer):
+        errors = optax.softmax_cross_entropy_with_integer_labels(predictions, targets)
+    else:
+        errors = (predictions[..., 0] - targets) ** 2
+    return jnp.sum(errors * counts) / jnp.sum(counts)
+
+
+class Progress(NamedTuple):
+    """The state after some steps, and per-step values of those since the last one, by the name of the metric."""
+
+    state: TrainState
+    metrics: dict[str, np.ndarray]
+
+
+class Trainer:
+    """Trains one kind of model on one task; compiled once, for any number of seeds and initial parameters."""
+
+    def __init__(self, model: MemoryModel, task: MemoryTask, config: OptimizerConfig, steps: int) -> None:
+        self.model, self.task, self.steps = model, task, steps
+        self.optimizer = training.make_optimizer(config, steps)
+
+        def loss(params: PyTree, carry: Carry, batch: MemoryBatch, key: Key[Array, ""]) -> tuple[Scalar, Aux]:
+            del key
+            return prediction_error(model.apply({"params": params}, batch.inputs), batch), Aux(carry, {})
+
+        step = training.make_train_step(loss, self.optimizer, keep_carry=False)
+        self._run: Callable[..., Any] = jax.jit(lambda state, batches: jax.lax.scan(step, state, batches))
+        self._error = jax.jit(lambda params, batch: loss(params, (), batch, jax.random.key(0))[0])
+        self._init = jitted(model.init)  # compiled fast: it runs once
+
+    def start(self, seed: int) -> TrainState:
+        """The state before the first step."""
+        params = self._init(jax.random.key(seed), self.task(0).inputs[:1, :1])["params"]
+        return training.create_state(params, self.optimizer, key=jax.random.key(seed))
+
+    def run(self, state: TrainState, every: int) -> Iterator[Progress]:
+        """Train to the last step, and yield after each ``every`` steps (the last piece may be shorter)."""
+        for first in range(int(state.step), self.steps, every):
+            pieces = [self.task(step) for step in range(first, min(first + every, self.steps))]
+            batches = MemoryBatch(*(np.stack(parts) for parts in zip(*pieces, strict=True)))
+            state, metrics = self._run(state, batches)
+            yield Progress(state, {name: np.asarray(values) for name, values in metrics.items()})
+
+    def held_out_error(self, params: PyTree, batches: int = 8) -> float:
+        """The mean error of batches that are not trained on."""
+        return float(np.mean([self._error(params, self.task(HELD_OUT + index)) for index in range(batches)]))
+
+    def accuracy(self, params: PyTree, batches: int = 8) -> Float[np.ndarray, ""]:
+        """The share of counted positions whose class is predicted."""
+        pieces = [self.task(HELD_OUT + index) for index in range(batches)]
+        batch = MemoryBatch(*(np.concatenate(parts) for parts in zip(*pieces, strict=True)))
+        found = np.asarray(self.model.apply({"params": params}, batch.inputs)).argmax(-1) == batch.targets
+        return found[batch.counts].mean()
