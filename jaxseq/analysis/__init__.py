@@ -1,4 +1,4 @@
-"""Analysis of trained models: scores of translations, captions and detections, alignments, comparisons over seeds."""
+"""Analysis of models: gradient flow, scores of translations, captions and detections, alignments, comparisons."""
 
 from jaxseq.analysis.alignment import alignment_accuracy
 from jaxseq.analysis.attention_share import AttentionShare, attention_share
@@ -8,6 +8,8 @@ from jaxseq.analysis.caption_cider import CaptionScore, DocumentFrequencies, cid
 from jaxseq.analysis.caption_rouge import rouge_l
 from jaxseq.analysis.caption_scores import CaptionScores, caption_scores, exact_matches
 from jaxseq.analysis.caption_tokens import ptb_tokens
+from jaxseq.analysis.carry_flow import CarryFlow, carry_flow, norm_bound
+from jaxseq.analysis.carry_vectors import CoreFunction, carry_vector, with_carry_vector
 from jaxseq.analysis.coco_average_precision import CocoScores, coco_average_precision
 from jaxseq.analysis.comparison import (
     INTERVAL_METHOD,
@@ -27,7 +29,11 @@ from jaxseq.analysis.detection_outcomes import (
     detection_outcomes,
 )
 from jaxseq.analysis.detection_pairs import Found, ImageObjects
+from jaxseq.analysis.jacobians import carry_jacobians, carry_jvp, carry_vjp, output_jacobian
+from jaxseq.analysis.loss_flow import LossFlow, loss_flow
+from jaxseq.analysis.lyapunov import LyapunovSpectrum, core_step, lyapunov_exponents
 from jaxseq.analysis.proposal_recall import ProposalRecall, proposal_recall
+from jaxseq.analysis.receptive_field import ReceptiveField, receptive_field
 from jaxseq.analysis.slot_accuracy import slot_accuracy
 from jaxseq.analysis.translation_scores import (
     LengthScores,
@@ -44,17 +50,22 @@ __all__ = [
     "BleuScores",
     "CaptionScore",
     "CaptionScores",
+    "CarryFlow",
     "ClassPrecision",
     "CocoScores",
     "Comparison",
+    "CoreFunction",
     "DocumentFrequencies",
     "Estimate",
     "Found",
     "ImageObjects",
     "LengthScores",
+    "LossFlow",
+    "LyapunovSpectrum",
     "OperatingPoint",
     "Outcomes",
     "ProposalRecall",
+    "ReceptiveField",
     "TranslationScores",
     "alignment_accuracy",
     "attention_share",
@@ -62,22 +73,34 @@ __all__ = [
     "best_operating_point",
     "caption_bleu",
     "caption_scores",
+    "carry_flow",
+    "carry_jacobians",
+    "carry_jvp",
+    "carry_vector",
+    "carry_vjp",
     "cider_d",
     "coco_average_precision",
     "compare_metrics",
     "compare_to_base",
     "comparison_table",
+    "core_step",
     "detection_outcomes",
     "document_frequencies",
     "exact_matches",
+    "loss_flow",
+    "lyapunov_exponents",
     "mean_interval",
+    "norm_bound",
+    "output_jacobian",
     "paired_differences",
     "proposal_recall",
     "ptb_tokens",
+    "receptive_field",
     "rouge_l",
     "scores_by_length",
     "slot_accuracy",
     "t_quantile",
     "translation_scores",
     "wilson_interval",
+    "with_carry_vector",
 ]
