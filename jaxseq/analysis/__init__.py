@@ -32,8 +32,12 @@ from jaxseq.analysis.detection_pairs import Found, ImageObjects
 from jaxseq.analysis.jacobians import carry_jacobians, carry_jvp, carry_vjp, output_jacobian
 from jaxseq.analysis.loss_flow import LossFlow, loss_flow
 from jaxseq.analysis.lyapunov import LyapunovSpectrum, core_step, lyapunov_exponents
+from jaxseq.analysis.path_length import path_length
+from jaxseq.analysis.power_laws import crossing_size, fitted_exponent
+from jaxseq.analysis.program_costs import ProgramMemory, compiled_memory, program_flops, program_memory
 from jaxseq.analysis.proposal_recall import ProposalRecall, proposal_recall
 from jaxseq.analysis.receptive_field import ReceptiveField, receptive_field
+from jaxseq.analysis.sequential_depth import sequential_depth
 from jaxseq.analysis.slot_accuracy import slot_accuracy
 from jaxseq.analysis.translation_scores import (
     LengthScores,
@@ -64,6 +68,7 @@ __all__ = [
     "LyapunovSpectrum",
     "OperatingPoint",
     "Outcomes",
+    "ProgramMemory",
     "ProposalRecall",
     "ReceptiveField",
     "TranslationScores",
@@ -83,21 +88,28 @@ __all__ = [
     "compare_metrics",
     "compare_to_base",
     "comparison_table",
+    "compiled_memory",
     "core_step",
+    "crossing_size",
     "detection_outcomes",
     "document_frequencies",
     "exact_matches",
+    "fitted_exponent",
     "loss_flow",
     "lyapunov_exponents",
     "mean_interval",
     "norm_bound",
     "output_jacobian",
     "paired_differences",
+    "path_length",
+    "program_flops",
+    "program_memory",
     "proposal_recall",
     "ptb_tokens",
     "receptive_field",
     "rouge_l",
     "scores_by_length",
+    "sequential_depth",
     "slot_accuracy",
     "t_quantile",
     "translation_scores",
