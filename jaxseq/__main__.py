@@ -28,6 +28,7 @@ COMMANDS = {
     ("translate",): "translate texts with a trained translator",
     ("caption",): "caption images with a trained captioner",
     ("detect",): "detect objects in images with a trained detector",
+    ("analyze", "gradient-flow"): "measure how gradients flow through recurrence and attention",
     ("ablation",): "change one field of an experiment at a time, and compare over seeds",
     ("path",): "print the folder of the scripts",
 }

@@ -1,6 +1,7 @@
 """Parts of ``experiments/gradient_flow.py``: what each measures, draws and reports."""
 
 from jaxseq.pipelines.gradient_flow.clipping import Clipping
+from jaxseq.pipelines.gradient_flow.forget_bias import ForgetBias
 from jaxseq.pipelines.gradient_flow.heat_maps import HeatMaps
 from jaxseq.pipelines.gradient_flow.memory_training import (
     HELD_OUT,
@@ -17,6 +18,7 @@ from jaxseq.pipelines.gradient_flow.singular_values import SingularValues
 __all__ = [
     "HELD_OUT",
     "Clipping",
+    "ForgetBias",
     "HeatMaps",
     "MemoryModel",
     "MemoryTask",

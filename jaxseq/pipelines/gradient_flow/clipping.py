@@ -23,11 +23,11 @@ class Clipping:
     learning_rates: tuple[float, ...] = (0.03, 0.3)
     clip_norm: float = 1.0
     """The norm above which a gradient is scaled to it."""
-    seeds: int = 5
+    seeds: int = 4
     length: int = 30
     features: int = 32
     batch_size: int = 20
-    steps: int = 2000
+    steps: int = 1500
 
     def __post_init__(self) -> None:
         counts = {"learning_rates": len(self.learning_rates), "seeds": self.seeds, "steps": self.steps}
@@ -39,9 +39,7 @@ class Clipping:
         found: Values = {}
         for rate in self.learning_rates:
             for clip in (None, self.clip_norm):
-                config = OptimizerConfig(
-                    name="sgd", learning_rate=rate, schedule="constant", b1=0.0, clip_norm=clip
-                )
+                config = OptimizerConfig(name="sgd", learning_rate=rate, schedule="constant", b1=0.0, clip_norm=clip)
                 trainer = Trainer(MemoryModel(Elman(self.features), task.outputs), task, config, self.steps)
                 name = f"rate {rate:g}, {'not clipped' if clip is None else f'clipped at {clip:g}'}"
                 runs = [self._run(trainer, seed + index) for index in range(self.seeds)]
@@ -51,15 +49,16 @@ class Clipping:
         return found
 
     def _run(self, trainer: Trainer, seed: int) -> Values:
-        state = trainer.start(seed)
-        for state, metrics in trainer.run(state, self.steps):
-            piece = max(self.steps // 40, 1)
-            ends = np.arange(piece, self.steps + 1, piece)
-            losses = [float(np.mean(metrics["loss"][end - piece : end])) for end in ends]
-            clipped = (metrics["clipped"][ends - 1] / ends).tolist()
-            norms = np.quantile(metrics["gradient_norm"], np.linspace(0, 1, 101)).tolist()
-        accuracy = float(trainer.accuracy(state.params, batches=50))
-        return {"steps": ends.tolist(), "losses": losses, "clipped": clipped, "norms": norms, "accuracy": accuracy}
+        (progress,) = trainer.run(trainer.start(seed), self.steps)
+        metrics, piece = progress.metrics, max(self.steps // 50, 1)
+        ends = np.arange(piece, self.steps + 1, piece)
+        return {
+            "steps": ends.tolist(),
+            "losses": [float(np.mean(metrics["loss"][end - piece : end])) for end in ends],
+            "clipped": (metrics["clipped"][ends - 1] / ends).tolist(),
+            "norms": np.quantile(metrics["gradient_norm"], np.linspace(0, 1, 101)).tolist(),
+            "accuracy": trainer.held_out(progress.state.params, batches=50).accuracy,
+        }
 
     def _success(self, found: Values) -> float:
         return float(np.mean(np.asarray(found["accuracy"]) >= SUCCESS))
@@ -69,7 +68,7 @@ class Clipping:
         losses, norms, clipped, success = {}, {}, {}, {}
         for name, found in values.items():
             steps, every = found["steps"][0], np.asarray(found["losses"])
-            losses[name] = Curve(steps, np.median(every, 0), low=every.min(0), high=every.max(0))
+            losses[name] = Curve(steps, np.median(every, 0))
             order = np.mean(np.log10(np.maximum(np.asarray(found["norms"]), 1e-12)), 0)
             norms[name] = Curve(10**order, 1 - np.linspace(0, 1, 101))
             success[name] = Curve(np.arange(1, self.seeds + 1), np.sort(found["accuracy"])[::-1])
@@ -80,7 +79,7 @@ class Clipping:
         success["chance"] = Curve([1, self.seeds], [0.25, 0.25], dashed=True)
         norms[at] = Curve([self.clip_norm] * 2, [0.005, 1.0], dashed=True)
         panels = [
-            CurvePanel("Loss: median over seeds, and range", losses, step, "cross-entropy (nats)"),
+            CurvePanel("Loss: median over seeds", losses, step, "cross-entropy (nats)"),
             CurvePanel("Accuracy of each run, in order", success, "run, best first", "accuracy"),
             CurvePanel("Gradient norms before clipping", norms, "norm", "share of the steps above", True, True),
             CurvePanel("Clipped steps", clipped, step, "fraction of the steps so far"),

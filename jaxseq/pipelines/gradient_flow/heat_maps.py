@@ -20,7 +20,7 @@ from jaxseq.typing import Array, Carry, Float, PyTree, Scalar
 
 @dataclass(frozen=True)
 class HeatMaps:
-    """Cores trained on addition; the gradient is measured on one held-out batch before and during training."""
+    """Cores trained on addition; the gradient is measured on held-out sequences before and during training."""
 
     cores: tuple[str, ...] = ("elman", "gru", "lstm", "mingru", "attention")
     """Names of the table of cores."""
@@ -28,7 +28,9 @@ class HeatMaps:
     """Positions of a sequence."""
     features: int = 32
     batch_size: int = 32
-    steps: int = 500
+    probes: int = 128
+    """Held-out sequences over which the gradient's norm is averaged."""
+    steps: int = 400
     """Training steps of each core."""
     every: int = 25
     """Steps between two rows of a map."""
@@ -36,22 +38,23 @@ class HeatMaps:
     """Of Adam, constant; the gradient's norm is clipped at 1."""
 
     def __post_init__(self) -> None:
-        check_counts("heat_maps", cores=len(self.cores), steps=self.steps, every=self.every)
+        check_counts("heat_maps", cores=len(self.cores), probes=self.probes, steps=self.steps, every=self.every)
 
     def compute(self, seed: int, say: Say) -> Values:
         """By core: the steps, the norms at each position for each of them, and the held-out errors."""
         task = Addition(self.length, self.batch_size, seed)
         config = OptimizerConfig(learning_rate=self.learning_rate, schedule="constant")
+        probe = Addition(self.length, self.probes, seed)(HELD_OUT)
         found: Values = {}
         for name in self.cores:
             trainer = Trainer(MemoryModel(make_core(name, self.features), task.outputs), task, config, self.steps)
-            measure = jax.jit(position_norms(trainer.model, task(HELD_OUT)))
+            measure = jax.jit(position_norms(trainer.model, probe))
             state = trainer.start(seed)
-            steps, norms, errors = [0], [measure(state.params)], [trainer.held_out_error(state.params)]
-            for state, _ in trainer.run(state, self.every):
-                steps.append(int(state.step))
-                norms.append(measure(state.params))
-                errors.append(trainer.held_out_error(state.params))
+            steps, norms, errors = [0], [measure(state.params)], [trainer.held_out(state.params).error]
+            for progress in trainer.run(state, self.every):
+                steps.append(int(progress.state.step))
+                norms.append(measure(progress.state.params))
+                errors.append(trainer.held_out(progress.state.params).error)
             say(f"heat maps: {name}, squared error {errors[0]:.4f} -> {errors[-1]:.4f} (baseline {task.baseline:.4f})")
             found[name] = {"steps": steps, "norms": np.asarray(norms).tolist(), "errors": errors}
         return found
@@ -64,7 +67,17 @@ class HeatMaps:
             last = len(found["norms"][0])
             title = f"{name} (by {'layer input' if by == 'x' else 'state'}): error {found['errors'][-1]:.3g}"
             span, steps = (1.0, float(last)), (float(found["steps"][0]), float(found["steps"][-1]))
-            maps.append(HeatMap(title, found["norms"], "position s", "training step", span, steps, unit="|dL/dh_s|"))
+            maps.append(
+                HeatMap(
+                    title,
+                    found["norms"],
+                    "position s",
+                    "training step",
+                    span,
+                    steps,
+                    unit="|dL/dh_s| (attention: |dL/dx_s|)",
+                )
+            )
         return draw_heat_maps(
             maps,
             file,

@@ -14,12 +14,12 @@ from jaxseq.cores import Core
 from jaxseq.data import Addition, CopyMemory, MemoryBatch, TemporalOrder
 from jaxseq.testing.compilation import jitted
 from jaxseq.training import Aux, OptimizerConfig, TrainState
-from jaxseq.typing import Array, Carry, Features, Float, Key, PyTree, Scalar, Sequence
+from jaxseq.typing import Array, Carry, Features, Key, PyTree, Scalar, Sequence
 
 MemoryTask = Addition | CopyMemory | TemporalOrder
 
 HELD_OUT = 1_000_003
-"""The offset of the seeds of held-out batches."""
+"""The first step of the batches that are held out."""
 
 
 class MemoryModel(nn.Module):
@@ -61,6 +61,22 @@ def prediction_error(predictions: Features, batch: MemoryBatch) -> Scalar:
     return jnp.sum(errors * counts) / jnp.sum(counts)
 
 
+class HeldOut(NamedTuple):
+    """The error, and the share of counted positions whose class is predicted (0 for numbers)."""
+
+    error: float
+    accuracy: float
+
+
+def evaluate(predictions: Features, batch: MemoryBatch) -> tuple[Scalar, Scalar]:
+    """The error and the accuracy."""
+    counts = jnp.asarray(batch.counts)
+    right = (predictions.argmax(-1) == jnp.asarray(batch.targets)) & counts
+    classes = jnp.issubdtype(batch.targets.dtype, jnp.integer)
+    accuracy = jnp.sum(right) / jnp.sum(counts) if classes else jnp.zeros(())
+    return prediction_error(predictions, batch), accuracy
+
+
 class Progress(NamedTuple):
     """The state after some steps, and per-step values of those since the last one, by the name of the metric."""
 
@@ -79,31 +95,31 @@ class Trainer:
             del key
             return prediction_error(model.apply({"params": params}, batch.inputs), batch), Aux(carry, {})
 
+        def start(key: Key[Array, ""], inputs: Sequence) -> TrainState:
+            return training.create_state(model.init(key, inputs)["params"], self.optimizer, key=key)
+
         step = training.make_train_step(loss, self.optimizer, keep_carry=False)
         self._run: Callable[..., Any] = jax.jit(lambda state, batches: jax.lax.scan(step, state, batches))
-        self._error = jax.jit(lambda params, batch: loss(params, (), batch, jax.random.key(0))[0])
-        self._init = jitted(model.init)  # compiled fast: it runs once
+        self._evaluate = jax.jit(lambda params, batch: evaluate(model.apply({"params": params}, batch.inputs), batch))
+        self._start = jitted(start)  # compiled fast: it runs once for a seed
 
     def start(self, seed: int) -> TrainState:
         """The state before the first step."""
-        params = self._init(jax.random.key(seed), self.task(0).inputs[:1, :1])["params"]
-        return training.create_state(params, self.optimizer, key=jax.random.key(seed))
+        return self._start(jax.random.key(seed), self.task(0).inputs[:1, :1])
 
     def run(self, state: TrainState, every: int) -> Iterator[Progress]:
         """Train to the last step, and yield after each ``every`` steps (the last piece may be shorter)."""
         for first in range(int(state.step), self.steps, every):
-            pieces = [self.task(step) for step in range(first, min(first + every, self.steps))]
-            batches = MemoryBatch(*(np.stack(parts) for parts in zip(*pieces, strict=True)))
+            batches = join_batches(self.task, range(first, min(first + every, self.steps)), np.stack)
             state, metrics = self._run(state, batches)
             yield Progress(state, {name: np.asarray(values) for name, values in metrics.items()})
 
-    def held_out_error(self, params: PyTree, batches: int = 8) -> float:
-        """The mean error of batches that are not trained on."""
-        return float(np.mean([self._error(params, self.task(HELD_OUT + index)) for index in range(batches)]))
+    def held_out(self, params: PyTree, batches: int = 8) -> HeldOut:
+        """The error and the accuracy on batches that are not trained on."""
+        joined = join_batches(self.task, range(HELD_OUT, HELD_OUT + batches), np.concatenate)
+        return HeldOut(*(float(value) for value in self._evaluate(params, joined)))
 
-    def accuracy(self, params: PyTree, batches: int = 8) -> Float[np.ndarray, ""]:
-        """The share of counted positions whose class is predicted."""
-        pieces = [self.task(HELD_OUT + index) for index in range(batches)]
-        batch = MemoryBatch(*(np.concatenate(parts) for parts in zip(*pieces, strict=True)))
-        found = np.asarray(self.model.apply({"params": params}, batch.inputs)).argmax(-1) == batch.targets
-        return found[batch.counts].mean()
+
+def join_batches(task: MemoryTask, steps: range, join: Callable[..., np.ndarray]) -> MemoryBatch:
+    """The batches of these steps in one, by ``np.stack`` or ``np.concatenate``."""
+    return MemoryBatch(*(join(parts) for parts in zip(*map(task, steps), strict=True)))

@@ -45,11 +45,11 @@ class Mixers:
             cores: Values = {}
             for name in self.cores:
                 trainer = Trainer(MemoryModel(make_core(name, self.features), task.outputs), task, config, self.steps)
-                state, steps, losses = trainer.start(seed), [], []
-                for state, metrics in trainer.run(state, self.every):
-                    steps.append(int(state.step))
-                    losses.append(float(np.mean(metrics["loss"])))
-                cores[name] = {"steps": steps, "losses": losses, "error": trainer.held_out_error(state.params)}
+                steps, losses = [], []
+                for progress in trainer.run(trainer.start(seed), self.every):
+                    steps.append(int(progress.state.step))
+                    losses.append(float(np.mean(progress.metrics["loss"])))
+                cores[name] = {"steps": steps, "losses": losses, "error": trainer.held_out(progress.state.params).error}
                 say(f"tasks: {task_name}, {name}: {cores[name]['error']:.4f} (baseline {task.baseline:.4f})")
             found[task_name] = {"baseline": task.baseline, "cores": cores}
         return found
@@ -64,7 +64,9 @@ class Mixers:
         for task, found in values.items():
             curves = {name: Curve(core["steps"], core["losses"]) for name, core in found["cores"].items()}
             curves["baseline: no memory"] = Curve([0, self.steps], [found["baseline"]] * 2, dashed=True)
-            panels.append(CurvePanel(titles[task][0], curves, "training step", titles[task][1], log_y=True))
+            panels.append(
+                CurvePanel(titles[task][0], curves, "training step", titles[task][1], log_y=task == "addition")
+            )
         return draw_curves(panels, file, title="Training loss of one layer, against what needs no memory")
 
     def results(self, values: Values) -> dict[str, float]:
