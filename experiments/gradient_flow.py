@@ -53,11 +53,11 @@ class Config:
     """The run folder; the same command again computes what is missing in it."""
     parts: tuple[PartName, ...] = resumable_field(PARTS)
     """What to compute; parts stored in the run folder stay in its results."""
-    heat_maps: HeatMaps = HeatMaps()
-    singular_values: SingularValues = SingularValues()
-    forget_bias: ForgetBias = ForgetBias()
-    clipping: Clipping = Clipping()
-    tasks: Mixers = Mixers()
+    heat_maps: HeatMaps = dataclasses.field(default_factory=HeatMaps)
+    singular_values: SingularValues = dataclasses.field(default_factory=SingularValues)
+    forget_bias: ForgetBias = dataclasses.field(default_factory=ForgetBias)
+    clipping: Clipping = dataclasses.field(default_factory=Clipping)
+    tasks: Mixers = dataclasses.field(default_factory=Mixers)
     seed: int = 0
     """Draws data and parameters."""
     smoke: bool = False
@@ -131,7 +131,7 @@ def draw(run: training.Run, config: Config, values: dict[PartName, Values]) -> d
 
 def smoke(config: Config) -> Config:
     """Small sizes for all parts; the cores stay as they are."""
-    few = {"features": 4, "batch_size": 2, "steps": 4, "every": 2}
+    few: dict[str, Any] = {"features": 4, "batch_size": 2, "steps": 4, "every": 2}
     return dataclasses.replace(
         config,
         heat_maps=dataclasses.replace(config.heat_maps, length=8, probes=2, **few),

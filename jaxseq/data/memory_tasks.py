@@ -73,8 +73,9 @@ class Addition:
 class CopyMemory:
     """Recall of ``num_recalled`` symbols after ``blank`` steps (Hochreiter & Schmidhuber 1997; arXiv:1511.06464).
 
-    With S recalled symbols and T = ``blank``, a sequence has T + 2 S positions: S symbols drawn from ``num_symbols``, T - 1
-    blanks, a cue, and S blanks. The targets are T + S blanks, then the S symbols in their order. All positions count.
+    With S recalled symbols and T = ``blank``, a sequence has T + 2 S positions: S symbols drawn from ``num_symbols``,
+    T - 1 blanks, a cue, and S blanks. The targets are T + S blanks, then the S symbols in their order. All positions
+    count.
     Inputs are one-hot: the symbols, blank, cue; the target classes are the symbols and blank.
 
     ``baseline`` is the cross-entropy per position, in nats, of a prediction that knows the form and not the symbols:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -79,7 +80,7 @@ class ForgetBias:
 
     def results(self, values: Values) -> dict[str, float]:
         """By bias: the norm at the largest lag, that of the forget path, and the error after training."""
-        found = {}
+        found: dict[str, float] = {}
         for bias, one in values["biases"].items():
             found |= {f"{bias}_norm": one["norms"][-1], f"{bias}_path": one["path"][-1], f"{bias}_error": one["error"]}
         return found
@@ -96,9 +97,10 @@ def lstm_norms(
     model: MemoryModel, params: PyTree, inputs: Float[Array, "B T D"], lags: Sequence[int]
 ) -> tuple[Float[Array, "B L"], Float[Array, "B L"]]:
     """Logarithms of the largest singular values of ``d(h,c)_T/d(h,c)_{T-lag}`` and ``diag(f_T ... f_{T-lag+1})``."""
-    xs = model.apply({"params": params}, inputs, method="embed")
+    xs: Any = model.apply({"params": params}, inputs, method="embed")
     core, variables, carry = model.core, {"params": params["core"]}, model.core.initial_carry(())
-    function, size = partial(core.apply, variables), 2 * model.core.features
+    function: Any = partial(core.apply, variables)
+    size = 2 * core.features  # as many probes as numbers in the carry: exact
 
     def one(xs: Float[Array, "T D"]) -> tuple[Float[Array, " L"], Float[Array, " L"]]:
         flow = carry_flow(function, carry, xs, lags=lags, probes=size)

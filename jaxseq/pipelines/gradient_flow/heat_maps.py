@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -102,18 +103,20 @@ def position_norms(model: MemoryModel, batch: MemoryBatch) -> Callable[[PyTree],
     attention, which has no recurrent state, by the inputs of the layer, for positions 1 to T.
     """
     size, length = batch.inputs.shape[:2]
+    apply: Any = model.apply
+    apply_core: Any = model.core.apply
     recurrent = not isinstance(model.core, Attention)
 
     def norms(params: PyTree) -> Float[Array, " positions"]:
         def core(carry: Carry, xs: Array) -> tuple[Carry, Array]:
-            return model.core.apply({"params": params["core"]}, carry, xs)
+            return apply_core({"params": params["core"]}, carry, xs)
 
         def loss(ys: Array) -> Scalar:
-            return size * prediction_error(model.apply({"params": params}, ys, method="predict"), batch)
+            return size * prediction_error(apply({"params": params}, ys, method="predict"), batch)
 
-        xs = model.apply({"params": params}, batch.inputs, method="embed")
+        xs = apply({"params": params}, batch.inputs, method="embed")
         flow = loss_flow(core, model.core.initial_carry((size,)), xs, loss, carries=recurrent)
-        found = flow.carries[:, : length - 1] if recurrent else flow.inputs
+        found = flow.inputs if flow.carries is None else flow.carries[:, : length - 1]
         return jnp.sqrt(jnp.mean(found**2, 0))
 
     return norms

@@ -89,18 +89,19 @@ class Trainer:
 
     def __init__(self, model: MemoryModel, task: MemoryTask, config: OptimizerConfig, steps: int) -> None:
         self.model, self.task, self.steps = model, task, steps
+        apply: Any = model.apply
         self.optimizer = training.make_optimizer(config, steps)
 
         def loss(params: PyTree, carry: Carry, batch: MemoryBatch, key: Key[Array, ""]) -> tuple[Scalar, Aux]:
             del key
-            return prediction_error(model.apply({"params": params}, batch.inputs), batch), Aux(carry, {})
+            return prediction_error(apply({"params": params}, batch.inputs), batch), Aux(carry, {})
 
         def start(key: Key[Array, ""], inputs: Sequence) -> TrainState:
             return training.create_state(model.init(key, inputs)["params"], self.optimizer, key=key)
 
         step = training.make_train_step(loss, self.optimizer, keep_carry=False)
         self._run: Callable[..., Any] = jax.jit(lambda state, batches: jax.lax.scan(step, state, batches))
-        self._evaluate = jax.jit(lambda params, batch: evaluate(model.apply({"params": params}, batch.inputs), batch))
+        self._evaluate = jax.jit(lambda params, batch: evaluate(apply({"params": params}, batch.inputs), batch))
         self._start = jitted(start)  # compiled fast: it runs once for a seed
 
     def start(self, seed: int) -> TrainState:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -109,6 +110,7 @@ def elman_norms(
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _norms(core: Elman, lags: tuple[int, ...], params: PyTree, xs: Float[Array, "B T F"]) -> Float[Array, "B L"]:
-    function, size = partial(core.apply, {"params": params}), core.features  # as many probes as units: exact
+    function: Any = partial(core.apply, {"params": params})
+    size = core.features  # as many probes as units: exact
     flow = jax.vmap(lambda x: carry_flow(function, core.initial_carry(()), x, lags=lags, probes=size))(xs)
     return flow.singular_values[..., 0]
