@@ -12,7 +12,12 @@ clipping: temporal order by a plain network, with and without clipping of the gr
 tasks: addition and copy by cores of the table, beside the error of a prediction that remembers nothing.
 
 Each part is stored in RUN/parts when it is done; the same command again computes the missing ones only. --parts may
-change between commands in one folder. The results are described in docs/gradient-flow.md.
+change between commands in one folder.
+
+The first command takes 3.5 to 4 minutes on one CPU core (heat-maps 60 s, singular-values 18, forget-bias 34, clipping
+38, tasks 71). After 800 steps addition has an error of 0.176 (Elman; the baseline is 0.167), 0.0003 (GRU), 0.0008
+(LSTM), 0.0007 (minGRU), 0.0002 (attention); of four runs of the Elman network on temporal order at a rate of 0.3, all
+learn it with clipping and none without. docs/gradient-flow.md shows the figures.
 """
 
 import dataclasses
@@ -86,7 +91,7 @@ def main(config: Config) -> dict[str, Any]:
                 compute(run, config, name)
         values = {name: found for name in PARTS if (found := run.read(stored(name))) is not None}
         results = {
-            f"{name}/{number}".replace("-", "_"): value
+            f"{name.replace('-', '_')}/{number}": value
             for name, found in values.items()
             for number, value in (config.part(name).results(found["values"]) | {"seconds": found["seconds"]}).items()
         }
