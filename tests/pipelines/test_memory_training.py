@@ -35,12 +35,13 @@ def test_position_norms_are_the_gradients_by_added_states():
     task = Addition(6, 3)
     model = MemoryModel(make_core("elman", 4), 1)
     batch = task(0)
-    params = model.init(jax.random.key(0), batch.inputs)["params"]
+    inputs = jnp.asarray(batch.inputs)
+    params = model.init(jax.random.key(0), inputs)["params"]
     found = position_norms(model, batch)(params)
     core = params["core"]
 
     def loss(added):  # h_t = tanh(x_t W + b + h_{t-1} R) + added_t, so that dL/d added_t = dL/dh_t
-        xs, h = model.apply({"params": params}, batch.inputs, method="embed"), jnp.zeros((3, 4))
+        xs, h = model.apply({"params": params}, inputs, method="embed"), jnp.zeros((3, 4))
         for t in range(6):
             step = xs[:, t] @ core["kernel"] + core["bias"][None] + h @ core["recurrent"][0, :, 0]
             h = jnp.tanh(step) + added[:, t]
@@ -55,14 +56,14 @@ def test_position_norms_are_the_gradients_by_added_states():
 def test_a_forget_bias_is_that_of_the_core_and_the_path_is_its_power():
     task = Addition(6, 2)
     with unoptimized():
-        inputs = task(0).inputs
+        inputs = jnp.asarray(task(0).inputs)
         params = [
             MemoryModel(LSTM(3, forget_bias=bias), 1).init(jax.random.key(1), inputs)["params"] for bias in (1.0, -2.0)
         ]
         changed = with_forget_bias(params[0], -2.0)
         assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), changed, params[1]))
         still = changed | {"core": changed["core"] | {n: 0 * changed["core"][n] for n in ("kernel", "recurrent")}}
-        norms, path = lstm_norms(MemoryModel(LSTM(3), 1), still, jnp.asarray(inputs), [0, 1, 5])
+        norms, path = lstm_norms(MemoryModel(LSTM(3), 1), still, inputs, [0, 1, 5])
     expected = jnp.asarray([0, 1, 5]) * jax.nn.log_sigmoid(-2.0)
     assert np.allclose(path, expected, atol=1e-5) and (norms >= path - 1e-5).all()
 

@@ -114,7 +114,7 @@ def position_norms(model: MemoryModel, batch: MemoryBatch) -> Callable[[PyTree],
         def loss(ys: Array) -> Scalar:
             return size * prediction_error(apply({"params": params}, ys, method="predict"), batch)
 
-        xs = apply({"params": params}, batch.inputs, method="embed")
+        xs = apply({"params": params}, jnp.asarray(batch.inputs), method="embed")
         flow = loss_flow(core, model.core.initial_carry((size,)), xs, loss, carries=recurrent)
         found = flow.inputs if flow.carries is None else flow.carries[:, : length - 1]
         return jnp.sqrt(jnp.mean(found**2, 0))
