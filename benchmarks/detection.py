@@ -12,7 +12,7 @@ over one image of height Y and width X. As every layer's FLOPs grow with the are
 
 where repetition is the sum of the areas of the boxes with their context over the area of the image (the number of times
 that a pixel is seen), and enlargement the mean pixels of a warped region for each of its pixels in the image. The FLOPs
-are counted in the traced programs (``throughput_costs.count_products``), and by XLA in the compiled convolutions of the
+are counted in the traced programs (``analysis.program_flops``), and by XLA in the compiled convolutions of the
 image and of one region, times R.
 """
 
@@ -37,9 +37,8 @@ from harness import (
     parse_arguments,
     report,
 )
-from throughput_costs import count_products
 
-from jaxseq import plotting
+from jaxseq import analysis, plotting
 from jaxseq.data.images import SceneDesign, SceneImages
 from jaxseq.data.proposals import SelectiveSearch
 from jaxseq.models.detection import (
@@ -183,9 +182,7 @@ def speed(case: Case, models: Detectors, regions: int, repeats: int, budget: flo
         made = compiled(name, lambda *args: run[name](*args))
         return Candidate(name, lambda sets: made.prepare([one[0][name] for one in sets]))
 
-    flops = {
-        name: count_products(jax.make_jaxpr(function)(*arguments[0][name]).jaxpr) for name, function in run.items()
-    }
+    flops = {name: analysis.program_flops(function, *arguments[0][name]) for name, function in run.items()}
     image, crops = arguments[0]["Fast R-CNN: convolutions"], arguments[0]["R-CNN: convolutions"]
     convolutions = partial(models.rcnn.apply, models.rcnn_variables, method="feature_map")
     theirs = regions * compiled_flops(convolutions, (crops[0][:, :1],))

@@ -2,11 +2,12 @@
 
 All formulas are here. B sequences of T tokens, width D, F features, P bytes of parameters, s bytes an element.
 
-**FLOPs** are those of matrix products, 2 m n k each, elementwise work left out. They are counted on the jaxpr of one
-step (``count_products``), where an outer product of two arrays (``k vᵀ``, which a state is updated by) is 2 an element,
-and taken T times; so a chunkwise form is not credited with what it computes beyond the step. Where the carry grows
-with what was seen (attention), a step alone sees itself only, and each further pair of positions costs 4 F: scores
-and their sum over values. Causal attention has T (T - 1) / 2 such pairs, a window of W has W - 1 a token at most.
+**FLOPs** are those of matrix products, 2 m n k each, elementwise work left out. They are counted in the traced program
+of one step (``analysis.program_flops``), where an outer product of two arrays (``k vᵀ``, which a state is updated by)
+is 2 an element, and taken T times; so a chunkwise form is not credited with what it computes beyond the step. Where
+the carry grows with what was seen (attention), a step alone sees itself only, and each further pair of positions costs
+4 F: scores and their sum over values. Causal attention has T (T - 1) / 2 such pairs, a window of W has W - 1 a token at
+most.
 
     forward              T · step + 4 F · pairs                     (times B)
     forward+backward     3 × forward: a product has two products as its gradient; nothing computed again is counted
@@ -23,13 +24,13 @@ a row's fraction is that floor over its median: the larger of both fractions, "m
 The copy ceiling is that of memory: data that stays in the caches may pass it.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from jaxseq.analysis import program_flops
 from jaxseq.cores import Core
 
 
@@ -45,43 +46,6 @@ class Cost:
         return max((self.flops / matmul, "matmul"), (self.bytes / copy, "copy"))
 
 
-def count_products(jaxpr: Any) -> float:
-    """FLOPs of the matrix products in a jaxpr, loops times their length (a ``while`` counts once)."""
-    total = 0.0
-    for eqn in jaxpr.eqns:
-        total += _products(eqn)
-        inner = [count_products(sub) for sub in _inside(eqn)]
-        if eqn.primitive.name == "cond":
-            total += max(inner)
-        else:
-            total += sum(inner) * (eqn.params["length"] if eqn.primitive.name == "scan" else 1)
-    return total
-
-
-def _products(eqn: Any) -> float:
-    """FLOPs of one operation, without what is inside it."""
-    out, operands = eqn.outvars[0].aval, [x.aval for x in eqn.invars]
-    match eqn.primitive.name:
-        case "dot_general":
-            (contracted, _), _ = eqn.params["dimension_numbers"]
-            return 2 * out.size * math.prod(operands[0].shape[i] for i in contracted)
-        case "conv_general_dilated":
-            return 2 * out.size * operands[1].size / operands[1].shape[eqn.params["dimension_numbers"].rhs_spec[0]]
-        case "mul" if jnp.issubdtype(out.dtype, jnp.inexact) and all(1 < x.size < out.size for x in operands):
-            return 2 * out.size
-    return 0.0
-
-
-def _inside(eqn: Any) -> list[Any]:
-    """The jaxprs among an operation's parameters, and what a primitive of jaxseq's own stands for."""
-    own = eqn.primitive.impl
-    if getattr(own, "__module__", "").startswith("jaxseq."):
-        shapes = [jax.ShapeDtypeStruct(x.aval.shape, x.aval.dtype) for x in eqn.invars]
-        return [jax.make_jaxpr(lambda *arrays: own(*arrays, **eqn.params))(*shapes).jaxpr]
-    values = [v for value in eqn.params.values() for v in (value if isinstance(value, tuple | list) else [value])]
-    return [getattr(v, "jaxpr", v) for v in values if hasattr(getattr(v, "jaxpr", v), "eqns")]
-
-
 def visible_pairs(length: int, window: int | None = None) -> int:
     """Pairs of a position and an earlier one that it sees."""
     reach = length if window is None else min(window, length)
@@ -94,7 +58,7 @@ def count_cost(core: Core, mode: str, batch: int, length: int, width: int) -> Co
     xs = jax.ShapeDtypeStruct((1, 1, width), dtype)
     start = jax.eval_shape(lambda: core.initial_carry((1,)))
     variables = jax.eval_shape(core.init, jax.random.key(0), start, xs)
-    step = count_products(jax.make_jaxpr(core.apply)(variables, start, xs).jaxpr)
+    step = program_flops(core.apply, variables, start, xs)
     pair = 4 * core.features if grows(core) else 0
     window = getattr(core, "window", None)
     parameters = _bytes(variables)

@@ -49,6 +49,7 @@ from jaxseq.ops.recurrence import (
     recurrence_reference,
     recurrence_with_projection,
 )
+from jaxseq.ops.smooth_max import hardmax, smooth_max, soft_argmax
 
 __all__ = [
     "AttentionImplementation",
@@ -74,6 +75,7 @@ __all__ = [
     "delta_rule_reference",
     "depthwise_2d",
     "gru_reset_before",
+    "hardmax",
     "images",
     "linear_attention",
     "linear_attention_reference",
@@ -93,5 +95,7 @@ __all__ = [
     "recurrence_with_projection",
     "regions",
     "segments",
+    "smooth_max",
+    "soft_argmax",
     "used_implementations",
 ]

@@ -3,7 +3,9 @@
 from jaxseq.plotting.alignments import Alignment, draw_alignment, draw_alignments, draw_heads
 from jaxseq.plotting.attention_maps import draw_attention_maps
 from jaxseq.plotting.comparisons import ComparisonRow, MeanInterval, draw_comparisons
+from jaxseq.plotting.curves import Curve, CurvePanel, draw_curves
 from jaxseq.plotting.detections import BoxedDetections, BoxedObjects, BoxOutcomes, draw_detections
+from jaxseq.plotting.heat_maps import HeatMap, draw_heat_maps
 from jaxseq.plotting.labels import Labels, missing_characters, text_label, token_labels
 from jaxseq.plotting.length_curves import CurvePoint, draw_length_curves
 from jaxseq.plotting.precision_recall import PrecisionCurve, draw_precision_recall
@@ -46,7 +48,10 @@ __all__ = [
     "BoxedDetections",
     "BoxedObjects",
     "ComparisonRow",
+    "Curve",
+    "CurvePanel",
     "CurvePoint",
+    "HeatMap",
     "Labels",
     "MeanInterval",
     "PrecisionCurve",
@@ -55,8 +60,10 @@ __all__ = [
     "draw_alignments",
     "draw_attention_maps",
     "draw_comparisons",
+    "draw_curves",
     "draw_detections",
     "draw_heads",
+    "draw_heat_maps",
     "draw_length_curves",
     "draw_precision_recall",
     "draw_proposal_recall",

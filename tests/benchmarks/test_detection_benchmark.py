@@ -11,8 +11,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 
 import detection
-from throughput_costs import count_products
 
+from jaxseq.analysis import program_flops
 from jaxseq.models.detection import DetectorConfig
 
 
@@ -23,7 +23,7 @@ def flops(model, image_side: int, regions: int, crop: int) -> tuple[float, float
     boxes = jax.ShapeDtypeStruct((1, 1, 4), np.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images, boxes)
     return tuple(
-        count_products(jax.make_jaxpr(lambda v, x: model.apply(v, x, method="feature_map"))(variables, given).jaxpr)
+        program_flops(lambda v, x: model.apply(v, x, method="feature_map"), variables, given)
         for given in (jax.ShapeDtypeStruct((*images.shape[:1], 1, *images.shape[1:]), np.float32), crops)
     )
 

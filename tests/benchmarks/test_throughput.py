@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import pytest
 
 from jaxseq.cores import CORES, make_core
@@ -16,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import harness
 import throughput
 import throughput_cases
-from throughput_costs import count_cost, count_products, visible_pairs
+from throughput_costs import count_cost, visible_pairs
 from throughput_report import crossings, panels
 
 CORES_OF_TESTS = '''
@@ -135,18 +134,6 @@ def test_what_makes_no_sense_is_refused_by_name_and_value(arguments, message):
 def test_every_preset_is_sound_and_takes_the_whole_table():
     for plan in throughput.PRESETS.values():
         assert set(CORES) <= set(plan.mixers) and len(list(plan.cases())) > 1
-
-
-def test_products_are_counted_as_by_hand():
-    def function(a, b, c):
-        def step(s, x):
-            return s + jnp.outer(x, x), s @ x
-
-        return a @ b, jax.lax.scan(step, c, b)
-
-    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((3, 4), (4, 5), (5, 5))]
-    counted = count_products(jax.make_jaxpr(function)(*shapes).jaxpr)
-    assert counted == 2 * 3 * 4 * 5 + 4 * (2 * 5 * 5 + 2 * 5 * 5)
 
 
 def test_costs_are_those_of_the_equations():
