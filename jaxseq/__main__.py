@@ -31,6 +31,8 @@ COMMANDS = {
     ("detect",): "detect objects in images with a trained detector",
     ("analyze", "scaled-dot"): "measure why attention scales its dot products",
     ("analyze", "errata"): "compute the number behind each entry of docs/errata.md",
+    ("analyze", "truncation"): "measure the bias and the final loss of truncated back-propagation",
+    ("analyze", "gradient-flow"): "measure how gradients flow through recurrence and attention",
     ("ablation",): "change one field of an experiment at a time, and compare over seeds",
     ("path",): "print the folder of the scripts",
 }

@@ -30,6 +30,7 @@ from jaxseq.analysis.detection_outcomes import (
     detection_outcomes,
 )
 from jaxseq.analysis.detection_pairs import Found, ImageObjects
+from jaxseq.analysis.gradient_bias import GradientBias, gradient_bias
 from jaxseq.analysis.hand_backward import HandGradients, elman_backward, lstm_backward
 from jaxseq.analysis.jacobians import carry_jacobians, carry_jvp, carry_vjp, output_jacobian
 from jaxseq.analysis.loss_flow import LossFlow, loss_flow
@@ -65,6 +66,7 @@ __all__ = [
     "DocumentFrequencies",
     "Estimate",
     "Found",
+    "GradientBias",
     "HandGradients",
     "ImageObjects",
     "LSTMPathTerms",
@@ -106,6 +108,7 @@ __all__ = [
     "elman_backward",
     "exact_matches",
     "fitted_exponent",
+    "gradient_bias",
     "loss_flow",
     "lstm_backward",
     "lstm_paths",

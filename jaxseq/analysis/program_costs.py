@@ -76,7 +76,9 @@ def _count(jaxpr: Any, flops: Callable[[Any], float]) -> float:
 
 def product_flops(eqn: Any) -> float:
     """FLOPs of an equation of a jaxpr if it is a product of arrays, else 0; without those of jaxprs inside it."""
-    out, operands = eqn.outvars[0].aval if eqn.outvars else None, [x.aval for x in eqn.invars]
+    if not eqn.outvars:
+        return 0.0
+    out, operands = eqn.outvars[0].aval, [x.aval for x in eqn.invars]
     match eqn.primitive.name:
         case "dot_general":
             (contracted, _), _ = eqn.params["dimension_numbers"]
@@ -102,7 +104,9 @@ def arithmetic_flops(eqn: Any) -> float:
 
 
 def inner_jaxprs(eqn: Any) -> list[Any]:
-    """The jaxprs among an equation's parameters, and what a primitive of jaxseq's own stands for."""
+    """The jaxprs that an equation runs, and what a primitive of jaxseq's own stands for."""
+    if eqn.primitive.name.startswith("scatter"):  # its jaxpr adds two elements, and is counted by the equation
+        return []
     own = eqn.primitive.impl
     if getattr(own, "__module__", "").startswith("jaxseq."):
         shapes = [jax.ShapeDtypeStruct(x.aval.shape, x.aval.dtype) for x in eqn.invars]

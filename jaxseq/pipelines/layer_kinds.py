@@ -14,12 +14,13 @@ from typing import Any, NamedTuple, final
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxseq import ops
-from jaxseq.cores import CORES, Conv, Core, MinGRU
+from jaxseq.cores import Core, MinGRU, make_core
 from jaxseq.cores.heads import resolve_num_heads
 from jaxseq.ops import Cell, cells, masks
-from jaxseq.typing import Array, Float, Key
+from jaxseq.typing import Array, Float
 
 
 class Program(NamedTuple):
@@ -70,7 +71,7 @@ class LayerKind(abc.ABC):
         """FLOPs by hand for one sequence: of mixing and of the layer."""
 
     @abc.abstractmethod
-    def signal(self, n: int, d: int, key: Key[Array, ""]) -> Signal:
+    def signal(self, n: int, d: int, seed: int) -> Signal:
         """Layers with random parameters, whose path is measured."""
 
     @abc.abstractmethod
@@ -104,11 +105,9 @@ class AttentionKind(LayerKind):
         mixing = 4 * n * n * d if self.window is None else 8 * n * self.window * d
         return mixing, 8 * n * d * d + mixing
 
-    def signal(self, n: int, d: int, key: Key[Array, ""]) -> Signal:
-        for_xs, for_weights = jax.random.split(key)
-        weights = jax.random.normal(for_weights, (4, d, d)) / d**0.5
-        layer = jax.jit(lambda xs: _projected(self._mix(True), xs, *weights))
-        return Signal(itertools.repeat(layer), jax.random.normal(for_xs, (n, d)))
+    def signal(self, n: int, d: int, seed: int) -> Signal:
+        xs, *weights = _random((_shape(n, d), *[_shape(d, d)] * 4), seed)
+        return Signal(itertools.repeat(lambda xs: _projected(self._mix(True), xs, *weights)), xs)
 
     def path(self, n: int) -> int:
         return 1 if self.window is None else math.ceil((n - 1) / (self.window - 1))
@@ -129,18 +128,28 @@ class RecurrentKind(LayerKind):
     gates: int = 1
 
     def mixing(self, batch: int, n: int, d: int) -> Program:
-        state = jax.eval_shape(lambda: CORES[self.core](d).initial_carry((batch,))).state
-        arrays = _shape(batch, n, self.gates, d), _shape(1, d, self.gates, d)
-        return Program(partial(ops.recurrence, self.cell), (state, *arrays))
+        state = jax.eval_shape(lambda: make_core(self.core, d).initial_carry((batch,))).state
+        return Program(partial(ops.recurrence, self.cell), (state, *self._arrays(batch, n, d)))
 
     def layer(self, batch: int, n: int, d: int) -> Program:
-        return _core_program(CORES[self.core](d), batch, n, d)
+        return _core_program(make_core(self.core, d), batch, n, d)
 
     def flops(self, n: int, d: int) -> tuple[int, int]:
         return 2 * self.gates * n * d * d, 4 * self.gates * n * d * d
 
-    def signal(self, n: int, d: int, key: Key[Array, ""]) -> Signal:
-        return _steps_everywhere(CORES[self.core](d), n, d, key)
+    def _arrays(self, batch: int, n: int, d: int) -> tuple[Any, Any]:
+        """The projected inputs and the recurrent matrix."""
+        return _shape(batch, n, self.gates, d), _shape(1, d, self.gates, d)
+
+    def signal(self, n: int, d: int, seed: int) -> Signal:
+        state, R = make_core(self.core, d).initial_carry((n,)).state, self._arrays(n, 1, d)[1]
+        xs, kernel, R = _random((_shape(n, d), _shape(d, self.gates, d), R), seed)
+
+        def step(states: Any, xs: Array) -> Any:
+            x, r = (jnp.einsum("nd,dgf->gnf", a, w) for a, w in ((xs, kernel), (states.h, R[0])))
+            return self.cell(states, tuple(x), tuple(r))
+
+        return _steps_everywhere(step, state, xs)
 
     def path(self, n: int) -> int:
         return n
@@ -155,10 +164,7 @@ class ConvolutionKind(LayerKind):
     dilated: bool = False
 
     def mixing(self, batch: int, n: int, d: int) -> Program:
-        dilation = self.kernel ** (self.path(n) - 1) if self.dilated else 1
-        state = _shape(batch, (self.kernel - 1) * dilation, d)
-        function = partial(ops.causal_convolution, dilation=dilation)
-        return Program(function, (state, _shape(batch, n, d), _shape(self.kernel, d, d)))
+        return self._convolve(batch, n, d, self.kernel ** (self.path(n) - 1) if self.dilated else 1)
 
     def layer(self, batch: int, n: int, d: int) -> Program:
         return self.mixing(batch, n, d)
@@ -166,20 +172,24 @@ class ConvolutionKind(LayerKind):
     def flops(self, n: int, d: int) -> tuple[int, int]:
         return (2 * self.kernel * n * d * d,) * 2
 
-    def signal(self, n: int, d: int, key: Key[Array, ""]) -> Signal:
+    def signal(self, n: int, d: int, seed: int) -> Signal:
         def layer(index: int) -> Callable[[Array], Array]:
-            core = Conv(d, kernel_size=self.kernel, dilation=self.kernel**index)
-            carry, xs = core.initial_carry(()), jnp.zeros((n, d))
-            variables = core.init(key, carry, xs)
-            return jax.jit(lambda xs: core.apply(variables, carry, xs)[1])
+            function, (state, _, kernel) = self._convolve(1, n, d, self.kernel**index if self.dilated else 1)
+            state, kernel = jnp.zeros(state.shape), _random(kernel, seed + index)
+            return lambda xs: function(state, xs[None], kernel)[1][0]
 
         layers = map(layer, itertools.count()) if self.dilated else itertools.repeat(layer(0))
-        return Signal(layers, jax.random.normal(key, (n, d)))
+        return Signal(layers, _random(_shape(n, d), seed))
 
     def path(self, n: int) -> int:
         if not self.dilated:
             return math.ceil((n - 1) / (self.kernel - 1))
         return next(count for count in itertools.count(1) if self.kernel**count >= n)
+
+    def _convolve(self, batch: int, n: int, d: int, dilation: int) -> Program:
+        state = _shape(batch, (self.kernel - 1) * dilation, d)
+        function = partial(ops.causal_convolution, dilation=dilation)
+        return Program(function, (state, _shape(batch, n, d), _shape(self.kernel, d, d)))
 
 
 @final
@@ -194,8 +204,10 @@ class LinearKind(LayerKind):
         return True
 
     def mixing(self, batch: int, n: int, d: int) -> Program:
-        function = partial(ops.linear_recurrence, implementation="associative" if self.associative else "loop")
-        return Program(function, (_shape(batch, d), *[_shape(batch, n, d)] * 2))
+        return Program(self._solve, (_shape(batch, d), *[_shape(batch, n, d)] * 2))
+
+    def _solve(self, state: Array, a: Array, b: Array) -> tuple[Array, Array]:
+        return ops.linear_recurrence(state, a, b, implementation="associative" if self.associative else "loop")
 
     def layer(self, batch: int, n: int, d: int) -> Program:
         return _core_program(MinGRU(d), batch, n, d)
@@ -207,8 +219,15 @@ class LinearKind(LayerKind):
 
         return (tree(n) + 2) * d if self.associative else 2 * n * d, 4 * n * d * d
 
-    def signal(self, n: int, d: int, key: Key[Array, ""]) -> Signal:
-        return _steps_everywhere(MinGRU(d), n, d, key)
+    def signal(self, n: int, d: int, seed: int) -> Signal:
+        xs, kernels = _random((_shape(n, d), _shape(d, 2, d)), seed)
+
+        def step(state: Array, xs: Array) -> Array:
+            gate, candidate = jnp.einsum("nd,dgf->gnf", xs, kernels)
+            update = jax.nn.sigmoid(gate)
+            return self._solve(state, (1 - update)[:, None], (update * candidate)[:, None])[0]
+
+        return _steps_everywhere(step, jnp.zeros((n, d)), xs)
 
     def path(self, n: int) -> int:
         return n
@@ -271,23 +290,21 @@ def _core_program(core: Core, batch: int, n: int, d: int) -> Program:
     return Program(core.apply, (jax.eval_shape(core.init, jax.random.key(0), carry, xs), carry, xs))
 
 
-def _steps_everywhere(core: Core, n: int, d: int, key: Key[Array, ""]) -> Signal:
-    """A step of a recurrence at all n positions at once, each from the state of the position before it."""
-    nothing = core.initial_carry((n,))
-    xs = jax.random.normal(key, (n, d))
-    variables = core.init(key, nothing, xs[:, None])
+def _steps_everywhere(step: Callable[[Any, Array], Any], state: Any, xs: Array) -> Signal:
+    """``state = step(state, xs)`` at all n positions at once, each from the state of the position before it."""
 
-    @jax.jit
-    def step(values: tuple[Any, Array]) -> tuple[Any, Array]:
+    def everywhere(values: tuple[Any, Array]) -> tuple[Any, Array]:
         states, xs = values
         before = jax.tree.map(lambda s: jnp.concatenate([jnp.zeros_like(s[:1]), s[:-1]]), states)
-        carry, _ = core.apply(variables, nothing._replace(state=before), xs[:, None])
-        return carry.state, xs
+        return step(before, xs), xs
 
-    def first(xs: Array) -> tuple[Any, Array]:
-        return step((nothing.state, xs))
+    return Signal(itertools.chain([lambda xs: (step(state, xs), xs)], itertools.repeat(everywhere)), xs)
 
-    return Signal(itertools.chain([jax.jit(first)], itertools.repeat(step)), xs)
+
+def _random(shapes: Any, seed: int) -> Any:
+    """Normal numbers with a variance of 1 / the first dimension."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape, scale=s.shape[0] ** -0.5), s.dtype), shapes)
 
 
 def _shape(*shape: int) -> jax.ShapeDtypeStruct:

@@ -15,6 +15,9 @@ WIDTH, HEIGHT = 4.6, 3.4
 MARKED = 40
 """A curve of at most so many points has a marker at each."""
 
+LABELED = 8
+"""A logarithmic x axis of at most so many different x has its labels at them."""
+
 
 class Curve(NamedTuple):
     """``y`` against ``x``; points that are not finite, or not positive on a logarithmic axis, are left out.
@@ -112,6 +115,9 @@ def _draw(axes: Any, panel: CurvePanel, colors: Mapping[str, str]) -> None:
             axes.fill_between(x[kept], low, high, color=colors[name], alpha=0.14, linewidth=0)
     if panel.log_x or panel.log_y:
         axes.minorticks_off()
+    places = sorted({float(x) for curve in panel.curves.values() for x in curve.x if math.isfinite(x) and x > 0})
+    if panel.log_x and 0 < len(places) <= LABELED:
+        axes.set_xticks(places, [f"{x:g}" for x in places])
     if len(panel.curves) > 1:
         legend = axes.legend(frameon=False, fontsize=8, labelcolor=SOFT, handlelength=2.2, labelspacing=0.3)
         for text in legend.get_texts():
