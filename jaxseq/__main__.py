@@ -28,6 +28,7 @@ COMMANDS = {
     ("translate",): "translate texts with a trained translator",
     ("caption",): "caption images with a trained captioner",
     ("detect",): "detect objects in images with a trained detector",
+    ("analyze", "complexity"): "measure the complexity of attention, recurrence and convolution against theory",
     ("ablation",): "change one field of an experiment at a time, and compare over seeds",
     ("path",): "print the folder of the scripts",
 }

@@ -15,6 +15,9 @@ WIDTH, HEIGHT = 4.6, 3.4
 MARKED = 40
 """A curve of at most so many points has a marker at each."""
 
+WITHIN = 5
+"""A legend of at most so many names stands within its panel, a longer one beside it."""
+
 
 class Curve(NamedTuple):
     """``y`` against ``x``; points that are not finite, or not positive on a logarithmic axis, are left out.
@@ -113,6 +116,7 @@ def _draw(axes: Any, panel: CurvePanel, colors: Mapping[str, str]) -> None:
     if panel.log_x or panel.log_y:
         axes.minorticks_off()
     if len(panel.curves) > 1:
-        legend = axes.legend(frameon=False, fontsize=8, labelcolor=SOFT, handlelength=2.2, labelspacing=0.3)
+        beside = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if len(panel.curves) > WITHIN else {}
+        legend = axes.legend(frameon=False, fontsize=8, labelcolor=SOFT, handlelength=2.2, labelspacing=0.3, **beside)
         for text in legend.get_texts():
             text.set_parse_math(False)
