@@ -8,6 +8,7 @@
     python -m jaxseq caption --run runs/scenes --images photograph.jpg
     python -m jaxseq train detection --model fast_rcnn --run runs/fast
     python -m jaxseq detect --run runs/fast --images photograph.jpg
+    python -m jaxseq analyze errata --run runs/errata
     python -m jaxseq ablation --vary features=128 --run runs/ablation
 
 The options behind a command are those of its script, and COMMAND --help lists them. The scripts are meant to be read
@@ -28,10 +29,16 @@ COMMANDS = {
     ("translate",): "translate texts with a trained translator",
     ("caption",): "caption images with a trained captioner",
     ("detect",): "detect objects in images with a trained detector",
+    ("analyze", "scaled-dot"): "measure why attention scales its dot products",
+    ("analyze", "errata"): "compute the number behind each entry of docs/errata.md",
+    ("analyze", "truncation"): "measure the bias and the final loss of truncated back-propagation",
+    ("analyze", "gradient-flow"): "measure how gradients flow through recurrence and attention",
     ("analyze", "complexity"): "measure the complexity of attention, recurrence and convolution against theory",
     ("ablation",): "change one field of an experiment at a time, and compare over seeds",
     ("path",): "print the folder of the scripts",
 }
+GROUPS = ("train", "analyze")
+"""First words of commands of two words."""
 NAME = "python -m jaxseq"
 
 
@@ -45,7 +52,7 @@ def experiments_folder() -> Path:
 def main() -> None:
     """Run the command of ``sys.argv``."""
     words = [word.replace("_", "-") if not word.startswith("-") else word for word in sys.argv[1:3]]
-    if not words or words[0] in ("-h", "--help") or (words[0] == "train" and words[1:] in ([], ["-h"], ["--help"])):
+    if not words or words[0] in ("-h", "--help") or (words[0] in GROUPS and words[1:] in ([], ["-h"], ["--help"])):
         print(usage())
         return
     command = next((command for command in COMMANDS if tuple(words[: len(command)]) == command), None)
@@ -63,7 +70,7 @@ def main() -> None:
 
 def fail(words: list[str]) -> NoReturn:
     """Exit with a line that names the unknown command and the known ones."""
-    asked = " ".join(words[:2] if words[0] == "train" else words[:1])
+    asked = " ".join(words[:2] if words[0] in GROUPS else words[:1])
     sys.exit(f"error: unknown command {asked!r}; known: {', '.join(' '.join(command) for command in COMMANDS)}")
 
 

@@ -3,6 +3,7 @@
 from jaxseq.analysis.alignment import alignment_accuracy
 from jaxseq.analysis.attention_share import AttentionShare, attention_share
 from jaxseq.analysis.average_precision import AveragePrecision, ClassPrecision, average_precision
+from jaxseq.analysis.bptt_terms import TermNorms, bptt_term_norms, bptt_terms
 from jaxseq.analysis.caption_bleu import BleuScores, caption_bleu
 from jaxseq.analysis.caption_cider import CaptionScore, DocumentFrequencies, cider_d, document_frequencies
 from jaxseq.analysis.caption_rouge import rouge_l
@@ -29,8 +30,11 @@ from jaxseq.analysis.detection_outcomes import (
     detection_outcomes,
 )
 from jaxseq.analysis.detection_pairs import Found, ImageObjects
+from jaxseq.analysis.gradient_bias import GradientBias, gradient_bias
+from jaxseq.analysis.hand_backward import HandGradients, elman_backward, lstm_backward
 from jaxseq.analysis.jacobians import carry_jacobians, carry_jvp, carry_vjp, output_jacobian
 from jaxseq.analysis.loss_flow import LossFlow, loss_flow
+from jaxseq.analysis.lstm_paths import LSTMPaths, LSTMPathTerms, LSTMStepTerms, lstm_paths, lstm_step_terms
 from jaxseq.analysis.lyapunov import LyapunovSpectrum, core_step, lyapunov_exponents
 from jaxseq.analysis.path_length import path_length
 from jaxseq.analysis.power_laws import crossing_size, fitted_exponent
@@ -62,7 +66,12 @@ __all__ = [
     "DocumentFrequencies",
     "Estimate",
     "Found",
+    "GradientBias",
+    "HandGradients",
     "ImageObjects",
+    "LSTMPathTerms",
+    "LSTMPaths",
+    "LSTMStepTerms",
     "LengthScores",
     "LossFlow",
     "LyapunovSpectrum",
@@ -71,11 +80,14 @@ __all__ = [
     "ProgramMemory",
     "ProposalRecall",
     "ReceptiveField",
+    "TermNorms",
     "TranslationScores",
     "alignment_accuracy",
     "attention_share",
     "average_precision",
     "best_operating_point",
+    "bptt_term_norms",
+    "bptt_terms",
     "caption_bleu",
     "caption_scores",
     "carry_flow",
@@ -93,9 +105,14 @@ __all__ = [
     "crossing_size",
     "detection_outcomes",
     "document_frequencies",
+    "elman_backward",
     "exact_matches",
     "fitted_exponent",
+    "gradient_bias",
     "loss_flow",
+    "lstm_backward",
+    "lstm_paths",
+    "lstm_step_terms",
     "lyapunov_exponents",
     "mean_interval",
     "norm_bound",

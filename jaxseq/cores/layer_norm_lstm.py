@@ -9,7 +9,7 @@ from jaxseq.cores.core import StateCore
 from jaxseq.cores.heads import resolve_num_heads
 from jaxseq.cores.recurrent import forget_bias_init, orthogonal_blocks, zero_state
 from jaxseq.ops import plain_recurrence
-from jaxseq.ops.recurrence.cells import LSTMState, sigmoid
+from jaxseq.ops.recurrence.cells import LSTMState, forced_preactivations, lstm, sigmoid
 from jaxseq.typing import Array, Features, Float, SegmentIds, Sequence
 
 
@@ -19,8 +19,9 @@ class LayerNormLSTM(StateCore):
     ``i, f, o = σ(·)``, ``g = tanh(·)`` of ``LN(x_t W) ⊙ α_x + LN(h_{t-1} R) ⊙ α_r + b``, each norm over all four gates
     (and heads) at once; ``c_t = f ⊙ c_{t-1} + i ⊙ g``; ``h_t = o ⊙ tanh(LN(c_t) ⊙ α_c + β_c)``; ``epsilon`` is added to
     every variance. The biases that the paper gives the first two norms are one sum with b. R is block-diagonal over
-    ``num_heads``; ``forget_bias`` initialises the forget gate's bias. Norms are not pointwise, so this is a plain
-    scan.
+    ``num_heads``; ``forget_bias`` initialises the forget gate's bias. ``forced_gates``, as ``(("f", 1.0),)``, are
+    constant (``jaxseq.ops.cells.force_gates``); the norms still read their sums. Norms are not pointwise, so this is a
+    plain scan.
 
     Raises:
       ValueError: ``features`` is not divisible by ``num_heads``.
@@ -29,6 +30,7 @@ class LayerNormLSTM(StateCore):
     num_heads: int = 1
     forget_bias: float = 1.0
     epsilon: float = 1e-6
+    forced_gates: tuple[tuple[str, float], ...] = ()
 
     def initial_state(self, batch_shape: tuple[int, ...]) -> LSTMState:
         """Zeros."""
@@ -53,10 +55,13 @@ class LayerNormLSTM(StateCore):
         )
         x = self._norm((xs @ kernel.astype(self.dtype)).astype(dtype), input_gain, bias)
 
+        forced = forced_preactivations(lstm, self.forced_gates)
+
         def step(state: LSTMState, x: Float[Array, "*B GF"]) -> LSTMState:
             h = state.h.astype(self.dtype).reshape(*state.h.shape[:-1], heads, size)
             r = jnp.einsum("...nh,nhgk->...gnk", h, R).reshape(x.shape).astype(x.dtype)
-            i, f, g, o = jnp.split(x + self._norm(r, recurrent_gain, jnp.zeros_like(bias)), 4, axis=-1)
+            z = jnp.split(x + self._norm(r, recurrent_gain, jnp.zeros_like(bias)), 4, axis=-1)
+            i, f, g, o = (jnp.full_like(a, forced[k]) if k in forced else a for k, a in enumerate(z))
             c = sigmoid(f) * state.c + sigmoid(i) * jnp.tanh(g)
             return LSTMState(sigmoid(o) * jnp.tanh(self._norm(c, cell_gain, cell_bias)), c)
 

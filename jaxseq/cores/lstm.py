@@ -29,11 +29,12 @@ class LSTM(StateCore):
     with ``peepholes`` the gates read the cell state (Gers & Schmidhuber 2000). R is block-diagonal over ``num_heads``.
     With ``cell_size`` the cell and c have that many units, and the output is a projection to ``features``,
     ``h_t = (o ⊙ tanh(c_t)) W_p`` (Sak et al. 2014, arXiv:1402.1128; torch's ``proj_size`` is ``features`` here, its
-    ``hidden_size`` is ``cell_size``).
+    ``hidden_size`` is ``cell_size``). ``forced_gates``, as ``(("f", 1.0), ("i", 0.0))``, are constant
+    (``jaxseq.ops.cells.force_gates``).
 
     ``implementation`` is "fused", "reference" (the plain scan), "cudnn" (float32 on a CUDA device, one head, no
-    peepholes, no projection, no segment ids; first derivatives in reverse mode, no ``vmap``) or "auto": cuDNN where it
-    fits (``lstm_implementation``), else fused.
+    peepholes, no forced gates, no projection, no segment ids; first derivatives in reverse mode, no ``vmap``) or
+    "auto": cuDNN where it fits (``lstm_implementation``), else fused.
 
     Raises:
       ValueError: ``features`` is not divisible by ``num_heads``, ``cell_size`` is not positive or there are several
@@ -46,6 +47,7 @@ class LSTM(StateCore):
     peepholes: bool = False
     implementation: LSTMImplementation = "auto"
     cell_size: int | None = None
+    forced_gates: tuple[tuple[str, float], ...] = ()
 
     def initial_state(self, batch_shape: tuple[int, ...]) -> cells.LSTMState:
         """Zeros."""
@@ -70,7 +72,9 @@ class LSTM(StateCore):
             projection = self.param("projection", nn.initializers.lecun_normal(), shape, self.param_dtype)
             options["output_projection"] = projection.astype(self.dtype)
         asked = self.implementation
-        if asked == "auto" and self.residuals != "activations":  # cuDNN ignores residuals
+        if asked == "cudnn" and self.forced_gates:
+            raise ValueError(f'implementation="cudnn" cannot force gates: forced_gates={self.forced_gates}')
+        if asked == "auto" and (self.forced_gates or self.residuals != "activations"):  # cuDNN ignores residuals
             asked = "fused"
         chosen: Any = lstm_implementation(state, xs, weights.R, **fits, implementation=asked)
         if chosen == "cudnn":
@@ -80,9 +84,9 @@ class LSTM(StateCore):
     def _cell(self) -> Cell:
         """The plain cell, or the peephole cell with its weights bound."""
         if not self.peepholes:
-            return cells.lstm
+            return cells.force_gates(cells.lstm, self.forced_gates)
         names, size = cells.Peepholes._fields, self.features if self.cell_size is None else self.cell_size
         zeros = nn.initializers.zeros
         own = [self.param(f"peephole_{n}", zeros, (size,), self.param_dtype) for n in names]
         own = [p.astype(at_least_float32(self.param_dtype)) for p in own]
-        return Partial(cells.peephole_lstm, cells.Peepholes(*own))
+        return cells.force_gates(Partial(cells.peephole_lstm, cells.Peepholes(*own)), self.forced_gates)

@@ -15,7 +15,8 @@ class SLSTM(StateCore):
     ``n_t = f ⊙ n_{t-1} + i``; ``h_t = o ⊙ c_t / n_t``; the state holds c and n times ``exp(-m)``,
     ``m_t = max(log f + m_{t-1}, log i)``. The paper allows ``f = exp(·)`` too; this class has σ. R is
     block-diagonal over ``num_heads`` (the paper has 4). The forget gate's bias is initialised evenly spaced from 3 to 6
-    over every head, as the mLSTM's of the same paper.
+    over every head, as the mLSTM's of the same paper. ``forced_gates``, as ``(("f", 1.0),)``, are constant
+    (``jaxseq.ops.cells.force_gates``; i is an exponential and cannot be 0).
 
     Raises:
       ValueError: ``features`` is not divisible by ``num_heads``.
@@ -23,6 +24,7 @@ class SLSTM(StateCore):
 
     num_heads: int = 1
     residuals: Residuals = "activations"
+    forced_gates: tuple[tuple[str, float], ...] = ()
 
     def initial_state(self, batch_shape: tuple[int, ...]) -> cells.SLSTMState:
         """Zeros."""
@@ -33,9 +35,8 @@ class SLSTM(StateCore):
     ) -> tuple[cells.SLSTMState, Features]:
         """Runs the cell along the input."""
         weights = recurrent_weights(self, xs.shape[-1], 4, self.num_heads, self._bias_init)
-        return recurrence_with_projection(
-            cells.slstm, state, xs, *weights, segment_ids=segment_ids, residuals=self.residuals
-        )
+        cell = cells.force_gates(cells.slstm, self.forced_gates)
+        return recurrence_with_projection(cell, state, xs, *weights, segment_ids=segment_ids, residuals=self.residuals)
 
     def _bias_init(self, key: Array, shape: tuple[int, ...], dtype: DType) -> Array:
         """Zeros, and 3 to 6 over every head for the forget gate."""

@@ -20,10 +20,13 @@ from jaxseq.pipelines.saved import LoadedRun, Pipeline, load_run
 from jaxseq.pipelines.search import SearchConfig
 from jaxseq.pipelines.text_generator import TextGenerator, cut_at, token_bytes
 from jaxseq.pipelines.translator import Translator
+from jaxseq.pipelines.truncation_gradients import BiasRow, PathGradients, TruncationGradients, bias_rows
+from jaxseq.pipelines.truncation_runs import TruncationRun, TruncationRuns
 from jaxseq.pipelines.user_cores import check_user_cores
 
 __all__ = [
     "ArraySource",
+    "BiasRow",
     "Caption",
     "CaptionLosses",
     "Captioner",
@@ -43,6 +46,7 @@ __all__ = [
     "LoadedRun",
     "Losses",
     "Names",
+    "PathGradients",
     "Pipeline",
     "Reversal",
     "Rows",
@@ -50,9 +54,13 @@ __all__ = [
     "SearchConfig",
     "TextGenerator",
     "Translator",
+    "TruncationGradients",
+    "TruncationRun",
+    "TruncationRuns",
     "Voc",
     "Words",
     "attention_on_boxes",
+    "bias_rows",
     "check_user_cores",
     "cut_at",
     "detection_rows",

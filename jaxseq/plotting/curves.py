@@ -18,6 +18,9 @@ MARKED = 40
 WITHIN = 5
 """A legend of at most so many names stands within its panel, a longer one beside it."""
 
+LABELED = 8
+"""A logarithmic x axis of at most so many different x has its labels at them."""
+
 
 class Curve(NamedTuple):
     """``y`` against ``x``; points that are not finite, or not positive on a logarithmic axis, are left out.
@@ -115,6 +118,9 @@ def _draw(axes: Any, panel: CurvePanel, colors: Mapping[str, str]) -> None:
             axes.fill_between(x[kept], low, high, color=colors[name], alpha=0.14, linewidth=0)
     if panel.log_x or panel.log_y:
         axes.minorticks_off()
+    places = sorted({float(x) for curve in panel.curves.values() for x in curve.x if math.isfinite(x) and x > 0})
+    if panel.log_x and 0 < len(places) <= LABELED:
+        axes.set_xticks(places, [f"{x:g}" for x in places])
     if len(panel.curves) > 1:
         beside = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if len(panel.curves) > WITHIN else {}
         legend = axes.legend(frameon=False, fontsize=8, labelcolor=SOFT, handlelength=2.2, labelspacing=0.3, **beside)

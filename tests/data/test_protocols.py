@@ -10,8 +10,10 @@ from jaxseq.data import (
     ContiguousStreams,
     Dataset,
     HeldOutDocuments,
+    LaggedEcho,
     PackedDocuments,
     RandomCrops,
+    SequenceChunks,
     Vocabulary,
     Words,
 )
@@ -22,6 +24,8 @@ from jaxseq.data import (
     [
         ContiguousStreams(range(20), 2, 3),
         RandomCrops(range(20), 2, 3),
+        LaggedEcho(2, 3, lag=1),
+        SequenceChunks(RandomCrops(range(20), 2, 4), 2),
         PackedDocuments([[1, 2, 3], [4, 5]], 1, 3),
         HeldOutDocuments([[1, 2, 3], [4, 5]], 1, 3, separator=0),
         BucketedPairs([([1], [2])], 1, separator=0),

@@ -6,10 +6,13 @@ cell's own parameters come first; bind them with ``jax.tree_util.Partial``. Cell
 gradients or padding: ``jaxseq.ops.recurrence`` does.
 """
 
-from collections.abc import Callable, Sequence
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
+from jax.tree_util import Partial
 
 from jaxseq.typing import Array, Float
 
@@ -137,3 +140,111 @@ def slstm(state: SLSTMState, x: Gates, r: Gates) -> SLSTMState:
     forget, enter = jnp.exp(before - m), jnp.exp(i - m)
     c, n = forget * state.c + enter * jnp.tanh(g), forget * state.n + enter
     return SLSTMState(sigmoid(o) * c / n, c, n, m)
+
+
+class Gate(NamedTuple):
+    """A gate of a cell: its position in ``x`` and ``r``, and its function, a name in ``INVERSES``."""
+
+    position: int
+    function: str
+    reads_more: bool = False
+    """Whether the gate's function reads more than ``x + r``: only the values at its ends can then be forced."""
+
+
+GATES: dict[Any, dict[str, Gate]] = {
+    gru: {"r": Gate(0, "sigmoid"), "z": Gate(1, "sigmoid"), "n": Gate(2, "tanh", True)},
+    mgu: {"f": Gate(0, "sigmoid"), "n": Gate(1, "tanh", True)},
+    lstm: {"i": Gate(0, "sigmoid"), "f": Gate(1, "sigmoid"), "g": Gate(2, "tanh"), "o": Gate(3, "sigmoid")},
+    peephole_lstm: {
+        "i": Gate(0, "sigmoid", True),
+        "f": Gate(1, "sigmoid", True),
+        "g": Gate(2, "tanh"),
+        "o": Gate(3, "sigmoid", True),
+    },
+    slstm: {"i": Gate(0, "exp"), "f": Gate(1, "sigmoid"), "g": Gate(2, "tanh"), "o": Gate(3, "sigmoid")},
+}
+"""The gates of each gated cell by name (``r`` is the GRU's reset gate, written ρ in its equations)."""
+
+INVERSES: dict[str, tuple[float, float, Callable[[float], float]]] = {
+    "sigmoid": (0.0, 1.0, lambda y: math.log(y) - math.log1p(-y) if 0.0 < y < 1.0 else math.inf * (y - 0.5)),
+    "tanh": (-1.0, 1.0, lambda y: math.atanh(y) if abs(y) < 1.0 else math.inf * y),
+    "exp": (0.0, math.inf, math.log),
+}
+"""The least and the largest value of a gate's function, and its inverse; the ends of exp are no values."""
+
+
+def force_gates(cell: Cell, gates: Mapping[str, float] | Sequence[tuple[str, float]]) -> Cell:
+    """The cell with the named gates constant, ``{"f": 1.0, "i": 0.0}``; without any, the cell itself.
+
+    The preactivation ``x + r`` of such a gate is replaced by the inverse of the gate's function at the value: infinite
+    for 0 and 1, whose values are exact. The gate's weights get the gradient zero. An LSTM with ``f = 1`` and ``i = 0``
+    keeps c constant. Where a gate's function reads more than ``x + r`` (gates with peepholes, the candidate n of a GRU
+    or MGU), only the values at its ends are exact, and others are refused.
+
+    Example::
+
+        cell = force_gates(cells.lstm, {"f": 1.0, "i": 0.0})
+        state, ys = jaxseq.ops.recurrence(cell, state, x, R)   # state.c is unchanged
+
+    Args:
+      cell: a cell in ``GATES``, or a ``jax.tree_util.Partial`` of one.
+      gates: the value of each forced gate by name; names are in ``GATES``.
+
+    Raises:
+      ValueError: the cell has no gates in ``GATES``, a gate is unknown or given twice, or its function cannot have the
+        value.
+    """
+    if not gates:
+        return cell
+    equation, own = (cell.func, cell.args) if isinstance(cell, Partial) else (cell, ())
+    return Partial(_ForcedCell(equation, tuple(forced_preactivations(equation, gates).items())), *own)
+
+
+def forced_preactivations(cell: Any, gates: Mapping[str, float] | Sequence[tuple[str, float]]) -> dict[int, float]:
+    """The constant preactivation of each forced gate, by the gate's position; raises what ``force_gates`` does."""
+    known = GATES.get(cell, {})
+    pairs = list(gates.items() if isinstance(gates, Mapping) else gates)
+    if not known:
+        names = ", ".join(c.__name__ for c in GATES)
+        raise ValueError(
+            f"gates {pairs} of {getattr(cell, '__name__', cell)} cannot be forced; cells with gates: {names}"
+        )
+    found: dict[int, float] = {}
+    for pair in pairs:
+        if not isinstance(pair, tuple) or len(pair) != 2 or not isinstance(pair[1], float | int):
+            raise ValueError(f"forced gates are pairs of a name and a number, (('f', 1.0), ...); not {pair!r}")
+        name, value = pair
+        if name not in known:
+            raise ValueError(f"{cell.__name__} has no gate {name!r} to force; known: {', '.join(known)}")
+        gate = known[name]
+        if gate.position in found:
+            raise ValueError(f"the forced gate {name!r} is given twice: {pairs}")
+        low, high, inverse = INVERSES[gate.function]
+        if not low <= value <= high or (gate.function == "exp" and value in (low, high)):
+            brackets = "()" if gate.function == "exp" else "[]"
+            raise ValueError(
+                f"gate {name!r} of {cell.__name__} is a {gate.function}: it cannot be {value}, "
+                f"only in {brackets[0]}{low}, {high}{brackets[1]}"
+            )
+        if gate.reads_more and value not in (low, high):
+            raise ValueError(
+                f"gate {name!r} of {cell.__name__} reads more than x + h R: it can only be forced to {low} or {high}, "
+                f"not to {value}"
+            )
+        found[gate.position] = inverse(float(value))
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class _ForcedCell:
+    """A cell's equation with constants in place of some preactivations; the cell's own parameters come first."""
+
+    equation: Callable
+    constants: tuple[tuple[int, float], ...]
+
+    def __call__(self, *arguments: Any) -> Any:
+        *own, state, x, r = arguments
+        x, r = list(x), list(r)
+        for gate, value in self.constants:
+            x[gate], r[gate] = jnp.full_like(x[gate], value), jnp.zeros_like(r[gate])
+        return self.equation(*own, state, x, r)
