@@ -15,8 +15,11 @@ WIDTH, HEIGHT = 4.6, 3.4
 MARKED = 40
 """A curve of at most so many points has a marker at each."""
 
+WITHIN = 5
+"""A legend of at most so many names stands within its panel, a longer one beside it."""
+
 LABELED = 8
-"""A logarithmic x axis of at most so many different x has its labels at them."""
+"""A logarithmic x axis of at most so many different x (two less beside a legend) has its labels at them."""
 
 
 class Curve(NamedTuple):
@@ -116,9 +119,11 @@ def _draw(axes: Any, panel: CurvePanel, colors: Mapping[str, str]) -> None:
     if panel.log_x or panel.log_y:
         axes.minorticks_off()
     places = sorted({float(x) for curve in panel.curves.values() for x in curve.x if math.isfinite(x) and x > 0})
-    if panel.log_x and 0 < len(places) <= LABELED:
+    within = len(panel.curves) <= WITHIN
+    if panel.log_x and 0 < len(places) <= (LABELED if within else LABELED - 2):
         axes.set_xticks(places, [f"{x:g}" for x in places])
     if len(panel.curves) > 1:
-        legend = axes.legend(frameon=False, fontsize=8, labelcolor=SOFT, handlelength=2.2, labelspacing=0.3)
+        beside = {} if within else {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
+        legend = axes.legend(frameon=False, fontsize=8, labelcolor=SOFT, handlelength=2.2, labelspacing=0.3, **beside)
         for text in legend.get_texts():
             text.set_parse_math(False)
