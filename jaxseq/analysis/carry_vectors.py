@@ -1,6 +1,6 @@
 """The float leaves of a carry as one vector, and single steps of a core as functions of that vector."""
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ from jax import lax
 from jaxseq.typing import Array, Carry, Float
 
 
+@runtime_checkable
 class CoreFunction(Protocol):
     """A core with its parameters bound, ``functools.partial(core.apply, variables)``: ``(carry, xs) -> (carry, ys)``.
 
