@@ -1,4 +1,4 @@
-"""The README's code runs as it is written."""
+"""The code of the README and of the page for newcomers runs as it is written."""
 
 import re
 from pathlib import Path
@@ -9,8 +9,11 @@ import pytest
 from experiments.language_model import main
 from tests.experiments.small_runs import small_language_model, write_book
 
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+ROOT = Path(__file__).resolve().parents[1]
+README, NEWCOMERS = (
+    (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/why-does-my-rnn-not-learn.md")
+)
+BLOCKS, SCRIPTS = (re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL) for page in (README, NEWCOMERS))
 
 
 def block(word: str) -> str:
@@ -37,6 +40,15 @@ def test_the_cell_of_ones_own_trains_as_pasted(tmp_path, capsys):
 )
 def test_an_example_runs_as_pasted(text):
     exec(compile(text, "README.md", "exec"), {"__name__": "example"})
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("number", range(len(SCRIPTS)))
+def test_a_script_for_newcomers_draws_the_picture_that_follows_it(number, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(SCRIPTS[number], "why-does-my-rnn-not-learn.md", "exec"), {"__name__": "example"})
+    shown = re.findall(r"\]\(gallery/(.*?)\)", NEWCOMERS)[number]
+    assert [file.name for file in tmp_path.iterdir()] == [shown] and (ROOT / "docs" / "gallery" / shown).is_file()
 
 
 def test_the_table_of_cores_is_complete():

@@ -6,6 +6,7 @@ from jaxseq.data.cldr import date_lists, date_pairs, held_out_years, name_pairs
 from jaxseq.data.compression import lzma_bits_per_character
 from jaxseq.data.corpus import Corpus, embedded_corpus, text_corpus
 from jaxseq.data.lagged_echo import LaggedEcho
+from jaxseq.data.memory_tasks import Addition, CopyMemory, MemoryBatch, TemporalOrder
 from jaxseq.data.packing import HeldOutDocuments, PackedDocuments
 from jaxseq.data.pair_readers import PairReading, read_pairs, read_texts, text_pairs
 from jaxseq.data.pairs import BucketedPairs, BucketedSources, PairBatch, SourceBatch
@@ -27,16 +28,19 @@ from jaxseq.data.words import Words, split_words
 __all__ = [
     "BPE",
     "VOCABULARIES",
+    "Addition",
     "Batch",
     "BucketedPairs",
     "BucketedSources",
     "Bytes",
     "Characters",
     "ContiguousStreams",
+    "CopyMemory",
     "Corpus",
     "Dataset",
     "HeldOutDocuments",
     "LaggedEcho",
+    "MemoryBatch",
     "PackedDocuments",
     "PairBatch",
     "PairReading",
@@ -44,6 +48,7 @@ __all__ = [
     "RandomCrops",
     "SequenceChunks",
     "SourceBatch",
+    "TemporalOrder",
     "Vocabulary",
     "Words",
     "date_lists",

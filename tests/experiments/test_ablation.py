@@ -426,7 +426,8 @@ def test_smoke_reaches_the_experiment_and_what_that_sets_itself_cannot_be_varied
 def test_what_is_no_experiment_is_said(name, tmp_path):
     with pytest.raises(
         ValueError,
-        match=r"nowhere.*known: captioning, complexity, detection, errata, language_model, scaled_dot, translation, truncation, or FILE|"
+        match=r"nowhere.*known: captioning, complexity, detection, gradient_flow, language_model, scaled_dot, "
+        r"translation, truncation, or FILE|"
         r"generate is not an experiment .*'run'",
     ):
         main(Config(experiment=name, vary=("core=gru",), run=tmp_path / "run"))
