@@ -105,10 +105,9 @@ def main(config: Config) -> dict[str, Any]:
         results = summarize(config, rows, sharpness, gap)
         run.write_results(results)
         (run.path / "figures").mkdir(exist_ok=True)
-        figure = draw(config, rows, sharpness, gap, run.path / "figures" / "scaled_dot.png")
+        figures = draw(config, rows, sharpness, gap, run.path / "figures")
         table = as_table(rows)
-        captions = {"Variance, entropy and gradients with the scale 1/sqrt(D) and without it": figure}
-        report = training.write_report(run, title="The scale of dot products", samples=[table], figures=captions)
+        report = training.write_report(run, title="The scale of dot products", samples=[table], figures=figures)
     print(f"{table}\nreport: {report}")
     return results
 
@@ -219,8 +218,10 @@ def summarize(config: Config, rows: list[SizeRow], sharpness: list[SharpnessRow]
     }
 
 
-def draw(config: Config, rows: list[SizeRow], sharpness: list[SharpnessRow], gap: float, file: Path) -> Path:
-    """Four panels: medians with the quartiles as bands, and theory, dashed.
+def draw(
+    config: Config, rows: list[SizeRow], sharpness: list[SharpnessRow], gap: float, folder: Path
+) -> dict[str, Path]:
+    """Two figures, by caption: medians with the quartiles as bands, and theory, dashed.
 
     The theory of entropy and derivative is the limit of many keys. Of N normal scores with variance v, the weights have
     the entropy ``log N - v / 2`` up to ``v = 2 log N``, where it reaches 0 (random energy model, Derrida 1981);
@@ -264,13 +265,22 @@ def draw(config: Config, rows: list[SizeRow], sharpness: list[SharpnessRow], gap
         "smooth max": Curve(t, [row.smooth_max[1] for row in sharpness]),
     }
     axis = "size D of queries and keys"
-    panels = [
+    scores = [
         CurvePanel("Variance of the scores", variance, axis, "variance", log_x=True, log_y=True),
         CurvePanel(f"Entropy of the weights, {config.num_keys} keys", entropies, axis, "nats", log_x=True),
+    ]
+    derivatives = [
         CurvePanel("Derivative of the weights by the scores", gradients, axis, "norm", log_x=True, log_y=True),
         CurvePanel("Derivative by x", by_t, "sharpness t", "norm", log_x=True, log_y=True),
     ]
-    return draw_curves(panels, file)
+    return {
+        "Variance and entropy with the scale 1/sqrt(D) and without it": draw_curves(
+            scores, folder / "scaled_dot_scores.png"
+        ),
+        "Derivatives with the scale and without it, and against a sharpness t": draw_curves(
+            derivatives, folder / "scaled_dot_derivatives.png"
+        ),
+    }
 
 
 def as_table(rows: list[SizeRow]) -> str:

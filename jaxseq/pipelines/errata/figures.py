@@ -33,21 +33,19 @@ def draw_errata(folder: Path) -> dict[str, Path]:
 
 
 def product_panel() -> CurvePanel:
-    """E2 and E4: relative errors of three forms of the product, medians and quartiles over networks."""
-    errors = recurrence.product_errors()
-    curves = {
-        "slopes and R^k apart": _median(errors.commuted),
-        "one factor too many": _median(errors.one_too_many),
-        "factors one step early": _median(errors.shifted),
-        "ordered product from s + 1": _median(errors.ordered),
-    }
+    """E2 and E4: relative errors of three forms of the product, medians over networks."""
+    errors, lags = recurrence.product_errors(), np.arange(recurrence.MAX_LAG + 1)
+    forms = {"slopes and R^k apart": errors.commuted, "one factor too many": errors.one_too_many}
+    forms["factors one step early"] = errors.shifted
+    curves = {name: Curve(lags, np.median(form, 0)) for name, form in forms.items()}
     return CurvePanel("E2, E4: d h_t / d h_s of Elman networks", curves, "lag t - s", "relative error")
 
 
 def four_term_panel() -> CurvePanel:
     """E3: relative errors of the product of four-term matrices."""
     names = {"product of four terms": 1.0, "the same, with 2 R": 2.0}
-    curves = {name: _median(recurrence.four_term_errors(scale)[0], first=1) for name, scale in names.items()}
+    lags = np.arange(1, recurrence.MAX_LAG + 1)
+    curves = {name: _quartiles(lags, recurrence.four_term_errors(scale)[0]) for name, scale in names.items()}
     return CurvePanel("E3: d c_t / d c_s of LSTMs", curves, "lag t - s", "relative error")
 
 
@@ -117,10 +115,6 @@ def candidate_panel(num_beams: int = 4) -> CurvePanel:
     }
     title = f"E17: beam search, k = {num_beams} beams"
     return CurvePanel(title, curves, "vocabulary V", "candidates of a step", log_x=True, log_y=True)
-
-
-def _median(errors: np.ndarray, first: int = 0) -> Curve:
-    return _quartiles(np.arange(first, first + errors.shape[1]), errors)
 
 
 def _quartiles(x: np.ndarray, rows: np.ndarray) -> Curve:

@@ -65,7 +65,7 @@ def random_networks(key: Key[Array, ""], features: int, steps: int) -> RandomNet
 
             return jax.lax.scan(step, carry, (xs, added))[0].state.h
 
-        exact = jnp.swapaxes(jax.jacrev(last)(jnp.zeros((steps, features), jnp.float64)), 0, 1)
+        exact = jnp.swapaxes(jax.jacfwd(last)(jnp.zeros((steps, features), jnp.float64)), 0, 1)
         hs = run(carry, xs)[1]
         return RandomNetworks(
             carry_jacobians(run, carry, xs), 1 - hs**2, variables["params"]["recurrent"][0, :, 0], exact
