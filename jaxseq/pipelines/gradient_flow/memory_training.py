@@ -33,7 +33,7 @@ class MemoryModel(nn.Module):
         self.input_layer = nn.Dense(self.core.features)
         self.output_layer = nn.Dense(self.outputs)
 
-    def __call__(self, inputs: Sequence) -> Features:
+    def __call__(self, inputs: Sequence) -> Float[Array, "*B T outputs"]:
         """Predictions at each position, from the initial carry."""
         carry = self.core.initial_carry(inputs.shape[:-2])
         return self.predict(self.run_core(carry, self.embed(inputs))[1])
@@ -46,7 +46,7 @@ class MemoryModel(nn.Module):
         """The core from a carry on."""
         return self.core(carry, xs)
 
-    def predict(self, ys: Features) -> Features:
+    def predict(self, ys: Features) -> Float[Array, "*B T outputs"]:
         """Predictions from the core's outputs."""
         return self.output_layer(ys)
 
