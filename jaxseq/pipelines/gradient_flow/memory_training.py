@@ -14,7 +14,7 @@ from jaxseq.cores import Core
 from jaxseq.data import Addition, CopyMemory, MemoryBatch, TemporalOrder
 from jaxseq.testing.compilation import jitted
 from jaxseq.training import Aux, OptimizerConfig, TrainState
-from jaxseq.typing import Array, Carry, Features, Key, PyTree, Scalar, Sequence
+from jaxseq.typing import Array, Carry, Features, Float, Key, PyTree, Scalar, Sequence
 
 MemoryTask = Addition | CopyMemory | TemporalOrder
 
