@@ -70,10 +70,11 @@ class HeldOut(NamedTuple):
 
 def evaluate(predictions: Features, batch: MemoryBatch) -> tuple[Scalar, Scalar]:
     """The error and the accuracy."""
-    counts = jnp.asarray(batch.counts)
-    right = (predictions.argmax(-1) == jnp.asarray(batch.targets)) & counts
-    classes = jnp.issubdtype(batch.targets.dtype, jnp.integer)
-    accuracy = jnp.sum(right) / jnp.sum(counts) if classes else jnp.zeros(())
+    counts, targets = jnp.asarray(batch.counts, jnp.float32), jnp.asarray(batch.targets)
+    accuracy = jnp.zeros(())
+    if jnp.issubdtype(targets.dtype, jnp.integer):
+        right = (predictions.argmax(-1) == targets).astype(jnp.float32)
+        accuracy = jnp.sum(right * counts) / jnp.sum(counts)
     return prediction_error(predictions, batch), accuracy
 
 
