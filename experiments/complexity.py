@@ -6,6 +6,9 @@ For each layer type: FLOPs, counted in the program; the longest chain of depende
 the number of layers or steps until the Jacobian from the first to the last position is not zero; temporary memory; wall
 time. Exponents in n (length) and d (width) are least squares of logarithms over the upper half of the sizes. FLOPs and
 path lengths are checked against formulas. Nothing is trained. docs/complexity.md explains the columns and the result.
+
+The default takes 2 minutes on 2 CPU cores. FLOPs and paths have the exponents of the table. Attention becomes slower
+than an LSTM at 4 to 6 times the theory's n = d, and slower than an Elman network at 0.4 to 2.6 times.
 """
 
 import itertools
@@ -46,7 +49,7 @@ class Config:
     """The run folder."""
     seed: int = 0
     """Draws weights and inputs."""
-    lengths: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048, 4096)
+    lengths: tuple[int, ...] = (32, 64, 128, 256, 512, 1024, 2048, 4096)
     """Sequence lengths n, multiples of the window."""
     widths: tuple[int, ...] = (32, 64, 128, 256, 512)
     """Widths d."""

@@ -33,6 +33,7 @@ COMMANDS = {
     ("analyze", "errata"): "compute the number behind each entry of docs/errata.md",
     ("analyze", "truncation"): "measure the bias and the final loss of truncated back-propagation",
     ("analyze", "gradient-flow"): "measure how gradients flow through recurrence and attention",
+    ("analyze", "complexity"): "measure the complexity of attention, recurrence and convolution against theory",
     ("ablation",): "change one field of an experiment at a time, and compare over seeds",
     ("path",): "print the folder of the scripts",
 }

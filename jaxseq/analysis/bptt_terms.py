@@ -1,12 +1,20 @@
 """The gradient of the parameters as the sum of its terms by lag: back-propagation through time, term by term."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxseq.analysis.carry_vectors import (
+    check_one_sequence,
+    float_leaves,
+    stable_norm,
+    step_carries,
+    with_float_leaves,
+)
 from jaxseq.typing import Array, Carry, Float, Int, Scalar
 
 Apply: TypeAlias = Callable[[Any, Any, Any], tuple[Any, Any]]
@@ -68,9 +76,10 @@ def bptt_terms(
       max_lag: the largest lag, T - 1 by default.
 
     Raises:
-      ValueError: ``xs`` is empty or not [T, D], or ``max_lag`` is not in 0 to T - 1.
+      ValueError: ``xs`` is empty or not [T, D], the carry has batch dimensions, no float leaves or too little room for
+        T positions, or ``max_lag`` is not in 0 to T - 1.
     """
-    lags = _lags(xs, max_lag)
+    lags = _lags(apply, params, carry, xs, max_lag)
     term, begin = _pullback_by_lag(apply, params, carry, xs, loss)
     _, terms = lax.scan(lambda cotangents, _: term(cotangents), begin, lags)
     return terms
@@ -90,21 +99,19 @@ def bptt_term_norms(
     The full gradient is that of ``jax.grad`` through ``apply`` of the whole sequence, whatever ``max_lag`` is. Takes
     and raises what ``bptt_terms`` does.
     """
-    lags = _lags(xs, max_lag)
+    lags = _lags(apply, params, carry, xs, max_lag)
     full = jax.grad(lambda params: loss(apply(params, carry, xs)[1]))(params)
-    full_norm = jnp.sqrt(_inner(full, full))
+    full_norm = _norm(full)
+    direction = _unit(full, full_norm)
     term, begin = _pullback_by_lag(apply, params, carry, xs, loss)
-
-    def cosine(part: Any, norm: Scalar) -> Scalar:
-        scale = norm * full_norm
-        return jnp.where(scale > 0, _inner(part, full) / jnp.where(scale > 0, scale, jnp.ones_like(scale)), scale)
 
     def body(state: tuple, _: Any) -> tuple:
         cotangents, total = state
         cotangents, part = term(cotangents)
         total = jax.tree.map(jnp.add, total, part)
-        norm, cumulative = jnp.sqrt(_inner(part, part)), jnp.sqrt(_inner(total, total))
-        return (cotangents, total), (norm, cosine(part, norm), cumulative, cosine(total, cumulative))
+        norms = _norm(part), _norm(total)
+        cosines = [_inner(_unit(a, norm), direction) for a, norm in zip((part, total), norms, strict=True)]
+        return (cotangents, total), (norms[0], cosines[0], norms[1], cosines[1])
 
     found: tuple[Array, ...]
     _, found = lax.scan(body, (begin, jax.tree.map(jnp.zeros_like, params)), lags)
@@ -117,25 +124,16 @@ def _pullback_by_lag(apply: Apply, params: Any, carry: Carry, xs: Array, loss: C
     The cotangents are those of each position's carry (its float leaves) and output: at lag 0 only of the outputs, at
     the other lags only of the carries.
     """
-    leaves, structure = jax.tree.flatten(carry)
-    is_float = [jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in leaves]
-
-    def step(params: Any, floats: list, others: list, x: Float[Array, " D"]) -> tuple:
-        merged = _merge(is_float, floats, others)
-        after, ys = apply(params, jax.tree.unflatten(structure, merged), x[None])
-        return *_split(is_float, jax.tree.leaves(after)), ys[0]
-
-    def store(parts: tuple, x: Float[Array, " D"]) -> tuple:
-        floats, others, y = step(params, parts[0], parts[1], x)
-        return (floats, others), (*parts, y)
-
-    stored: tuple[list, list, Array] = lax.scan(store, _split(is_float, leaves), xs)[1]
-    floats, others, ys = stored
+    before, _, ys = step_carries(partial(apply, params), carry, xs)
 
     def all_steps(params: Any, floats: list) -> tuple[list, Array]:
-        after, _, y = jax.vmap(step, (None, 0, 0, 0))(params, floats, others, xs)
-        return after, y
+        def step(before: Carry, x: Float[Array, " D"]) -> tuple[list, Array]:
+            after, y = apply(params, before, x[None])
+            return float_leaves(after), y[0]
 
+        return jax.vmap(step)(with_float_leaves(before, floats), xs)
+
+    floats = float_leaves(before)
     _, pull = jax.vjp(all_steps, params, floats)
 
     def term(cotangents: tuple[list, Any]) -> tuple[tuple[list, Any], Any]:
@@ -147,23 +145,22 @@ def _pullback_by_lag(apply: Apply, params: Any, carry: Carry, xs: Array, loss: C
     return term, ([jnp.zeros_like(f) for f in floats], jax.grad(loss)(ys))
 
 
-def _split(is_float: list[bool], leaves: list) -> tuple[list, list]:
-    pairs = list(zip(is_float, leaves, strict=True))
-    return [jnp.asarray(leaf) for f, leaf in pairs if f], [leaf for f, leaf in pairs if not f]
-
-
-def _merge(is_float: list[bool], floats: list, others: list) -> list:
-    parts = iter(floats), iter(others)
-    return [next(parts[0] if f else parts[1]) for f in is_float]
-
-
-def _lags(xs: Array, max_lag: int | None) -> Int[Array, " L"]:
-    if xs.ndim != 2 or not len(xs):
-        raise ValueError(f"xs of shape {xs.shape} must be one sequence [T, D] of at least one position")
+def _lags(apply: Apply, params: Any, carry: Carry, xs: Array, max_lag: int | None) -> Int[Array, " L"]:
+    check_one_sequence(partial(apply, params), carry, xs)
     last = len(xs) - 1 if max_lag is None else max_lag
     if not 0 <= last < len(xs):
         raise ValueError(f"max_lag={max_lag} must be in 0..{len(xs) - 1} for {len(xs)} positions")
     return jnp.arange(last + 1)
+
+
+def _norm(tree: Any) -> Scalar:
+    return stable_norm(jnp.stack([stable_norm(leaf) for leaf in jax.tree.leaves(tree)]))
+
+
+def _unit(tree: Any, norm: Scalar) -> Any:
+    """The tree as a vector of norm one; zeros if its norm is 0."""
+    scale = jnp.where(norm > 0, norm, jnp.ones_like(norm))
+    return jax.tree.map(lambda leaf: leaf / scale, tree)
 
 
 def _inner(a: Any, b: Any) -> Scalar:

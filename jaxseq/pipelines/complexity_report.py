@@ -105,6 +105,7 @@ def cost_table(kinds: Sequence[LayerKind], measured: Measured, fits: dict[str, R
         "GFLOP/s",
         "time grows as",
         f"temporary MB, n = {longest}, d = {d}",
+        "memory grows as",
     ]
     rows = []
     for kind in kinds:
@@ -135,11 +136,11 @@ def draw_complexity(
 ) -> dict[str, Path]:
     """Draw FLOPs, times with crossings, and paths; returns the files by their captions."""
     folder.mkdir(parents=True, exist_ok=True)
-    names = [kind.name for kind in kinds if "stored" not in kind.name]
-    times = "Wall time against length; vertical lines: n = d, and where attention becomes slower"
+    names = [kind.name for kind in kinds if not {"stored scores", "tree"} & set(kind.name.split(", "))]
+    times = "Wall time against length; vertical lines: n = d, and where attention becomes slower than a recurrence"
     return {
-        "FLOPs of what mixes positions, and of the layer with projections": _draw_flops(names, measured, folder),
-        times: _draw_times(names, measured, crossings, folder),
+        "FLOPs of what mixes positions": _draw_flops(names, measured, folder),
+        times: _draw_times(measured, crossings, folder),
         "Layers, or steps, from the first position to the last": _draw_paths(names, measured, folder),
     }
 
@@ -156,25 +157,23 @@ def _curves(names: Sequence[str], rows: Sequence[Row], x: str, y: str, keep: Cal
 def _draw_flops(names: Sequence[str], measured: Measured, folder: Path) -> Path:
     n0, d0 = (min(row[size] for row in measured.costs) for size in "nd")
     panels = []
-    for cost, title in (("mixing_flops", "mixing"), ("layer_flops", "layer with projections")):
-        for size, fixed, at, label in (("n", "d", d0, "length n"), ("d", "n", n0, "width d")):
-            curves = _curves(names, measured.costs, size, cost, lambda row: row[fixed] == at)  # noqa: B023
-            heading = f"{title}, {fixed} = {at}"
-            panels.append(CurvePanel(heading, curves, label, "FLOPs", log_x=True, log_y=True))
+    for size, fixed, at, label in (("n", "d", d0, "length n"), ("d", "n", n0, "width d")):
+        curves = _curves(names, measured.costs, size, "mixing_flops", lambda row: row[fixed] == at)  # noqa: B023
+        panels.append(CurvePanel(f"{fixed} = {at}", curves, label, "FLOPs", log_x=True, log_y=True))
     return draw_curves(panels, folder / "complexity-flops.png")
 
 
-def _draw_times(names: Sequence[str], measured: Measured, crossings: Sequence[Row], folder: Path) -> Path:
-    widths = sorted({row["d"] for row in measured.times})
+def _draw_times(measured: Measured, crossings: Sequence[Row], folder: Path) -> Path:
     panels = []
-    for d in dict.fromkeys((widths[0], measured.line[1], widths[-1])):
+    names = list(dict.fromkeys(["attention", *(row["kind"] for row in crossings)]))
+    for d in dict.fromkeys((measured.line[1], max(row["d"] for row in measured.times))):
         curves = _curves(names, measured.times, "n", "seconds", lambda row: row["d"] == d)  # noqa: B023
         curves = {name: curve._replace(y=1e3 * curve.y) for name, curve in curves.items()}
         low, high = (bound([bound(curve.y) for curve in curves.values()]) for bound in (np.min, np.max))
-        marks = {"n = d": d} | {f"{row['kind']} overtaken": row["measured"] for row in crossings if row["d"] == d}
+        marks = {"n = d": d} | {f"{row['kind']} crossing": row["measured"] for row in crossings if row["d"] == d}
         curves |= {name: Curve([n, n], [low, high], dashed=True) for name, n in marks.items() if n}
         panels.append(CurvePanel(f"d = {d}", curves, "length n", "milliseconds", log_x=True, log_y=True))
-    return draw_curves(panels, folder / "complexity-time.png", columns=3)
+    return draw_curves(panels, folder / "complexity-time.png")
 
 
 def _draw_paths(names: Sequence[str], measured: Measured, folder: Path) -> Path:

@@ -15,8 +15,11 @@ WIDTH, HEIGHT = 4.6, 3.4
 MARKED = 40
 """A curve of at most so many points has a marker at each."""
 
+WITHIN = 5
+"""A legend of at most so many names stands within its panel, a longer one beside it."""
+
 LABELED = 8
-"""A logarithmic x axis of at most so many different x has its labels at them."""
+"""A logarithmic x axis of at most so many different x (two less beside a legend) has its labels at them."""
 
 
 class Curve(NamedTuple):
@@ -63,7 +66,7 @@ def draw_curves(panels: Sequence[CurvePanel], file: str | Path, *, title: str = 
     _check(panels, columns)
     columns = min(columns, len(panels))
     rows = math.ceil(len(panels) / columns)
-    figure = make_figure(WIDTH * columns, HEIGHT * rows + 0.35 * bool(title))
+    figure = make_figure(WIDTH * columns, HEIGHT * rows + 0.35 * bool(title), dpi=120)
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize=12, color=INK, parse_math=False)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
@@ -116,9 +119,14 @@ def _draw(axes: Any, panel: CurvePanel, colors: Mapping[str, str]) -> None:
     if panel.log_x or panel.log_y:
         axes.minorticks_off()
     places = sorted({float(x) for curve in panel.curves.values() for x in curve.x if math.isfinite(x) and x > 0})
-    if panel.log_x and 0 < len(places) <= LABELED:
+    within = len(panel.curves) <= WITHIN
+    if panel.log_x and 0 < len(places) <= (LABELED if within else LABELED - 2):
         axes.set_xticks(places, [f"{x:g}" for x in places])
+    elif not panel.log_x and all(x.is_integer() for x in places):
+        axes.xaxis.get_major_locator().set_params(integer=True)
     if len(panel.curves) > 1:
-        legend = axes.legend(frameon=False, fontsize=8, labelcolor=SOFT, handlelength=2.2, labelspacing=0.3)
+        beside = {} if within else {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
+        legend = axes.legend(fontsize=8, labelcolor=SOFT, handlelength=2.2, labelspacing=0.3, **beside)
+        legend.get_frame().set(alpha=0.8, linewidth=0)
         for text in legend.get_texts():
             text.set_parse_math(False)

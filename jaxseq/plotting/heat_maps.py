@@ -60,7 +60,7 @@ def draw_heat_maps(maps: Sequence[HeatMap], file: str | Path, *, title: str = ""
     norm = _norm(values, maps[0].log)
     columns = min(columns, len(maps))
     rows = math.ceil(len(maps) / columns)
-    figure = make_figure(WIDTH * columns + 0.9, HEIGHT * rows + 0.35 * bool(title))
+    figure = make_figure(WIDTH * columns + 0.9, HEIGHT * rows + 0.35 * bool(title), dpi=120)
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize=12, color=INK, parse_math=False)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()

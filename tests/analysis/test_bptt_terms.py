@@ -12,7 +12,7 @@ from comparison import close
 from compilation import jitted
 
 from jaxseq.analysis import bptt_term_norms, bptt_terms
-from jaxseq.cores import GRU, LSTM, Attention, Elman, MinGRU, Stacked
+from jaxseq.cores import GRU, LRU, LSTM, Attention, Elman, MinGRU, Stacked
 
 T, D, F = 4, 3, 4
 X64 = {"dtype": jnp.float64, "param_dtype": jnp.float64}
@@ -36,6 +36,7 @@ CORES = {
     "elman": partial(Elman, F, **X64),
     "lstm": partial(LSTM, F, num_heads=2, **X64),
     "gru": partial(GRU, F, **X64),
+    "lru": partial(LRU, F, **X64),
     "mingru": partial(MinGRU, F, **X64),
     "attention": partial(Attention, F, num_heads=2, **X64),
     "stack": lambda: Stacked((MinGRU(F, **X64), Elman(F, **X64))),
@@ -123,10 +124,10 @@ def test_each_term_is_the_derivative_by_the_parameters_of_that_lag(x64: None) ->
 
 
 def test_bad_arguments_are_named(untyped: None) -> None:
-    xs = jnp.zeros((3, 2))
+    xs, carry = jnp.zeros((3, 2)), jnp.zeros(2)
     for bad in (-1, 3):
         with pytest.raises(ValueError, match=rf"max_lag={bad} must be in 0\.\.2"):
-            bptt_terms(None, {}, None, xs, loss, max_lag=bad)
+            bptt_terms(lambda p, c, x: (c, x), {}, carry, xs, loss, max_lag=bad)
     for shape in ((0, 2), (2, 3, 2)):
-        with pytest.raises(ValueError, match=r"must be one sequence \[T, D\]"):
-            bptt_term_norms(None, {}, None, jnp.zeros(shape), loss)
+        with pytest.raises(ValueError, match=r"inputs of one sequence, \[T D\]"):
+            bptt_term_norms(lambda p, c, x: (c, x), {}, carry, jnp.zeros(shape), loss)

@@ -14,11 +14,14 @@ def draw_errata(folder: Path) -> dict[str, Path]:
     """Draw all figures as PNG files in the folder; returns them by caption."""
     with jax.enable_x64(True):
         return {
-            "E2, E3, E5: products of Jacobians against lag": draw_curves(
-                [product_panel(), four_term_panel(), bound_panel()], folder / "errata_jacobians.png", columns=3
+            "E1, E5: the gradient of soft argmax, and norms of Jacobians against lag": draw_curves(
+                [soft_argmax_panel(), bound_panel()], folder / "errata_gradients.png"
             ),
-            "E1, E7: the gradient of soft argmax, and positional encodings": draw_curves(
-                [soft_argmax_panel(), encoding_panel()], folder / "errata_softmax_positions.png"
+            "E2 to E4: products of Jacobians against lag": draw_curves(
+                [product_panel(), four_term_panel()], folder / "errata_jacobians.png"
+            ),
+            "E7: positional encodings with both bases": draw_curves(
+                [encoding_panel()], folder / "errata_positions.png"
             ),
             "E11: attention weights under the commonly written mask and under the causal one": draw_masks(
                 folder / "errata_masks.png"

@@ -14,7 +14,7 @@ import numpy as np
 from jaxseq.analysis import bptt_terms, carry_flow, carry_jacobians, lstm_paths
 from jaxseq.cores import LSTM, Elman
 from jaxseq.ops import cells
-from jaxseq.typing import Array, Float
+from jaxseq.typing import Array, Float, Key
 
 FEATURES, INPUTS, NETWORKS = 4, 3, 100
 MAX_LAG = 8
@@ -34,12 +34,24 @@ class ProductErrors(NamedTuple):
     """``J_{T-1} ... J_{T-k}``, each factor one step too early"""
 
 
-@functools.cache
-def product_errors(features: int = FEATURES, seed: int = 0) -> ProductErrors:
-    """Of Elman networks with random inputs, against the derivative of the last state by automatic differentiation."""
-    core, steps = Elman(features, **TYPES), MAX_LAG + 2
+class RandomNetworks(NamedTuple):
+    """Elman networks with random inputs: the leading dimension N is that of the networks."""
 
-    def one(key: Array) -> Float[Array, "L K"]:
+    jacobians: Float[Array, "N T F F"]
+    """``d h_t / d h_{t-1}``"""
+    slopes: Float[Array, "N T F"]
+    """``tanh'(z_t)``"""
+    R: Float[Array, "N F F"]
+    exact: Float[Array, "N T F F"]
+    """``d h_T / d h_t`` by automatic differentiation of the last state by a vector added to each state"""
+
+
+@partial(jax.jit, static_argnames=("features", "steps"))
+def random_networks(key: Key[Array, ""], features: int, steps: int) -> RandomNetworks:
+    """Random networks and their derivatives."""
+    core = Elman(features, **TYPES)
+
+    def one(key: Key[Array, ""]) -> RandomNetworks:
         init_key, input_key = jax.random.split(key)
         carry = core.initial_carry(())
         xs = jax.random.normal(input_key, (steps, INPUTS), jnp.float64)
@@ -47,37 +59,37 @@ def product_errors(features: int = FEATURES, seed: int = 0) -> ProductErrors:
         run: Any = partial(core.apply, variables)
 
         def last(added: Float[Array, "T F"]) -> Array:
-            """The last state, if a vector is added to each."""
-
             def step(before: Any, at: tuple[Array, Array]) -> tuple[Any, None]:
                 after, _ = run(before, at[0][None])
                 return after._replace(state=cells.Hidden(after.state.h + at[1])), None
 
             return jax.lax.scan(step, carry, (xs, added))[0].state.h
 
-        exact = jax.jacrev(last)(jnp.zeros((steps, features), jnp.float64))  # [F T F]
-        J, (_, hs) = carry_jacobians(run, carry, xs), run(carry, xs)
-        R, slopes = variables["params"]["recurrent"][0, :, 0], 1 - hs**2
-        found = []
-        for lag in range(MAX_LAG + 1):
-            first = steps - lag
-            commuted = slopes[first:].prod(0)[:, None] * jnp.linalg.matrix_power(R.T, lag)
-            forms = [ordered_product(J[first:], features), commuted]
-            forms += [ordered_product(J[first - 1 :], features), ordered_product(J[first - 1 : -1], features)]
-            norm = jnp.linalg.norm(exact[:, first - 1])
-            found.append(jnp.stack([jnp.linalg.norm(form - exact[:, first - 1]) / norm for form in forms]))
-        return jnp.stack(found)
+        exact = jnp.swapaxes(jax.jacrev(last)(jnp.zeros((steps, features), jnp.float64)), 0, 1)
+        hs = run(carry, xs)[1]
+        return RandomNetworks(
+            carry_jacobians(run, carry, xs), 1 - hs**2, variables["params"]["recurrent"][0, :, 0], exact
+        )
 
-    keys = jax.random.split(jax.random.key(seed), NETWORKS)
-    return ProductErrors(*np.moveaxis(np.asarray(jax.jit(jax.vmap(one))(keys)), -1, 0))
+    return jax.vmap(one)(jax.random.split(key, NETWORKS))
 
 
-def ordered_product(matrices: Float[Array, "K F F"], size: int) -> Float[Array, "F F"]:
-    """``J_K ... J_2 J_1``, the identity for none."""
-    product = jnp.eye(size, dtype=matrices.dtype)
-    for matrix in matrices:
-        product = matrix @ product
-    return product
+@functools.cache
+def product_errors(features: int = FEATURES) -> ProductErrors:
+    """Of random networks, against the derivative by automatic differentiation."""
+    steps = MAX_LAG + 2
+    J, slopes, R, exact = map(np.asarray, random_networks(jax.random.key(0), features, steps))
+    rows = []
+    ordered = shifted = power = np.broadcast_to(np.eye(features), R.shape)
+    product = np.ones_like(slopes[:, 0])
+    for lag in range(MAX_LAG + 1):
+        at = steps - 1 - lag  # the derivative is that by h_at
+        forms = ordered, product[:, :, None] * power, ordered @ J[:, at], shifted
+        norms = [np.linalg.norm(form - exact[:, at], axis=(1, 2)) for form in forms]
+        rows.append(np.stack(norms) / np.linalg.norm(exact[:, at], axis=(1, 2)))
+        ordered, shifted = ordered @ J[:, at], shifted @ J[:, at - 1]
+        power, product = power @ R.swapaxes(1, 2), product * slopes[:, at]
+    return ProductErrors(*np.stack(rows, axis=-1))
 
 
 def product_order() -> dict[str, float]:
@@ -210,7 +222,7 @@ def explosion_conditions() -> dict[str, float]:
 
 
 @jax.jit
-def lstm_flow(recurrent_scale: float, forget_bias: float) -> Float[Array, ""]:
+def lstm_flow(recurrent_scale: float | Array, forget_bias: float | Array) -> Float[Array, ""]:
     """The largest singular value of ``d (h_T, c_T) / d (h_{T-100}, c_{T-100})`` of a random LSTM with 16 units."""
     core = LSTM(16, **TYPES)
     carry = core.initial_carry(())
