@@ -82,11 +82,11 @@ def product_flops(eqn: Any) -> float:
     match eqn.primitive.name:
         case "dot_general":
             (contracted, _), _ = eqn.params["dimension_numbers"]
-            return 2 * out.size * math.prod(operands[0].shape[i] for i in contracted)
+            return 2.0 * out.size * math.prod(operands[0].shape[i] for i in contracted)
         case "conv_general_dilated":
-            return 2 * out.size * operands[1].size / operands[1].shape[eqn.params["dimension_numbers"].rhs_spec[0]]
+            return 2.0 * out.size * operands[1].size / operands[1].shape[eqn.params["dimension_numbers"].rhs_spec[0]]
         case "mul" if jnp.issubdtype(out.dtype, jnp.inexact) and all(1 < x.size < out.size for x in operands):
-            return 2 * out.size
+            return 2.0 * out.size
     return 0.0
 
 
@@ -99,8 +99,8 @@ def arithmetic_flops(eqn: Any) -> float:
     if not jnp.issubdtype(out.dtype, jnp.inexact):
         return 0.0
     if name.startswith("scatter"):
-        return eqn.invars[2].aval.size
-    return out.size if name in ELEMENTWISE else eqn.invars[0].aval.size
+        return float(eqn.invars[2].aval.size)
+    return float(out.size if name in ELEMENTWISE else eqn.invars[0].aval.size)
 
 
 def inner_jaxprs(eqn: Any) -> list[Any]:
