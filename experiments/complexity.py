@@ -84,7 +84,7 @@ def main(config: Config) -> Row:
     if config.smoke:
         config = replace(config, lengths=(16, 32), widths=(8, 16), path_lengths=(8, 16), window=8, seconds=0.01)
     began = time.perf_counter()
-    kinds = layer_kinds(kernel=config.kernel, window=config.window)[: 4 if config.smoke else None]
+    kinds = layer_kinds(kernel=config.kernel, window=config.window)[: 3 if config.smoke else None]
     with training.Run.open(config.run, config, fingerprint="no data") as run:
         line = config.lengths[2 * len(config.lengths) // 3], config.widths[len(config.widths) // 2]
         times = measure_times(config, kinds, line)
@@ -149,7 +149,7 @@ def measure_paths(config: Config) -> list[Row]:
     """
     rows = []
     key = jax.random.key(config.seed)
-    for kind in layer_kinds(kernel=config.kernel, window=PATH_WINDOW)[: 4 if config.smoke else None]:
+    for kind in layer_kinds(kernel=config.kernel, window=PATH_WINDOW)[: 3 if config.smoke else None]:
         for n in config.path_lengths:
             layers, values = kind.signal(n, PATH_WIDTH, config.seed)
             found = analysis.path_length(itertools.islice(layers, 2 * n), values, key=key)
@@ -213,12 +213,13 @@ def find_crossings(config: Config, times: Sequence[Row]) -> list[Row]:
     By the FLOPs of mixing, ``4 n² d`` and ``2 G n d²`` for G gates, it is ``G d / 2``.
     """
     rows = []
-    for (kind, gates), d in itertools.product(RECURRENCES.items(), config.widths):
+    known = {row["kind"] for row in times}
+    for kind, d in itertools.product((kind for kind in RECURRENCES if kind in known), config.widths):
         attention, recurrence = (
             [row for row in times if (row["kind"], row["d"]) == (name, d)] for name in (ATTENTION, kind)
         )
         seconds = ([row["seconds"] for row in rows] for rows in (attention, recurrence))
-        row = {"kind": kind, "d": d, "by_flops": gates * d // 2}
+        row = {"kind": kind, "d": d, "by_flops": RECURRENCES[kind] * d // 2}
         row |= {"measured": analysis.crossing_size(config.lengths, *seconds)}
         row |= {"shortest": config.lengths[0], "longest": config.lengths[-1]}
         row |= {"attention_gflops_per_s": attention[-1]["gflops_per_s"]}

@@ -99,8 +99,8 @@ def arithmetic_flops(eqn: Any) -> float:
     if not jnp.issubdtype(out.dtype, jnp.inexact):
         return 0.0
     if name.startswith("scatter"):
-        return eqn.invars[2].aval.size
-    return out.size if name in ELEMENTWISE else eqn.invars[0].aval.size
+        return float(eqn.invars[2].aval.size)
+    return float(out.size if name in ELEMENTWISE else eqn.invars[0].aval.size)
 
 
 def inner_jaxprs(eqn: Any) -> list[Any]:

@@ -32,7 +32,7 @@ def sequential_depth(function: Callable, *args: Any, counted: Operations = "prod
     log2 T. A product and a sum over an axis count 1, whatever their size. A primitive of jaxseq counts as the
     implementation that it runs on the default device: ``ops.linear_recurrence`` is a loop on a CPU and an associative
     scan on an accelerator; give ``implementation=`` to count one of them. Moving, comparing and converting data counts
-    nothing. A predicate of ``lax.cond`` or ``lax.while_loop`` precedes what it decides.
+    nothing. The results of ``lax.cond`` and ``lax.while_loop`` follow their predicates; their bodies run beside these.
 
     Args:
         function: any traceable function.

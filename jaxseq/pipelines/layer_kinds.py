@@ -52,15 +52,16 @@ class LayerKind(abc.ABC):
 
     name: str
     claims: Claims
-
-    @property
-    def elementwise(self) -> bool:
-        """Whether FLOPs of mixing are those of all arithmetic, because there is no product among it."""
-        return False
+    elementwise: bool = False
+    """Whether FLOPs of mixing are those of all arithmetic, because there is no product among it."""
 
     @abc.abstractmethod
     def mixing(self, batch: int, n: int, d: int) -> Program:
         """What mixes positions, without projections, as it is timed."""
+
+    @abc.abstractmethod
+    def counted(self, batch: int, n: int, d: int) -> Program:
+        """What mixes positions, without loops of unknown length."""
 
     @abc.abstractmethod
     def layer(self, batch: int, n: int, d: int) -> Program:
@@ -77,10 +78,6 @@ class LayerKind(abc.ABC):
     @abc.abstractmethod
     def path(self, n: int) -> int:
         """The number of layers, or steps, by hand from the first of n positions to the last."""
-
-    def counted(self, batch: int, n: int, d: int) -> Program:
-        """What mixes positions, without loops of unknown length."""
-        return self.mixing(batch, n, d)
 
 
 @final
@@ -131,6 +128,9 @@ class RecurrentKind(LayerKind):
         state = jax.eval_shape(lambda: make_core(self.core, d).initial_carry((batch,))).state
         return Program(partial(ops.recurrence, self.cell), (state, *self._arrays(batch, n, d)))
 
+    def counted(self, batch: int, n: int, d: int) -> Program:
+        return self.mixing(batch, n, d)
+
     def layer(self, batch: int, n: int, d: int) -> Program:
         return _core_program(make_core(self.core, d), batch, n, d)
 
@@ -147,7 +147,7 @@ class RecurrentKind(LayerKind):
 
         def step(states: Any, xs: Array) -> Any:
             x, r = (jnp.einsum("nd,dgf->gnf", a, w) for a, w in ((xs, kernel), (states.h, R[0])))
-            return self.cell(states, tuple(x), tuple(r))
+            return jax.vmap(self.cell)(states, tuple(x), tuple(r))
 
         return _steps_everywhere(step, state, xs)
 
@@ -165,6 +165,9 @@ class ConvolutionKind(LayerKind):
 
     def mixing(self, batch: int, n: int, d: int) -> Program:
         return self._convolve(batch, n, d, self.kernel ** (self.path(n) - 1) if self.dilated else 1)
+
+    def counted(self, batch: int, n: int, d: int) -> Program:
+        return self.mixing(batch, n, d)
 
     def layer(self, batch: int, n: int, d: int) -> Program:
         return self.mixing(batch, n, d)
@@ -199,15 +202,14 @@ class LinearKind(LayerKind):
 
     associative: bool = False
 
-    @property
-    def elementwise(self) -> bool:
-        return True
-
     def mixing(self, batch: int, n: int, d: int) -> Program:
         return Program(self._solve, (_shape(batch, d), *[_shape(batch, n, d)] * 2))
 
     def _solve(self, state: Array, a: Array, b: Array) -> tuple[Array, Array]:
         return ops.linear_recurrence(state, a, b, implementation="associative" if self.associative else "loop")
+
+    def counted(self, batch: int, n: int, d: int) -> Program:
+        return self.mixing(batch, n, d)
 
     def layer(self, batch: int, n: int, d: int) -> Program:
         return _core_program(MinGRU(d), batch, n, d)
@@ -240,12 +242,12 @@ def layer_kinds(*, kernel: int = 3, window: int = 32) -> tuple[LayerKind, ...]:
         AttentionKind("attention", attention),
         AttentionKind("attention, stored scores", attention, stored=True),
         RecurrentKind("recurrence (Elman)", recurrence),
-        RecurrentKind("recurrence (LSTM)", recurrence, "lstm", cells.lstm, 4),
-        ConvolutionKind("convolution", Claims("k n d²", (1, 2), "1", "n / k"), kernel),
-        ConvolutionKind("dilated convolution", Claims("k n d²", (1, 2), "1", "log_k n"), kernel, dilated=True),
+        RecurrentKind("recurrence (LSTM)", recurrence, core="lstm", cell=cells.lstm, gates=4),
+        ConvolutionKind("convolution", Claims("k n d²", (1, 2), "1", "n / k"), kernel=kernel),
+        ConvolutionKind("dilated convolution", Claims("k n d²", (1, 2), "1", "log_k n"), kernel=kernel, dilated=True),
         AttentionKind("restricted attention", Claims("r n d", (1, 1), "1", "n / r"), window=window),
-        LinearKind("linear recurrence, loop", Claims("n d", (1, 1), "n", "n")),
-        LinearKind("linear recurrence, tree", Claims("n d", (1, 1), "log n", "n"), associative=True),
+        LinearKind("linear recurrence, loop", Claims("n d", (1, 1), "n", "n"), elementwise=True),
+        LinearKind("linear recurrence, tree", Claims("n d", (1, 1), "log n", "n"), elementwise=True, associative=True),
     )
 
 

@@ -97,11 +97,13 @@ def test_chains_of_products_trees_and_loops():
         assert sequential_depth(partial(ops.attention, implementation=implementation), query, query, query) == 2
 
 
-def test_a_branch_follows_its_predicate():
+def test_the_result_of_a_branch_follows_its_predicate_and_the_longest_branch():
     def function(x, W):
-        return lax.cond((x @ W).sum() > 0, lambda: x @ W @ W, lambda: x)
+        return lax.cond((x @ W @ W @ W).sum() > 0, lambda: x, lambda: x @ W) @ W
 
-    assert sequential_depth(function, shape(3, 3), shape(3, 3)) == 3
+    assert sequential_depth(function, shape(3, 3), shape(3, 3)) == 4
+    longest = lambda i, x, W: lax.cond(i, lambda: x @ W @ W, lambda: x)  # noqa: E731
+    assert sequential_depth(longest, jnp.array(True), shape(3, 3), shape(3, 3)) == 2
 
 
 @pytest.mark.usefixtures("untyped")
@@ -125,9 +127,9 @@ def test_memory_is_that_of_the_buffers():
 
 def test_a_path_is_the_least_number_of_layers_with_a_derivative():
     shift = lambda xs: 0.01 * xs + jnp.pad(xs, ((3, 0), (0, 0)))[: len(xs)]  # noqa: E731
-    xs = jnp.ones((50, 2))
+    xs = jnp.ones((49, 2))
     found = path_length(itertools.repeat(shift, 100), xs, key=jax.random.key(0))
-    assert found == 17  # 49 positions, 3 a layer
+    assert found == 16  # 48 positions away, 3 a layer
 
     def stack(count: int):
         def function(xs):
@@ -138,11 +140,11 @@ def test_a_path_is_the_least_number_of_layers_with_a_derivative():
         return function
 
     lags = receptive_field(stack(found), xs), receptive_field(stack(found - 1), xs)
-    assert lags[0].norms[49] > 0 and lags[1].norms[49] == 0
+    assert lags[0].norms[48] > 0 and lags[1].norms[48] == 0
     assert path_length([shift] * 3, xs, key=jax.random.key(0), source=5, target=14) == 3
-    with pytest.raises(ValueError, match="3 layers carry nothing from position 0 to position -1 of 50"):
+    with pytest.raises(ValueError, match="3 layers carry nothing from position 0 to position -1 of 49"):
         path_length([shift] * 3, xs, key=jax.random.key(0))
-    with pytest.raises(ValueError, match="target=50 is not among 50 positions"):
+    with pytest.raises(ValueError, match="target=50 is not among 49 positions"):
         path_length([shift], xs, key=jax.random.key(0), target=50)
 
 

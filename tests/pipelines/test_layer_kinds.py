@@ -2,11 +2,13 @@
 
 import itertools
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compilation import jitted
 
 from jaxseq import ops
 from jaxseq.analysis import path_length, program_flops, sequential_depth
@@ -49,8 +51,9 @@ def test_sequential_operations_are_those_of_the_table():
 def test_windowed_attention_is_attention_under_a_sliding_window():
     arrays = np.random.default_rng(0).normal(size=(3, 2, 24, 2, 4)).astype(np.float32)
     query, key, value = map(jnp.asarray, arrays)
-    expected = ops.attention(query, key, value, mask=masks.sliding_window(8), implementation="reference")
-    np.testing.assert_allclose(windowed_attention(query, key, value, window=8), expected, atol=1e-6)
+    reference = partial(ops.attention, mask=masks.sliding_window(8), implementation="reference")
+    found = jitted(partial(windowed_attention, window=8))(query, key, value)
+    np.testing.assert_allclose(found, jitted(reference)(query, key, value), atol=1e-6)
     with pytest.raises(ValueError, match="length=24 is not a multiple of window=7"):
         windowed_attention(query, key, value, window=7)
 

@@ -66,7 +66,8 @@ class Clipping:
     def draw(self, values: Values, file: Path) -> Path:
         """Losses, success, gradient norms, and the fraction of clipped steps."""
         losses, norms, clipped, success = {}, {}, {}, {}
-        for name, found in values.items():
+        for setting, found in values.items():
+            name = setting.removeprefix("rate ")
             steps, every = found["steps"][0], np.asarray(found["losses"])
             losses[name] = Curve(steps, np.median(every, 0))
             order = np.mean(np.log10(np.maximum(np.asarray(found["norms"]), 1e-12)), 0)
@@ -75,7 +76,7 @@ class Clipping:
             if found["clip"] is not None:
                 clipped[name] = Curve(steps, np.mean(found["clipped"], 0))
         at, step = f"clipped at {self.clip_norm:g}", "training step"
-        losses["chance, log 4"] = Curve([0, self.steps], [TemporalOrder.baseline] * 2, dashed=True)
+        losses["chance"] = Curve([0, self.steps], [TemporalOrder.baseline] * 2, dashed=True)
         success["chance"] = Curve([1, self.seeds], [0.25, 0.25], dashed=True)
         norms[at] = Curve([self.clip_norm] * 2, [0.005, 1.0], dashed=True)
         panels = [
@@ -85,7 +86,9 @@ class Clipping:
             CurvePanel("Clipped steps", clipped, step, "fraction of the steps so far"),
         ]
         return draw_curves(
-            panels, file, title=f"Temporal order of {self.length} positions, Elman network, gradient descent"
+            panels,
+            file,
+            title=f"Temporal order of {self.length} positions, Elman network, by learning rate and clipping",
         )
 
     def results(self, values: Values) -> dict[str, float]:

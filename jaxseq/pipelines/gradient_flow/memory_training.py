@@ -14,7 +14,7 @@ from jaxseq.cores import Core
 from jaxseq.data import Addition, CopyMemory, MemoryBatch, TemporalOrder
 from jaxseq.testing.compilation import jitted
 from jaxseq.training import Aux, OptimizerConfig, TrainState
-from jaxseq.typing import Array, Carry, Features, Key, PyTree, Scalar, Sequence
+from jaxseq.typing import Array, Carry, Features, Float, Key, PyTree, Scalar, Sequence
 
 MemoryTask = Addition | CopyMemory | TemporalOrder
 
@@ -33,7 +33,7 @@ class MemoryModel(nn.Module):
         self.input_layer = nn.Dense(self.core.features)
         self.output_layer = nn.Dense(self.outputs)
 
-    def __call__(self, inputs: Sequence) -> Features:
+    def __call__(self, inputs: Sequence) -> Float[Array, "*B T outputs"]:
         """Predictions at each position, from the initial carry."""
         carry = self.core.initial_carry(inputs.shape[:-2])
         return self.predict(self.run_core(carry, self.embed(inputs))[1])
@@ -46,7 +46,7 @@ class MemoryModel(nn.Module):
         """The core from a carry on."""
         return self.core(carry, xs)
 
-    def predict(self, ys: Features) -> Features:
+    def predict(self, ys: Features) -> Float[Array, "*B T outputs"]:
         """Predictions from the core's outputs."""
         return self.output_layer(ys)
 
@@ -70,10 +70,11 @@ class HeldOut(NamedTuple):
 
 def evaluate(predictions: Features, batch: MemoryBatch) -> tuple[Scalar, Scalar]:
     """The error and the accuracy."""
-    counts = jnp.asarray(batch.counts)
-    right = (predictions.argmax(-1) == jnp.asarray(batch.targets)) & counts
-    classes = jnp.issubdtype(batch.targets.dtype, jnp.integer)
-    accuracy = jnp.sum(right) / jnp.sum(counts) if classes else jnp.zeros(())
+    counts, targets = jnp.asarray(batch.counts, jnp.float32), jnp.asarray(batch.targets)
+    accuracy = jnp.zeros(())
+    if jnp.issubdtype(targets.dtype, jnp.integer):
+        right = (predictions.argmax(-1) == targets).astype(jnp.float32)
+        accuracy = jnp.sum(right * counts) / jnp.sum(counts)
     return prediction_error(predictions, batch), accuracy
 
 
