@@ -37,7 +37,7 @@ CAPTIONS: dict[PartName, str] = {
     "heat-maps": "gradient of the loss at each position (x) over training (y); by the state, for attention by the "
     "inputs of its layer",
     "singular-values": "Elman network: derivative of the state by an earlier one, and its bound",
-    "forget-bias": "LSTM: derivatives against lag and training, by the initial forget bias",
+    "forget-bias": "LSTM: derivatives of the cell state against lag, their paths, and training, by the forget bias",
     "clipping": "temporal order by an Elman network, with and without clipping",
     "tasks": "addition and copy: training losses beside the baselines",
 }
@@ -141,7 +141,7 @@ def smoke(config: Config) -> Config:
         config,
         heat_maps=dataclasses.replace(config.heat_maps, length=8, probes=2, **few),
         singular_values=SingularValues(largest=(0.9, 2.0), features=4, length=12, sequences=2, chain=4),
-        forget_bias=ForgetBias(biases=(0.0, 4.0), length=8, sequences=1, **few),
+        forget_bias=ForgetBias(biases=(0.0, 1.0), length=8, sequences=1, **few),
         clipping=Clipping(learning_rates=(0.3,), seeds=1, length=10, features=4, batch_size=2, steps=4),
         tasks=dataclasses.replace(config.tasks, addition_length=8, copy_blank=2, **few),
     )

@@ -14,6 +14,7 @@ import numpy as np
 from jax import lax
 from jax.scipy.linalg import block_diag
 
+from jaxseq.analysis.carry_vectors import stable_norm
 from jaxseq.ops.recurrence.cells import LSTMState, sigmoid
 from jaxseq.typing import Array, Float, Int
 
@@ -141,21 +142,16 @@ def lstm_paths(
     order = jax.tree.map(lambda a: a[::-1][:largest], steps)
     (*_, stored), _ = lax.scan(body, begin, (jnp.arange(1, largest + 1), order))
     *parts, exact, product, forget = stored
-    paths, norm = LSTMPathTerms(*parts), lambda m: jnp.sqrt((m * m).sum((-2, -1)))
-    norms = norm(exact)
+    paths, norms = LSTMPathTerms(*parts), stable_norm(exact, (-2, -1))
     return LSTMPaths(
         jnp.asarray(wanted, jnp.int32),
         exact,
         paths,
         norms,
-        jax.tree.map(_norm, paths),
-        jnp.sqrt((forget * forget).sum(-1)),
-        _norm(product - exact) / norms,
+        jax.tree.map(lambda path: stable_norm(path, (-2, -1)), paths),
+        stable_norm(forget, -1),
+        stable_norm(product - exact, (-2, -1)) / norms,
     )
-
-
-def _norm(matrices: Float[Array, "L F F"]) -> Float[Array, " L"]:
-    return jnp.sqrt((matrices * matrices).sum((-2, -1)))
 
 
 class _Steps(NamedTuple):

@@ -1,4 +1,4 @@
-"""The initial forget bias of an LSTM: how far its gradient reaches, and how soon it learns addition."""
+"""The initial forget bias of an LSTM: how far its gradient reaches, by which paths, and how soon it learns addition."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxseq.analysis import carry_flow
+from jaxseq.analysis import lstm_paths
 from jaxseq.cores import LSTM
 from jaxseq.data import Addition
 from jaxseq.pipelines.gradient_flow.memory_training import HELD_OUT, MemoryModel, Trainer
@@ -35,45 +35,52 @@ class ForgetBias:
     """Of Adam, constant; the gradient's norm is clipped at 1."""
     sequences: int = 4
     """Sequences whose derivatives are averaged (geometric mean)."""
+    shown_bias: float = 1.0
+    """The bias whose paths are drawn."""
 
     def __post_init__(self) -> None:
         check_counts("forget_bias", biases=len(self.biases), steps=self.steps, every=self.every)
         check_counts("forget_bias", sequences=self.sequences)
+        if self.shown_bias not in self.biases:
+            raise ValueError(f"forget_bias shown_bias={self.shown_bias} is none of biases={self.biases}")
 
     def compute(self, seed: int, say: Say) -> Values:
-        """By bias: norms against lag before training, those of the forget path alone, losses, and the final error."""
+        """By bias: norms against lag before training, those of the forget path and of each path, losses, and error."""
         task = Addition(self.length, self.batch_size, seed)
         model = MemoryModel(LSTM(self.features), task.outputs)
         config = OptimizerConfig(learning_rate=self.learning_rate, schedule="constant")
-        trainer, lags = Trainer(model, task, config, self.steps), list(range(self.length))
+        trainer, lags = Trainer(model, task, config, self.steps), list(range(1, self.length))
         inputs = jnp.asarray(task(HELD_OUT).inputs[: self.sequences])
         measure = jax.jit(partial(lstm_norms, model, lags=lags))
         found: Values = {"lags": lags, "biases": {}}
         for bias in self.biases:
             state = trainer.start(seed)
             state = state._replace(params=with_forget_bias(state.params, bias))
-            norms, path = (np.exp(np.asarray(a, np.float64).mean(0)).tolist() for a in measure(state.params, inputs))
+            norms, path, paths = jax.tree.map(lambda a: np.asarray(a).tolist(), measure(state.params, inputs))
             steps, losses = [], []
             for progress in trainer.run(state, self.every):
                 steps.append(int(progress.state.step))
                 losses.append(float(np.mean(progress.metrics["loss"])))
-            one = {"norms": norms, "path": path, "steps": steps, "losses": losses}
+            one = {"norms": norms, "path": path, "paths": paths, "steps": steps, "losses": losses}
             found["biases"][str(bias)] = one | {"error": trainer.held_out(progress.state.params).error}
             error = found["biases"][str(bias)]["error"]
             say(f"forget bias {bias:g}: derivative over {lags[-1]} steps {norms[-1]:.1e}, squared error {error:.4f}")
         return found
 
     def draw(self, values: Values, file: Path) -> Path:
-        """Norms against lag with the forget path dashed, and losses."""
+        """Norms against lag with the forget path dashed, those of each path for one bias, and losses."""
         norms, losses = {}, {}
         for bias, one in values["biases"].items():
             norms[f"bias {float(bias):g}"] = Curve(values["lags"], one["norms"])
             norms[f"bias {float(bias):g} path"] = Curve(values["lags"], one["path"], dashed=True)
             losses[f"bias {float(bias):g}"] = Curve(one["steps"], one["losses"])
         losses["baseline: no memory"] = Curve([0, self.steps], [Addition.baseline] * 2, dashed=True)
-        title, y_label = "Before training; dashed: product of forget gates", "|d(h,c)_T / d(h,c)_T-k|"
+        shown = values["biases"][str(self.shown_bias)]
+        paths = {name.replace("_", " "): Curve(values["lags"], norms) for name, norms in shown["paths"].items()}
+        x_label, y_label = "lag k (positions)", "|dc_T / dc_T-k| / √F"
         panels = [
-            CurvePanel(title, norms, "lag k (positions)", y_label, log_y=True),
+            CurvePanel("Before training; dashed: forget gates alone", norms, x_label, y_label, log_y=True),
+            CurvePanel(f"Paths, forget bias {self.shown_bias:g}", paths, x_label, y_label, log_y=True),
             CurvePanel("Training loss", losses, "training step", "squared error", log_y=True),
         ]
         return draw_curves(panels, file, title=f"LSTM, initial forget bias: addition of {self.length} positions")
@@ -95,22 +102,13 @@ def with_forget_bias(params: PyTree, bias: float) -> PyTree:
 
 def lstm_norms(
     model: MemoryModel, params: PyTree, inputs: Float[Array, "B T D"], lags: Sequence[int]
-) -> tuple[Float[Array, "B L"], Float[Array, "B L"]]:
-    """Logarithms of the largest singular values of ``d(h,c)_T/d(h,c)_{T-lag}`` and ``diag(f_T ... f_{T-lag+1})``."""
+) -> tuple[Float[Array, " L"], Float[Array, " L"], dict[str, Float[Array, " L"]]]:
+    """Norms over √F, geometric means over sequences: ``dc_T/dc_{T-lag}``, its forget path alone, and its paths."""
     xs: Any = model.apply({"params": params}, inputs, method="embed")
-    core, variables, carry = model.core, {"params": params["core"]}, model.core.initial_carry(())
-    function: Any = partial(core.apply, variables)
-    size = 2 * core.features  # as many probes as numbers in the carry: exact
+    state, size = model.core.initial_carry(()).state, model.core.features
 
-    def one(xs: Float[Array, "T D"]) -> tuple[Float[Array, " L"], Float[Array, " L"]]:
-        flow = carry_flow(function, carry, xs, lags=lags, probes=size)
-        hs = jnp.concatenate([carry.state.h[None], function(carry, xs)[1][:-1]])
-        gates = [
-            variables["params"][name].reshape(-1, 4, model.core.features)[:, 1] for name in ("kernel", "recurrent")
-        ]
-        bias = variables["params"]["bias"].reshape(4, -1)[1]
-        logarithms = jax.nn.log_sigmoid(xs @ gates[0] + hs @ gates[1] + bias[None])[::-1]
-        path = jnp.concatenate([jnp.zeros_like(logarithms[:1]), jnp.cumsum(logarithms, 0)]).max(-1)
-        return jnp.log(flow.singular_values[:, 0]), path[jnp.asarray(lags)]
+    def mean(norms: Float[Array, "B L"]) -> Float[Array, " L"]:
+        return jnp.exp(jnp.log(norms / jnp.sqrt(jnp.asarray(size, norms.dtype))).mean(0))
 
-    return jax.vmap(one)(xs)
+    found = jax.vmap(lambda xs: lstm_paths(params["core"], state, xs, lags=lags))(xs)
+    return mean(found.norms), mean(found.forget_norms), jax.tree.map(mean, found.path_norms)._asdict()
