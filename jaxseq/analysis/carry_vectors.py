@@ -80,7 +80,7 @@ def check_one_sequence(core: CoreFunction, carry: Carry, xs: Array) -> None:
         raise ValueError(f"inputs of one sequence, [T D] with T >= 1, are needed, not {jnp.shape(xs)}; use jax.vmap")
     carry_vector(carry)
     for path, leaf in jax.tree.leaves_with_path(carry):
-        if getattr(path[-1] if path else None, "name", "") == "segment_id" and jnp.ndim(leaf):
+        if jax.tree_util.keystr(path[-1:]) == ".segment_id" and jnp.ndim(leaf):
             raise ValueError(
                 f"the carry has batch dimensions {jnp.shape(leaf)}, but one sequence is needed, initial_carry(()); "
                 f"use jax.vmap for a batch"

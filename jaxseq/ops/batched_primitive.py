@@ -50,6 +50,8 @@ class _Call:
     derivative: Any
     """The static argument with which JAX differentiates the function."""
     structure: Any
+    map_linear: bool = False
+    """Under ``vmap`` over the linear operands alone, map the function itself and share the fixed operands."""
 
     def __call__(self, *leaves: Array) -> list[Array]:
         return jax.tree.leaves(self.function(self.static, *jax.tree.unflatten(self.structure, leaves)))
@@ -81,13 +83,22 @@ def batched_call(function: Callable, static: Any, *operands: Operands, derivativ
 
 
 def batched_linear_call(
-    function: Callable, transpose: Callable, static: Any, fixed: Operands, linear: Operands, *, derivative: Any = None
+    function: Callable,
+    transpose: Callable,
+    static: Any,
+    fixed: Operands,
+    linear: Operands,
+    *,
+    derivative: Any = None,
+    map_linear: bool = False,
 ) -> Operands:
     """``batched_call`` of a function linear in its last operands.
 
-    Its transpose is ``transpose(static, fixed, cotangents) -> Operands``.
+    Its transpose is ``transpose(static, fixed, cotangents) -> Operands``. With ``map_linear``, ``vmap`` over the linear
+    operands alone (several tangents of one input) maps the function itself: what depends on the fixed operands is not
+    copied and not computed again for each tangent.
     """
-    return _bind(function, transpose, static, derivative, (fixed, linear))
+    return _bind(function, transpose, static, derivative, (fixed, linear), map_linear)
 
 
 def mapped_axis_first(arguments: tuple, axes: tuple) -> tuple[Array, ...]:
@@ -99,9 +110,16 @@ def mapped_axis_first(arguments: tuple, axes: tuple) -> tuple[Array, ...]:
     )
 
 
-def _bind(function: Callable, transpose: Callable | None, static: Any, derivative: Any, operands: tuple) -> Operands:
+def _bind(
+    function: Callable,
+    transpose: Callable | None,
+    static: Any,
+    derivative: Any,
+    operands: tuple,
+    map_linear: bool = False,
+) -> Operands:
     leaves, structure = jax.tree.flatten(operands)
-    op = _Call(function, transpose, static, static if derivative is None else derivative, structure)
+    op = _Call(function, transpose, static, static if derivative is None else derivative, structure, map_linear)
     result = jax.eval_shape(lambda *a: function(static, *jax.tree.unflatten(structure, a)), *leaves)
     return jax.tree.unflatten(jax.tree.structure(result), _call_p.bind(*leaves, op=op, results=tuple(_axes(result))))
 
@@ -134,7 +152,9 @@ def _batch_rule(leaves: tuple, mapped: tuple, *, op: _Call, results: tuple) -> t
         out = jax.eval_shape(jax.vmap(op, in_axes=mapped, axis_size=0), *leaves)
         return [jnp.zeros(x.shape, x.dtype) for x in out], (0,) * len(out)
     axes = op.axes()
-    if any(d is not None and axis is None for d, axis in zip(mapped, axes, strict=True)):
+    fixed = len(jax.tree.leaves(jax.tree.unflatten(op.structure, mapped)[0]))  # None is no leaf
+    shared = any(d is not None and axis is None for d, axis in zip(mapped, axes, strict=True))
+    if shared or (op.map_linear and not fixed):
         out = jax.vmap(op, in_axes=mapped, axis_size=size)(*leaves)
         return out, (0,) * len(out)
 

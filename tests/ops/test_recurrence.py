@@ -1,6 +1,7 @@
 """The recurrence: its gradient against that of the plain scan, its weight product, and cells against their papers."""
 
 import functools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -150,6 +151,35 @@ def test_jacobians_and_hessians_are_open(x64: None) -> None:
         return jax.jacfwd(of)(R), jax.hessian(of)(R)
 
     close(*jitted(lambda R: [derivatives(R, f) for f in functions])(R))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("name", "residuals"), [("gru", "activations"), ("peephole-lstm", "chunks")])
+def test_derivatives_with_constant_weights_are_those_of_the_plain_scan(name: str, residuals: Any, x64: None) -> None:
+    """By the state and by the input alone: several tangents at once, reverse mode, and reverse over forward."""
+    case = CELLS[name]
+    own, x, R, state = arguments(case, batch=(1,), time=3)
+
+    def derivatives(function: Callable, state: Any, x: jax.Array) -> tuple:
+        of = lambda state, x: function(own, x, R, state)  # noqa: E731
+        forward = jax.jacfwd(of, (0, 1))
+        return forward(state, x), jax.jacrev(of, (0, 1))(state, x), jax.jacrev(forward)(state, x)
+
+    functions = scalar(case, residuals=residuals), scalar(case, recurrence_reference)
+    fast, plain = jitted(lambda state, x: [derivatives(f, state, x) for f in functions])(state, x)
+    close(fast, plain)
+    close(fast[0], fast[1])
+
+
+@pytest.mark.full
+def test_tangents_of_the_state_share_what_does_not_depend_on_them() -> None:
+    """One product of ``h R`` for all tangents, one of the state itself, and none with a tangent of the weights."""
+    case = CELLS["elman-tanh"]
+    own, x, R, state = arguments(case, batch=(1,), time=1)
+    jaxpr = jax.make_jaxpr(jax.jacfwd(lambda state: scalar(case)(own, x, R, state)))(state).jaxpr
+    products = [e for e in equations(jaxpr) if e.primitive.name == "dot_general" and e.invars[1].aval.shape == (F, F)]
+    rows = sorted(math.prod(e.invars[0].aval.shape[:-1]) for e in products)
+    assert rows == [1, 1, F], rows  # forward, again in the derivative, the F tangents
 
 
 def equations(jaxpr: Any) -> Iterator[Any]:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 from jax.tree_util import Partial
 
 from jaxseq.ops import segments
@@ -55,6 +56,8 @@ class _Static(NamedTuple):
     length: int
     recompute: bool
     """Store the first state of each chunk only, and recompute the chunk in the backward pass."""
+    constant_weights: bool = False
+    """The derivative is by the inputs and the state alone: no tangents or gradients of the weights."""
 
 
 def run_fused(
@@ -99,15 +102,24 @@ def _fused(static: _Static, weights: Weights, rows: Rows, state: tuple) -> tuple
     return out.steps[0], out.rows
 
 
-@_fused.defjvp
+@functools.partial(_fused.defjvp, symbolic_zeros=True)
 def _fused_jvp(static: _Static, primals: tuple, tangents: tuple) -> tuple[tuple, tuple]:
     weights, rows, state = primals
-    d_weights, d_rows, d_state = tangents
+    d_weights, d_xs, d_state = tangents[0], tangents[1].xs, tangents[2]
+    constant = all(isinstance(d, SymbolicZero) for d in jax.tree.leaves(d_weights))
+    d_xs, d_state = jax.tree.map(_instantiate, (d_xs, d_state))
+    d_weights = None if constant else jax.tree.map(_instantiate, d_weights)
     out = batched_call(_forward, static, Operands(weights, rows, state))
     last, kept = out.steps
     fixed = Operands(weights, (rows, out.rows), (state, kept))
-    d_out = batched_linear_call(_tangent, _pullback, static, fixed, Operands(d_weights, d_rows.xs, d_state))
+    static = static._replace(constant_weights=constant)
+    linear = Operands(d_weights, d_xs, d_state)
+    d_out = batched_linear_call(_tangent, _pullback, static, fixed, linear, map_linear=True)
     return (last, out.rows), (d_out.steps, d_out.rows)
+
+
+def _instantiate(tangent: Any) -> Any:
+    return jnp.zeros(tangent.shape, tangent.dtype) if isinstance(tangent, SymbolicZero) else tangent
 
 
 class _Chunk(NamedTuple):
@@ -271,6 +283,9 @@ def _pullback(static: _Static, fixed: Operands, cotangents: list) -> Operands:
         d_bias = _merge_time_and_batch(d_x)
         d_z = d_bias.astype(rows.xs.dtype)
         x = _slice_chunk(rows.xs, at, length)
+        d_xs = jnp.swapaxes((d_z if kernel_back is None else d_z @ kernel_back).reshape(x.shape), 0, 1)
+        if static.constant_weights:
+            return (d_state, None), d_xs
         found = Weights(
             d_cell,
             None if weights.kernel is None else _transposed_product(_merge_time_and_batch(x), d_z),
@@ -278,13 +293,13 @@ def _pullback(static: _Static, fixed: Operands, cotangents: list) -> Operands:
             _weight_gradient(before[0].astype(low), d_r.astype(low), weights.R),
             None if cell_h is None else _weight_gradient(cell_h.astype(low), d_h.astype(low), weights.output),
         )
-        d_xs = d_z if kernel_back is None else d_z @ kernel_back
         d_weights = jax.tree.map(lambda total, part: total + part.astype(total.dtype), d_weights, found)
-        return (d_state, d_weights), jnp.swapaxes(d_xs.reshape(x.shape), 0, 1)
+        return (d_state, d_weights), d_xs
 
-    begin = tuple(d_last), jax.tree.map(lambda w: jnp.zeros(w.shape, at_least_float32(w.dtype)), weights)
+    varied = None if static.constant_weights else weights
+    begin = tuple(d_last), jax.tree.map(lambda w: jnp.zeros(w.shape, at_least_float32(w.dtype)), varied)
     (d_state, d_weights), parts = _scan_chunks(static, steps, body, begin, kept, reverse=True)
-    d_weights = jax.tree.map(lambda d, w: d.astype(w.dtype), d_weights, weights)
+    d_weights = jax.tree.map(lambda w, d: d.astype(w.dtype), varied, d_weights)
     return Operands(d_weights, _concatenate_chunks(parts, rows.xs.shape, rows.xs.dtype), d_state)
 
 
@@ -366,8 +381,12 @@ def _tangent(static: _Static, fixed: Operands, linear: Operands) -> Operands:
 
     def body(both: tuple, inputs: tuple) -> tuple:
         x, d_x, start, real = (None if a is None else a[:, None] for a in inputs)
-        f = lambda w, x, s: one(w, x, s, start, real)  # noqa: E731
-        state, d_state = jax.jvp(f, (weights, x, both[0]), (d_weights, d_x, both[1]))
+        if static.constant_weights:
+            f: Callable = lambda x, s: one(weights, x, s, start, real)  # noqa: E731
+            state, d_state = jax.jvp(f, (x, both[0]), (d_x, both[1]))
+        else:
+            f = lambda w, x, s: one(w, x, s, start, real)  # noqa: E731
+            state, d_state = jax.jvp(f, (weights, x, both[0]), (d_weights, d_x, both[1]))
         return (state, d_state), d_state[0]
 
     along = tuple(None if a is None else jnp.moveaxis(a, 1, 0) for a in (rows.xs, d_xs, rows.start, rows.real))
