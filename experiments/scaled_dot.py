@@ -275,10 +275,10 @@ def draw(
     ]
     return {
         "Variance and entropy with the scale 1/sqrt(D) and without it": draw_curves(
-            scores, folder / "scaled_dot_scores.png"
+            scores, folder / "scaled-dot-scores.png"
         ),
         "Derivatives with the scale and without it, and against a sharpness t": draw_curves(
-            derivatives, folder / "scaled_dot_derivatives.png"
+            derivatives, folder / "scaled-dot-derivatives.png"
         ),
     }
 

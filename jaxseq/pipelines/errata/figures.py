@@ -15,19 +15,19 @@ def draw_errata(folder: Path) -> dict[str, Path]:
     with jax.enable_x64(True):
         return {
             "E1, E5: the gradient of soft argmax, and norms of Jacobians against lag": draw_curves(
-                [soft_argmax_panel(), bound_panel()], folder / "errata_gradients.png"
+                [soft_argmax_panel(), bound_panel()], folder / "errata-gradients.png"
             ),
             "E2 to E4: products of Jacobians against lag": draw_curves(
-                [product_panel(), four_term_panel()], folder / "errata_jacobians.png"
+                [product_panel(), four_term_panel()], folder / "errata-jacobians.png"
             ),
             "E7: positional encodings with both bases": draw_curves(
-                [encoding_panel()], folder / "errata_positions.png"
+                [encoding_panel()], folder / "errata-positions.png"
             ),
             "E11: attention weights under the commonly written mask and under the causal one": draw_masks(
-                folder / "errata_masks.png"
+                folder / "errata-masks.png"
             ),
             "E15, E17: counts of operations and of candidates": draw_curves(
-                [cost_panel(), candidate_panel()], folder / "errata_costs.png"
+                [cost_panel(), candidate_panel()], folder / "errata-costs.png"
             ),
         }
 
