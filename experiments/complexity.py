@@ -37,6 +37,9 @@ from jaxseq.training import resumable_field
 ATTENTION, RECURRENCES = "attention", {"recurrence (Elman)": 1, "recurrence (LSTM)": 4}
 """The kinds that are timed at every size, recurrences with their gates."""
 
+SMOKE = slice(0, 3, 2)
+"""The kinds of a smoke run: attention and an Elman network."""
+
 PATH_WINDOW, PATH_WIDTH = 8, 4
 """The window r of restricted attention, and the width, where paths are measured: on shorter sequences than costs."""
 
@@ -84,7 +87,7 @@ def main(config: Config) -> Row:
     if config.smoke:
         config = replace(config, lengths=(16, 32), widths=(8, 16), path_lengths=(8, 16), window=8, seconds=0.01)
     began = time.perf_counter()
-    kinds = layer_kinds(kernel=config.kernel, window=config.window)[: 3 if config.smoke else None]
+    kinds = layer_kinds(kernel=config.kernel, window=config.window)[SMOKE if config.smoke else slice(None)]
     with training.Run.open(config.run, config, fingerprint="no data") as run:
         line = config.lengths[2 * len(config.lengths) // 3], config.widths[len(config.widths) // 2]
         times = measure_times(config, kinds, line)
@@ -149,7 +152,7 @@ def measure_paths(config: Config) -> list[Row]:
     """
     rows = []
     key = jax.random.key(config.seed)
-    for kind in layer_kinds(kernel=config.kernel, window=PATH_WINDOW)[: 3 if config.smoke else None]:
+    for kind in layer_kinds(kernel=config.kernel, window=PATH_WINDOW)[SMOKE if config.smoke else slice(None)]:
         for n in config.path_lengths:
             layers, values = kind.signal(n, PATH_WIDTH, config.seed)
             found = analysis.path_length(itertools.islice(layers, 2 * n), values, key=key)
