@@ -24,7 +24,8 @@ EXACT_SIZE = 128
 
 DEFAULT_PROBES = 16
 OVERSAMPLING = 8
-POWER_ITERATIONS = 1
+ITERATED_STEPS = 128
+"""A lag has ``ITERATED_STEPS / lag`` power iterations, in 1..8: spectra are flat at short lags, which cost little."""
 
 
 class CarryFlow(NamedTuple):
@@ -51,15 +52,17 @@ def carry_flow(
     product of all C rows is propagated backwards, and the results are exact. For a larger one no matrix is made:
 
     - one backward pass carries random cotangents to every lag;
-    - for each lag, a randomised range finder with one power iteration and 8 more vectors than singular values (Halko et
-      al. 2011, arXiv:0909.4061, algorithms 4.4 and 5.1) finds the leading right singular subspace Q through products
-      with P and P^T; the singular values are those of ``P Q``, never above the true ones;
+    - for each lag, a randomised range finder with power iterations (8 at short lags, 1 from lag 128 on) and 8 more
+      vectors than singular values (Halko et al. 2011, arXiv:0909.4061, algorithms 4.4 and 5.1) finds the leading right
+      singular subspace Q through products with P and P^T; the singular values are those of ``P Q``, never above the
+      true ones;
     - ``|P|_F² = |P Q|_F² + E |(I - Q Q^T) P^T v|²`` with v of independent normal numbers: Hutchinson's estimate for
       what Q leaves (Hutch++, Meyer et al. 2021, arXiv:2010.09649). With ``singular_values=0`` it is Hutchinson's alone,
       ``E |P^T v|²``, for one backward pass.
 
-    Memory is O(T C + L (K + probes) C). The time is that of one pass and, with singular values, of three passes for the
-    sum of the lags. In float32 a derivative below 1e-38 is zero; use float64 to follow it further.
+    Memory is O(T C + L (K + probes) C). The time is that of one pass and, with singular values, of at least
+    three passes over the sum of the lags. In float32 a derivative below 1e-38 is zero; use float64 to follow it
+    further.
 
     Args:
         core: ``(carry, xs) -> (carry, ys)``, its parameters bound.
@@ -176,9 +179,9 @@ def _subspaces(
         def pull(rows: Array) -> Array:
             return lax.fori_loop(0, lag, lambda i, rows: pull_cotangents(core, *at(time - 1 - i), rows), rows)
 
-        basis = _orthonormal(sketch)
-        for _ in range(POWER_ITERATIONS):
-            basis = _orthonormal(pull(_orthonormal(push(basis))))
+        count = jnp.clip(ITERATED_STEPS // jnp.maximum(lag, 1), 1, 8)
+        iterate = lambda _, basis: _orthonormal(pull(_orthonormal(push(basis))))  # noqa: E731
+        basis = lax.fori_loop(0, count, iterate, _orthonormal(sketch))
         return basis, push(basis)
 
     return lax.map(improve, (sketches, jnp.asarray(lags, jnp.int32)))

@@ -1,4 +1,4 @@
-from functools import reduce
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +11,13 @@ from jaxseq.analysis import (
     carry_jvp,
     carry_vector,
     carry_vjp,
+    loss_flow,
     norm_bound,
     output_jacobian,
     with_carry_vector,
 )
 from jaxseq.analysis.carry_flow import default_lags
+from jaxseq.cores import LSTM
 from tests.analysis.flow_cases import RECURRENT, made, plain, simple
 from tests.compilation import jitted
 
@@ -70,9 +72,9 @@ def test_random_products_find_norms_and_singular_values(x64):
             for s, p in ((3, None), (3, 8), (0, 23))
         )
     )(xs)
-    np.testing.assert_allclose(random.singular_values, exact.singular_values, rtol=0.03)
+    np.testing.assert_allclose(random.singular_values, exact.singular_values, rtol=0.01)
     assert (random.singular_values <= exact.singular_values * (1 + 1e-9)).all()
-    np.testing.assert_allclose(random.norms, exact.norms, rtol=0.1)
+    np.testing.assert_allclose(random.norms, exact.norms, rtol=0.05)
     np.testing.assert_allclose(hutchinson.norms, exact.norms, rtol=0.3)
     assert hutchinson.singular_values.shape == (4, 0)
 
@@ -126,3 +128,18 @@ def test_bad_lags_counts_and_vectors_are_named(untyped):
         output_jacobian(core, carry, xs[0])
     with pytest.raises(ValueError, match=r"R\(2, 3\)"):
         norm_bound(np.ones((2, 3)), 1.0, [1])
+
+
+@pytest.mark.full
+def test_a_wide_core_over_a_long_sequence_needs_little_memory():
+    """An LSTM of 512 features over 1024 positions: a tenth of the 2 GB that one [T C C] Jacobian in 16 bits takes."""
+    module = LSTM(512)
+    carry, xs = module.initial_carry(()), jax.ShapeDtypeStruct((1024, 512), jnp.float32)
+    variables = jax.eval_shape(module.init, jax.random.key(0), carry, xs)
+
+    def run(variables, xs):
+        core = partial(module.apply, variables)
+        return carry_flow(core, carry, xs), loss_flow(core, carry, xs, jnp.sum)
+
+    memory = jitted(run).lower(variables, xs).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 0.2e9
