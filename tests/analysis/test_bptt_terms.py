@@ -59,8 +59,7 @@ def case(name: str) -> Case:
     "name",
     [
         "mingru",
-        "attention",
-        *(pytest.param(n, marks=pytest.mark.full) for n in CORES if n not in ("mingru", "attention")),
+        *(pytest.param(n, marks=pytest.mark.full) for n in CORES if n != "mingru"),
     ],
 )
 def test_the_terms_add_up_to_the_gradient(name: str, x64: None) -> None:

@@ -65,6 +65,7 @@ def test_the_terms_add_up_to_autodiff(heads: int, x64: None) -> None:
     close(found.forget_norms, np.linalg.norm(f, axis=-1), 1e-12)
 
 
+@pytest.mark.full
 def test_paths_pass_what_they_are_named_after(x64: None) -> None:
     """A path is what is left when the first step reads h_s in one gate only and c_s not directly."""
     params, state, xs = random_lstm(1, seed=1)

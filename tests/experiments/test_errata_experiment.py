@@ -101,5 +101,5 @@ def test_the_experiment_writes_all_numbers_and_figures(tmp_path, monkeypatch):
     assert {name: value for group in groups.values() for name, value in group.items()} == numbers
     assert read_json(tmp_path / "run/results.json") == numbers
     drawn = {path.name for path in (tmp_path / "run/figures").iterdir()}
-    assert drawn == set(re.findall(r"gallery/(errata_\w+\.png)", PAGE))
+    assert drawn == set(re.findall(r"gallery/(errata-\w+\.png)", PAGE))
     assert (tmp_path / "run/report.html").is_file()

@@ -57,7 +57,7 @@ def test_the_norm_is_that_of_the_softmax_jacobian(x64):
 def test_figure_report_and_results_are_written(finished):
     config, results = finished
     for name in ("scores", "derivatives"):
-        assert (config.run / f"figures/scaled_dot_{name}.png").stat().st_size > 10_000
+        assert (config.run / f"figures/scaled-dot-{name}.png").stat().st_size > 10_000
     assert (config.run / "report.html").is_file()
     assert read_json(config.run / "results.json") == results
 

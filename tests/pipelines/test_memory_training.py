@@ -16,6 +16,7 @@ from jaxseq.training import OptimizerConfig
 CONSTANT = OptimizerConfig(schedule="constant")
 
 
+@pytest.mark.full
 def test_the_error_is_the_mean_over_counted_positions():
     random = np.random.default_rng(0)
     for task in (Addition(6, 3), CopyMemory(2, 3, num_recalled=2), TemporalOrder(10, 3)):
