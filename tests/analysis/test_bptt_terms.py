@@ -58,8 +58,8 @@ def case(name: str) -> Case:
 @pytest.mark.parametrize(
     "name",
     [
-        "mingru",
-        *(pytest.param(n, marks=pytest.mark.full) for n in CORES if n != "mingru"),
+        "elman",
+        *(pytest.param(n, marks=pytest.mark.full) for n in CORES if n != "elman"),
     ],
 )
 def test_the_terms_add_up_to_the_gradient(name: str, x64: None) -> None:

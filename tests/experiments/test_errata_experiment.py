@@ -82,7 +82,7 @@ def test_every_entry_is_on_the_page_with_what_is_written_and_what_is_true():
 
 
 def test_the_figures_and_tests_that_the_page_names_exist():
-    figures = re.findall(r"\]\((gallery/\w+\.png)\)", PAGE)
+    figures = re.findall(r"\]\((gallery/[\w-]+\.png)\)", PAGE)
     assert len(figures) == 7
     for figure in figures:
         assert 10_000 < (DOCS / figure).stat().st_size < 120_000, figure
