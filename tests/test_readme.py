@@ -16,6 +16,10 @@ README, NEWCOMERS = (
 BLOCKS, SCRIPTS = (re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL) for page in (README, NEWCOMERS))
 
 
+FURTHER = re.compile(r"jaxseq\.models|import analysis")
+"""Examples that compile much."""
+
+
 def block(word: str) -> str:
     """The only example that holds this word."""
     (found,) = [text for text in BLOCKS if word in text]
@@ -33,7 +37,7 @@ def test_the_cell_of_ones_own_trains_as_pasted(tmp_path, capsys):
 @pytest.mark.parametrize(
     "text",
     [
-        pytest.param(text, marks=[pytest.mark.full] if "jaxseq.models" in text else [], id=f"example {number}")
+        pytest.param(text, marks=[pytest.mark.full] if FURTHER.search(text) else [], id=f"example {number}")
         for number, text in enumerate(BLOCKS)
         if "class UGRNN" not in text
     ],
