@@ -247,19 +247,19 @@ def draw(
     }
     entropies = {
         "q.k": band([row.entropy for row in rows], sizes),
-        "q.k theory": Curve(sizes, np.maximum(log_n - sizes / 2, 0), dashed=True),
+        "q.k limit": Curve(sizes, np.maximum(log_n - sizes / 2, 0), dashed=True),
         "q.k / √D": band([row.scaled_entropy for row in rows], sizes),
-        "q.k / √D theory": Curve(sizes, np.full_like(sizes, log_n - 0.5), dashed=True),
+        "q.k / √D limit": Curve(sizes, np.full_like(sizes, log_n - 0.5), dashed=True),
     }
     gradients = {
         "q.k": band([row.gradient for row in rows], sizes),
-        "q.k theory": Curve(sizes, np.where(sizes > 2 * log_n, two_entries(typical_gap), np.nan), dashed=True),
+        "q.k limit": Curve(sizes, np.where(sizes > 2 * log_n, two_entries(typical_gap), np.nan), dashed=True),
         "q.k / √D": band([row.scaled_gradient for row in rows], sizes),
-        "q.k / √D theory": Curve(sizes, np.full_like(sizes, math.sqrt(math.e / config.num_keys)), dashed=True),
+        "q.k / √D limit": Curve(sizes, np.full_like(sizes, math.sqrt(math.e / config.num_keys)), dashed=True),
     }
     by_t = {
         "hardmax": band([row.hardmax for row in sharpness], t),
-        "hardmax theory": Curve(t[large], t[large] * two_entries(t[large] * gap), dashed=True),
+        "hardmax limit": Curve(t[large], t[large] * two_entries(t[large] * gap), dashed=True),
         "hardmax, mean": Curve(t, [row.hardmax_mean for row in sharpness]),
         "soft argmax": Curve(t, [row.soft_argmax[1] for row in sharpness]),
         "smooth max": Curve(t, [row.smooth_max[1] for row in sharpness]),
