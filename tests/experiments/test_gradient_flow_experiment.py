@@ -41,7 +41,7 @@ def test_all_parts_run_and_add_up_in_one_folder(tmp_path):
     assert all(math.isfinite(value) for value in results.values())
     assert results["singular_values/largest_ratio_to_bound"] < 1 + 1e-4
     assert results["singular_values/chain_peak"] > 1
-    assert results["forget_bias/4.0_norm"] > results["forget_bias/0.0_norm"]
+    assert results["forget_bias/1.0_norm"] > results["forget_bias/0.0_norm"]
     assert results["clipping/0.3_not_clipped_clipped_fraction"] == 0
     assert all((config.run / "figures" / file).is_file() for file in FILES.values())
     report = (config.run / "report.html").read_text(encoding="utf-8")

@@ -64,9 +64,10 @@ def test_a_forget_bias_is_that_of_the_core_and_the_path_is_its_power():
         changed = with_forget_bias(params[0], -2.0)
         assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), changed, params[1]))
         still = changed | {"core": changed["core"] | {n: 0 * changed["core"][n] for n in ("kernel", "recurrent")}}
-        norms, path = lstm_norms(MemoryModel(LSTM(3), 1), still, inputs, [0, 1, 5])
-    expected = -np.log1p(np.exp(2)) * np.array([0, 1, 5])  # the gate is sigmoid(-2)
-    assert np.allclose(path, expected, atol=1e-5) and (norms >= path - 1e-5).all()
+        norms, path, paths = lstm_norms(MemoryModel(LSTM(3), 1), still, inputs, [1, 2, 5])
+    expected = (1 + np.exp(2)) ** -np.array([1.0, 2.0, 5.0])  # the gate is sigmoid(-2), and nothing passes through h
+    assert np.allclose(path, expected, rtol=1e-5) and np.allclose(norms, expected, rtol=1e-5)
+    assert np.allclose(paths["direct"], expected, rtol=1e-5) and not np.any(paths["output_gate"])
 
 
 @pytest.mark.full
