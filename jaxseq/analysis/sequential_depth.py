@@ -89,7 +89,7 @@ def _equation(eqn: Any, weight: Weight) -> np.ndarray:
     inner = inner_jaxprs(eqn)
     match eqn.primitive.name:
         case "scan":
-            return _scan(eqn, _chains(inner[0], weight))
+            return _scan(eqn, inner[0], _chains(inner[0], weight))
         case "while":
             return _while(eqn, weight)
         case "cond":
@@ -102,9 +102,12 @@ def _equation(eqn: Any, weight: Weight) -> np.ndarray:
     return np.full((1 + inputs, outputs), float(weight(eqn) + inside))
 
 
-def _scan(eqn: Any, body: np.ndarray) -> np.ndarray:
+def _scan(eqn: Any, jaxpr: Any, body: np.ndarray) -> np.ndarray:
     """T steps of a body: chains from constants, carry and xs to the last carry and ys."""
-    consts, count, length = eqn.params["num_consts"], eqn.params["num_carry"], eqn.params["length"]
+    # xs and ys have a dimension more outside the body; the names of the counts among the parameters vary by version.
+    xs = sum(outer.aval.ndim != inner.aval.ndim for outer, inner in zip(eqn.invars, jaxpr.invars, strict=True))
+    count = sum(outer.aval.ndim == inner.aval.ndim for outer, inner in zip(eqn.outvars, jaxpr.outvars, strict=True))
+    consts, length = len(eqn.invars) - count - xs, eqn.params["length"]
     carry = slice(1 + consts, 1 + consts + count)
     step = _identity(len(body))
     if length == 0:
