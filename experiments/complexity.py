@@ -97,7 +97,7 @@ def main(config: Config) -> Row:
         tables = {
             "Theory and what was counted": theory_table(kinds, measured, fits),
             "What mixing takes on this machine": cost_table(kinds, measured, fits),
-            "Where attention becomes slower than a recurrence": crossing_table(crossings),
+            "Crossing of attention and recurrence": crossing_table(crossings),
         }
         run.write("complexity.json", measured._asdict() | {"fits": fits, "crossings": crossings})
         results = {f"{slug(name)}_{fitted}": value for name, fit in fits.items() for fitted, value in fit.items()}

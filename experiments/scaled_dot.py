@@ -64,7 +64,7 @@ class Config:
 
 
 class SizeRow(NamedTuple):
-    """What is measured at one size D; lists are the quartiles over queries."""
+    """Measurements at one size D; lists are the quartiles over queries."""
 
     size: int
     variance: float

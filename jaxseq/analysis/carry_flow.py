@@ -46,7 +46,7 @@ def carry_flow(
     probes: int | None = None,
     key: Key[Array, ""] | None = None,
 ) -> CarryFlow:
-    """How much of an earlier carry reaches the last one: ``P_lag = d c_T / d c_{T-lag} = J_T ... J_{T-lag+1}``.
+    """Norms and singular values of ``P_lag = d c_T / d c_{T-lag} = J_T ... J_{T-lag+1}``, against lag.
 
     Gradients vanish where the norms fall with lag, and explode where they grow. For a carry of at most 128 numbers the
     product of all C rows is propagated backwards, and the results are exact. For a larger one no matrix is made:

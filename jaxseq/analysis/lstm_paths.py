@@ -155,7 +155,7 @@ def lstm_paths(
 
 
 class _Steps(NamedTuple):
-    """What the Jacobians of each step are made of, ``[T F]`` each: slopes of ``c_t`` and ``h_t`` by the gates' sums."""
+    """The factors of the Jacobians of each step, ``[T F]`` each: slopes of ``c_t`` and ``h_t`` by the gates' sums."""
 
     f: Array
     slope_i: Array

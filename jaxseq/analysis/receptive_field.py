@@ -60,7 +60,7 @@ def receptive_field(
     probes: int | None = None,
     key: Key[Array, ""] | None = None,
 ) -> ReceptiveField:
-    """How strongly one output depends on each input: ``|d y_position / d x_{position - lag}|_F`` against lag.
+    """The norm of the derivative of one output by each input, ``|d y_position / d x_{position - lag}|_F`` against lag.
 
     The function may be anything that maps a sequence to one of the same length: a recurrence, an attention, a dilated
     convolution, an encoder that reads in both directions (lags of later inputs are negative). One backward pass for

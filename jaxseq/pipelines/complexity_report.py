@@ -96,7 +96,7 @@ def theory_table(kinds: Sequence[LayerKind], measured: Measured, fits: dict[str,
 
 
 def cost_table(kinds: Sequence[LayerKind], measured: Measured, fits: dict[str, Row]) -> str:
-    """What mixing takes on this machine: time, rate, memory."""
+    """The measured cost of mixing: time, rate, memory."""
     n, d = measured.line
     longest = max(row["n"] for row in measured.times)
     header = [
@@ -120,7 +120,7 @@ def cost_table(kinds: Sequence[LayerKind], measured: Measured, fits: dict[str, R
 
 
 def crossing_table(crossings: Sequence[Row]) -> str:
-    """Where attention becomes slower than a recurrence: theory, FLOPs, and the clock."""
+    """The length from which attention is slower than a recurrence: theory, FLOPs, and the clock."""
     header = ["recurrence", "d", "theory: n = d", "by FLOPs", "measured n", "attention GFLOP/s", "recurrence GFLOP/s"]
     rows = []
     for row in crossings:

@@ -31,7 +31,7 @@ class Program(NamedTuple):
 
 
 class Signal(NamedTuple):
-    """What a signal passes: layers, or a step of a recurrence at all positions at once, and the values they read."""
+    """The path of a signal: layers, or a step of a recurrence at all positions at once, and the values they read."""
 
     layers: Iterable[Callable[[Any], Any]]
     values: Any
@@ -57,11 +57,11 @@ class LayerKind(abc.ABC):
 
     @abc.abstractmethod
     def mixing(self, batch: int, n: int, d: int) -> Program:
-        """What mixes positions, without projections, as it is timed."""
+        """The mixing of positions, without projections, as it is timed."""
 
     @abc.abstractmethod
     def counted(self, batch: int, n: int, d: int) -> Program:
-        """What mixes positions, without loops of unknown length."""
+        """The mixing of positions, without loops of unknown length."""
 
     @abc.abstractmethod
     def layer(self, batch: int, n: int, d: int) -> Program:

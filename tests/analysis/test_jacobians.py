@@ -26,7 +26,7 @@ LAGS = [0, 3, 1, T]
 
 
 def products(name):
-    """What the functions compute, and jacfwd of the whole, in one program."""
+    """Results of the functions, and jacfwd of the whole, in one program."""
     core, carry, xs = plain(T) if name == "plain" else made(RECURRENT[name](), time=T)
     size = carry_vector(carry).size
     rng = np.random.default_rng(1)

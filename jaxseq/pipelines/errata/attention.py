@@ -100,7 +100,7 @@ def encoder_gives_keys_and_values() -> dict[str, float]:
 
 
 def common_mask(length: int = POSITIONS) -> Bool[np.ndarray, "T T"]:
-    """What ``scores[t, t:-1] = -inf`` at each position t leaves visible."""
+    """The positions that remain visible after ``scores[t, t:-1] = -inf`` at each position t."""
     visible = np.ones((length, length), bool)
     for t in range(length):
         visible[t, t:-1] = False

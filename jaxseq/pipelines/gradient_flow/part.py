@@ -1,4 +1,4 @@
-"""What the parts of ``experiments/gradient_flow.py`` have in common."""
+"""The protocol of the parts of ``experiments/gradient_flow.py``."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +8,7 @@ Say: TypeAlias = Callable[[str], None]
 """Prints a line of progress."""
 
 Values: TypeAlias = dict[str, Any]
-"""What a part measured: numbers, texts, lists and mappings of them, as in a JSON file."""
+"""Measurements of a part: numbers, texts, lists and mappings of them, as in a JSON file."""
 
 
 class Part(Protocol):
