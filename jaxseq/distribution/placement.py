@@ -23,6 +23,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxseq.distribution.batches import PlacedBatches, PlacedStreams, place_rows
 from jaxseq.distribution.mesh import BATCH_AXES, format_mesh, make_mesh
+from jaxseq.distribution.report import format_placement
 from jaxseq.distribution.rules import FSDP_MIN_SIZE, parameter_spec
 from jaxseq.typing import PyTree
 
@@ -138,9 +139,12 @@ class Placement:
             return multihost_utils.process_allgather(tree, tiled=True)
         return jax.device_get(tree)
 
-    def describe(self) -> str:
-        """The mesh in one line."""
-        return "one device" if self.mesh is None else format_mesh(self.mesh)
+    def describe(self, state: Any, batch_size: int) -> str:
+        """The mesh, the batch, and the sharding and bytes of a placed train state (``format_placement``)."""
+        if self.mesh is None:
+            return f"mesh: none, one device; batch: {batch_size} rows"
+        count = math.prod(self.mesh.shape[axis] for axis in BATCH_AXES)
+        return format_placement(format_mesh(self.mesh), state.params, state.opt_state, batch_size, count)
 
     def _mesh(self) -> Mesh:
         if self.mesh is None:
