@@ -69,14 +69,13 @@ def own_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
 
 def place_rows(tree: PyTree, mesh: Mesh, rows: np.ndarray | None = None, batch_size: int | None = None) -> PyTree:
     """Global arrays of a batch, of which this process has all rows, or the given ones of ``batch_size``."""
-    count = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
     def place(leaf: Any) -> jax.Array:
         local = np.asarray(leaf)
         shape = local.shape
         if rows is not None and shape:
             shape = (batch_size, *shape[1:])
-        sharding = NamedSharding(mesh, batch_spec(shape, mesh, count))
+        sharding = NamedSharding(mesh, batch_spec(shape, mesh))
 
         def shard(index: Any) -> Any:
             if rows is None or not shape:
@@ -89,10 +88,15 @@ def place_rows(tree: PyTree, mesh: Mesh, rows: np.ndarray | None = None, batch_s
     return jax.tree.map(place, tree)
 
 
-def batch_spec(shape: tuple, mesh: Mesh, count: int) -> PartitionSpec:
-    """Rows over the batch's axes, and the positions of ``[B, T]`` over ``sequence``, each where it is divisible."""
-    rows = BATCH_AXES if shape and shape[0] and shape[0] % count == 0 else None
-    length = mesh.shape["sequence"]
+def rows_spec(shape: tuple, mesh: Mesh) -> PartitionSpec:
+    """The first dimension over the batch's axes, if they divide it."""
+    count = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    return PartitionSpec(BATCH_AXES) if shape and shape[0] and shape[0] % count == 0 else PartitionSpec()
+
+
+def batch_spec(shape: tuple, mesh: Mesh) -> PartitionSpec:
+    """``rows_spec``, and the positions of ``[B, T]`` over ``sequence``, if it divides them."""
+    rows, length = rows_spec(shape, mesh), mesh.shape["sequence"]
     if len(shape) == 2 and length > 1 and shape[1] and shape[1] % length == 0:
-        return PartitionSpec(rows, "sequence")
-    return PartitionSpec(rows) if shape else PartitionSpec()
+        return PartitionSpec(rows[0] if len(rows) else None, "sequence")
+    return rows

@@ -35,7 +35,7 @@ class Collective(NamedTuple):
     devices: int
     """The number of devices of a group."""
     bytes: int
-    """The bytes of its result on a device (all-reduce, permute, all-to-all, all-gather); reduce-scatter: of its operand."""
+    """The bytes of its result on a device; for a reduce-scatter those of its operand."""
     times: int
     """How often a step runs it: the iterations of the loops around it."""
     in_loop: bool

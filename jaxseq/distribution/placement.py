@@ -21,7 +21,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxseq.distribution.batches import PlacedBatches, PlacedStreams, place_rows
+from jaxseq.distribution.batches import PlacedBatches, PlacedStreams, batch_spec, place_rows, rows_spec
 from jaxseq.distribution.mesh import BATCH_AXES, format_mesh, make_mesh
 from jaxseq.distribution.report import format_placement
 from jaxseq.distribution.rules import FSDP_MIN_SIZE, parameter_spec
@@ -75,7 +75,7 @@ class Placement:
                 return NamedSharding(mesh, PartitionSpec())
             shape = np.shape(leaf)
             if path and getattr(path[0], "name", None) == "carry":
-                return NamedSharding(mesh, rows_spec(mesh, shape))
+                return NamedSharding(mesh, rows_spec(shape, mesh))
             name = jax.tree_util.keystr(path, simple=True, separator="/")
             return NamedSharding(mesh, parameter_spec(name, shape, mesh.shape, self.fsdp_min_size))
 
@@ -90,7 +90,7 @@ class Placement:
         if self.mesh is None:
             return tree
         mesh = self.mesh
-        return jax.tree.map(lambda leaf: _put(leaf, NamedSharding(mesh, rows_spec(mesh, np.shape(leaf)))), tree)
+        return jax.tree.map(lambda leaf: _put(leaf, NamedSharding(mesh, rows_spec(np.shape(leaf), mesh))), tree)
 
     def batches(self, batches: Any) -> Any:
         """``batches`` of global arrays (``PlacedBatches``); each process makes the rows of its own devices only.
@@ -109,6 +109,16 @@ class Placement:
     def batch(self, batch: PyTree) -> PyTree:
         """One batch of evaluation, given whole on every process; its rows are sharded where the devices divide them."""
         return batch if self.mesh is None else place_rows(batch, self.mesh)
+
+    def abstract(self, state: PyTree, batch: PyTree) -> tuple[PyTree, PyTree]:
+        """A state and a batch of ``jax.ShapeDtypeStruct`` with their shardings, for which a step compiles without arrays."""
+        mesh = self._mesh()
+        specs = jax.tree.map(lambda leaf: NamedSharding(mesh, batch_spec(leaf.shape, mesh)), batch)
+
+        def placed(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+        return jax.tree.map(placed, state, self.shardings(state)), jax.tree.map(placed, batch, specs)
 
     def loss(self, loss: F) -> F:
         """``loss(params, ...)`` on parameters gathered over ``fsdp``, with gradients scattered over it.
@@ -150,12 +160,6 @@ class Placement:
         if self.mesh is None:
             raise ValueError("this placement has no mesh")
         return self.mesh
-
-
-def rows_spec(mesh: Mesh, shape: tuple[int, ...]) -> PartitionSpec:
-    """The first dimension over the batch's axes, if they divide it."""
-    count = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-    return PartitionSpec(BATCH_AXES) if shape and shape[0] and shape[0] % count == 0 else PartitionSpec()
 
 
 def _gathered(leaf: Any, whole: NamedSharding, sharded: NamedSharding) -> Any:

@@ -28,7 +28,7 @@ TEXT = """HloModule example, entry_computation_layout={(f32[8])->f32[8]}
 ENTRY %main (p: f32[8]) -> f32[8] {
   %w = (s32[], f32[4,2]{1,0}) while(%t), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"5"}}
   %g = bf16[8]{0} all-gather(%p), channel_id=2, replica_groups=[2,2]<=[2,2]T(1,0), dimensions={0}
-  %s = f32[2]{0} reduce-scatter(%p), channel_id=3, replica_groups=mesh['a'=2,'b'=2] {'a','b'}, dimensions={0}, to_apply=%add
+  %s = f32[2]{0} reduce-scatter(%p), channel_id=3, replica_groups=mesh['a'=2,'b'=2] {'a','b'}, to_apply=%add
   %q = f32[8]{0} collective-permute(%p), channel_id=4, source_target_pairs={{0,2},{1,3},{2,0},{3,1}}
   %one = f32[8]{0} all-reduce(%p), channel_id=5, replica_groups=[4,1]<=[4], to_apply=%add
   %pair = (f32[2]{0}, f32[]) all-reduce(%p, %q), channel_id=6, replica_groups=mesh['a'=2,'b'=2] {'b'}, to_apply=%add
