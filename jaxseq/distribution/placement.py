@@ -111,7 +111,7 @@ class Placement:
         return batch if self.mesh is None else place_rows(batch, self.mesh)
 
     def abstract(self, state: PyTree, batch: PyTree) -> tuple[PyTree, PyTree]:
-        """A state and a batch of ``jax.ShapeDtypeStruct`` with their shardings, for which a step compiles without arrays."""
+        """A state and a batch of ``jax.ShapeDtypeStruct`` with their shardings, to compile a step without arrays."""
         mesh = self._mesh()
         specs = jax.tree.map(lambda leaf: NamedSharding(mesh, batch_spec(leaf.shape, mesh)), batch)
 
