@@ -18,7 +18,7 @@ MAX_TABLE_ROWS = 24
 def format_devices(state: PyTree) -> str:
     """The devices that hold a state, those that are left, and the version of jax, in one line."""
     arrays = [leaf for leaf in jax.tree.leaves(state) if isinstance(leaf, jax.Array)]
-    used = {device for leaf in arrays for device in leaf.sharding.device_set} or set(jax.devices()[:1])
+    used: set[Any] = {device for leaf in arrays for device in leaf.sharding.device_set} or set(jax.devices()[:1])
     kinds = ", ".join(sorted({device.device_kind for device in used}))
     count = f"{len(used)} x " if len(used) > 1 else ""
     rest = len(jax.devices()) - len(used)

@@ -23,8 +23,8 @@ LOCK = ".lock"
 class Run:
     """A run folder that is locked by this process; created by :meth:`Run.open`, and a context manager.
 
-    The kernel releases the lock on :meth:`close`, when the object is deleted, or when the process ends in any way. Of
-    several processes the primary one (process 0) holds the lock and writes the files; the others write checkpoints only.
+    The kernel releases the lock on :meth:`close`, when the object is deleted, or when the process ends in any way.
+    Process 0 of several holds the lock and writes the files; the others take part in checkpoints only.
     """
 
     def __init__(self, path: Path, config: dict[str, JSON], environment: dict[str, JSON], lock: int | None):
