@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxseq.ops import segments
+from jaxseq.ops.batch_shards import by_batch_shard, vary_alike
 from jaxseq.typing import Array, Float, SegmentIds
 
 
@@ -19,6 +20,17 @@ def scan_chunks(
     documents, ``[*B, 1, C]``; the state belongs to document ``before``, ``[*B, 1, 1]``. The reverse pass recomputes
     each chunk from its inputs and the state before it, which are all that is stored.
     """
+
+    def run(_: None, rows: tuple[Array, list[Array], SegmentIds | None]) -> tuple[Array, Array]:
+        state, arrays, segment_ids = vary_alike(rows)
+        return _scan_chunks(body, state, arrays, segment_ids, size)
+
+    return by_batch_shard(run, None, (state, arrays, segment_ids), batch=state.shape[:-3])
+
+
+def _scan_chunks(
+    body: Callable, state: Array, arrays: list[Array], segment_ids: SegmentIds | None, size: int
+) -> tuple[Array, Array]:
     batch = state.ndim - 3
     time = arrays[0].shape[batch]
     if segment_ids is None:

@@ -19,6 +19,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.tree_util import Partial
 
 from jaxseq.ops import segments
+from jaxseq.ops.batch_shards import by_batch_shard, vary_alike
 from jaxseq.ops.batched_primitive import Operands, batched_call, batched_linear_call
 from jaxseq.ops.recurrence.pointwise import Step, trace_step, without_h
 from jaxseq.precision import at_least_float32
@@ -85,7 +86,12 @@ def run_fused(
     length = max(1, round(steps**0.5)) if recompute else _chunk_length(steps)
     static = _Static(cell_structure, jax.tree.structure(state), R.shape[2], length, recompute)
     leaves = tuple(flatten_batch(s, s.shape[-1]) for s in jax.tree.leaves(state))
-    last, ys = _fused(static, Weights(tuple(parameters), kernel, bias, R, output_projection), rows, leaves)
+    weights = Weights(tuple(parameters), kernel, bias, R, output_projection)
+
+    def run(weights: Weights, rows: tuple[Rows, tuple]) -> tuple[tuple, Array]:
+        return _fused(static, *vary_alike((weights, *rows)))
+
+    last, ys = by_batch_shard(run, weights, (rows, leaves), batch=(size,))
     last = jax.tree.unflatten(static.state, [s.reshape(*batch, s.shape[-1]) for s in last])
     return last, ys.reshape(*batch, steps, ys.shape[-1]).astype(xs.dtype)
 
@@ -176,8 +182,7 @@ def _run_chunk(step: Step, weights: Weights, rows: Rows, state: tuple, at: Any, 
     gates, dtype = len(step.summed), state[0].dtype
     z = _slice_chunk(rows.xs, at, length)
     if weights.kernel is not None:
-        batch = z.shape[1]
-        z = (z.reshape(length * batch, z.shape[-1]) @ weights.kernel).reshape(length, batch, weights.kernel.shape[-1])
+        z = z @ weights.kernel
     bias = None if weights.bias is None else jnp.split(weights.bias.astype(dtype)[None], gates, axis=-1)
 
     def body(state: tuple, inputs: tuple) -> tuple:
@@ -280,16 +285,15 @@ def _pullback(static: _Static, fixed: Operands, cotangents: list) -> Operands:
         )
         low = weights.R.dtype
         d_cell = _cell_gradient(step, weights.cell, read, activations, d_new)
-        d_bias = _merge_time_and_batch(d_x)
-        d_z = d_bias.astype(rows.xs.dtype)
+        d_z = d_x.astype(rows.xs.dtype)
         x = _slice_chunk(rows.xs, at, length)
-        d_xs = jnp.swapaxes((d_z if kernel_back is None else d_z @ kernel_back).reshape(x.shape), 0, 1)
+        d_xs = jnp.swapaxes(d_z if kernel_back is None else d_z @ kernel_back, 0, 1)
         if static.constant_weights:
             return (d_state, None), d_xs
         found = Weights(
             d_cell,
-            None if weights.kernel is None else _transposed_product(_merge_time_and_batch(x), d_z),
-            None if weights.bias is None else d_bias.sum(0),
+            None if weights.kernel is None else _transposed_product(x, d_z),
+            None if weights.bias is None else d_x.sum((0, 1)),
             _weight_gradient(before[0].astype(low), d_r.astype(low), weights.R),
             None if cell_h is None else _weight_gradient(cell_h.astype(low), d_h.astype(low), weights.output),
         )
@@ -354,20 +358,17 @@ def _cell_gradient(step: Step, parameters: tuple, read: list, activations: tuple
 
 
 def _weight_gradient(h: Float[Array, "K B F"], d_r: Float[Array, "K B GF"], R: Array) -> Array:
-    h, d_r = _merge_time_and_batch(h), _merge_time_and_batch(d_r)
     if R.ndim == 2 or R.shape[0] == 1:
         return _transposed_product(h, d_r).reshape(R.shape)
     heads, size, gates, _ = R.shape
-    h, d_r = h.reshape(len(h), heads, size), d_r.reshape(len(h), gates, heads, size)
-    return jnp.einsum("anh,agnk->nhgk", h, d_r, preferred_element_type=at_least_float32(h.dtype))
+    h, d_r = h.reshape(*h.shape[:2], heads, size), d_r.reshape(*h.shape[:2], gates, heads, size)
+    return jnp.einsum("abnh,abgnk->nhgk", h, d_r, preferred_element_type=at_least_float32(h.dtype))
 
 
-def _transposed_product(x: Float[Array, "A D"], y: Float[Array, "A F"]) -> Float[Array, "D F"]:
-    return jnp.matmul(x.T, y, preferred_element_type=at_least_float32(x.dtype))
-
-
-def _merge_time_and_batch(a: Float[Array, "K B F"]) -> Float[Array, "KB F"]:
-    return a.reshape(a.shape[0] * a.shape[1], a.shape[2])
+def _transposed_product(x: Float[Array, "K B D"], y: Float[Array, "K B F"]) -> Float[Array, "D F"]:
+    """``xᵀ y`` summed over time and batch, which stay two dimensions: a mesh shards the batch alone."""
+    dims = (((0, 1), (0, 1)), ((), ()))
+    return lax.dot_general(x, y, dims, preferred_element_type=at_least_float32(x.dtype))
 
 
 def _tangent(static: _Static, fixed: Operands, linear: Operands) -> Operands:
