@@ -8,7 +8,7 @@ one device: weights are gathered before it, and their gradients are summed once,
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
@@ -19,7 +19,23 @@ BATCH_AXES = ("data", "fsdp")
 """The axes of an Auto mesh over which the batch is sharded. Those of an Explicit mesh are read from the arrays."""
 
 
-def by_batch_shard(function: Callable[[Any, Any], Any], shared: Any, rows: Any, *, batch: tuple[int, ...]) -> Any:
+class Split(NamedTuple):
+    """How features are sharded: pytrees, or prefixes of them, of the axes of each array, of rows after the batch."""
+
+    shared: Any
+    rows: Any
+    results: Any
+
+
+def by_batch_shard(
+    function: Callable[[Any, Any], Any],
+    shared: Any,
+    rows: Any,
+    *,
+    batch: tuple[int, ...],
+    split: Split | None = None,
+    replicate: bool = False,
+) -> Any:
     """``function(shared, rows)``, computed by each device of the ambient mesh for its own rows.
 
     It is a plain call outside a mesh, inside ``jax.shard_map``, and where the devices do not divide the batch. In an
@@ -31,11 +47,13 @@ def by_batch_shard(function: Callable[[Any, Any], Any], shared: Any, rows: Any, 
       shared: a pytree of arrays without a batch (weights).
       rows: a pytree of arrays that lead with the batch.
       batch: the batch dimensions, of which the first is sharded.
+      split: shards features over the Auto axis ``tensor`` besides, where ``tensor_shards`` says that it divides them.
+      replicate: along the other axes of an Auto mesh all devices compute the same, where XLA would partition a loop.
     """
     axes, explicit = _batch_axes(rows, batch)
 
     def run(shared: Any, rows: Any) -> Any:
-        return _on_shards(function, shared, rows, axes)
+        return _on_shards(function, shared, rows, axes, split, replicate)
 
     return _in_auto(run, explicit, axes)(shared, rows) if explicit else run(shared, rows)
 
@@ -63,10 +81,12 @@ def _in_auto(function: Callable, explicit: tuple[str, ...], axes: tuple[str, ...
     return result
 
 
-def auto_batch_axes(batch: tuple[int, ...]) -> tuple[str, ...]:
-    """The axes of an ambient Auto mesh that shard the batch in ``by_batch_shard``."""
-    axes, explicit = _batch_axes(None, batch)
-    return () if explicit else axes
+def auto_batch_axes(batch: tuple[int, ...]) -> tuple[str, ...] | None:
+    """The axes of an ambient Auto mesh that shard the batch in ``by_batch_shard``; None without such a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1 or mesh.manual_axes or mesh.explicit_axes:
+        return None
+    return _batch_axes(None, batch)[0]
 
 
 def count_shards(axes: tuple[str, ...]) -> int:
@@ -76,8 +96,8 @@ def count_shards(axes: tuple[str, ...]) -> int:
 
 
 def shard_leading(tree: Any, axes: tuple[str, ...]) -> Any:
-    """The arrays with their first dimension sharded over these axes of an Auto mesh."""
-    return jax.lax.with_sharding_constraint(tree, PartitionSpec(axes))
+    """The arrays with their first dimension sharded over these axes of an Auto mesh, replicated over the others."""
+    return jax.lax.with_sharding_constraint(tree, PartitionSpec(axes or None))
 
 
 def outside_mesh() -> Any:
@@ -85,13 +105,38 @@ def outside_mesh() -> Any:
     return jax.sharding.use_abstract_mesh(AbstractMesh((), ()))
 
 
-def _on_shards(function: Callable, shared: Any, rows: Any, axes: tuple[str, ...]) -> Any:
-    if not axes:
+def tensor_shards(parts: int) -> int:
+    """The size of the Auto axis ``tensor`` of the ambient mesh if it divides that many parts, else 1."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.manual_axes or "tensor" not in mesh.auto_axes:
+        return 1
+    size = dict(mesh.shape)["tensor"]
+    return size if parts % size == 0 else 1
+
+
+def _on_shards(
+    function: Callable, shared: Any, rows: Any, axes: tuple[str, ...], split: Split | None, replicate: bool
+) -> Any:
+    mesh = jax.sharding.get_abstract_mesh()
+    manual = {*axes, *(("tensor",) if split is not None else ())}
+    if replicate and not mesh.empty and not mesh.manual_axes:
+        manual |= {axis for axis in mesh.auto_axes if dict(mesh.shape)[axis] > 1}
+    if not manual:
         return function(shared, rows)
-    spec = PartitionSpec(axes)
+
+    def with_batch(specs: Any) -> Any:
+        return jax.tree.map(
+            lambda spec: PartitionSpec(axes or None, *spec), specs, is_leaf=lambda x: isinstance(x, PartitionSpec)
+        )
+
+    by = Split(*(PartitionSpec() for _ in Split._fields)) if split is None else split
     # Types of varying arrays (check_vma) would sum the gradients of weights where they are used: inside loops.
     on_shard = jax.shard_map(
-        function, in_specs=(PartitionSpec(), spec), out_specs=spec, axis_names=set(axes), check_vma=False
+        function,
+        in_specs=(by.shared, with_batch(by.rows)),
+        out_specs=with_batch(by.results),
+        axis_names=manual,
+        check_vma=False,
     )
     return jax.jit(on_shard)(shared, rows)
 

@@ -5,9 +5,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 
 from jaxseq.ops import segments
-from jaxseq.ops.batch_shards import by_batch_shard, vary_alike
+from jaxseq.ops.batch_shards import Split, by_batch_shard, tensor_shards, vary_alike
 from jaxseq.typing import Array, Float, SegmentIds
 
 
@@ -25,7 +26,13 @@ def scan_chunks(
         state, arrays, segment_ids = vary_alike(rows)
         return _scan_chunks(body, state, arrays, segment_ids, size)
 
-    return by_batch_shard(run, None, (state, arrays, segment_ids), batch=state.shape[:-3])
+    batch = state.shape[:-3]
+    split = None
+    if batch and tensor_shards(state.shape[-3]) > 1:  # heads do not mix
+        before: tuple[None, ...] = (None,) * (len(batch) - 1)
+        of_state, of_arrays = PartitionSpec(*before, "tensor"), PartitionSpec(*before, None, "tensor")
+        split = Split(None, (of_state, of_arrays, PartitionSpec()), (of_state, of_arrays))
+    return by_batch_shard(run, None, (state, arrays, segment_ids), batch=batch, split=split)
 
 
 def _scan_chunks(

@@ -54,7 +54,7 @@ def plain_recurrence(
     state, x, segment_ids = vary_alike((state, x, segment_ids))
     batch = state[0].shape[:-1]
     axes = auto_batch_axes(batch)
-    if not axes:
+    if axes is None or not batch:
         return _scan(step, state, x, segment_ids)
     # One copy of the weights for each device, so that a gradient is summed over the devices after the loop.
     count = count_shards(axes)
