@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import tyro
 
-from jaxseq import data, decoding, ops, pipelines, training
+from jaxseq import data, decoding, distribution, ops, pipelines, training
 from jaxseq.models import LanguageModel
 from jaxseq.models.configs import LanguageModelConfig
 from jaxseq.training import resumable_field
@@ -34,6 +34,8 @@ class Config:
 
     run: Path = resumable_field(Path("runs/language_model"))
     """The run folder; the same command again resumes the run in it."""
+    mesh: str | None = resumable_field(None)
+    """The devices, as sizes of data, fsdp, sequence and tensor: data=-1 or data=2,fsdp=4; one device if not given."""
     text: Path | None = None
     """A UTF-8 file, a .gz or a folder of files; the embedded corpus if not given."""
     split: Literal["auto", "documents", "blocks", "tail"] = "auto"
@@ -88,6 +90,7 @@ def main(config: Config) -> dict[str, Any]:
     """Read, build, train, evaluate, sample, report; returns the results."""
     if config.smoke:
         config = smoke(config)
+    placement = distribution.Placement.on(config.mesh)
     pipelines.check_user_cores(config.model.cores, config.model.features, config.model.core_options)
     corpus = read(config)
     print(corpus.summary(), flush=True)
@@ -107,24 +110,29 @@ def main(config: Config) -> dict[str, Any]:
         generator.save(run)
         lzma = data.lzma_bits_per_character("".join(corpus.train), "".join(corpus.held_out))
         print(f"LZMA with the training text as its dictionary: {lzma:.3f} bits per character", flush=True)
-        params = jax.jit(model.init)(init_key, carry, tokens)["params"]
         optimizer = training.make_optimizer(config.optimizer, config.train.steps)
-        state = training.create_state(params, optimizer, carry=carry, key=key)
-        chosen = ops.used_implementations(partial(forward, model), params, carry, batches(0))
-        implementations = ", ".join(f"{op}={'/'.join(names)}" for op, names in chosen.items())
-        print(f"implementations: {implementations}", flush=True)
-        evaluate = make_evaluation(config, generator, corpus)
-        state = training.fit(make_loss(model), state, optimizer, batches, run, config.train, evaluate=evaluate)
+        evaluate = make_evaluation(config, generator, corpus, placement)
+        with placement.ambient():
+            params = placement.build(lambda: model.init(init_key, carry, tokens)["params"])
+            state = placement.place(training.create_state(params, optimizer, carry=carry, key=key))
+            print(placement.describe(state, config.batch_size), flush=True)
+            chosen = ops.used_implementations(partial(forward, model), params, carry, batches(0))
+            implementations = ", ".join(f"{op}={'/'.join(names)}" for op, names in chosen.items())
+            print(f"implementations: {implementations}", flush=True)
+            loss, placed = placement.loss(make_loss(model)), placement.batches(batches)
+            state = training.fit(loss, state, optimizer, placed, run, config.train, evaluate=evaluate)
+            held_out = evaluate(state.eval_params)
+        params = placement.to_host(state.eval_params)
 
         results = {
-            "bits_per_character": evaluate(state.eval_params)["bits_per_character"],
+            "bits_per_character": held_out["bits_per_character"],
             "lzma_bits_per_character": lzma,
             "held_out_characters": corpus.num_held_out_characters,
             "held_out_overlap": corpus.overlap,
             "text_sha256": corpus.sha256,
             "near_copies_dropped": corpus.num_dropped,
             "train_characters": corpus.num_train_characters,
-            "parameters": sum(p.size for p in jax.tree.leaves(state.params)),
+            "parameters": sum(p.size for p in jax.tree.leaves(params)),
             "steps": int(state.step),
             "implementations": implementations,
             "train_seconds": run.train_seconds,
@@ -132,7 +140,7 @@ def main(config: Config) -> dict[str, Any]:
         run.write_results(results)
         sampling = decoding.SamplingOptions(config.temperature if config.samples else 1.0)
         length = config.sample_length
-        texts = generator.sample(state.eval_params, config.samples, sampling, key=sample_key, max_length=length)
+        texts = generator.sample(params, config.samples, sampling, key=sample_key, max_length=length)
         report = training.write_report(run, title=f"Language model: {config.model.core}", samples=texts)
     print(
         f"held-out text: {results['bits_per_character']:.3f} bits per character "
@@ -193,7 +201,9 @@ def make_loss(model: LanguageModel) -> Callable:
     return loss
 
 
-def make_evaluation(config: Config, generator: pipelines.TextGenerator, corpus: data.Corpus) -> Callable:
+def make_evaluation(
+    config: Config, generator: pipelines.TextGenerator, corpus: data.Corpus, placement: distribution.Placement
+) -> Callable:
     """Loss and bits per character of all held-out text: each token once, predicted from all previous tokens."""
     vocabulary, batch_size = generator.vocabulary, 16
     documents = [vocabulary.encode(text) for text in corpus.held_out]
@@ -202,9 +212,9 @@ def make_evaluation(config: Config, generator: pipelines.TextGenerator, corpus: 
     step = jax.jit(partial(forward, generator.model))
 
     def evaluate(params: Any) -> dict[str, float]:
-        carry, nats = generator.initial_carry((batch_size,)), 0.0
+        carry, nats = placement.rows(generator.initial_carry((batch_size,))), 0.0
         for batch in batches:
-            carry, entropy = step(params, carry, batch)
+            carry, entropy = step(params, carry, placement.batch(batch))
             nats += float(entropy.total)
         bits = nats / math.log(2) + escapes
         return {"loss": nats / batches.num_tokens, "bits_per_character": bits / corpus.num_held_out_characters}

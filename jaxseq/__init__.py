@@ -19,6 +19,7 @@ __all__ = [
     "data",
     "decoders",
     "decoding",
+    "distribution",
     "encoders",
     "layers",
     "models",

@@ -1,6 +1,6 @@
 """Text, vocabularies and datasets: ``batch = data(step)``, a pure function. NumPy only, no JAX."""
 
-from jaxseq.data.batch import Batch, Dataset, join_documents
+from jaxseq.data.batch import Batch, Dataset, RowDataset, join_documents
 from jaxseq.data.chunks import SequenceChunks
 from jaxseq.data.cldr import date_lists, date_pairs, held_out_years, name_pairs
 from jaxseq.data.compression import lzma_bits_per_character
@@ -46,6 +46,7 @@ __all__ = [
     "PairReading",
     "ParallelCorpus",
     "RandomCrops",
+    "RowDataset",
     "SequenceChunks",
     "SourceBatch",
     "TemporalOrder",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Int, Int32
 
 
 class Batch(NamedTuple):
@@ -33,6 +33,37 @@ class Dataset(Protocol[BatchT]):
 
     def __call__(self, step: int) -> BatchT:
         """The batch of this step: the same for the same step, in any order and in any process."""
+
+
+Rows = Int[np.ndarray, " rows"] | None
+"""Increasing indices of the rows of a batch that a process needs; None for all rows."""
+
+
+@runtime_checkable
+class RowDataset(Protocol[BatchT]):
+    """A ``Dataset`` that makes some rows of a batch without the others, for one of several processes."""
+
+    batch_size: int
+
+    @property
+    def fingerprint(self) -> str:
+        """The SHA-256, in hex, of the tokens and all parameters."""
+
+    def __call__(self, step: int, rows: Rows = None) -> BatchT:
+        """The given rows of the batch of this step: the same rows of the whole batch, whatever else is asked for."""
+
+
+def row_indices(rows: Rows, batch_size: int) -> Int[np.ndarray, " rows"]:
+    """The given rows, or all rows of a batch.
+
+    Raises:
+        ValueError: a row outside the batch, or rows that do not increase.
+    """
+    if rows is None:
+        return np.arange(batch_size)
+    if len(rows) and (rows[0] < 0 or rows[-1] >= batch_size or (np.diff(rows) <= 0).any()):
+        raise ValueError(f"rows must increase within [0, {batch_size}), not {rows.tolist()}")
+    return rows
 
 
 def as_tokens(tokens: Sequence[int] | np.ndarray) -> Int32[np.ndarray, " length"]:

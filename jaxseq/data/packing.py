@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from jaxseq.data.batch import Batch, as_tokens, check_sizes, check_step, fingerprint_of
+from jaxseq.data.batch import Batch, Rows, as_tokens, check_sizes, check_step, fingerprint_of, row_indices
 
 
 class PackedDocuments:
@@ -54,12 +54,13 @@ class PackedDocuments:
         )
         self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))
 
-    def __call__(self, step: int) -> Batch:
-        """The batch of this step, [B, T]."""
+    def __call__(self, step: int, rows: Rows = None) -> Batch:
+        """The batch of this step, [B, T], or some of its rows."""
         epoch, place = divmod(check_step(step), self.steps_per_epoch)
-        rows = self.order(epoch)[place * self.batch_size : (place + 1) * self.batch_size]
-        short = ((0, self.batch_size - len(rows)), (0, 0))
-        return Batch(*(np.pad(part[rows], short) for part in (self.tokens, self.targets, self.segment_ids)))
+        places = place * self.batch_size + row_indices(rows, self.batch_size)
+        short = ((0, int((places >= self.rows).sum())), (0, 0))
+        packed = self.order(epoch)[places[places < self.rows]]
+        return Batch(*(np.pad(part[packed], short) for part in (self.tokens, self.targets, self.segment_ids)))
 
     def order(self, epoch: int) -> np.ndarray:
         """The order of the rows in this epoch (the last one is cached)."""

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int, Int32
 
-from jaxseq.data.batch import as_tokens, check_step, fingerprint_of
+from jaxseq.data.batch import Rows, as_tokens, check_step, fingerprint_of, row_indices
 
 Ids = np.ndarray | Sequence[int]
 
@@ -114,12 +114,14 @@ class BucketedPairs:
         shapes = zip(self._batches, self.shapes, strict=True)
         return real / sum(count * self.batch_size * sum(shape) for count, shape in shapes)
 
-    def __call__(self, step: int) -> PairBatch:
-        """The batch of this step, in one of ``shapes``."""
+    def __call__(self, step: int, rows: Rows = None) -> PairBatch:
+        """The batch of this step, in one of ``shapes``, or some of its rows."""
         epoch, place = divmod(check_step(step), self.steps_per_epoch)
-        bucket, rows = self.order(epoch)[place]
-        source_tokens, source_segment_ids = self._sources[bucket].rows(rows, self.batch_size)
-        targets, segment_ids = self._targets[bucket].rows(rows, self.batch_size)
+        bucket, pairs = self.order(epoch)[place]
+        wanted = row_indices(rows, self.batch_size)
+        pairs = pairs[wanted[wanted < len(pairs)]]
+        source_tokens, source_segment_ids = self._sources[bucket].rows(pairs, len(wanted))
+        targets, segment_ids = self._targets[bucket].rows(pairs, len(wanted))
         tokens = np.roll(targets, 1, axis=1)
         tokens[:, 0] = self.separator
         return PairBatch(source_tokens, source_segment_ids, tokens * segment_ids, targets, segment_ids)

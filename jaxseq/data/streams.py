@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxseq.data.batch import Batch, as_tokens, check_sizes, check_step, fingerprint_of
+from jaxseq.data.batch import Batch, Rows, as_tokens, check_sizes, check_step, fingerprint_of, row_indices
 
 
 class ContiguousStreams:
@@ -46,11 +46,11 @@ class ContiguousStreams:
             separator=separator,
         )
 
-    def __call__(self, step: int) -> Batch:
-        """The batch of this step, [B, T]."""
+    def __call__(self, step: int, rows: Rows = None) -> Batch:
+        """The batch of this step, [B, T], or some of its rows."""
         epoch, chunk = divmod(check_step(step), self.steps_per_epoch)
-        rows = np.arange(self.batch_size)[:, None] * self.steps_per_epoch + chunk
-        places = rows * self.length + np.arange(self.length)[None] + self.offset(epoch)
+        chunks = row_indices(rows, self.batch_size)[:, None] * self.steps_per_epoch + chunk
+        places = chunks * self.length + np.arange(self.length)[None] + self.offset(epoch)
         wrapped, places = np.divmod(places, len(self.tokens))
         begun = self._starts[places] + wrapped * (self._starts[-1] + 1)
         return Batch(
@@ -99,10 +99,11 @@ class RandomCrops:
             separator=separator,
         )
 
-    def __call__(self, step: int) -> Batch:
-        """The batch of this step, [B, T]."""
+    def __call__(self, step: int, rows: Rows = None) -> Batch:
+        """The batch of this step, [B, T], or some of its rows."""
         random = np.random.default_rng((self.seed, check_step(step)))
         first = random.integers(len(self.tokens) - self.length, size=(self.batch_size, 1))
+        first = first[row_indices(rows, self.batch_size)]
         places = first + np.arange(self.length)[None]
         begun = self._starts[places]
         return Batch(self.tokens[places], self.tokens[places + 1], (1 + begun - begun[:, :1]).astype(np.int32))

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float32, Int, Int32, UInt8
 
-from jaxseq.data.batch import check_step, fingerprint_of
+from jaxseq.data.batch import Rows, check_step, fingerprint_of, row_indices
 from jaxseq.data.detection.corpus import Objects
 from jaxseq.data.images.captioned import ImageSource
 from jaxseq.data.proposals import ProposalSource
@@ -87,15 +87,15 @@ class DetectionBatches:
         )
         self._epochs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
-    def __call__(self, step: int) -> DetectionBatch:
-        """The batch of this step."""
-        rows, mirrored = self._rows(check_step(step))
-        images = np.asarray(self.images(rows))
-        boxes, classes, ignored = self._padded(rows)
+    def __call__(self, step: int, rows: Rows = None) -> DetectionBatch:
+        """The batch of this step, or some of its rows."""
+        drawn, mirrored = self._drawn(check_step(step) * self.batch_size + row_indices(rows, self.batch_size))
+        images = np.asarray(self.images(drawn))
+        boxes, classes, ignored = self._padded(drawn)
         if self.proposals is None:
-            proposals = np.zeros((len(rows), 0, 4), np.float32)
+            proposals = np.zeros((len(drawn), 0, 4), np.float32)
         else:
-            proposals = np.asarray(self.proposals(rows))
+            proposals = np.asarray(self.proposals(drawn))
         if mirrored.any():
             where, width = mirrored[:, None, None], images.shape[2]
             images = np.where(where[..., None], images[:, :, ::-1], images)
@@ -103,9 +103,8 @@ class DetectionBatches:
             proposals = np.where(where, mirrored_boxes(proposals, width), proposals)
         return DetectionBatch(images, boxes, classes, ignored, proposals)
 
-    def _rows(self, step: int) -> tuple[Int[np.ndarray, " B"], Bool[np.ndarray, " B"]]:
-        """The images of a batch, and whether each is mirrored."""
-        places = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+    def _drawn(self, places: Int[np.ndarray, " B"]) -> tuple[Int[np.ndarray, " B"], Bool[np.ndarray, " B"]]:
+        """The images at these places in the order of all epochs, and whether each is mirrored."""
         epochs, places = np.divmod(places, len(self._counts))
         drawn = [self._epoch(epoch) for epoch in epochs.tolist()]
         rows = np.array([order[place] for (order, _), place in zip(drawn, places.tolist(), strict=True)])

@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int, Int32, Integer, Shaped
 
-from jaxseq.data.batch import as_tokens, check_step, fingerprint_of
+from jaxseq.data.batch import Rows, as_tokens, check_step, fingerprint_of, row_indices
 
 Ids = np.ndarray | Sequence[int]
 
@@ -112,16 +112,17 @@ class CaptionBatches:
         """T: the length of the longest caption and its separator."""
         return int(self._lengths.max()) + 1
 
-    def __call__(self, step: int) -> CaptionBatch:
-        """The batch of this step."""
+    def __call__(self, step: int, rows: Rows = None) -> CaptionBatch:
+        """The batch of this step, or some of its rows."""
         epoch, place = divmod(check_step(step), self.steps_per_epoch)
         order, chosen = self._drawn(epoch)
-        rows = order[place * self.batch_size : (place + 1) * self.batch_size]
-        more = self.batch_size - len(rows)
-        images = np.asarray(self.images(rows))
+        places = place * self.batch_size + row_indices(rows, self.batch_size)
+        drawn = order[places[places < len(order)]]
+        more = len(places) - len(drawn)
+        images = np.asarray(self.images(drawn))
         if more:
             images = np.concatenate([images, np.zeros((more, *images.shape[1:]), images.dtype)])
-        targets, segment_ids = self._padded(np.pad(chosen[rows], ((0, more), (0, 0)), constant_values=-1))
+        targets, segment_ids = self._padded(np.pad(chosen[drawn], ((0, more), (0, 0)), constant_values=-1))
         if self.captions_per_image is None:
             targets, segment_ids = targets[:, 0], segment_ids[:, 0]
         tokens = np.roll(targets, 1, axis=-1)
