@@ -24,6 +24,7 @@ import jax.numpy as jnp
 
 from jaxseq.cores.unbound import UnboundMethods
 from jaxseq.ops import segments
+from jaxseq.ops.batch_shards import vary_alike
 from jaxseq.ops.inputs import check_inputs, check_leading, check_leaves
 from jaxseq.typing import Array, Carry, DType, Features, Float, Int, SegmentIds, Sequence
 
@@ -107,6 +108,7 @@ class Core(UnboundMethods, abc.ABC):
         """
         check_inputs(type(self).__name__, xs, segment_ids)
         check_leading(type(self).__name__, "a carry", carry, xs)
+        carry, xs, segment_ids = vary_alike((carry, xs, segment_ids))
         if self.zeroes_padding:
             return self.run(carry, xs, segment_ids)
         carry, ys = self.run(carry, segments.without_padding(xs, segment_ids), segment_ids)

@@ -5,6 +5,7 @@ two-dimensional and loops are not rewritten. A function that is linear in its la
 Forward mode and derivatives of any order go through the function itself.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from jaxseq.ops.batch_shards import vary_alike, varying_axes
 from jaxseq.typing import Array
 
 
@@ -118,9 +120,9 @@ def _bind(
     operands: tuple,
     map_linear: bool = False,
 ) -> Operands:
-    leaves, structure = jax.tree.flatten(operands)
+    leaves, structure = jax.tree.flatten(vary_alike(operands))
     op = _Call(function, transpose, static, static if derivative is None else derivative, structure, map_linear)
-    result = jax.eval_shape(lambda *a: function(static, *jax.tree.unflatten(structure, a)), *leaves)
+    result = jax.eval_shape(lambda *a: function(static, *jax.tree.unflatten(structure, a)), *_shapes(leaves))
     return jax.tree.unflatten(jax.tree.structure(result), _call_p.bind(*leaves, op=op, results=tuple(_axes(result))))
 
 
@@ -129,8 +131,18 @@ def _run(*leaves: Array, op: _Call, results: tuple) -> list[Array]:
 
 
 def _abstract_eval(*leaves: Any, op: _Call, results: tuple) -> list[Any]:
-    shapes = jax.eval_shape(op, *(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in leaves))
-    return [jax.core.ShapedArray(s.shape, s.dtype) for s in shapes]
+    return [_like(s, leaves[0]) for s in jax.eval_shape(op, *_shapes(leaves))]
+
+
+def _shapes(leaves: Any) -> list[jax.ShapeDtypeStruct]:
+    """Shapes and dtypes alone, without the mesh axes over which the arrays vary."""
+    return [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in leaves]
+
+
+def _like(shape: Any, leaf: Any) -> Any:
+    """An array type of that shape and dtype that varies over the mesh axes over which the type ``leaf`` varies."""
+    plain = jax.core.ShapedArray(shape.shape, shape.dtype)
+    return plain if not varying_axes(leaf) else leaf.update(shape=shape.shape, dtype=shape.dtype, weak_type=False)
 
 
 def _jvp_rule(primals: tuple, tangents: tuple, *, op: _Call, results: tuple) -> tuple[list, list]:
@@ -153,7 +165,7 @@ def _batch_rule(leaves: tuple, mapped: tuple, *, op: _Call, results: tuple) -> t
         return [jnp.zeros(x.shape, x.dtype) for x in out], (0,) * len(out)
     axes = op.axes()
     fixed = len(jax.tree.leaves(jax.tree.unflatten(op.structure, mapped)[0]))  # None is no leaf
-    shared = any(d is not None and axis is None for d, axis in zip(mapped, axes, strict=True))
+    shared = None in results or any(d is not None and axis is None for d, axis in zip(mapped, axes, strict=True))
     if shared or (op.map_linear and not fixed):
         out = jax.vmap(op, in_axes=mapped, axis_size=size)(*leaves)
         return out, (0,) * len(out)
@@ -178,17 +190,34 @@ def _batch_rule(leaves: tuple, mapped: tuple, *, op: _Call, results: tuple) -> t
 def _transpose_rule(cotangents: list, *leaves: Any, op: _Call, results: tuple) -> list:
     fixed, linear = jax.tree.unflatten(op.structure, leaves)
     assert op.transpose is not None
-    found = jax.tree.leaves(op.transpose(op.static, fixed, [ad.instantiate_zeros(c) for c in cotangents]))
+    back = op.transpose
+    if any(map(varying_axes, jax.tree.leaves(fixed))):
+        back = functools.partial(_bound, op.transpose)
+    found = jax.tree.leaves(back(op.static, fixed, [ad.instantiate_zeros(c) for c in cotangents]))
     wanted = jax.tree.leaves(linear, is_leaf=ad.is_undefined_primal)
     found = [c if ad.is_undefined_primal(a) else None for a, c in zip(wanted, found, strict=True)]
     return [None] * (len(leaves) - len(found)) + found
+
+
+def _bound(transpose: Callable, static: Any, fixed: Operands, cotangents: list) -> Operands:
+    """The transpose as a primitive: arrays that vary over a mesh meet what it makes, which does not, inside alone."""
+    parts = Operands(cotangents, (), ())
+    return _bind(
+        lambda static, fixed, parts: transpose(static, fixed, parts.shared), None, static, None, (fixed, parts)
+    )
+
+
+def _lower(ctx: Any, *leaves: Any, op: _Call, results: tuple) -> Any:
+    """Inside, no array varies over a mesh: one device computes all of it."""
+    plain = ctx.replace(avals_in=[jax.core.ShapedArray(a.shape, a.dtype) for a in ctx.avals_in])
+    return mlir.lower_fun(_run, multiple_results=True)(plain, *leaves, op=op, results=results)
 
 
 _call_p = Primitive("batched_call")
 _call_p.multiple_results = True
 _call_p.def_impl(_run)
 _call_p.def_abstract_eval(_abstract_eval)
-mlir.register_lowering(_call_p, mlir.lower_fun(_run, multiple_results=True))
+mlir.register_lowering(_call_p, _lower)
 ad.primitive_jvps[_call_p] = _jvp_rule
 ad.primitive_transposes[_call_p] = _transpose_rule
 batching.primitive_batchers[_call_p] = _batch_rule

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxseq.ops.batch_shards import partitioned_by_xla
 from jaxseq.typing import Array, Bool, DType, Inexact, Int, SegmentIds
 
 
@@ -28,6 +29,7 @@ def is_real(segment_ids: Int[Array, "*B T"]) -> Bool[Array, "*B T"]:
     return segment_ids != 0
 
 
+@partitioned_by_xla
 def previous_ids(segment_ids: Int[Array, "*B T"], before: Int[Array, "*B"] | None = None) -> Int[Array, "*B T"]:
     """The id of the last real position strictly before each position.
 

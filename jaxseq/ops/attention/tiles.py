@@ -31,6 +31,7 @@ from jaxseq.ops.attention.masks import Mask
 from jaxseq.ops.attention.parts import Parts
 from jaxseq.ops.attention.tile_grid import Plan, make_grid
 from jaxseq.ops.attention.tiled import MIN_SCORE
+from jaxseq.ops.batch_shards import by_batch_shard
 from jaxseq.ops.batched_primitive import Operands, PerhapsShared, batched_call, batched_linear_call
 from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array
@@ -47,7 +48,16 @@ def attention_tiles(query: Array, key: Array, value: Array, parts: Parts, plan: 
     batch = query.shape[:-3]
     size = math.prod(batch)
     query, key, value = (x.reshape(size, *x.shape[-3:]) for x in (query, key, value))
-    out = tiled_attention(query, key, value, parts.map(lambda part: part.flatten_batch(batch)), plan)
+    leaves, structure = jax.tree.flatten(parts.map(lambda part: part.flatten_batch(batch)))
+    shared = [leaf if leaf.shape[0] == 1 else None for leaf in leaves]
+    own = [None if leaf.shape[0] == 1 else leaf for leaf in leaves]
+
+    def run(shared: list, rows: tuple) -> Array:
+        (query, key, value), own = rows
+        leaves = [a if b is None else b for a, b in zip(shared, own, strict=True)]
+        return tiled_attention(query, key, value, jax.tree.unflatten(structure, leaves), plan)
+
+    out = by_batch_shard(run, shared, ((query, key, value), own), batch=(size,))
     return out.reshape(*batch, *out.shape[1:])
 
 

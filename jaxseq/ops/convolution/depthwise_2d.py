@@ -9,6 +9,7 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from jaxseq.ops.batch_shards import vary_alike
 from jaxseq.ops.convolution.convolution_2d import edges
 from jaxseq.ops.implementations import choose_implementation, implementation_scope
 from jaxseq.precision import at_least_float32
@@ -56,7 +57,7 @@ def depthwise_2d(
             groups: dict[str, Any] = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "feature_group_count": channels}
             ys = lax.conv_general_dilated(flat, kernel[:, :, None], (stride, stride), pads, **groups)
         else:
-            ys = _depthwise_p.bind(jnp.pad(flat, [(0, 0), *pads, (0, 0)]), kernel, stride=stride)
+            ys = _depthwise_p.bind(*vary_alike((jnp.pad(flat, [(0, 0), *pads, (0, 0)]), kernel)), stride=stride)
     return ys.reshape(*batch, *ys.shape[1:])
 
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxseq.ops import segments
+from jaxseq.ops.batch_shards import by_batch_shard
 from jaxseq.ops.convolution.matmul_2d import matmul_2d
 from jaxseq.ops.convolution.permute_rows import permute_rows
 from jaxseq.ops.convolution.shifted_sum import shift_rows, shifted_sum
@@ -27,6 +28,17 @@ def direct_convolution(
     segment_ids: SegmentIds | None,
 ) -> tuple[Float[Array, "*B P D"], Float[Array, "*B T F"]]:
     """The last inputs and all outputs."""
+
+    def run(kernel: Array, rows: tuple[Array, Array, SegmentIds | None]) -> tuple[Array, Array]:
+        state, xs, segment_ids = rows
+        return _convolve_rows(state, xs, kernel, dilation, segment_ids)
+
+    return by_batch_shard(run, kernel, (state, xs, segment_ids), batch=xs.shape[:-2])
+
+
+def _convolve_rows(
+    state: Array, xs: Array, kernel: Array, dilation: int, segment_ids: SegmentIds | None
+) -> tuple[Array, Array]:
     if segment_ids is None:
         return _convolve_document(state, xs, kernel, dilation)
     real = segments.is_real(segment_ids)

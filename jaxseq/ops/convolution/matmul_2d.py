@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from jaxseq.ops.batch_shards import vary_alike
 from jaxseq.typing import Array, Float
 
 _matmul_p = Primitive("matmul_2d")
@@ -20,7 +21,7 @@ _matmul_p = Primitive("matmul_2d")
 @jax.jit
 def matmul_2d(rows: Float[Array, "A D"], weight: Float[Array, "D F"]) -> Float[Array, "A F"]:
     """``rows @ weight``, linear in both, in every mode of differentiation."""
-    return _matmul_p.bind(rows, weight)
+    return _matmul_p.bind(*vary_alike((rows, weight)))
 
 
 def _product(rows: Array, weight: Array) -> Array:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from jaxseq.ops.batch_shards import vary_alike
 from jaxseq.ops.batched_primitive import mapped_axis_first
 from jaxseq.typing import Array, Float, Int
 
@@ -23,7 +24,7 @@ def permute_rows(
     rows: Float[Array, "*B T D"], source: Int[Array, "*B T"], to: Int[Array, "*B T"]
 ) -> Float[Array, "*B T D"]:
     """The row ``source[t]`` at each t; ``to`` is the inverse permutation."""
-    return _permute_p.bind(rows, source, to)
+    return _permute_p.bind(*vary_alike((rows, source, to)))
 
 
 def _permute(rows: Array, source: Array, to: Array) -> Array:

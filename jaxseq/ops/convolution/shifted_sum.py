@@ -12,6 +12,7 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from jaxseq.ops.batch_shards import vary_alike
 from jaxseq.ops.batched_primitive import mapped_axis_first
 from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array, Float, Int
@@ -28,7 +29,7 @@ def shifted_sum(
 ) -> Float[Array, "*B T D"]:
     """``Σ_j kernel[j] ⊙ rows[t + j·dilation]`` over rows of the group ``out_groups[t]``; T = S - (J - 1) · dilation."""
     marks = () if groups is None else (groups, out_groups)
-    return _shifted_p.bind(rows, kernel, *marks, dilation=dilation)
+    return _shifted_p.bind(*vary_alike((rows, kernel, *marks)), dilation=dilation)
 
 
 def shift_rows(rows: Array, groups: Array | None, out_groups: Array | None, begin: int, length: int) -> Array:

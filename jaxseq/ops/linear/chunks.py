@@ -5,8 +5,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 
 from jaxseq.ops import segments
+from jaxseq.ops.batch_shards import Split, by_batch_shard, tensor_shards, vary_alike
 from jaxseq.typing import Array, Float, SegmentIds
 
 
@@ -19,6 +21,23 @@ def scan_chunks(
     documents, ``[*B, 1, C]``; the state belongs to document ``before``, ``[*B, 1, 1]``. The reverse pass recomputes
     each chunk from its inputs and the state before it, which are all that is stored.
     """
+
+    def run(_: None, rows: tuple[Array, list[Array], SegmentIds | None]) -> tuple[Array, Array]:
+        state, arrays, segment_ids = vary_alike(rows)
+        return _scan_chunks(body, state, arrays, segment_ids, size)
+
+    batch = state.shape[:-3]
+    split = None
+    if batch and tensor_shards(state.shape[-3]) > 1:  # heads do not mix
+        before: tuple[None, ...] = (None,) * (len(batch) - 1)
+        of_state, of_arrays = PartitionSpec(*before, "tensor"), PartitionSpec(*before, None, "tensor")
+        split = Split(None, (of_state, of_arrays, PartitionSpec()), (of_state, of_arrays))
+    return by_batch_shard(run, None, (state, arrays, segment_ids), batch=batch, split=split)
+
+
+def _scan_chunks(
+    body: Callable, state: Array, arrays: list[Array], segment_ids: SegmentIds | None, size: int
+) -> tuple[Array, Array]:
     batch = state.ndim - 3
     time = arrays[0].shape[batch]
     if segment_ids is None:

@@ -14,6 +14,7 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from jaxseq.ops.batch_shards import by_batch_shard, vary_alike
 from jaxseq.ops.batched_primitive import mapped_axis_first
 from jaxseq.typing import Array, Inexact
 
@@ -44,7 +45,11 @@ def decay(a: Array, h: Array) -> Array:
 @functools.partial(jax.jit, static_argnames=("reverse", "solver"))
 def solve(a: Array, b: Array, h: Array, *, reverse: bool, solver: Solver) -> Solution:
     """``solver(a, b, h, reverse=reverse)`` with every derivative and ``vmap``."""
-    return Solution(*_solve_p.bind(a, b, h, reverse=reverse, solver=solver))
+
+    def run(_: None, rows: tuple[Array, Array, Array]) -> Solution:
+        return Solution(*_solve_p.bind(*vary_alike(rows), reverse=reverse, solver=solver))
+
+    return by_batch_shard(run, None, (a, b, h), batch=h.shape[:-1])
 
 
 def _run(a: Array, b: Array, h: Array, *, reverse: bool, solver: Solver) -> Solution:

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jaxseq.ops import segments
 from jaxseq.ops.implementations import choose_implementation, implementation_scope, unavailable
 from jaxseq.ops.recurrence.cells import Cell
-from jaxseq.ops.recurrence.fused import run_fused
 from jaxseq.ops.recurrence.pointwise import reads_h, trace_cell, without_h
 from jaxseq.ops.recurrence.reference import recurrence_reference
+from jaxseq.ops.recurrence.run_fused import run_fused
 from jaxseq.typing import Array, Float, SegmentIds
 
 RecurrenceImplementation = Literal["auto", "fused", "reference"]
@@ -46,7 +46,7 @@ def recurrence(
       residuals: what the forward pass stores for the gradient: ``"activations"`` (the cell's transcendental functions
         and its state: fastest) or ``"chunks"`` (√T states; the rest is recomputed by chunks: for long sequences).
       implementation: ``"fused"``, ``"reference"`` (a plain scan), or ``"auto"``: fused for a pointwise cell, else the
-        reference (a cell with a norm, say). Under ``jax.shard_map`` the fused one needs ``check_vma=False``.
+        reference (a cell with a norm, say). All run under ``jax.shard_map`` and on the devices of an ambient mesh.
 
     Raises:
       ValueError: the shapes of ``state``, ``x``, ``R`` and ``output_projection`` do not agree, an option is unknown,
@@ -58,9 +58,8 @@ def recurrence(
     if chosen == "reference":
         with implementation_scope("recurrence", "reference"):
             return recurrence_reference(cell, state, x, R, **options)
-    flat = x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
     with implementation_scope("recurrence", "fused"):
-        return run_fused(traced, state, flat, None, None, R, **options, recompute=residuals == "chunks")
+        return run_fused(cell, traced, state, x, None, None, R, **options, recompute=residuals == "chunks")
 
 
 def recurrence_with_projection(
@@ -96,7 +95,7 @@ def recurrence_with_projection(
         with implementation_scope("recurrence", "reference"):
             return recurrence_reference(cell, state, x, R, **options)
     with implementation_scope("recurrence", "fused"):
-        return run_fused(traced, state, xs, kernel, bias, R, **options, recompute=residuals == "chunks")
+        return run_fused(cell, traced, state, xs, kernel, bias, R, **options, recompute=residuals == "chunks")
 
 
 def project(

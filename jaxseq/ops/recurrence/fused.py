@@ -8,7 +8,6 @@ whole sequence.
 """
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,17 +15,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
-from jax.tree_util import Partial
 
 from jaxseq.ops import segments
 from jaxseq.ops.batched_primitive import Operands, batched_call, batched_linear_call
 from jaxseq.ops.recurrence.pointwise import Step, trace_step, without_h
 from jaxseq.precision import at_least_float32
-from jaxseq.typing import Array, Float, SegmentIds
-
-CHUNK = 16
-"""Steps of a chunk (measured: docs/performance.md)."""
-
+from jaxseq.typing import Array, Float
 
 class Weights(NamedTuple):
     """The differentiable arrays that all steps and batch elements share."""
@@ -49,7 +43,9 @@ class Rows(NamedTuple):
     real: Any = None
 
 
-class _Static(NamedTuple):
+class Static(NamedTuple):
+    """The static arguments: the pytrees of the cell and of its state, the number of gates, the length of a chunk."""
+
     structure: Any
     state: Any
     gates: int
@@ -60,50 +56,15 @@ class _Static(NamedTuple):
     """The derivative is by the inputs and the state alone: no tangents or gradients of the weights."""
 
 
-def run_fused(
-    cell: Partial,
-    state: Any,
-    xs: Float[Array, "*B T D"],
-    kernel: Float[Array, "D GF"] | None,
-    bias: Float[Array, " GF"] | None,
-    R: Float[Array, "N H G H"] | Float[Array, "1 P G F"],
-    *,
-    segment_ids: SegmentIds | None,
-    output_projection: Float[Array, "F P"] | None,
-    recompute: bool,
-) -> tuple[Any, Float[Array, "*B T F"] | Float[Array, "*B T P"]]:
-    """The last state and all ``h_t``, for a cell as ``trace_cell`` returns it; ``xs`` is projected if no kernel."""
-    parameters, cell_structure = jax.tree.flatten(cell)
-    batch, (steps, width) = xs.shape[:-2], xs.shape[-2:]
-    size = math.prod(batch)
-
-    def flatten_batch(a: Array, *rest: int) -> Array:
-        return a.reshape(size, *rest)
-
-    masks = jax.tree.map(lambda m: flatten_batch(m, steps), segments.masks(segment_ids))
-    rows = Rows(flatten_batch(segments.without_padding(xs, segment_ids), steps, width), *masks)
-    length = max(1, round(steps**0.5)) if recompute else _chunk_length(steps)
-    static = _Static(cell_structure, jax.tree.structure(state), R.shape[2], length, recompute)
-    leaves = tuple(flatten_batch(s, s.shape[-1]) for s in jax.tree.leaves(state))
-    last, ys = _fused(static, Weights(tuple(parameters), kernel, bias, R, output_projection), rows, leaves)
-    last = jax.tree.unflatten(static.state, [s.reshape(*batch, s.shape[-1]) for s in last])
-    return last, ys.reshape(*batch, steps, ys.shape[-1]).astype(xs.dtype)
-
-
-def _chunk_length(steps: int) -> int:
-    """The length nearest to ``CHUNK`` that divides the sequence, if there is one near it."""
-    fits = [n for n in range(CHUNK // 2, 2 * CHUNK + 1) if steps % n == 0]
-    return min(fits, key=lambda n: abs(n - CHUNK)) if fits else CHUNK
-
-
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _fused(static: _Static, weights: Weights, rows: Rows, state: tuple) -> tuple[tuple, Array]:
+def fused(static: Static, weights: Weights, rows: Rows, state: tuple) -> tuple[tuple, Array]:
+    """The last state and all ``h_t``, ``[B, F]`` and ``[B, T, F]``."""
     out = batched_call(_forward, static, Operands(weights, rows, state))
     return out.steps[0], out.rows
 
 
-@functools.partial(_fused.defjvp, symbolic_zeros=True)
-def _fused_jvp(static: _Static, primals: tuple, tangents: tuple) -> tuple[tuple, tuple]:
+@functools.partial(fused.defjvp, symbolic_zeros=True)
+def _fused_jvp(static: Static, primals: tuple, tangents: tuple) -> tuple[tuple, tuple]:
     weights, rows, state = primals
     d_weights, d_xs, d_state = tangents[0], tangents[1].xs, tangents[2]
     constant = all(isinstance(d, SymbolicZero) for d in jax.tree.leaves(d_weights))
@@ -133,7 +94,7 @@ class _Chunk(NamedTuple):
     """With an output projection, the cell's h, before it."""
 
 
-def _step(static: _Static, weights: Weights, dtype: Any) -> Step:
+def _step(static: Static, weights: Weights, dtype: Any) -> Step:
     heads, _, _, size = weights.R.shape
     row = jax.ShapeDtypeStruct((heads * size,), dtype)
     state = jax.tree.unflatten(static.state, [row] * static.state.num_leaves)
@@ -176,8 +137,7 @@ def _run_chunk(step: Step, weights: Weights, rows: Rows, state: tuple, at: Any, 
     gates, dtype = len(step.summed), state[0].dtype
     z = _slice_chunk(rows.xs, at, length)
     if weights.kernel is not None:
-        batch = z.shape[1]
-        z = (z.reshape(length * batch, z.shape[-1]) @ weights.kernel).reshape(length, batch, weights.kernel.shape[-1])
+        z = z @ weights.kernel
     bias = None if weights.bias is None else jnp.split(weights.bias.astype(dtype)[None], gates, axis=-1)
 
     def body(state: tuple, inputs: tuple) -> tuple:
@@ -206,7 +166,7 @@ def _read_by_cell(weights: Weights, state: tuple) -> tuple:
     return state if weights.output is None else without_h(state)
 
 
-def _scan_chunks(static: _Static, steps: int, body: Callable, carry: Any, extra: Any, reverse: bool = False) -> tuple:
+def _scan_chunks(static: Static, steps: int, body: Callable, carry: Any, extra: Any, reverse: bool = False) -> tuple:
     """``carry, out = body(carry, first step, length, extra)`` for all whole chunks and for the remainder."""
     count, rest = divmod(steps, static.length)
     main, tail = (None, None) if extra is None else extra
@@ -238,7 +198,7 @@ def _concatenate_chunks(parts: tuple, like: tuple[int, ...], dtype: Any) -> Arra
     return found[0] if len(found) == 1 else jnp.concatenate(found, axis=1)
 
 
-def _forward(static: _Static, operands: Operands) -> Operands:
+def _forward(static: Static, operands: Operands) -> Operands:
     weights, rows, state = operands
     step = _step(static, weights, state[0].dtype)
     batch, steps = rows.xs.shape[:2]
@@ -255,7 +215,7 @@ def _forward(static: _Static, operands: Operands) -> Operands:
     return Operands(None, _concatenate_chunks(ys, (batch, steps, state[0].shape[-1]), state[0].dtype), (last, kept))
 
 
-def _pullback(static: _Static, fixed: Operands, cotangents: list) -> Operands:
+def _pullback(static: Static, fixed: Operands, cotangents: list) -> Operands:
     weights, (rows, ys), (state, kept) = fixed
     step = _step(static, weights, state[0].dtype)
     d_ys, *d_last = cotangents
@@ -280,16 +240,15 @@ def _pullback(static: _Static, fixed: Operands, cotangents: list) -> Operands:
         )
         low = weights.R.dtype
         d_cell = _cell_gradient(step, weights.cell, read, activations, d_new)
-        d_bias = _merge_time_and_batch(d_x)
-        d_z = d_bias.astype(rows.xs.dtype)
+        d_z = d_x.astype(rows.xs.dtype)
         x = _slice_chunk(rows.xs, at, length)
-        d_xs = jnp.swapaxes((d_z if kernel_back is None else d_z @ kernel_back).reshape(x.shape), 0, 1)
+        d_xs = jnp.swapaxes(d_z if kernel_back is None else d_z @ kernel_back, 0, 1)
         if static.constant_weights:
             return (d_state, None), d_xs
         found = Weights(
             d_cell,
-            None if weights.kernel is None else _transposed_product(_merge_time_and_batch(x), d_z),
-            None if weights.bias is None else d_bias.sum(0),
+            None if weights.kernel is None else _transposed_product(x, d_z),
+            None if weights.bias is None else d_x.sum((0, 1)),
             _weight_gradient(before[0].astype(low), d_r.astype(low), weights.R),
             None if cell_h is None else _weight_gradient(cell_h.astype(low), d_h.astype(low), weights.output),
         )
@@ -354,23 +313,20 @@ def _cell_gradient(step: Step, parameters: tuple, read: list, activations: tuple
 
 
 def _weight_gradient(h: Float[Array, "K B F"], d_r: Float[Array, "K B GF"], R: Array) -> Array:
-    h, d_r = _merge_time_and_batch(h), _merge_time_and_batch(d_r)
     if R.ndim == 2 or R.shape[0] == 1:
         return _transposed_product(h, d_r).reshape(R.shape)
     heads, size, gates, _ = R.shape
-    h, d_r = h.reshape(len(h), heads, size), d_r.reshape(len(h), gates, heads, size)
-    return jnp.einsum("anh,agnk->nhgk", h, d_r, preferred_element_type=at_least_float32(h.dtype))
+    h, d_r = h.reshape(*h.shape[:2], heads, size), d_r.reshape(*h.shape[:2], gates, heads, size)
+    return jnp.einsum("abnh,abgnk->nhgk", h, d_r, preferred_element_type=at_least_float32(h.dtype))
 
 
-def _transposed_product(x: Float[Array, "A D"], y: Float[Array, "A F"]) -> Float[Array, "D F"]:
-    return jnp.matmul(x.T, y, preferred_element_type=at_least_float32(x.dtype))
+def _transposed_product(x: Float[Array, "K B D"], y: Float[Array, "K B F"]) -> Float[Array, "D F"]:
+    """``xᵀ y`` summed over time and batch, which stay two dimensions: a mesh shards the batch alone."""
+    dims = (((0, 1), (0, 1)), ((), ()))
+    return lax.dot_general(x, y, dims, preferred_element_type=at_least_float32(x.dtype))
 
 
-def _merge_time_and_batch(a: Float[Array, "K B F"]) -> Float[Array, "KB F"]:
-    return a.reshape(a.shape[0] * a.shape[1], a.shape[2])
-
-
-def _tangent(static: _Static, fixed: Operands, linear: Operands) -> Operands:
+def _tangent(static: Static, fixed: Operands, linear: Operands) -> Operands:
     """Forward mode: one plain scan over the steps, each of which is recomputed."""
     weights, (rows, _), (state, _) = fixed
     d_weights, d_xs, d_state = linear

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.tree_util import Partial
 
+from jaxseq.ops.batch_shards import outside_mesh
 from jaxseq.ops.recurrence.cells import Cell
 from jaxseq.typing import Array
 
@@ -132,7 +133,8 @@ def trace_cell(cell: Cell, state: Any, gates: int) -> tuple[Partial | None, str 
     """The cell for the fused implementation, its parameters bound; or None and the reason why it is not pointwise."""
     row = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape[-1:], s.dtype), state)
     gate = (row[0],) * gates
-    closed, out = jax.make_jaxpr(lambda s, x, r: cell(s, x, r), return_shape=True)(row, gate, gate)
+    with outside_mesh():
+        closed, out = jax.make_jaxpr(lambda s, x, r: cell(s, x, r), return_shape=True)(row, gate, gate)
     parameters = [c for c in closed.consts if isinstance(c, jax.core.Tracer)]
     reason = first_non_pointwise(closed.jaxpr)
     if len({s.dtype for s in jax.tree.leaves(state)}) > 1:

@@ -6,8 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from jaxseq.ops import segments
+from jaxseq.ops.batch_shards import auto_batch_axes, count_shards, shard_leading, vary_alike
 from jaxseq.ops.recurrence.cells import Cell
 from jaxseq.ops.recurrence.pointwise import without_h
 from jaxseq.typing import Array, Float, SegmentIds
@@ -49,6 +51,21 @@ def plain_recurrence(
     For cells that are not pointwise in ``h R``. The state is a NamedTuple of ``[*B, F]`` arrays, ``h`` first; ``x`` is
     ``[*B, T, ...]``. Padded positions leave the state as it is; a change of id resets it to zeros.
     """
+    state, x, segment_ids = vary_alike((state, x, segment_ids))
+    batch = state[0].shape[:-1]
+    axes = auto_batch_axes(batch)
+    if axes is None or not batch:
+        return _scan(step, state, x, segment_ids)
+    # One copy of the weights for each device, so that a gradient is summed over the devices after the loop.
+    count = count_shards(axes)
+    step, weights = _hoist_weights(step, state, x, (batch[0] // count, *batch[1:]))
+    weights = shard_leading([jnp.broadcast_to(w, (count, *w.shape)) for w in weights], axes)
+    rows = shard_leading(jax.tree.map(lambda a: a.reshape(count, -1, *a.shape[1:]), (state, x, segment_ids)), axes)
+    last, ys = _scan(lambda state, x_t: jax.vmap(step)(weights, state, x_t), *rows)
+    return jax.tree.map(lambda a: a.reshape(*batch, *a.shape[len(batch) + 1 :]), (last, ys))
+
+
+def _scan(step: Callable, state: Any, x: Array, segment_ids: SegmentIds | None) -> tuple[Any, Array]:
     axis = state[0].ndim - 1
     x = segments.without_padding(x, segment_ids)
     masks = jax.tree.map(lambda m: jnp.moveaxis(m, -1, 0), segments.masks(segment_ids))
@@ -61,6 +78,20 @@ def plain_recurrence(
 
     state, hs = lax.scan(body, state, (jnp.moveaxis(x, axis, 0), masks))
     return state, jnp.moveaxis(hs, 0, -2).astype(x.dtype)
+
+
+def _hoist_weights(step: Callable, state: Any, x: Array, batch: tuple[int, ...]) -> tuple[Callable, list[Array]]:
+    """The step as a function of the arrays that it closes over as well, and these, for that batch."""
+    rank = len(batch)
+    state = jax.tree.map(lambda s: jax.ShapeDtypeStruct((*batch, *s.shape[rank:]), s.dtype), state)
+    x_t = jax.ShapeDtypeStruct((*batch, *x.shape[rank + 1 :]), x.dtype)
+    closed, out = jax.make_jaxpr(step, return_shape=True)(state, x_t)
+
+    def hoisted(weights: list[Array], state: Any, x_t: Array) -> Any:
+        leaves = jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, weights))(*jax.tree.leaves((state, x_t)))
+        return jax.tree.unflatten(jax.tree.structure(out), leaves)
+
+    return hoisted, closed.consts
 
 
 def _split_gates(x: Float[Array, "*A G F"]) -> tuple[Float[Array, "*A F"], ...]:
