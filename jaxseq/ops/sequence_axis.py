@@ -48,7 +48,8 @@ class SequenceAxis(NamedTuple):
 
         Results that are not sharded over an axis must be equal along it.
         """
-        names = set(self._auto(*self.mesh.axis_names))
+        types = zip(self.mesh.axis_names, self.mesh.axis_types, strict=True)
+        names = {name for name, kind in types if kind == AxisType.Auto}
         options: dict[str, Any] = {"mesh": self.mesh, "axis_names": names, "check_vma": False}
         return jax.jit(jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, **options))
 
@@ -56,8 +57,8 @@ class SequenceAxis(NamedTuple):
 def find_sequence_axis(steps: int) -> SequenceAxis | None:
     """The axis "sequence" of the ambient mesh, if a call over this many positions is to be split over it.
 
-    None without a mesh, inside ``jax.shard_map``, on an axis that is not Auto or of size 1, for one position (decoding),
-    and for a number of positions that the axis does not divide: the ordinary implementation then runs.
+    None without a mesh, inside ``jax.shard_map``, on an axis that is not Auto or of size 1, for one position
+    (decoding), and for a number of positions that the axis does not divide: the ordinary implementation then runs.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or SEQUENCE not in mesh.axis_names or steps < 2:

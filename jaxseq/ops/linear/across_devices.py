@@ -37,8 +37,8 @@ class AcrossDevices:
 
         rows, features = self.axis.rows(a.shape[:-2]), self.axis.heads(a.shape[-1])
         along, state = spec(*rows, SEQUENCE, features), spec(*rows, features)
-        result: Solution = self.axis.map(segment, (along, along, state), Solution(along, state))(a, b, h)
-        return result
+        split = self.axis.map(lambda *arrays: tuple(segment(*arrays)), (along, along, state), (along, state))
+        return Solution(*split(a, b, h))
 
     def _totals(
         self, a: Inexact[Array, "*B T F"], b: Inexact[Array, "*B T F"], reverse: bool

@@ -1,7 +1,7 @@
 """Matrix-state recurrences with their positions sharded over devices.
 
-A rank's segment maps the state before it, S, to an affine function of it. The ranks exchange these maps, whose size does
-not depend on the length, by an exclusive scan (``exclusive_scan``):
+A rank's segment maps the state before it, S, to an affine function of it. The ranks exchange these maps, whose size
+does not depend on the length, by an exclusive scan (``exclusive_scan``):
 
     linear_attention    S -> a ⊙ S + B, a = exp(Σ log_decay); then y_t += (q_t ⊙ a_t)ᵀ S, one product a segment
     delta_rule          S -> A S + B, A a matrix [H, H] a head: the segment runs once from the columns [0, I], whose
@@ -111,8 +111,9 @@ def _mlstm(
     fresh = starts_afresh(ids, size)
     own, _ = run(jax.tree.map(jnp.zeros_like, state), *arrays, segment_ids=ids)
     fall = log_f.sum(-2)
-    if ids is not None:
-        fall = segments.select(_last(_continues(ids, fresh)), fall, jnp.full_like(fall, -jnp.inf))
+    continued = _last(_continues(ids, fresh))
+    if continued is not None:
+        fall = segments.select(continued, fall, jnp.full_like(fall, -jnp.inf))
 
     def combine(earlier: tuple[Array, MLSTMState], later: tuple[Array, MLSTMState]) -> tuple[Array, MLSTMState]:
         (fall_1, first), (fall_2, then) = earlier, later

@@ -132,7 +132,8 @@ def trace_cell(cell: Cell, state: Any, gates: int) -> tuple[Partial | None, str 
     """The cell for the fused implementation, its parameters bound; or None and the reason why it is not pointwise."""
     row = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape[-1:], s.dtype), state)
     gate = (row[0],) * gates
-    closed, out = jax.make_jaxpr(lambda s, x, r: cell(s, x, r), return_shape=True)(row, gate, gate)
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
+        closed, out = jax.make_jaxpr(lambda s, x, r: cell(s, x, r), return_shape=True)(row, gate, gate)
     parameters = [c for c in closed.consts if isinstance(c, jax.core.Tracer)]
     reason = first_non_pointwise(closed.jaxpr)
     if len({s.dtype for s in jax.tree.leaves(state)}) > 1:
