@@ -92,6 +92,13 @@ class Placement:
         mesh = self.mesh
         return jax.tree.map(lambda leaf: _put(leaf, NamedSharding(mesh, rows_spec(np.shape(leaf), mesh))), tree)
 
+    def replicate(self, tree: PyTree) -> PyTree:
+        """The tree, whole on every device."""
+        if self.mesh is None:
+            return tree
+        everywhere = NamedSharding(self.mesh, PartitionSpec())
+        return jax.tree.map(lambda leaf: _put(leaf, everywhere), tree)
+
     def batches(self, batches: Any) -> Any:
         """``batches`` of global arrays (``PlacedBatches``); each process makes the rows of its own devices only.
 
@@ -148,6 +155,10 @@ class Placement:
         if jax.process_count() > 1:
             return multihost_utils.process_allgather(tree, tiled=True)
         return jax.device_get(tree)
+
+    def local(self, tree: PyTree) -> PyTree:
+        """The whole tree on one device of each process, for what is computed outside of the mesh."""
+        return tree if self.mesh is None else jax.device_put(self.to_host(tree), jax.local_devices()[0])
 
     def describe(self, state: Any, batch_size: int) -> str:
         """The mesh, the batch, and the sharding and bytes of a placed train state (``format_placement``)."""
