@@ -68,6 +68,19 @@ def find_sequence_axis(steps: int) -> SequenceAxis | None:
     return SequenceAxis(mesh, size) if kind == AxisType.Auto and size > 1 and steps % size == 0 else None
 
 
+def find_tensor_axis(*heads: int) -> SequenceAxis | None:
+    """A sequence axis of one rank in the ambient mesh, if its axis "tensor" divides these numbers of heads."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if (
+        mesh.empty
+        or SEQUENCE not in mesh.axis_names
+        or mesh.axis_types[mesh.axis_names.index(SEQUENCE)] != AxisType.Auto
+    ):
+        return None
+    axis = SequenceAxis(mesh, 1)
+    return axis if mesh.shape[SEQUENCE] == 1 and axis.heads(*heads) is not None else None
+
+
 def spec(*axes: Any) -> PartitionSpec:
     """A sharding, one entry a dimension."""
     return PartitionSpec(*axes)

@@ -22,7 +22,7 @@ from jaxseq.ops.attention.reference import (
 from jaxseq.ops.attention.ring import gathered_attention, ring_attention
 from jaxseq.ops.attention.tiles import attention_tiles, choose_plan
 from jaxseq.ops.implementations import choose_implementation, implementation_scope, unavailable
-from jaxseq.ops.sequence_axis import SequenceAxis, find_sequence_axis
+from jaxseq.ops.sequence_axis import SequenceAxis, find_sequence_axis, find_tensor_axis
 from jaxseq.typing import Array, Float, Key
 
 AttentionImplementation = Literal["auto", "reference", "decode", "tiles", "cudnn"]
@@ -130,9 +130,11 @@ def _scale_query(query: Array, scale: Array) -> Array:
 
 
 def _sequence_axis(query: Array, value: Array, parts: Parts, implementation: str) -> SequenceAxis | None:
-    """The axis over which this call is split; None for masks and biases of other classes, and for cuDNN by name."""
+    """The axis over which positions are split, or heads alone; None for other classes of masks and cuDNN by name."""
     known = can_cut(parts.mask) and can_cut(parts.bias) and implementation != "cudnn"
-    return find_sequence_axis(query.shape[-3]) if known and 0 not in (*query.shape, *value.shape) else None
+    if not known or 0 in (*query.shape, *value.shape):
+        return None
+    return find_sequence_axis(query.shape[-3]) or find_tensor_axis(query.shape[-2], value.shape[-2])
 
 
 def _across_devices(
@@ -149,13 +151,18 @@ def _across_devices(
     """As a ring for queries and keys of the same positions, else with the keys of all devices on each."""
     length = query.shape[-3]
     query, key, value = zero_hidden(query, key, value, parts.mask)
-    if implementation in ("auto", "tiles") and key.shape[-3] == length and length % (2 * axis.size) == 0:
+    if (
+        axis.size > 1
+        and implementation in ("auto", "tiles")
+        and key.shape[-3] == length
+        and length % (2 * axis.size) == 0
+    ):
         with implementation_scope("attention", "ring"):
             return zero_hidden_queries(
                 ring_attention(axis, query, key, value, parts, float(scale), soft_cap), parts.mask
             )
-    with implementation_scope("attention", "gathered"):
-        local = "tiles" if chosen == "cudnn" else chosen
+    with implementation_scope("attention", "gathered" if axis.size > 1 else chosen):
+        local = "tiles" if chosen == "cudnn" and axis.size > 1 else chosen
 
         def attend(query: Array, key: Array, value: Array, parts: Parts) -> Array:
             return _on_one_device(local, query, key, value, parts, scale, soft_cap)
