@@ -171,6 +171,8 @@ def check(config: Config) -> str:
         raise ValueError(f"stream prints one text of one prompt, made without beams; not {asked}")
     if not 0 <= config.min_length <= config.max_length - config.complete:
         raise ValueError(f"min_length={config.min_length} does not fit in max_length={config.max_length}")
+    if config.samples is not None and config.samples < 1:
+        raise ValueError(f"samples must be at least 1, not {config.samples}")
     if "" in config.forbid + config.require + config.stop:
         raise ValueError("forbid, require and stop take texts of at least a character, not ''")
     return f"beam search, {search}" if search else f"sampling, {sampling}" if sampling else "greedy"
@@ -178,7 +180,7 @@ def check(config: Config) -> str:
 
 def prompt_rows(config: Config) -> list[str]:
     """The prompt of each row of the batch. On a mesh each sample is a row, so that the devices divide the samples."""
-    copies = config.samples or 1 if config.mesh is not None else 1
+    copies = 1 if config.mesh is None else config.samples or 1
     return [text for text in config.prompt for _ in range(copies)]
 
 
@@ -223,13 +225,14 @@ def decode(config: Config, step: Any, prompted: decoding.Prefilled, common: dict
     if config.beams is not None:
         return decoding.beam_search(step, *prompted, beam_options(config), **common)
     if given(config, SAMPLING):
-        key, samples = jax.random.key(config.seed or 0), 1 if config.samples is None else config.samples
-        if config.mesh is not None:  # a row for each sample (prompt_rows), with the key that num_samples gives it
-            prompts = len(config.prompt)
-            key, samples = fold_in_each(fold_in_each(threefry_keys(key), prompts), samples).reshape(-1), None
-        made = decoding.sample(step, *prompted, sampling_options(config), key=key, num_samples=samples, **common)
-        if config.mesh is not None:
-            made = jax.tree.map(lambda x: x.reshape(prompts, -1, *x.shape[1:]), made._replace(carry=()))
+        key, prompts, samples = jax.random.key(config.seed or 0), len(config.prompt), config.samples or 1
+        draw = partial(decoding.sample, step, *prompted, sampling_options(config), **common)
+        if config.mesh is None:
+            made = draw(key=key, num_samples=samples)
+        else:  # a row for each sample (prompt_rows), with the key that num_samples gives it
+            keys = fold_in_each(threefry_keys(fold_in_each(key, prompts)), samples)
+            made = draw(key=keys.reshape(-1))._replace(carry=())
+            made = jax.tree.map(lambda x: x.reshape(prompts, samples, *x.shape[1:]), made)
     else:
         made = jax.tree.map(lambda x: x[:, None], decoding.greedy(step, *prompted, **common))
     return Hypotheses(made.tokens, made.lengths, made.log_probabilities, made.log_probabilities)
