@@ -2,10 +2,11 @@
 
 Of n ranks, rank i computes the queries of the chunks i and 2n - 1 - i of 2n (zigzag: under a causal mask every rank
 then sees the same number of keys). In each of n steps it attends to the keys it holds, a pair of chunks at a time,
-merges the outputs by their log-sum-exp, and passes the keys on. A pair of which the mask sees nothing is skipped; inside
-a pair the tiles do the same. The backward pass sends keys, values and their gradients round once more and recomputes the
-weights, so that a device holds the keys of 1/n of the positions at any time (Liu et al. 2023, "Ring attention",
-arXiv:2310.01889; the placement is that of Llama 3's context parallelism, arXiv:2407.21783, section 3.3.2).
+merges the outputs by their log-sum-exp, and passes the keys on. A pair of which the mask sees nothing is skipped;
+inside a pair the tiles do the same. The backward pass sends keys, values and their gradients round once more and
+recomputes the weights, so that a device holds the keys of 1/n of the positions at any time (Liu et al. 2023, "Ring
+attention", arXiv:2310.01889; the placement is that of Llama 3's context parallelism, arXiv:2407.21783, section
+3.3.2).
 
 Forward mode does not pass through the ring.
 """
