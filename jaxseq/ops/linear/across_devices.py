@@ -6,7 +6,7 @@ segment once more from the right state, which costs as much as a correction of a
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from jax import lax
@@ -24,6 +24,7 @@ class AcrossDevices:
     axis: SequenceAxis
     local: Solver
     """The solver of a segment."""
+    across_devices: ClassVar[bool] = True
 
     def __call__(self, a: Array, b: Array, h: Array, *, reverse: bool) -> Solution:
         """The solution, states sharded as ``a`` and ``b``, the final state on all ranks."""
