@@ -22,6 +22,7 @@ from jaxseq.ops.recurrence.pointwise import Step, trace_step, without_h
 from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array, Float
 
+
 class Weights(NamedTuple):
     """The differentiable arrays that all steps and batch elements share."""
 
