@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxseq.cores import Core, StateCarry
 from jaxseq.decoders import Decoder
-from jaxseq.testing import laws
+from jaxseq.testing import laws, mesh_laws
 from jaxseq.testing.subject import IDS, TIME, Subject, made, takes_dtypes
 from jaxseq.typing import Carry, DType, Features, SegmentIds, Sequence
 
@@ -70,6 +70,30 @@ def check_core(
     if wide == "float64":
         laws.check_one_document(single, exact, 1e-4)
         laws.check_low_precision(Subject(make_core, "bfloat16", "float32"), exact, *bfloat16_tolerance)
+
+
+def check_core_on_devices(make_core: Callable[..., Core], *, devices: int = 2) -> None:
+    """Checks that a core computes on several devices what it computes on one: outputs, carry and gradients, in float32.
+
+    The batch is sharded over the devices in three ways: by ``jax.jit`` in an Auto mesh, with the parameters sharded
+    too; by ``jax.jit`` in an Explicit mesh; inside ``jax.shard_map`` with its default ``check_vma``. Arrays agree to
+    1e-5 of their largest number.
+
+    Args:
+      make_core: as in ``check_core``.
+      devices: how many; 2 or 4. A CPU counts as several devices if Python is started with
+        ``XLA_FLAGS=--xla_force_host_platform_device_count=2`` in the environment.
+
+    Raises:
+      TypeError: ``make_core`` is an instance of a core, or not callable.
+      ValueError: there are fewer devices, or they do not divide the batch of 4 rows.
+      ContractError: the core breaks the law of devices; the message says where and names the first wrong array.
+    """
+    _require_factory("check_core_on_devices", make_core)
+    mesh_laws.require_devices("check_core_on_devices", devices)
+    subject = Subject(make_core, "float32", "float32")
+    for check in (mesh_laws.check_auto_mesh, mesh_laws.check_explicit_mesh, mesh_laws.check_shard_map):
+        check(subject, devices, 1e-5)
 
 
 def check_decoder(

@@ -22,7 +22,7 @@ class ContractError(AssertionError):
     """A core or decoder breaks a law of the contract; the message names the law."""
 
 
-def _law(name: str, advice: str) -> Callable[[Callable], Callable]:
+def law(name: str, advice: str) -> Callable[[Callable], Callable]:
     """Decorates the check of a law: its assertion errors are raised as a ContractError that names the law."""
 
     def decorate(check: Callable) -> Callable:
@@ -41,7 +41,7 @@ def _law(name: str, advice: str) -> Callable[[Callable], Callable]:
     return decorate
 
 
-@_law(
+@law(
     "initial carry",
     "All leaves of initial_carry(batch_shape) must lead with batch_shape, and recurrent states must be zeros.",
 )
@@ -66,7 +66,7 @@ def check_initial_carry(subject: Subject) -> None:
                 chex.assert_trees_all_equal_shapes_and_dtypes(many, wanted)
 
 
-@_law(
+@law(
     "splitting",
     "The carry must hold all that later outputs depend on, and within a call mix must honour segment_ids: hand them to "
     "its ops (jaxseq.ops.plain_recurrence for a hand-written step).",
@@ -92,8 +92,8 @@ def check_splitting(
     for lengths in splits:
         pieces = _in_pieces(subject, lengths, carry, xs, ids, d_carry, d_ys)
         what = f"split into {lengths}"
-        _close(_values(pieces), _values(whole), tolerance, what)
-        _close(_gradients(pieces), _gradients(whole), gradient_tolerance, what)
+        close(_values(pieces), _values(whole), tolerance, what)
+        close(_gradients(pieces), _gradients(whole), gradient_tolerance, what)
 
 
 _PADDING = (
@@ -102,7 +102,7 @@ _PADDING = (
 )
 
 
-@_law("padding", _PADDING)
+@law("padding", _PADDING)
 def check_padding_is_ignored(subject: Subject, tolerance: float = 0.0, steps: bool = False) -> None:
     """NaN at padding, and cotangents of the outputs there, change nothing; outputs there are zero."""
     carry, xs = subject.carry(steps=steps), subject.xs(1)
@@ -110,14 +110,14 @@ def check_padding_is_ignored(subject: Subject, tolerance: float = 0.0, steps: bo
     real = (IDS != 0)[..., None]
     clean = subject(carry, np.where(real, xs, 0), IDS, d_carry, np.where(real, d_ys, 0))
     with_nan = subject(carry, np.where(real, xs, np.nan).astype(xs.dtype), IDS, d_carry, d_ys)
-    _close(with_nan._asdict(), clean._asdict(), tolerance, "NaN at padded positions")
+    close(with_nan._asdict(), clean._asdict(), tolerance, "NaN at padded positions")
     assert not np.where(real, 0, clean.ys).any(), "outputs at padded positions are not zero"
     assert not np.where(real, 0, clean.d_xs).any(), "gradients of inputs at padded positions are not zero"
     for name, after, before in (("carry", clean.carry, carry), ("d_carry", clean.d_carry, d_carry)):
-        _close({name: _row(2, after)}, {name: _row(2, before)}, tolerance, "a row of nothing but padding")
+        close({name: _row(2, after)}, {name: _row(2, before)}, tolerance, "a row of nothing but padding")
 
 
-@_law("padding", _PADDING)
+@law("padding", _PADDING)
 def check_padding_in_between(subject: Subject, tolerance: float) -> None:
     """A sequence with padding inserted has the values and gradients of the sequence without."""
     carry, xs = subject.carry(), subject.xs(1)
@@ -130,10 +130,10 @@ def check_padding_in_between(subject: Subject, tolerance: float) -> None:
         padded = [_placed(places, a) for a in (short, ids, d_ys[:, :PIECE])]
         spread = subject(carry, padded[0], padded[1], d_carry, padded[2])
         taken = spread._replace(ys=_taken(places, spread.ys), d_xs=_taken(places, spread.d_xs))
-        _close(taken._asdict(), alone._asdict(), tolerance, f"padding put in between, real at {places.tolist()}")
+        close(taken._asdict(), alone._asdict(), tolerance, f"padding put in between, real at {places.tolist()}")
 
 
-@_law(
+@law(
     "documents",
     "A change of id must reset the state to that of initial_carry, also within a call: hand segment_ids to the ops.",
 )
@@ -154,19 +154,19 @@ def check_documents(subject: Subject, tolerance: float) -> None:
         alone = subject(fresh, _taken(order, xs), real.astype(np.int32), None, d_alone)
         for name in ("ys", "d_xs"):
             got, want = _taken(order, getattr(packed, name))[real], getattr(alone, name)[real]
-            _close({name: got}, {name: want}, tolerance, f"document {document} of a row")
+            close({name: got}, {name: want}, tolerance, f"document {document} of a row")
         total = jax.tree.map(np.add, total, alone.d_params)
-    _close({"d_params": packed.d_params}, {"d_params": total}, tolerance, "the sum over the documents of a row")
+    close({"d_params": packed.d_params}, {"d_params": total}, tolerance, "the sum over the documents of a row")
 
 
-@_law("batch", "Batch dimensions must not mix: write for any leading ones ([*B, T, D]), and use no axis from the left.")
+@law("batch", "Batch dimensions must not mix: write for any leading ones ([*B, T, D]), and use no axis from the left.")
 def check_vmap(subject: Subject, tolerance: float) -> None:
     """``jax.vmap`` over single sequences gives the same results as the batch."""
     inputs, batch = _batch_inputs(subject)
-    _close(subject(*inputs, run="vmapped")._asdict(), batch._asdict(), tolerance, "jax.vmap over single sequences")
+    close(subject(*inputs, run="vmapped")._asdict(), batch._asdict(), tolerance, "jax.vmap over single sequences")
 
 
-@_law("batch", "Batch dimensions must not mix: write for any leading ones ([*B, T, D]), and use no axis from the left.")
+@law("batch", "Batch dimensions must not mix: write for any leading ones ([*B, T, D]), and use no axis from the left.")
 def check_two_batch_dims(subject: Subject, tolerance: float) -> None:
     """Two batch dims give the same results as one."""
 
@@ -176,7 +176,7 @@ def check_two_batch_dims(subject: Subject, tolerance: float) -> None:
     inputs, batch = _batch_inputs(subject)
     rows = subject(*map(in_rows, inputs))
     wanted = {name: value if name == "d_params" else in_rows(value) for name, value in batch._asdict().items()}
-    _close(rows._asdict(), wanted, tolerance, "two batch dimensions")
+    close(rows._asdict(), wanted, tolerance, "two batch dimensions")
 
 
 def _batch_inputs(subject: Subject) -> tuple[tuple, Result]:
@@ -185,7 +185,7 @@ def _batch_inputs(subject: Subject) -> tuple[tuple, Result]:
     return inputs, subject(*inputs)
 
 
-@_law("causality", "An output may depend on its own and earlier positions of its own document alone.")
+@law("causality", "An output may depend on its own and earlier positions of its own document alone.")
 def check_causality(subject: Subject, least_reach: float = 0.3) -> None:
     """The Jacobian of outputs by inputs is zero for later inputs and other documents, and mostly nonzero otherwise.
 
@@ -208,7 +208,7 @@ def check_causality(subject: Subject, least_reach: float = 0.3) -> None:
     assert reach >= least_reach, f"only {reach:.0%} of the outputs depend on the earlier inputs of their document"
 
 
-@_law("one document", "Without segment_ids a call must compute what ids of 1 everywhere give.")
+@law("one document", "Without segment_ids a call must compute what ids of 1 everywhere give.")
 def check_one_document(subject: Subject, other: Subject, tolerance: float) -> None:
     """No ids mean one document; ``other`` is the subject at another precision."""
     xs = subject.xs(1)
@@ -216,10 +216,10 @@ def check_one_document(subject: Subject, other: Subject, tolerance: float) -> No
     ones = np.ones((BATCH, TIME), np.int32)
     wanted = other(other.fresh(), *other.cast((xs, ones, d_carry, d_ys)))
     got = subject(subject.fresh(), xs, None, d_carry, d_ys)
-    _close(got._asdict(), wanted._asdict(), tolerance, "without segment_ids")
+    close(got._asdict(), wanted._asdict(), tolerance, "without segment_ids")
 
 
-@_law("compilation", "No Python control flow may depend on the values of inputs, ids or carry.")
+@law("compilation", "No Python control flow may depend on the values of inputs, ids or carry.")
 def check_compiles_once(subject: Subject) -> None:
     """Ragged data of one shape needs one compilation."""
 
@@ -234,7 +234,7 @@ def check_compiles_once(subject: Subject) -> None:
             run(subject.params, subject.fresh(), subject.xs(seed), ids)
 
 
-@_law(
+@law(
     "splitting",
     "The carry must hold all that later outputs depend on, also without segment_ids and beyond the length of a chunk.",
 )
@@ -250,10 +250,10 @@ def check_long_input(subject: Subject, tolerance: float) -> None:
             after, ys = run(subject.params, after, xs[:, half])
             outputs.append(ys)
     parts = {"carry": after, "ys": np.concatenate([np.asarray(ys) for ys in outputs], 1)}
-    _close(parts, {"carry": carry, "ys": np.asarray(whole)}, tolerance, f"split into [{LONG}, {LONG}] without ids")
+    close(parts, {"carry": carry, "ys": np.asarray(whole)}, tolerance, f"split into [{LONG}, {LONG}] without ids")
 
 
-@_law("precision", "Make parameters in param_dtype and states in at_least_float32(param_dtype).")
+@law("precision", "Make parameters in param_dtype and states in at_least_float32(param_dtype).")
 def check_dtypes(subject: Subject) -> None:
     """Parameters have the dtype ``param_dtype``, and states at least float32 and at least its precision."""
     for path, leaf in jax.tree.leaves_with_path(subject.params):
@@ -271,7 +271,7 @@ def check_dtypes(subject: Subject) -> None:
     subject.core.map_states(check, subject.fresh())
 
 
-@_law("precision", "Compute in dtype, and keep parameters in param_dtype and states in at_least_float32(param_dtype).")
+@law("precision", "Compute in dtype, and keep parameters in param_dtype and states in at_least_float32(param_dtype).")
 def check_low_precision(low: Subject, exact: Subject, tolerance: float, gradient_tolerance: float) -> None:
     """bfloat16 computation stays near; parameters, their gradients and recurrent states stay float32."""
     carry, xs = low.carry(), low.xs(1)
@@ -282,11 +282,11 @@ def check_low_precision(low: Subject, exact: Subject, tolerance: float, gradient
     wide = {leaf.dtype.name for leaf in jax.tree.leaves(got.d_params)}
     assert wide <= {"float32"}, f"gradients of float32 parameters are {wide}"
     chex.assert_trees_all_equal_dtypes(got.carry, carry)
-    _close(_values(got), _values(want), tolerance, "in bfloat16")
-    _close(_gradients(got), _gradients(want), gradient_tolerance, "in bfloat16")
+    close(_values(got), _values(want), tolerance, "in bfloat16")
+    close(_gradients(got), _gradients(want), gradient_tolerance, "in bfloat16")
 
 
-@_law("empty input", "A call with T = 0 must return its carry and outputs of shape [*B, 0, features].")
+@law("empty input", "A call with T = 0 must return its carry and outputs of shape [*B, 0, features].")
 def check_empty_input(subject: Subject) -> None:
     """An input of length 0 changes nothing."""
     core: Core = subject.core
@@ -295,12 +295,12 @@ def check_empty_input(subject: Subject) -> None:
     with subject.precision():
         after, ys = run(subject.params, carry, xs, np.zeros((BATCH, 0), np.int32))
         without_ids = run(subject.params, carry, xs)[1]
-    _close({"carry": after}, {"carry": carry}, 0.0, "after an input of no length")
+    close({"carry": after}, {"carry": carry}, 0.0, "after an input of no length")
     shapes = ys.shape, without_ids.shape
     assert set(shapes) == {(BATCH, 0, core.features)}, f"outputs of shapes {shapes}"
 
 
-def _close(actual: Any, expected: Any, tolerance: float, what: str) -> None:
+def close(actual: Any, expected: Any, tolerance: float, what: str) -> None:
     """Leaf by leaf, to ``tolerance`` times the leaf's largest number (1 at least)."""
     found, wanted = str(jax.tree.structure(actual)), str(jax.tree.structure(expected))
     assert found == wanted, f"{what}: a tree {found} instead of {wanted}"

@@ -67,7 +67,8 @@ class Subject:
         scale = 0.4 * min(1.0, WIDTH / self.core.features) ** 0.5  # a wide core saturates no more than a narrow one
         self.params = _filled(shapes, seed=7, scale=scale)
         forms: dict[str, Callable] = {"batched": self.core.apply, "vmapped": self._vmapped}
-        self.runs = {form: jitted(partial(self._run, apply)) for form, apply in forms.items()}
+        self.functions = {form: partial(self._run, apply) for form, apply in forms.items()}
+        self.runs = {form: jitted(function) for form, function in self.functions.items()}
 
     @contextmanager
     def precision(self) -> Any:

@@ -31,7 +31,7 @@ from jaxseq.ops.attention.masks import Mask
 from jaxseq.ops.attention.parts import Parts
 from jaxseq.ops.attention.tile_grid import Plan, make_grid
 from jaxseq.ops.attention.tiled import MIN_SCORE
-from jaxseq.ops.batch_shards import by_batch_shard
+from jaxseq.ops.batch_shards import by_batch_shard, tensor_shards
 from jaxseq.ops.batched_primitive import Operands, PerhapsShared, batched_call, batched_linear_call
 from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array
@@ -57,7 +57,8 @@ def attention_tiles(query: Array, key: Array, value: Array, parts: Parts, plan: 
         leaves = [a if b is None else b for a, b in zip(shared, own, strict=True)]
         return tiled_attention(query, key, value, jax.tree.unflatten(structure, leaves), plan)
 
-    out = by_batch_shard(run, shared, ((query, key, value), own), batch=(size,))
+    alone = tensor_shards(key.shape[-2]) == 1  # else XLA's partitioner cuts between the heads
+    out = by_batch_shard(run, shared, ((query, key, value), own), batch=(size,), replicate=alone)
     return out.reshape(*batch, *out.shape[1:])
 
 

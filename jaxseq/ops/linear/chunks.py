@@ -32,7 +32,7 @@ def scan_chunks(
         before: tuple[None, ...] = (None,) * (len(batch) - 1)
         of_state, of_arrays = PartitionSpec(*before, "tensor"), PartitionSpec(*before, None, "tensor")
         split = Split(None, (of_state, of_arrays, PartitionSpec()), (of_state, of_arrays))
-    return by_batch_shard(run, None, (state, arrays, segment_ids), batch=batch, split=split)
+    return by_batch_shard(run, None, (state, arrays, segment_ids), batch=batch, split=split, replicate=True)
 
 
 def _scan_chunks(

@@ -50,14 +50,14 @@ def run_fused(
     if count > 1 and _splits(cell, traced, R.shape[0] * R.shape[1]):
         last, ys = _on_heads(cell, (kernel, bias, R), rows, length, recompute)
     else:
+
+        def run(shared: tuple, rows: tuple) -> tuple[Any, Array]:
+            traced, weights = shared
+            xs, masks, state = rows
+            return _run(traced, weights, xs, masks, state, length, recompute)
+
         weights = Weights((), kernel, bias, R, output_projection)
-        last, ys = by_batch_shard(
-            lambda shared, rows: _run(*shared, *rows, length, recompute),
-            (traced, weights),
-            rows,
-            batch=(size,),
-            replicate=True,
-        )
+        last, ys = by_batch_shard(run, (traced, weights), rows, batch=(size,), replicate=True)
     last, ys = jax.tree.map(lambda a: a.reshape(*batch, *a.shape[1:]), (last, ys))
     return last, ys.astype(xs.dtype)
 
