@@ -46,10 +46,11 @@ class SequenceAxis(NamedTuple):
     def map(self, function: Callable, in_specs: Any, out_specs: Any) -> Callable:
         """``function``, run by every rank on its shards.
 
-        Results that are not sharded over an axis must be equal along it.
+        Axes that no specification names stay with XLA's partitioner: made Manual, their gradients would be summed.
+        Results that are not sharded over an axis named elsewhere must be equal along it.
         """
-        types = zip(self.mesh.axis_names, self.mesh.axis_types, strict=True)
-        names = {name for name, kind in types if kind == AxisType.Auto}
+        entries = (entry for found in jax.tree.leaves((in_specs, out_specs)) for entry in found if entry is not None)
+        names = {name for entry in entries for name in (entry if isinstance(entry, tuple) else (entry,))}
         options: dict[str, Any] = {"mesh": self.mesh, "axis_names": names, "check_vma": False}
         return jax.jit(jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, **options))
 

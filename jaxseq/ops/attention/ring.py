@@ -51,17 +51,18 @@ def ring_attention(
     """Attention as a ring; T is a multiple of twice the number of ranks."""
     batch, rows = query.shape[:-3], axis.rows(query.shape[:-3])
     heads = axis.heads(query.shape[-2], key.shape[-2])
+    chunk = query.shape[-3] // (2 * axis.size)
+    plan = choose_plan(query[..., :chunk, :, :], key[..., :chunk, :, :], parts.mask, scale, soft_cap)
     parts = align_batch(parts, len(batch))
 
     def segment(query: Array, key: Array, value: Array, parts: Parts) -> Array:
-        own, local = query.shape[:-3], query.shape[-3]
+        own = query.shape[:-3]
         parts = of_these_heads(parts.map(lambda part: part.flatten_batch(own)), query.shape[-2], heads)
         parts = map_pairs(parts, lambda x, at: _zigzag(x, axis.size, at))
         flat = (x.reshape(math.prod(own), *x.shape[-3:]) for x in (query, key, value))
         chunks = tuple(jnp.stack(jnp.split(_zigzag(x, axis.size, 1), 2, 1)) for x in flat)
-        plan = choose_plan(chunks[0][0], chunks[1][0], parts.mask, scale, soft_cap)
         weights = None if parts.bias is None else parts.bias.weights
-        out = _ring(_Ring(axis.size, local // 2, plan), chunks, weights, _with_weights(parts, None))
+        out = _ring(_Ring(axis.size, chunk, plan), chunks, weights, _with_weights(parts, None))
         out = _zigzag(jnp.concatenate(list(out), 1), axis.size, 1, back=True)
         return out.reshape(*query.shape[:-1], value.shape[-1])
 
