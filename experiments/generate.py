@@ -134,7 +134,7 @@ def generate(config: Config, generator: pipelines.TextGenerator, params: Any, st
     print(f"{config.run}: {generator.config.core} at step {step_number}; {method}", flush=True)
 
     make = partial(stream, token_bytes=generator.token_bytes) if config.stream else decode
-    results = read_results(config, generator, jax.device_get(make(config, step, prompted, common)))
+    results = read_results(config, generator, distribution.whole_arrays(make(config, step, prompted, common)))
     for result in results:
         stopped = result.text != generator.vocabulary.decode(result.tokens)
         fate = "ended" if result.ended else "stopped" if stopped else "not ended"

@@ -18,10 +18,9 @@ from typing import Any, TypeVar, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxseq.distribution.batches import PlacedBatches, PlacedStreams, batch_spec, place_rows, rows_spec
+from jaxseq.distribution.batches import PlacedBatches, PlacedStreams, batch_spec, place_rows, rows_spec, whole_arrays
 from jaxseq.distribution.mesh import BATCH_AXES, format_mesh, make_mesh
 from jaxseq.distribution.report import format_placement
 from jaxseq.distribution.rules import FSDP_MIN_SIZE, parameter_spec
@@ -152,9 +151,7 @@ class Placement:
 
     def to_host(self, tree: PyTree) -> PyTree:
         """NumPy arrays of the whole tree on every process."""
-        if jax.process_count() > 1:
-            return multihost_utils.process_allgather(tree, tiled=True)
-        return jax.device_get(tree)
+        return whole_arrays(tree)
 
     def local(self, tree: PyTree) -> PyTree:
         """The whole tree on one device of each process, for what is computed outside of the mesh."""
