@@ -56,9 +56,21 @@ class Placement:
         return contextlib.nullcontext() if self.mesh is None else cast(AbstractContextManager, jax.set_mesh(self.mesh))
 
     def build(self, function: Callable[..., PyTree], *args: Any) -> PyTree:
-        """``jit(function)(*args)``, a tree of parameters, which are sharded from the start and never whole."""
+        """``jit(function)(*args)``, a tree of parameters, which are sharded from the start and never whole.
+
+        On CPUs one device computes them, and they are sharded afterwards: XLA's factorisations (orthogonal initial
+        values) on several host devices at once can wait for each other forever.
+        """
         if self.mesh is None:
             return jax.jit(function)(*args)
+        if self.mesh.devices.flat[0].platform == "cpu":
+            local = jax.tree.map(_on_one_device, args)
+            with jax.set_mesh(jax.sharding.Mesh(jax.local_devices()[:1], ("one",))):
+                return self.place(jax.jit(function)(*local))
+        return self.build_sharded(function, *args)
+
+    def build_sharded(self, function: Callable[..., PyTree], *args: Any) -> PyTree:
+        """``build`` with every device computing its shards."""
         shardings = self.shardings(jax.eval_shape(function, *args))
         return jax.jit(function, out_shardings=shardings)(*args)
 
@@ -201,6 +213,14 @@ def _put(leaf: Any, sharding: NamedSharding) -> Any:
         return jax.device_put(leaf, sharding)
     host = np.asarray(leaf)
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+
+def _on_one_device(leaf: Any) -> Any:
+    """An array that is the same on all devices, as an array of the first device of this process."""
+    if _is_key(leaf):
+        data = _on_one_device(jax.random.key_data(leaf))
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+    return leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf
 
 
 def _is_key(leaf: Any) -> bool:

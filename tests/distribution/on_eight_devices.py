@@ -79,7 +79,10 @@ def check_random_numbers() -> None:
     """Initial values do not depend on the mesh."""
     wanted = jax.jit(parameters)(jax.random.key(0))
     placement = Placement(make_mesh("fsdp=4,tensor=2"), fsdp_min_size=100)
-    found = placement.build(parameters, jax.random.key(0))
+    found = placement.build_sharded(parameters, jax.random.key(0))
+    again = placement.build(parameters, jax.random.key(0))
+    assert jax.tree.map(lambda x: x.sharding, found) == jax.tree.map(lambda x: x.sharding, again)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b), found, again)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b), found, wanted)
     assert found["layer"]["Dense_0"]["kernel"].sharding.spec == P("fsdp", "tensor")
     print("initial values")
