@@ -29,8 +29,8 @@ def initialize_processes(*, init_timeout_s: int = 300, heartbeat_timeout_s: int 
 
     Raises:
         ValueError: half of the variables is set, or a value is not valid.
-        RuntimeError: a JAX computation has already run; or the coordinator cannot be reached. (If the others do not come
-            to process 0 in time, JAX aborts it; a line on standard error says why.)
+        RuntimeError: a JAX computation has already run; or the coordinator cannot be reached. If others do not come
+            to process 0 in time, JAX aborts it, and a line on standard error says why.
     """
     for name, seconds in (("init_timeout_s", init_timeout_s), ("heartbeat_timeout_s", heartbeat_timeout_s)):
         if seconds < 1:
