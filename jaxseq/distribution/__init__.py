@@ -4,6 +4,7 @@ from jaxseq.distribution.batches import PlacedBatches, PlacedStreams, RowBatches
 from jaxseq.distribution.collectives import Collective, collectives, traffic_by_axes
 from jaxseq.distribution.mesh import AXES, BATCH_AXES, format_mesh, make_mesh, parse_mesh
 from jaxseq.distribution.placement import Placement
+from jaxseq.distribution.processes import initialize_processes
 from jaxseq.distribution.report import ArrayInfo, array_table, format_placement
 from jaxseq.distribution.rules import FSDP_MIN_SIZE, LOGICAL_AXES, PARAMETER_AXES, parameter_spec
 
@@ -23,6 +24,7 @@ __all__ = [
     "collectives",
     "format_mesh",
     "format_placement",
+    "initialize_processes",
     "make_mesh",
     "own_rows",
     "parameter_spec",

@@ -24,6 +24,7 @@ from jaxseq.training.state import TrainState, copy_buffers, init_ema, parameter_
 from jaxseq.training.step import Metrics, count_tokens, make_train_step
 from jaxseq.training.throughput import Throughput
 from jaxseq.training.truncation import Truncation, TruncationMode
+from jaxseq.training.watchdog import Watchdog
 
 IN_FLIGHT = 2
 """Steps that are dispatched to the device before the host reads the metrics of an earlier one."""
@@ -48,6 +49,10 @@ class TrainConfig:
     max_consecutive_nonfinite: int = resumable_field(10)
     """Training stops with an error after so many consecutive steps whose loss, gradient or update is not finite."""
     tensorboard: bool = resumable_field(False)
+    hang_factor: float | None = resumable_field(20.0)
+    """A step that takes so many times the median ends the process with exit code 76 (a watchdog); None for never."""
+    hang_seconds: float = resumable_field(60.0)
+    """The shortest time after which a step counts as hanging."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -63,6 +68,10 @@ class TrainConfig:
                 raise ValueError(f"train {name} must be at least 1, not {value}")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise ValueError(f"train ema_decay must be in [0, 1), not {self.ema_decay}")
+        if self.hang_factor is not None and not self.hang_factor > 1:
+            raise ValueError(f"train hang_factor must be above 1, not {self.hang_factor}")
+        if not self.hang_seconds > 0:
+            raise ValueError(f"train hang_seconds must be above 0, not {self.hang_seconds}")
 
 
 def fit(
@@ -138,11 +147,13 @@ class _Loop(Generic[B]):
         fingerprint = run.environment["data_fingerprint"]
         self.nonfinite = NonfiniteLog(run.path / "nonfinite.jsonl", fingerprint, write=is_primary())
         self.throughput = Throughput()
+        self.watchdog = Watchdog(config.hang_factor, config.hang_seconds)
         self.accumulator = MetricAccumulator()
         self.step, self.saved_step, self.tokens = 0, -1, 0
         self.pending: collections.deque[tuple[int, Metrics]] = collections.deque()
 
     def close(self) -> None:
+        self.watchdog.close()
         self.progress.close()
         self.checkpoints.close()
         for writer in self.writers:
@@ -216,6 +227,7 @@ class _Loop(Generic[B]):
             seconds = self.throughput.lap()
             self.throughput.reset()  # compilation does not count as speed
             self.progress.print(f"first step, compiled and run: {seconds:.1f} s")
+        self.watchdog.step()
         self.progress.update(self.step)
         last = self.step == self.num_steps
         if last or self.step % config.log_every == 0:
@@ -263,7 +275,8 @@ class _Loop(Generic[B]):
         self.drain_metrics(0)
         self.throughput.lap()
         # A copy: the next step donates the state's buffers, and the caller may keep these parameters.
-        values = evaluate(copy_buffers(self.state.eval_params))
+        with self.watchdog.paused():
+            values = evaluate(copy_buffers(self.state.eval_params))
         row = {f"evaluation/{name}": value for name, value in values.items()}
         for writer in self.writers:
             writer.write(self.step, {"tokens": self.tokens, **row})
@@ -279,15 +292,18 @@ class _Loop(Generic[B]):
             "train_seconds": self.throughput.seconds,
             "window": copy.deepcopy(self.accumulator.content),
         }
-        self.checkpoints.save(self.step, self.state, meta)
+        with self.watchdog.paused():
+            self.checkpoints.save(self.step, self.state, meta)
         self.saved_step = self.step
         self.throughput.start()
 
     def save_with_retry(self) -> bool:
         """Save before the process ends, in up to two attempts; True if the checkpoint is on disk."""
-        if self.saved_step != self.step:
+        self.drain_metrics(0)
+        with self.watchdog.paused():
+            if self.saved_step != self.step:
+                self.save()
+            if self.checkpoints.wait():
+                return True
             self.save()
-        if self.checkpoints.wait():
-            return True
-        self.save()
-        return self.checkpoints.wait()
+            return self.checkpoints.wait()

@@ -1,14 +1,23 @@
 """A small training that runs on any number of processes and devices; for test_several_processes.py.
 
-    python several_processes.py FOLDER MESH STEPS [COORDINATOR PROCESSES PROCESS]
+    python several_processes.py FOLDER MESH STEPS
+    python -m jaxseq.launch --processes 2 --devices-per-process 2 several_processes.py FOLDER MESH STEPS
 
-It prints the SHA-256 of the final state and its largest entries; process 0 writes the parameters to FOLDER/params.npz.
+Each process prints the SHA-256 of the final state on standard error; process 0 writes the parameters to
+FOLDER.STEPS.npz. Variables of the environment:
+
+    SEND=process,step,signal    the process sends itself the signal before this step, once in a folder
+    FULL=process,step,step      between these steps the process can write no file of more than 64 bytes
+    SLOW=seconds                the time that a batch takes
+    HANG=seconds                TrainConfig.hang_seconds
 """
 
 import hashlib
 import os
+import resource
 import signal
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -45,16 +54,28 @@ def initial(key: jax.Array) -> PyTree:
     return structure.unflatten([jax.random.normal(k, s) * 0.3 for k, s in zip(keys, leaves, strict=True)])
 
 
-class Dying:
-    """Batches that kill the process, or send it a signal, at a step."""
+def numbers(name: str, default: str) -> list[int]:
+    """The numbers of a variable of the environment."""
+    return [int(part) for part in os.environ.get(name, default).split(",")]
 
-    def __init__(self, batches: data.ContiguousStreams, process: int, step: int, number: int):
-        self.inner, self.process, self.step, self.number = batches, process, step, number
+
+class Troubled:
+    """Batches that take a while, send the process a signal, or forbid it to write, at a step."""
+
+    def __init__(self, batches: data.ContiguousStreams, folder: Path):
+        self.inner, self.sent = batches, folder / "sent"
         self.batch_size, self.fingerprint = batches.batch_size, batches.fingerprint
 
     def __call__(self, step: int, rows: np.ndarray | None = None) -> data.Batch:
-        if step == self.step and jax.process_index() == self.process:
-            os.kill(os.getpid(), self.number)
+        time.sleep(float(os.environ.get("SLOW", "0")))
+        process, when, number = numbers("SEND", "-1,-1,0")
+        if (process, when) == (jax.process_index(), step) and not self.sent.exists():
+            self.sent.touch()
+            os.kill(os.getpid(), number)
+        process, begin, end = numbers("FULL", "-1,-1,-1")
+        if process == jax.process_index() and step in (begin, end):
+            hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+            resource.setrlimit(resource.RLIMIT_FSIZE, (64 if step == begin else hard, hard))
         return self.inner(step, rows)
 
     def stream_start(self, step: int) -> int:
@@ -66,8 +87,15 @@ def main(folder: Path, mesh: str, steps: int) -> None:
     """Train, or go on, and print the digest of what came out."""
     placement = distribution.Placement(distribution.make_mesh(mesh), fsdp_min_size=16)
     text = np.random.default_rng(0).integers(1, V, 4000).astype(np.int32)
-    batches = Dying(data.ContiguousStreams(text, B, T), *map(int, os.environ.get("DIE", "-1,-1,0").split(",")))
-    config = training.TrainConfig(steps, truncation="carry", log_every=2, checkpoint_every=2, ema_decay=0.9)
+    batches = Troubled(data.ContiguousStreams(text, B, T), folder)
+    config = training.TrainConfig(
+        steps,
+        truncation="carry",
+        log_every=2,
+        checkpoint_every=2,
+        ema_decay=0.9,
+        hang_seconds=float(os.environ.get("HANG", "60")),
+    )
     optimizer = training.make_optimizer(training.OptimizerConfig("adamw", learning_rate=0.02, warmup_steps=0), 100)
     with training.Run.open(folder, config, fingerprint="text", allow_config_change=True) as run, placement.ambient():
         params = placement.build(initial, jax.random.key(0))
@@ -79,13 +107,12 @@ def main(folder: Path, mesh: str, steps: int) -> None:
         host = placement.to_host(state)
     leaves = jax.tree.leaves(host)
     digest = hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in leaves)).hexdigest()
-    print(f"process {jax.process_index()}: {digest}", file=sys.stderr, flush=True)
+    print(f"digest {digest}", file=sys.stderr, flush=True)
     if jax.process_index() == 0:
-        np.savez(folder / "params.npz", *jax.tree.leaves(host.params))
+        np.savez(f"{folder}.{steps}.npz", *jax.tree.leaves(host.params))
 
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if len(sys.argv) > 4:
-        jax.distributed.initialize(sys.argv[4], int(sys.argv[5]), int(sys.argv[6]), heartbeat_timeout_seconds=10)
+    distribution.initialize_processes(heartbeat_timeout_s=10, init_timeout_s=60)
     main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
