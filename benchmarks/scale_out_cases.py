@@ -3,8 +3,11 @@
 import itertools
 import json
 import math
+import os
 import re
+import subprocess
 import sys
+import tempfile
 import time
 from typing import Any, Literal
 
@@ -16,7 +19,7 @@ import numpy as np
 from jaxseq import data, training
 from jaxseq.analysis import program_flops
 from jaxseq.cores import Attention, Pointwise, Stacked, block, make_core
-from jaxseq.distribution import Placement, array_table, collectives, make_mesh
+from jaxseq.distribution import Placement, array_table, collectives, initialize_processes, make_mesh
 from jaxseq.layers import Embedding
 from jaxseq.models import LanguageModel
 
@@ -25,6 +28,9 @@ STEPS, BATCH, LENGTH, VOCABULARY = 20, 8, 16, 32
 
 MESHES = ("data=2", "data=2,fsdp=2", "data=8", "data=2,fsdp=2,tensor=2", "data=2,sequence=4")
 """The meshes of the part equality."""
+
+PROCESSES = "data=2,fsdp=2 in 2 processes"
+OPTIMIZERS: tuple[Literal["sgd", "adamw"], ...] = ("sgd", "adamw")
 
 ROWS, POSITIONS, FEATURES, LAYERS, LARGE_VOCABULARY = 8, 1024, 1024, 4, 32768
 """The sizes of the parts bytes and collectives; rows for each device of data and fsdp."""
@@ -86,15 +92,45 @@ def trained(model: LanguageModel, mesh: str | None, optimizer_name: Literal["sgd
 
 def equality(name: str, precision: str) -> None:
     """Differences from one device, each relative to the largest entry of its array."""
+    model = small_model(name, precision)
+    wanted = {kind: jax.tree.leaves(trained(model, None, kind)) for kind in OPTIMIZERS}
+    for mesh in (*MESHES, PROCESSES):
+        row: dict[str, Any] = {"part": "equality", "model": name, "precision": precision, "mesh": mesh}
+        for kind in OPTIMIZERS:
+            if mesh == PROCESSES:
+                found = trained_by_processes(name, precision, kind)
+            else:
+                found = jax.tree.leaves(trained(model, mesh, kind))
+            row[kind] = max(relative(a, b) for a, b in zip(found, wanted[kind], strict=True))
+        print(json.dumps(row), flush=True)
+
+
+def small_model(name: str, precision: str) -> LanguageModel:
+    """The model of the part equality; sets the precision of JAX."""
     jax.config.update("jax_enable_x64", precision == "64")
     dtype = jnp.float64 if precision == "64" else jnp.float32
-    model = build(name, 32, 2, VOCABULARY, LENGTH, {"dtype": dtype, "param_dtype": dtype})
-    wanted = {"sgd": trained(model, None, "sgd"), "adamw": trained(model, None, "adamw")}
-    for mesh in MESHES:
-        found = {"sgd": trained(model, mesh, "sgd"), "adamw": trained(model, mesh, "adamw")}
-        row: dict[str, Any] = {"part": "equality", "model": name, "precision": precision, "mesh": mesh}
-        row |= {k: max(jax.tree.leaves(jax.tree.map(relative, found[k], wanted[k]))) for k in found}
-        print(json.dumps(row), flush=True)
+    return build(name, 32, 2, VOCABULARY, LENGTH, {"dtype": dtype, "param_dtype": dtype})
+
+
+def trained_by_processes(name: str, precision: str, kind: str) -> list[np.ndarray]:
+    """The parameters after the same steps of 2 processes of 2 devices each."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = f"{folder}/params.npz"
+        launch = [sys.executable, "-m", "jaxseq.launch", "--processes", "2", "--devices-per-process", "2"]
+        environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+        subprocess.run(
+            [*launch, __file__, "train", name, precision, kind, file], check=True, env=environment, capture_output=True
+        )
+        with np.load(file) as arrays:
+            return [arrays[key] for key in arrays.files]
+
+
+def train(name: str, precision: str, kind: Literal["sgd", "adamw"], file: str) -> None:
+    """One of several processes."""
+    initialize_processes()
+    params = trained(small_model(name, precision), PROCESSES.split()[0], kind)
+    if jax.process_index() == 0:
+        np.savez(file, *jax.tree.leaves(params))
 
 
 def relative(found: np.ndarray, wanted: np.ndarray) -> float:
@@ -193,8 +229,9 @@ def formula(params: Any, mesh: Any, name: str) -> dict[str, float]:
 
     For an array of n bytes on a device but for fsdp: an all-reduce of its gradient over the r devices of data, fsdp and
     sequence, ``2 n (r - 1) / r``, and with fsdp of f devices an all-gather, ``n (f - 1) / f``. Over t devices of tensor
-    each of L blocks sums two sublayers forward and two backward, the embedding once and the head once:
-    ``(4 L + 2) 2 a (t - 1) / t`` for activations of a bytes.
+    each of L blocks sums the outputs of two sublayers forward, and the gradients of their inputs backward: one of the
+    feed-forward layer, three of query, key and value, which XLA adds after the exchange. With the embedding and the
+    head: ``(6 L + 2) 2 a (t - 1) / t`` for activations of a bytes.
     """
     size = dict(mesh.shape)
     reduced = size["data"] * size["fsdp"] * size["sequence"]
@@ -206,10 +243,10 @@ def formula(params: Any, mesh: Any, name: str) -> dict[str, float]:
         found["gathered"] += n * (size["fsdp"] - 1) / size["fsdp"] if "fsdp" in spec else 0.0
     if name == "attention" and size["tensor"] > 1:
         activations = ROWS * POSITIONS / size["sequence"] * FEATURES * 4
-        found["tensor"] = (4 * LAYERS + 2) * 2 * activations * (size["tensor"] - 1) / size["tensor"]
+        found["tensor"] = (6 * LAYERS + 2) * 2 * activations * (size["tensor"] - 1) / size["tensor"]
     return found
 
 
 if __name__ == "__main__":
-    parts: dict[str, Any] = {"equality": equality, "bytes": held, "collectives": exchanged}
+    parts: dict[str, Any] = {"equality": equality, "bytes": held, "collectives": exchanged, "train": train}
     parts[sys.argv[1]](*sys.argv[2:])

@@ -21,7 +21,7 @@ from typing import Literal
 import jax
 import numpy as np
 
-from jaxseq import decoding, pipelines, plotting, training
+from jaxseq import decoding, distribution, pipelines, plotting, training
 from jaxseq.data.images import ImageFiles
 from jaxseq.pipelines import Caption
 
@@ -53,6 +53,8 @@ class Config:
     """Draws the samples."""
     attention: Path | None = None
     """Draw the attention at each word of the first image's caption (PNG)."""
+    mesh: str | None = None
+    """The devices among which the images of a batch are divided: data=-1 or data=4; one device if not given."""
 
     def __post_init__(self) -> None:
         if not self.images:
@@ -72,6 +74,7 @@ class Config:
 
 def main(config: Config) -> list[list[Caption]]:
     """Load the model, caption, print; returns the captions of each image that could be read."""
+    placement = distribution.Placement.on(config.mesh)
     training.enable_compilation_cache()
     training.check_outputs(output=config.output, attention=config.attention)
     if config.attention is not None:
@@ -85,12 +88,13 @@ def main(config: Config) -> list[list[Caption]]:
     captioner = loaded.pipeline.with_search(search, config.max_length)
     paths = pipelines.image_paths(config.images)
     images = pipelines.read_images(paths, captioner.image_size, captioner.resize)
-    inputs = captioner.source(images)
-    if config.samples is None:
-        found = [[caption] for caption in captioner.captions(loaded.params, inputs)]
-    else:
-        options, key = decoding.SamplingOptions(temperature=config.temperature), jax.random.key(config.seed)
-        found = captioner.samples(loaded.params, inputs, config.samples, options, key=key)
+    inputs, placed = captioner.source(images), captioner.on(placement)
+    with placement.ambient():
+        if config.samples is None:
+            found = [[caption] for caption in placed.captions(loaded.params, inputs)]
+        else:
+            options, key = decoding.SamplingOptions(temperature=config.temperature), jax.random.key(config.seed)
+            found = placed.samples(loaded.params, inputs, config.samples, options, key=key)
     write(config, [paths[index] for index in images.kept], found)
     if config.attention is not None:
         draw(config, captioner, loaded.params, images, found[0][0])

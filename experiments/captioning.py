@@ -24,7 +24,7 @@ import numpy as np
 import tyro
 from tyro.conf import OmitArgPrefixes, subcommand
 
-from jaxseq import analysis, ops, pipelines, plotting, training
+from jaxseq import analysis, distribution, ops, pipelines, plotting, training
 from jaxseq.data.images import CaptionBatch, CaptionBatches, CaptionCorpus, Prefetch, SceneImages
 from jaxseq.models import CaptionerConfig, caption_logits
 from jaxseq.pipelines import Caption, Captioner, Coco, Flickr, Folder, Karpathy, Scenes, SearchConfig
@@ -45,6 +45,8 @@ class Config:
 
     run: Path = resumable_field(Path("runs/captioning"))
     """The run folder; the same command again resumes the run in it."""
+    mesh: str | None = resumable_field(None)
+    """The devices, as sizes of data, fsdp, sequence and tensor: data=-1 or data=2,fsdp=4; one device if not given."""
     task: OmitArgPrefixes[Task] = dataclasses.field(default_factory=Scenes)
     model: OmitArgPrefixes[CaptionerConfig] = dataclasses.field(default_factory=CaptionerConfig)
     weights: Path | None = resumable_field(None)
@@ -103,6 +105,7 @@ def main(config: Config) -> dict[str, Any]:
     """Read, build, train, caption, score, report; returns the results."""
     if config.smoke:
         config = smoke(config)
+    placement = distribution.Placement.on(config.mesh)
     corpus = config.task.corpus(config.split_seed, config.cache)
     print(corpus.summary(), flush=True)
     captioner, backbone, weights = make_captioner(config, corpus)
@@ -116,24 +119,26 @@ def main(config: Config) -> dict[str, Any]:
     with training.Run.open(config.run, config, fingerprint=fingerprint, allow_config_change=change) as run:
         captioner.save(run)
         run.write("corpus.json", {"description": corpus.summary(), "skipped": corpus.skipped})
-        params = jax.jit(captioner.model.init)(init_key, *arrays)["params"]
-        if backbone is not None and captioner.frozen is None:
-            params = pipelines.with_backbone(params, backbone)
         optimizer = training.make_optimizer(config.optimizer, config.train.steps)
-        state = training.create_state(params, optimizer, key=key)
-        loss = make_loss(config, captioner)
-        chosen = ops.used_implementations(loss, params, (), batches(0), key)
-        evaluate = make_evaluation(captioner, examples, config.task.tokenizer)
-        with Prefetch(batches) as ahead:
+        loss = placement.loss(make_loss(config, captioner))
+        evaluate = make_evaluation(captioner.on(placement), examples, config.task.tokenizer)
+        with placement.ambient(), Prefetch(placement.batches(batches)) as ahead:
+            params = placement.build(lambda *given: captioner.model.init(*given)["params"], init_key, *arrays)
+            if backbone is not None and captioner.frozen is None:
+                params = pipelines.with_backbone(params, backbone)
+            state = placement.place(training.create_state(params, optimizer, key=key))
+            print(placement.describe(state, config.batch_size), flush=True)
+            chosen = ops.used_implementations(loss, params, (), batches(0), key)
             state = training.fit(loss, state, optimizer, ahead, run, config.train, evaluate=evaluate)
+        params = placement.local(state.eval_params)
         rows = training.read_json_lines(run.metrics)
         rates = [row["steps_per_second"] for row in rows if "steps_per_second" in row]
         results = {
-            **score(config, captioner, state.eval_params, examples, run),
+            **score(config, captioner, params, examples, run),
             "test_images": len(corpus.test.images),
             "train_images": len(corpus.train.images),
             "corpus_sha256": corpus.sha256,
-            "parameters": sum(p.size for p in jax.tree.leaves(state.params)),
+            "parameters": sum(p.size for p in jax.tree.leaves(params)),
             "steps": int(state.step),
             "implementations": ", ".join(f"{op}={'/'.join(names)}" for op, names in chosen.items()) or "none",
             "train_seconds": run.train_seconds,
@@ -141,7 +146,7 @@ def main(config: Config) -> dict[str, Any]:
         if rates:  # the first step, which compiles, has none
             results["train_images_per_second"] = float(np.median(rates)) * config.batch_size
         run.write_results(results)
-        report = write_report(config, captioner, state.eval_params, examples, run)
+        report = write_report(config, captioner, params, examples, run)
     print(
         f"test: {results['exact_match']:.2%} exactly one of the references, BLEU-4 {results['bleu4']:.3f}, "
         f"CIDEr-D {results['cider']:.3f}\n  {results['bleu_signature']}\n  {results['cider_signature']}\n"

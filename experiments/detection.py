@@ -27,7 +27,7 @@ import numpy as np
 import tyro
 from tyro.conf import OmitArgPrefixes, subcommand
 
-from jaxseq import analysis, ops, pipelines, training
+from jaxseq import analysis, distribution, ops, pipelines, training
 from jaxseq.analysis import Found
 from jaxseq.data.detection import DetectionBatch, DetectionBatches, DetectionCorpus
 from jaxseq.data.images import Prefetch
@@ -62,6 +62,8 @@ class Config:
 
     run: Path = resumable_field(Path("runs/detection"))
     """The run folder; the same command again resumes the run in it."""
+    mesh: str | None = resumable_field(None)
+    """The devices, as sizes of data, fsdp, sequence and tensor: data=-1 or data=2,fsdp=4; one device if not given."""
     task: OmitArgPrefixes[Task] = dataclasses.field(default_factory=DetectionScenes)
     proposals: OmitArgPrefixes[Method] = dataclasses.field(default_factory=SelectiveSearch)
     num_proposals: int = 300
@@ -123,6 +125,7 @@ def main(config: Config) -> dict[str, Any]:
     """Read, propose, build, train, detect, score, report; returns the results."""
     if config.smoke:
         config = smoke(config)
+    placement = distribution.Placement.on(config.mesh)
     if config.detector.model == "rcnn" and importlib.util.find_spec("sklearn") is None:
         raise ImportError('R-CNN needs scikit-learn: pip install "jaxseq[images]"')  # before anything is trained
     corpus = config.task.corpus(config.split_seed, config.cache)
@@ -143,35 +146,26 @@ def main(config: Config) -> dict[str, Any]:
         run.write("corpus.json", {"description": corpus.summary(), "skipped": corpus.skipped})
         if config.detector.model != "rcnn" or run.read("detector.json") is None:  # a finished R-CNN stays usable
             detector.save(run)
-        params = jax.jit(detector.model.init)(init_key, *detector.blank())["params"]
-        if backbone is not None:
-            params = pipelines.with_backbone(params, backbone)
         optimizer = training.make_optimizer(config.optimizer, config.train.steps)
-        state = training.create_state(params, optimizer, key=key)
-        loss = make_loss(config, detector, dropout=config.detector.dropout > 0)
-        chosen = ops.used_implementations(loss, params, (), batches(0), key)
-        with Prefetch(batches) as ahead:
-            evaluate = make_evaluation(config, detector, examples)
+        loss = placement.loss(make_loss(config, detector, dropout=config.detector.dropout > 0))
+        with placement.ambient(), Prefetch(placement.batches(batches)) as ahead:
+            params = placement.build(lambda *given: detector.model.init(*given)["params"], init_key, *detector.blank())
+            if backbone is not None:
+                params = pipelines.with_backbone(params, backbone)
+            state = placement.place(training.create_state(params, optimizer, key=key))
+            print(placement.describe(state, config.batch_size), flush=True)
+            chosen = ops.used_implementations(loss, params, (), batches(0), key)
+            evaluate = make_evaluation(config, detector.on(placement), examples)
             state = training.fit(loss, state, optimizer, ahead, run, config.train, evaluate=evaluate)
-        results: dict[str, Any] = {}
-        if config.detector.model == "rcnn":
-            start = time.perf_counter()
-            detector = fit_linear_stages(config, detector, state.eval_params, examples)
-            results["linear_seconds"] = time.perf_counter() - start
-            results["unfitted_classes"] = ", ".join(detector.unfitted_classes) or "none"
-            if detector.unfitted_classes:
-                print(f"without an object to fit to, never detected: {results['unfitted_classes']}", flush=True)
-        point = operating_point(detector, state.eval_params, examples)
-        if point is not None:
-            detector = detector.with_shown_score(point.score)
-            results |= {"shown_score": point.score, "validation_f1": point.f1}
+        params = placement.local(state.eval_params)
+        detector, results = finish(config, detector, params, examples)
         detector.save(run)
-        scored = score(config, detector, state.eval_params, examples, run)
+        scored = score(config, detector, params, examples, run)
         results |= scored.results | {
             "test_images": len(corpus.test.images),
             "train_images": len(corpus.train.images),
             "corpus_sha256": corpus.sha256,
-            "parameters": sum(p.size for p in jax.tree.leaves(state.params)),
+            "parameters": sum(p.size for p in jax.tree.leaves(params)),
             "steps": int(state.step),
             "implementations": ", ".join(f"{op}={'/'.join(names)}" for op, names in chosen.items()) or "none",
             "train_seconds": run.train_seconds,
@@ -259,7 +253,7 @@ def make_evaluation(config: Config, detector: Detector, examples: Data) -> Calla
 
     def evaluate(params: Any) -> dict[str, float]:
         steps = range(min(batches.steps_per_epoch, 16))
-        found = [measure(params, (), batches(step), jax.random.key(step)) for step in steps]
+        found = [measure(params, (), detector.place_rows(batches(step)), jax.random.key(step)) for step in steps]
         weight = sum(float(aux.weight) for _, aux in found) or 1.0
         values = {"loss": sum(float(value * aux.weight) for value, aux in found) / weight}
         for name in found[0][1].metrics:
@@ -271,6 +265,23 @@ def make_evaluation(config: Config, detector: Detector, examples: Data) -> Calla
         return values
 
     return evaluate
+
+
+def finish(config: Config, detector: Detector, params: Any, examples: Data) -> tuple[Detector, dict[str, Any]]:
+    """The detector with R-CNN's linear stages and the lowest score of detections to show; and what to report of it."""
+    results: dict[str, Any] = {}
+    if config.detector.model == "rcnn":
+        start = time.perf_counter()
+        detector = fit_linear_stages(config, detector, params, examples)
+        results["linear_seconds"] = time.perf_counter() - start
+        results["unfitted_classes"] = ", ".join(detector.unfitted_classes) or "none"
+        if detector.unfitted_classes:
+            print(f"without an object to fit to, never detected: {results['unfitted_classes']}", flush=True)
+    point = operating_point(detector, params, examples)
+    if point is not None:
+        detector = detector.with_shown_score(point.score)
+        results |= {"shown_score": point.score, "validation_f1": point.f1}
+    return detector, results
 
 
 def fit_linear_stages(config: Config, detector: Detector, params: Any, examples: Data) -> Detector:

@@ -25,8 +25,9 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from jaxseq import decoding, pipelines, training
+from jaxseq import decoding, distribution, pipelines, training
 from jaxseq.decoding import Automaton, Hypotheses
+from jaxseq.ops.keys import fold_in_each, threefry_keys
 from jaxseq.plotting.search_tree import draw_search_tree
 
 SEARCH = ("beams", "normalization", "alpha", "results", "groups", "diversity", "tree")
@@ -87,6 +88,8 @@ class Config:
     """Draw the search tree of the first prompt (PNG, SVG, PDF); for a small max_length."""
     json: Path | None = None
     """Also write the results to this file."""
+    mesh: str | None = None
+    """The devices among which the prompts, or the samples, are divided: data=-1 or data=4; one device if not given."""
 
 
 @dataclass(frozen=True)
@@ -109,22 +112,29 @@ class Result:
 
 def main(config: Config) -> list[Result]:
     """Load the model, read the prompts, generate, print; returns the results."""
-    method = check(config)
+    check(config)
+    placement = distribution.Placement.on(config.mesh)
     training.check_outputs(tree=config.tree)
     training.enable_compilation_cache()
     loaded = pipelines.load_run(config.run, pipelines.TextGenerator)
-    generator, params = loaded.pipeline, loaded.params
+    with placement.ambient():
+        return generate(config, loaded.pipeline.on(placement), placement.replicate(loaded.params), loaded.step)
+
+
+def generate(config: Config, generator: pipelines.TextGenerator, params: Any, step_number: int) -> list[Result]:
+    """Read the prompts, generate, print; returns the results."""
+    method = check(config)
     try:
-        prompted = generator.prefill(params, config.prompt, config.max_length)
+        prompted = generator.prefill(params, prompt_rows(config), config.max_length)
     except ValueError as error:
         raise ValueError(f"prompt: {error}") from None
     step, end = decoding.step_of(generator.forward(params)), generator.vocabulary.separator
     constraints = make_constraints(config, generator)
     common: dict[str, Any] = {"max_length": config.max_length, "end_token": end, "constraints": constraints}
-    print(f"{config.run}: {generator.config.core} at step {loaded.step}; {method}", flush=True)
+    print(f"{config.run}: {generator.config.core} at step {step_number}; {method}", flush=True)
 
     make = partial(stream, token_bytes=generator.token_bytes) if config.stream else decode
-    results = read_results(config, generator, jax.device_get(make(config, step, prompted, common)))
+    results = read_results(config, generator, distribution.whole_arrays(make(config, step, prompted, common)))
     for result in results:
         stopped = result.text != generator.vocabulary.decode(result.tokens)
         fate = "ended" if result.ended else "stopped" if stopped else "not ended"
@@ -134,7 +144,7 @@ def main(config: Config) -> list[Result]:
         if not config.stream:
             print(result.prompt + result.text, flush=True)
     if config.json is not None:
-        rows = training.to_json({"config": config, "step": loaded.step, "method": method, "results": results})
+        rows = training.to_json({"config": config, "step": step_number, "method": method, "results": results})
         config.json.write_text(json.dumps(rows, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     if config.tree is not None:
         names = [repr(text.decode(errors="replace")) if text else "end" for text in generator.token_bytes]
@@ -161,9 +171,17 @@ def check(config: Config) -> str:
         raise ValueError(f"stream prints one text of one prompt, made without beams; not {asked}")
     if not 0 <= config.min_length <= config.max_length - config.complete:
         raise ValueError(f"min_length={config.min_length} does not fit in max_length={config.max_length}")
+    if config.samples is not None and config.samples < 1:
+        raise ValueError(f"samples must be at least 1, not {config.samples}")
     if "" in config.forbid + config.require + config.stop:
         raise ValueError("forbid, require and stop take texts of at least a character, not ''")
     return f"beam search, {search}" if search else f"sampling, {sampling}" if sampling else "greedy"
+
+
+def prompt_rows(config: Config) -> list[str]:
+    """The prompt of each row of the batch. On a mesh each sample is a row, so that the devices divide the samples."""
+    copies = 1 if config.mesh is None else config.samples or 1
+    return [text for text in config.prompt for _ in range(copies)]
 
 
 def make_constraints(config: Config, generator: pipelines.TextGenerator) -> list[decoding.Rule]:
@@ -195,7 +213,7 @@ def make_constraints(config: Config, generator: pipelines.TextGenerator) -> list
     if config.no_repeat_ngrams is not None:
         constraints.append(decoding.NoRepeatedNgrams(config.no_repeat_ngrams))
     if config.repetition_penalty != 1:
-        prompts, lengths = decoding.pad_prompts([[0, *generator.encode(text)] for text in config.prompt])
+        prompts, lengths = decoding.pad_prompts([[0, *generator.encode(text)] for text in prompt_rows(config)])
         constraints.append(decoding.RepetitionPenalty(config.repetition_penalty, prompts[:, 1:], lengths - 1))
     if config.stop:
         constraints.append(generator.stopping_at(config.stop))
@@ -207,8 +225,14 @@ def decode(config: Config, step: Any, prompted: decoding.Prefilled, common: dict
     if config.beams is not None:
         return decoding.beam_search(step, *prompted, beam_options(config), **common)
     if given(config, SAMPLING):
-        key, samples = jax.random.key(config.seed or 0), 1 if config.samples is None else config.samples
-        made = decoding.sample(step, *prompted, sampling_options(config), key=key, num_samples=samples, **common)
+        key, prompts, samples = jax.random.key(config.seed or 0), len(config.prompt), config.samples or 1
+        draw = partial(decoding.sample, step, *prompted, sampling_options(config), **common)
+        if config.mesh is None:
+            made = draw(key=key, num_samples=samples)
+        else:  # a row for each sample (prompt_rows), with the key that num_samples gives it
+            keys = fold_in_each(threefry_keys(fold_in_each(key, prompts)), samples)
+            made = draw(key=keys.reshape(-1))._replace(carry=())
+            made = jax.tree.map(lambda x: x.reshape(prompts, samples, *x.shape[1:]), made)
     else:
         made = jax.tree.map(lambda x: x[:, None], decoding.greedy(step, *prompted, **common))
     return Hypotheses(made.tokens, made.lengths, made.log_probabilities, made.log_probabilities)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from jaxseq import data, pipelines, plotting, training
+from jaxseq import data, distribution, pipelines, plotting, training
 from jaxseq.models.configs import RNNTranslator
 
 
@@ -47,6 +47,8 @@ class Config:
     """Maximum number of tokens of a translation; by default 1.5 times the longest training target."""
     alignment: Path | None = None
     """Draw the attention of the first translation over its source (PNG)."""
+    mesh: str | None = None
+    """The devices among which the texts of a batch are divided: data=-1 or data=4; one device if not given."""
 
 
 def main(config: Config) -> list[str]:
@@ -54,6 +56,7 @@ def main(config: Config) -> list[str]:
     if config.max_length is not None and config.max_length < 1:
         raise ValueError(f"max_length must be at least 1, not {config.max_length}")
     training.check_outputs(output=config.output, alignment=config.alignment)
+    placement = distribution.Placement.on(config.mesh)
     training.enable_compilation_cache()
     loaded = pipelines.load_run(config.run, pipelines.Translator)
     if config.alignment is not None and isinstance(loaded.pipeline.config, RNNTranslator):
@@ -65,7 +68,8 @@ def main(config: Config) -> list[str]:
     search = dataclasses.replace(loaded.pipeline.search, **given)
     translator = loaded.pipeline.with_search(search, config.max_length)
     texts = read(config)
-    found = translator(loaded.params, texts)
+    with placement.ambient():
+        found = translator.on(placement)(loaded.params, texts)
     write(config, texts, found)
     if config.alignment is not None:
         filled = [pair for pair in zip(texts, found, strict=True) if pair[0].strip()]

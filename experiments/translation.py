@@ -25,7 +25,7 @@ import numpy as np
 import tyro
 from tyro.conf import OmitArgPrefixes, subcommand
 
-from jaxseq import analysis, data, ops, pipelines, plotting, training
+from jaxseq import analysis, data, distribution, ops, pipelines, plotting, training
 from jaxseq.models import EncoderDecoder
 from jaxseq.models.configs import AttentionTranslator, RNNTranslator, TransformerTranslator
 from jaxseq.pipelines import Dates, Digits, Files, Names, Reversal, Words
@@ -52,6 +52,8 @@ class Config:
 
     run: Path = resumable_field(Path("runs/translation"))
     """The run folder; the same command again resumes the run in it."""
+    mesh: str | None = resumable_field(None)
+    """The devices, as sizes of data, fsdp, sequence and tensor: data=-1 or data=2,fsdp=4; one device if not given."""
     task: OmitArgPrefixes[Task] = Dates()
     model: OmitArgPrefixes[Model] = AttentionTranslator()
     split_seed: int = 0
@@ -110,10 +112,34 @@ class ScheduledBatch(NamedTuple):
         return self.pairs.segment_ids
 
 
+@dataclass(frozen=True)
+class ScheduledBatches:
+    """Batches of pairs, in which the probability of scheduled sampling rises linearly from 0 to ``rate``."""
+
+    pairs: data.BucketedPairs
+    rate: float
+    steps: int
+
+    @property
+    def batch_size(self) -> int:
+        """The number of pairs of a batch."""
+        return self.pairs.batch_size
+
+    @property
+    def fingerprint(self) -> str:
+        """That of the pairs."""
+        return self.pairs.fingerprint
+
+    def __call__(self, step: int, rows: np.ndarray | None = None) -> ScheduledBatch:
+        """The batch of this step, or some of its rows."""
+        return ScheduledBatch(self.pairs(step, rows), np.float32(self.rate * step / max(1, self.steps - 1)))
+
+
 def main(config: Config) -> dict[str, Any]:
     """Read, build, train, translate, score, report; returns the results."""
     if config.smoke:
         config = smoke(config)
+    placement = distribution.Placement.on(config.mesh)
     pipelines.check_user_cores(config.model.cores, config.model.features)
     corpus = config.task.corpus(config.split_seed, 32 if config.smoke else 1000)
     print(corpus.summary(), flush=True)
@@ -135,32 +161,32 @@ def main(config: Config) -> dict[str, Any]:
     with training.Run.open(config.run, config, fingerprint=fingerprint, allow_config_change=change) as run:
         translator.save(run)
         run.write("pairs.json", {"description": corpus.summary(), "skipped": corpus.skipped})
-        params = jax.jit(model.init)(init_key, *arrays)["params"]
         optimizer = training.make_optimizer(config.optimizer, config.train.steps)
-        state = training.create_state(params, optimizer, key=key)
-        loss = make_loss(config, model)
-        chosen = ops.used_implementations(loss, params, (), ScheduledBatch(batches(0), np.float32(0)), key)
-        implementations = ", ".join(f"{op}={'/'.join(names)}" for op, names in chosen.items()) or "none"
+        loss = placement.loss(make_loss(config, model))
+        evaluate = make_evaluation(translator, corpus, placement)
         steps = config.train.steps or config.model.default_steps
-
-        def scheduled(step: int) -> ScheduledBatch:
-            return ScheduledBatch(batches(step), np.float32(config.scheduled_sampling * step / max(1, steps - 1)))
-
-        evaluate = make_evaluation(translator, corpus)
-        state = training.fit(loss, state, optimizer, scheduled, run, config.train, evaluate=evaluate)
+        scheduled = ScheduledBatches(batches, config.scheduled_sampling, steps)
+        with placement.ambient():
+            params = placement.build(lambda *given: model.init(*given)["params"], init_key, *arrays)
+            state = placement.place(training.create_state(params, optimizer, key=key))
+            print(placement.describe(state, config.batch_size), flush=True)
+            chosen = ops.used_implementations(loss, params, (), scheduled(0), key)
+            placed = placement.batches(scheduled)
+            state = training.fit(loss, state, optimizer, placed, run, config.train, evaluate=evaluate)
+        params = placement.local(state.eval_params)
         results = {
-            **score(config, translator, state.eval_params, corpus, run),
-            **alignment_accuracy(config, translator, state.eval_params, corpus),
+            **score(config, translator, params, corpus, run),
+            **alignment_accuracy(config, translator, params, corpus),
             "held_out_pairs": len(corpus.held_out),
             "train_pairs": len(corpus.train),
             "pairs_sha256": corpus.sha256,
-            "parameters": sum(p.size for p in jax.tree.leaves(state.params)),
+            "parameters": sum(p.size for p in jax.tree.leaves(params)),
             "steps": int(state.step),
-            "implementations": implementations,
+            "implementations": ", ".join(f"{op}={'/'.join(names)}" for op, names in chosen.items()) or "none",
             "train_seconds": run.train_seconds,
         }
         run.write_results(results)
-        report = write_report(config, translator, state.eval_params, corpus, run)
+        report = write_report(config, translator, params, corpus, run)
     print(
         f"held out: {results['exact_match']:.2%} exactly right, "
         f"BLEU {results['bleu']:.2f}, chrF {results['chrf']:.2f}\n"
@@ -217,10 +243,13 @@ def make_loss(config: Config, model: EncoderDecoder) -> Callable:
     return loss
 
 
-def make_evaluation(translator: pipelines.Translator, corpus: data.ParallelCorpus) -> Callable:
+def make_evaluation(
+    translator: pipelines.Translator, corpus: data.ParallelCorpus, placement: distribution.Placement
+) -> Callable:
     """Loss under teacher forcing and exact match, decoded greedily, of the first held-out pairs."""
     pairs = corpus.held_out[:256]
-    encoded, greedy = translator.encode_pairs(pairs), translator.with_search(pipelines.SearchConfig())
+    encoded = translator.encode_pairs(pairs)
+    greedy = translator.with_search(pipelines.SearchConfig()).on(placement)
     ends = {"separator": translator.target.separator, "source_end": translator.source.separator}
     batches = data.BucketedPairs(encoded, min(64, len(encoded)), num_buckets=1, **ends)
 
@@ -230,7 +259,7 @@ def make_evaluation(translator: pipelines.Translator, corpus: data.ParallelCorpu
         return training.cross_entropy(logits, batch.targets, batch.segment_ids != 0)
 
     def evaluate(params: Any) -> dict[str, float]:
-        parts = [entropy(params, batches(step)) for step in range(batches.steps_per_epoch)]
+        parts = [entropy(params, placement.batch(batches(step))) for step in range(batches.steps_per_epoch)]
         loss = sum(float(part.total) for part in parts) / sum(float(part.count) for part in parts)
         found = greedy(params, [source for source, _ in pairs])
         right = sum(made == wanted for made, (_, wanted) in zip(found, pairs, strict=True))

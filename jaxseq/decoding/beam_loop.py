@@ -15,7 +15,7 @@ from jax.tree_util import Partial
 from jaxseq.decoding.constraints import Constraint, Rule, next_states, stopped
 from jaxseq.decoding.end_tokens import is_end
 from jaxseq.decoding.options import Coverage
-from jaxseq.decoding.step import gather_rows, is_traced, take_rows
+from jaxseq.decoding.step import gather_rows, is_traced, take_rows, top_k
 from jaxseq.typing import Array, Bool, Carry, Float, Int, Scalar
 
 
@@ -220,7 +220,7 @@ def _choose_candidates(
         worth = totals[:, g]
         if config.num_groups > 1:
             worth = worth - (inputs.diversity * taken)[:, None]
-        worth, chosen = lax.top_k(worth.reshape(count, width * vocab_size), size)
+        worth, chosen = top_k(worth.reshape(count, width * vocab_size), size)
         parents, tokens = chosen // vocab_size, chosen % vocab_size
         ends = is_end(tokens, config.end_tokens) | _stops(inputs, state, parents, tokens, g, config)
         valid = (worth > -jnp.inf) & ~state.done[:, None]
@@ -328,7 +328,7 @@ def _add_finished(
         candidates.tokens,
     )
     both = jax.tree.map(lambda old, new: jnp.concatenate([old, new.astype(old.dtype)], axis=-1), state.finished, new)
-    _, ranks = lax.top_k(both.scores, config.group_size)
+    _, ranks = top_k(both.scores, config.group_size)
     return jax.tree.map(lambda x: jnp.take_along_axis(x, ranks, axis=-1), both)
 
 

@@ -15,6 +15,7 @@ The arrays of a plain closure are compiled in, and every new closure is compiled
 tokens have; a single row, without batch dimensions, is mapped over by ``jax.vmap``.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
@@ -114,6 +115,20 @@ def take_rows(x: Shaped[Array, "N n ..."], indices: Int[Array, "N k"]) -> Shaped
     return jnp.take_along_axis(x, indices.reshape(*indices.shape, *(1,) * (x.ndim - 2)), axis=1)
 
 
+def top_k(x: Float[Array, "N ... V"], k: int) -> list[Array]:
+    """``lax.top_k``. In a mesh each device searches its own rows, if the axes ``data`` and ``fsdp`` divide them.
+
+    XLA's partitioner would gather all rows on every device first.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = tuple(name for name in ("data", "fsdp") if name in mesh.axis_names)
+    devices = math.prod(mesh.shape[name] for name in axes)
+    if devices == 1 or x.shape[0] % devices or mesh.manual_axes:
+        return list(jax.lax.top_k(x, k))
+    rows = jax.P(axes)
+    return list(jax.shard_map(lambda x: tuple(jax.lax.top_k(x, k)), in_specs=rows, out_specs=rows)(x))
+
+
 def document_ids(carry: Carry, batch_shape: tuple[int, ...]) -> Int[Array, "*B"]:
     """The segment id that continues each row's document.
 
@@ -171,9 +186,17 @@ def gather_rows(tree: Tree, batch_shape: tuple[int, ...], parents: Int[Array, "N
 
     A row that is the parent of another row must be its own parent, ``parents[parents] == parents``: then no row is
     overwritten before it is read. On a CPU, large rows (a key-value cache's) are moved in place, one by one, and only
-    those that change; on an accelerator all rows are gathered at once.
+    those that change; on an accelerator all rows are gathered at once. In a mesh they are gathered within each batch
+    element, so that nothing is exchanged if batch elements are sharded.
     """
     count, copies = parents.shape
+    if not jax.sharding.get_abstract_mesh().empty:
+
+        def gather(leaf: Array) -> Array:
+            rows = leaf.reshape(count, copies, *leaf.shape[len(batch_shape) or 1 :])
+            return take_rows(rows, parents).reshape(leaf.shape)
+
+        return jax.tree.map(gather, tree)
     flat = (jnp.arange(count, dtype=parents.dtype)[:, None] * copies + parents).reshape(count * copies)
     num_batch_dims = len(batch_shape) or 1
     leaves, structure = jax.tree.flatten(tree)

@@ -1,6 +1,6 @@
 """One program on one device or many: meshes, sharding rules, placed batches, several processes."""
 
-from jaxseq.distribution.batches import PlacedBatches, PlacedStreams, RowBatches, own_rows, place_rows
+from jaxseq.distribution.batches import PlacedBatches, PlacedStreams, RowBatches, own_rows, place_rows, whole_arrays
 from jaxseq.distribution.collectives import Collective, collectives, traffic_by_axes
 from jaxseq.distribution.mesh import AXES, BATCH_AXES, format_mesh, make_mesh, parse_mesh
 from jaxseq.distribution.placement import Placement
@@ -29,4 +29,5 @@ __all__ = [
     "parse_mesh",
     "place_rows",
     "traffic_by_axes",
+    "whole_arrays",
 ]

@@ -5,6 +5,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxseq.distribution.mesh import BATCH_AXES
@@ -42,6 +43,12 @@ class PlacedBatches:
                 f"(data={mesh.shape['data']} x fsdp={mesh.shape['fsdp']})"
             )
         self.own_rows = own_rows(mesh, self.batch_size)
+
+    @property
+    def fingerprint(self) -> str:
+        """That of the batches, which depends on no mesh."""
+        made: str = self.inner.fingerprint  # type: ignore[attr-defined]
+        return made
 
     def __call__(self, step: int) -> PyTree:
         """The batch of this step, a tree of global arrays."""
@@ -86,6 +93,17 @@ def place_rows(tree: PyTree, mesh: Mesh, rows: np.ndarray | None = None, batch_s
         return jax.make_array_from_callback(shape, sharding, shard)
 
     return jax.tree.map(place, tree)
+
+
+def whole_arrays(tree: PyTree) -> PyTree:
+    """NumPy arrays of a tree on every process; shards of other processes are gathered, by all processes at once."""
+
+    def whole(leaf: Any) -> Any:
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            return multihost_utils.process_allgather(leaf, tiled=True)
+        return jax.device_get(leaf)  # process_allgather would concatenate what each process has whole
+
+    return jax.tree.map(whole, tree)
 
 
 def rows_spec(shape: tuple, mesh: Mesh) -> PartitionSpec:

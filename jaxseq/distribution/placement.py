@@ -18,10 +18,9 @@ from typing import Any, TypeVar, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxseq.distribution.batches import PlacedBatches, PlacedStreams, batch_spec, place_rows, rows_spec
+from jaxseq.distribution.batches import PlacedBatches, PlacedStreams, batch_spec, place_rows, rows_spec, whole_arrays
 from jaxseq.distribution.mesh import BATCH_AXES, format_mesh, make_mesh
 from jaxseq.distribution.report import format_placement
 from jaxseq.distribution.rules import FSDP_MIN_SIZE, parameter_spec
@@ -92,6 +91,13 @@ class Placement:
         mesh = self.mesh
         return jax.tree.map(lambda leaf: _put(leaf, NamedSharding(mesh, rows_spec(np.shape(leaf), mesh))), tree)
 
+    def replicate(self, tree: PyTree) -> PyTree:
+        """The tree, whole on every device."""
+        if self.mesh is None:
+            return tree
+        everywhere = NamedSharding(self.mesh, PartitionSpec())
+        return jax.tree.map(lambda leaf: _put(leaf, everywhere), tree)
+
     def batches(self, batches: Any) -> Any:
         """``batches`` of global arrays (``PlacedBatches``); each process makes the rows of its own devices only.
 
@@ -145,9 +151,11 @@ class Placement:
 
     def to_host(self, tree: PyTree) -> PyTree:
         """NumPy arrays of the whole tree on every process."""
-        if jax.process_count() > 1:
-            return multihost_utils.process_allgather(tree, tiled=True)
-        return jax.device_get(tree)
+        return whole_arrays(tree)
+
+    def local(self, tree: PyTree) -> PyTree:
+        """The whole tree on one device of each process, for what is computed outside of the mesh."""
+        return tree if self.mesh is None else jax.device_put(self.to_host(tree), jax.local_devices()[0])
 
     def describe(self, state: Any, batch_size: int) -> str:
         """The mesh, the batch, and the sharding and bytes of a placed train state (``format_placement``)."""

@@ -57,19 +57,25 @@ def last_id(segment_ids: Int[Array, "*B T"], before: Int[Array, "*B"] | None = N
     """The id of the last real position, ``before`` where there is none."""
     if segment_ids.shape[-1] == 1 and before is not None:  # a decoding step
         last = segment_ids[..., 0]
-        return jnp.where(last != 0, last, before.astype(last.dtype))
-    ended = jnp.pad(segment_ids, [(0, 0)] * (segment_ids.ndim - 1) + [(0, 1)])
-    return previous_ids(ended, before)[..., -1]
+    else:
+        time = jnp.broadcast_to(jnp.arange(segment_ids.shape[-1]), segment_ids.shape)
+        last = _id_at(segment_ids, jnp.where(is_real(segment_ids), time, -1).max(-1, initial=-1))
+    return last if before is None else jnp.where(last != 0, last, before.astype(last.dtype))
 
 
 def first_id(segment_ids: Int[Array, "*B T"]) -> Int[Array, "*B"]:
     """The id of the first real position, 0 where there is none."""
-    if segment_ids.shape[-1] == 0:
-        return jnp.zeros(segment_ids.shape[:-1], segment_ids.dtype)
     if segment_ids.shape[-1] == 1:
         return segment_ids[..., 0]
-    where = jnp.argmax(is_real(segment_ids), axis=-1)
-    return jnp.take_along_axis(segment_ids, where[..., None], axis=-1)[..., 0]
+    steps = segment_ids.shape[-1]
+    time = jnp.broadcast_to(jnp.arange(steps), segment_ids.shape)
+    return _id_at(segment_ids, jnp.where(is_real(segment_ids), time, steps).min(-1, initial=steps))
+
+
+def _id_at(segment_ids: Int[Array, "*B T"], index: Int[Array, "*B"]) -> Int[Array, "*B"]:
+    """The id at an index, 0 outside. A sum, of which devices that share the positions exchange one number a row."""
+    time = jnp.broadcast_to(jnp.arange(segment_ids.shape[-1]), segment_ids.shape)
+    return jnp.where(time == index[..., None], segment_ids, 0).sum(-1, dtype=segment_ids.dtype)
 
 
 def masks(segment_ids: Int[Array, "*B T"] | None) -> SegmentMasks:

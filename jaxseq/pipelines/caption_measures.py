@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxseq import analysis
 from jaxseq.data.images import CaptionSlots, IndexedArrays, SceneImages, caption_slots, mentions
+from jaxseq.distribution import whole_arrays
 from jaxseq.models import EncoderDecoder, caption_logits
 from jaxseq.pipelines.captioner import Caption, Captioner, input_batches
 from jaxseq.typing import Array, Float, Int, PyTree
@@ -62,7 +63,7 @@ class CaptionLosses:
         for rows, batch in input_batches(inputs):
             targets, lengths = self._padded(done, rows, len(batch))
             own = self.captioner.own_words(params, batch, self.length)
-            made = self._losses(params, batch, targets, lengths, own)
+            made = whole_arrays(self._losses(params, *self.captioner.place_rows((batch, targets, lengths, own))))
             forced, free = (np.asarray(part, np.float64)[:rows] for part in made)
             lengths = lengths[:rows]
             best = np.arange(rows), np.where(lengths > 0, free / np.maximum(lengths, 1), np.inf).argmin(1)

@@ -205,9 +205,9 @@ class Captioner(Pipeline):
 
     def captions(self, params: PyTree, inputs: IndexedArrays) -> list[Caption]:
         """The best caption of each input, by the search of this captioner."""
-        made = []
+        made, params = [], self.place_params(params)
         for count, batch in input_batches(inputs):
-            found = self._search.best(params, batch, None, self.search, self.max_length)
+            found = self._search.best(params, batch, None, self.search, self.max_length, place=self.place_rows)
             made += [self._caption(found, row) for row in range(count)]
         return made
 
@@ -221,17 +221,17 @@ class Captioner(Pipeline):
         key: Key[jax.Array, ""],
     ) -> list[list[Caption]]:
         """``num_samples`` captions of each input; image i has the key ``fold_in(key, i)``."""
-        keys, made = fold_in_each(key, len(inputs)), list[list[Caption]]()
+        keys, made, params = fold_in_each(key, len(inputs)), list[list[Caption]](), self.place_params(params)
         for count, batch in input_batches(inputs):
             rows = (len(made) + np.arange(len(batch))).clip(max=len(inputs) - 1)
-            more: dict[str, Any] = {"keys": keys[rows], "num_samples": num_samples}
+            more: dict[str, Any] = {"keys": keys[rows], "num_samples": num_samples, "place": self.place_rows}
             found = self._search.sample(params, batch, options, self.max_length, **more)
             made += [[self._caption(found, (row, sample)) for sample in range(num_samples)] for row in range(count)]
         return made
 
     def own_words(self, params: PyTree, batch: Shaped[np.ndarray, "B Y X C"], length: int) -> Int[np.ndarray, "B T"]:
         """The first ``length`` tokens of greedy decoding, which does not stop at an end."""
-        return self._search.greedy_tokens(params, batch, length)
+        return self._search.greedy_tokens(self.place_params(params), batch, length, place=self.place_rows)
 
     def attentions(
         self, params: PyTree, inputs: IndexedArrays, tokens: Sequence[np.ndarray]

@@ -17,6 +17,7 @@ from jaxseq.analysis import Found
 from jaxseq.data.detection import Objects
 from jaxseq.data.images import IndexedArrays, ResizeMode
 from jaxseq.data.proposals import SelectiveSearch, SlidingWindows, padded_boxes
+from jaxseq.distribution import whole_arrays
 from jaxseq.models.detection import (
     NEVER,
     RCNN,
@@ -194,9 +195,9 @@ class Detector(Pipeline):
         """
         if self.linear is None and self.config.model == "rcnn":
             raise ValueError("R-CNN detects with linear stages, which are not fitted yet")
-        made: list[Found] = []
-        for count, batch, boxes in self._batches(images, proposals):
-            kept = jax.tree.map(np.asarray, self._detect(params, self.linear, batch, boxes))
+        made, params = list[Found](), self.place_params(params)
+        for count, *batch in self._batches(images, proposals):
+            kept = whole_arrays(self._detect(params, self.linear, *self.place_rows(batch)))
             for row in range(count):
                 valid = kept.valid[row]
                 made.append(Found(kept.boxes[row][valid], kept.scores[row][valid], kept.classes[row][valid]))

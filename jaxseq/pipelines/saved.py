@@ -1,16 +1,21 @@
 """Load a trained model and its vocabularies from a run folder."""
 
 import abc
+import copy
 import os
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 from jaxseq import training
+from jaxseq.distribution import Placement
 from jaxseq.typing import PyTree
 
 
 class Pipeline(abc.ABC):
     """A model with its vocabularies, which can be saved to a run folder (except its parameters)."""
+
+    placement: Placement | None = None
+    """Where a batch is computed (``on``)."""
 
     @classmethod
     @abc.abstractmethod
@@ -24,6 +29,23 @@ class Pipeline(abc.ABC):
     @abc.abstractmethod
     def save(self, run: training.Run) -> None:
         """Write the model's config and the vocabularies."""
+
+    def on(self, placement: Placement) -> Self:
+        """The same pipeline, whose methods replicate parameters on a mesh and shard the rows of a batch over it.
+
+        Rows that the devices do not divide are replicated.
+        """
+        other = copy.copy(self)
+        other.placement = placement
+        return other
+
+    def place_params(self, params: PyTree) -> PyTree:
+        """The parameters, replicated on the mesh; as they are without one."""
+        return params if self.placement is None else self.placement.replicate(params)
+
+    def place_rows(self, tree: PyTree) -> PyTree:
+        """Arrays of a batch, sharded by rows over the mesh; as they are without one."""
+        return tree if self.placement is None else self.placement.rows(tree)
 
 
 P = TypeVar("P", bound=Pipeline)

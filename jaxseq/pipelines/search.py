@@ -1,7 +1,7 @@
 """The search for an output text that translators and captioners share: greedy decoding, beams, samples."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -12,6 +12,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from jaxseq import decoding
+from jaxseq.distribution import whole_arrays
 from jaxseq.models import Encoded, EncoderDecoder
 from jaxseq.typing import Key, PyTree
 
@@ -39,6 +40,10 @@ class SearchConfig:
 GREEDY = SearchConfig()
 
 
+def _unplaced(tree: PyTree) -> PyTree:
+    return tree
+
+
 class Found(NamedTuple):
     """The best output of each row: tokens, padded; their number, with the end token; the model's log-probability."""
 
@@ -49,6 +54,8 @@ class Found(NamedTuple):
 
 class Search:
     """Encodes a batch of sources with a model and decodes it; compiles once for each shape.
+
+    Its methods take a function ``place``, which shards the rows of the source and of the carry over a mesh.
 
     Args:
         model: the parameters are an argument of its methods.
@@ -64,20 +71,28 @@ class Search:
         self._decode = partial(model.apply, method="decode")
 
     def best(
-        self, params: PyTree, source: Any, source_segment_ids: Any, search: SearchConfig, max_length: int
+        self,
+        params: PyTree,
+        source: Any,
+        source_segment_ids: Any,
+        search: SearchConfig,
+        max_length: int,
+        *,
+        place: Callable = _unplaced,
     ) -> Found:
         """The best output of each row, by greedy decoding or beam search."""
-        step, carry, first, common = self._start(params, source, source_segment_ids, max_length)
+        step, carry, first, common = self._start(params, source, source_segment_ids, max_length, place)
         if search.beams == 1:
             made = decoding.greedy(step, carry, first, **common)
-            return Found(*map(np.asarray, (made.tokens, made.lengths, made.log_probabilities)))
+            return Found(*whole_arrays((made.tokens, made.lengths, made.log_probabilities)))
         coverage = None
         if search.coverage:
-            mask = None if source_segment_ids is None else jnp.asarray(source_segment_ids != 0)
+            mask = None if source_segment_ids is None else place(jnp.asarray(source_segment_ids != 0))
             coverage = decoding.Coverage(self.model.last_attention_weights, search.coverage, mask)
         options = decoding.BeamOptions(search.beams, 1, normalization=search.normalization, coverage=coverage)
         found = decoding.beam_search(step, carry, first, options, **common)
-        return Found(*(np.asarray(part[:, 0]) for part in (found.tokens, found.lengths, found.log_probabilities)))
+        best = [part[:, 0] for part in (found.tokens, found.lengths, found.log_probabilities)]
+        return Found(*whole_arrays(best))
 
     def sample(
         self,
@@ -88,24 +103,26 @@ class Search:
         *,
         keys: Key[jax.Array, " B"],
         num_samples: int,
+        place: Callable = _unplaced,
     ) -> Found:
         """``num_samples`` outputs of each row ``[B n ...]``, drawn with the row's key."""
-        step, carry, first, common = self._start(params, source, None, max_length)
+        step, carry, first, common = self._start(params, source, None, max_length, place)
         made = decoding.sample(step, carry, first, options, key=keys, num_samples=num_samples, **common)
-        return Found(*map(np.asarray, (made.tokens, made.lengths, made.log_probabilities)))
+        return Found(*whole_arrays((made.tokens, made.lengths, made.log_probabilities)))
 
-    def greedy_tokens(self, params: PyTree, source: Any, length: int) -> np.ndarray:
+    def greedy_tokens(self, params: PyTree, source: Any, length: int, *, place: Callable = _unplaced) -> np.ndarray:
         """The first ``length`` tokens ``[B T]`` of greedy decoding, which does not stop at an end."""
-        step, carry, first, common = self._start(params, source, None, length)
-        return np.asarray(decoding.greedy(step, carry, first, **common | {"end_token": None}).tokens)
+        step, carry, first, common = self._start(params, source, None, length, place)
+        made = decoding.greedy(step, carry, first, **common | {"end_token": None})
+        return np.asarray(whole_arrays(made.tokens))
 
     def _start(
-        self, params: PyTree, source: Any, source_segment_ids: Any, max_length: int
-    ) -> tuple[Any, Any, np.ndarray, dict[str, Any]]:
+        self, params: PyTree, source: Any, source_segment_ids: Any, max_length: int, place: Callable
+    ) -> tuple[Any, Any, Any, dict[str, Any]]:
         """The step, the carry, the first tokens, and further arguments of a decoding function."""
         variables, rows = {"params": params}, (len(source),)
-        encoded: Encoded = self._encode(variables, source, source_segment_ids)
-        carry = self._initial_carry(variables, encoded, rows, max_length)
+        encoded: Encoded = place(self._encode(variables, *place((source, source_segment_ids))))
+        carry = place(self._initial_carry(variables, encoded, rows, max_length))
         step = decoding.step_of(Partial(self._decode, variables))
         common = {"end_token": self.end, "max_length": max_length, "memory": encoded, "constraints": self.rules}
-        return step, carry, np.full(rows, self.end, np.int32), common
+        return step, carry, place(np.full(rows, self.end, np.int32)), common

@@ -77,8 +77,9 @@ class TextGenerator(Pipeline):
     def prefill(self, params: PyTree, prompts: Sequence[str], max_length: int) -> decoding.Prefilled:
         """The carry after the separator and each prompt, from which up to ``max_length`` tokens will be generated."""
         tokens = [[self.vocabulary.separator, *self.encode(prompt)] for prompt in prompts]
-        carry = self.initial_carry((len(prompts),))
-        return decoding.prefill(self.forward(params), carry, *decoding.pad_prompts(tokens), max_length=max_length)
+        padded, carry = decoding.pad_prompts(tokens), self.initial_carry((len(prompts),))
+        inputs = self.place_rows((carry, *padded))
+        return self.place_rows(decoding.prefill(self.forward(params), *inputs, max_length=max_length))
 
     def sample(
         self,

@@ -103,12 +103,13 @@ class Translator(Pipeline):
         found = [""] * len(texts)
         if not filled:
             return found
+        params = self.place_params(params)
         batches = data.BucketedSources(
             encoded, BATCH_SIZE, source_end=self.source.separator, num_buckets=self.num_buckets
         )
         for batch in batches:
             sources = batch.source_tokens, batch.source_segment_ids
-            made = self._search.best(params, *sources, self.search, self.max_length)
+            made = self._search.best(params, *sources, self.search, self.max_length, place=self.place_rows)
             for index, row, length in zip(batch.indices, made.tokens, made.lengths, strict=False):
                 found[filled[index]] = self.target.decode(row[:length])
         return found

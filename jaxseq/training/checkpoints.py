@@ -3,9 +3,15 @@
 A checkpoint is a folder ``checkpoints/<step>`` with Orbax's arrays and a manifest (SHA-256, shape and dtype of every
 leaf). It is written under a temporary name and renamed when it is complete. A checkpoint that does not match its
 manifest is never loaded; the one before it is loaded instead. Nothing is deleted before a newer one is complete.
+
+Several processes write one checkpoint together, on a file system that they share: Orbax writes each process's shards,
+each process describes its own (``training.shards``), and process 0 completes the folder and renames it. It loads with
+any number of devices and processes.
 """
 
 import contextlib
+import functools
+import itertools
 import logging
 import os
 import re
@@ -21,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jaxseq.training.errors import CheckpointError, CheckpointMismatchError, CheckpointWarning
+from jaxseq.training.errors import CheckpointError, CheckpointMismatchError, CheckpointWarning, ProcessError
 from jaxseq.training.files import JSON, sync_folder, write_json
 from jaxseq.training.manifest import (
     Body,
@@ -31,18 +37,23 @@ from jaxseq.training.manifest import (
     describe_files,
     differences,
     host_copy,
+    leaf_rows,
     make_manifest,
     one_line,
     read_manifest,
     verify_files,
     verify_leaf,
 )
-from jaxseq.training.state import Ema, eval_params, init_ema
+from jaxseq.training.processes import agreed, barrier, from_primary, is_primary
+from jaxseq.training.shards import Snapshot, join_manifests, take_snapshot, verify_shards, write_process_manifest
+from jaxseq.training.state import Ema, copy_buffers, eval_params, init_ema, replicated
 from jaxseq.typing import Array, PyTree
 
 MANIFEST = "manifest.json"
 ARRAYS = "arrays"
 WRITING = ".writing"
+ORBAX_TIMEOUT_S = 300
+"""How long a process waits for the parts of the others; after that the checkpoint has failed on all."""
 _NAME = re.compile(r"(\d{8,})(?:\.(\d+))?")
 
 
@@ -68,7 +79,13 @@ class _Parameters(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints in a folder; the newest ``max_to_keep`` are kept. One process may write at a time."""
+    """The checkpoints in a folder; the newest ``max_to_keep`` are kept. One run may write at a time.
+
+    All processes of a run make the same calls in the same order.
+    """
+
+    _saves = itertools.count()
+    """Numbers the barriers, alike on all processes."""
 
     def __init__(self, folder: str | os.PathLike, *, max_to_keep: int = 3):
         if max_to_keep < 1:
@@ -89,10 +106,13 @@ class Checkpoints:
         Waits for the previous save, and warns (CheckpointWarning) if it failed. ``meta`` is any JSON object.
         """
         self.wait()
-        leaves = host_copy(state)
+        if jax.process_count() > 1:
+            write = self._begin_shared(step, state, dict(meta or {}))
+        else:
+            write = functools.partial(self._write, step, host_copy(state), dict(meta or {}))
         if self._worker is None:
             self._worker = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._pending = (step, self._worker.submit(self._write, step, leaves, dict(meta or {})))
+        self._pending = (step, self._worker.submit(write))
 
     def wait(self) -> bool:
         """Wait until the latest save is finished; returns False, with a warning, if it failed."""
@@ -100,10 +120,11 @@ class Checkpoints:
             return True
         (step, future), self._pending = self._pending, None
         error = future.exception()
-        if error is None:
-            return True
-        if not isinstance(error, Exception):
+        if error is not None and not isinstance(error, Exception):
             raise error
+        if agreed(error is None):
+            return True
+        error = error or ProcessError("another process failed")
         kept = f"the newest on disk is step {steps[-1]}" if (steps := self.steps()) else "there is none on disk yet"
         warnings.warn(
             f"the checkpoint of step {step} was not written ({one_line(error)}); {kept}",
@@ -147,12 +168,17 @@ class Checkpoints:
     def _newest(self, load: Callable[[_Entry], Restored]) -> Restored | None:
         """The newest entry that loads, with a warning for each that was skipped."""
         skipped: list[str] = []
-        for entry in reversed(self._entries()):
+        for entry in itertools.starmap(_Entry, from_primary(lambda: self._entries()[::-1])):
+            restored, reason = None, None
             try:
                 restored = load(entry)
-            except CorruptedError as reason:
-                if not (self.folder / entry.name).exists():  # another process has replaced it by a newer one
+            except CorruptedError as error:
+                # Another run may have replaced it by a newer one.
+                if jax.process_count() == 1 and not (self.folder / entry.name).exists():
                     return self._newest(load)
+                reason = str(error)
+            if not agreed(restored is not None) or restored is None:
+                reason = reason or "another process cannot load it"
                 skipped.append(f"step {entry.step} ({self.folder / entry.name}): {reason}")
                 self._damaged.add(entry.name)
                 continue
@@ -179,26 +205,80 @@ class Checkpoints:
 
     def _write(self, step: int, leaves: list[HostLeaf], meta: dict[str, JSON]) -> None:
         """In the background thread: write under a temporary name, rename, then delete older checkpoints."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for leftover in self.folder.glob(f"*{WRITING}"):
-            shutil.rmtree(leftover, ignore_errors=True)
-        entries = self._entries()
-        generation = 1 + max((e.generation for e in entries if e.step == step), default=-1)
-        name = f"{step:08d}" + (f".{generation}" if generation else "")
-        writing = self.folder / (name + WRITING)
+        entry = self._make_folder(step)
+        writing = self.folder / (entry.name + WRITING)
         try:
-            writing.mkdir()
             with _quiet():
                 write_arrays(writing / ARRAYS, leaves)
-            files = describe_files(writing / ARRAYS)
-            write_json(writing / MANIFEST, make_manifest(step, leaves, files, meta))
-            sync_folder(writing)
-            os.rename(writing, self.folder / name)
-            sync_folder(self.folder)
+            self._complete(entry, leaf_rows(leaves), meta)
         except BaseException:
             shutil.rmtree(writing, ignore_errors=True)
             raise
-        self._prune(_Entry(step, generation, name))
+        self._prune(entry)
+
+    def _make_folder(self, step: int) -> _Entry:
+        """Make the folder in which a step is written; delete what earlier attempts have left."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for leftover in self.folder.glob(f"*{WRITING}"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        generation = 1 + max((e.generation for e in self._entries() if e.step == step), default=-1)
+        name = f"{step:08d}" + (f".{generation}" if generation else "")
+        (self.folder / (name + WRITING)).mkdir()
+        return _Entry(step, generation, name)
+
+    def _complete(self, entry: _Entry, rows: dict[str, LeafRow], meta: dict[str, JSON]) -> None:
+        """Write the manifest and rename the folder."""
+        writing = self.folder / (entry.name + WRITING)
+        files = describe_files(writing / ARRAYS)
+        write_json(writing / MANIFEST, make_manifest(entry.step, rows, files, meta))
+        sync_folder(writing)
+        os.rename(writing, self.folder / entry.name)
+        sync_folder(self.folder)
+
+    def _begin_shared(self, step: int, state: PyTree, meta: dict[str, JSON]) -> Callable[[], None]:
+        """With several processes, in the main thread: copy the arrays; returns the rest, for the background thread."""
+        entry = _Entry(*from_primary(lambda: self._make_folder(step)))
+        snapshot = take_snapshot(state)
+        tree = {_slot(name): array for name, array in snapshot.arrays.items() if array.size}
+        handler = ocp.PyTreeCheckpointHandler()
+        saver = ocp.AsyncCheckpointer(handler, async_options=ocp.options.AsyncOptions(timeout_secs=ORBAX_TIMEOUT_S))
+        failed: Exception | None = None
+        try:
+            with _quiet():
+                saver.save(self.folder / (entry.name + WRITING) / ARRAYS, args=ocp.args.PyTreeSave(tree))
+        except Exception as error:
+            failed = error
+        return functools.partial(self._finish_shared, entry, snapshot, saver, failed, meta, next(self._saves))
+
+    def _finish_shared(
+        self,
+        entry: _Entry,
+        snapshot: Snapshot,
+        saver: ocp.AsyncCheckpointer,
+        failed: Exception | None,
+        meta: dict[str, JSON],
+        number: int,
+    ) -> None:
+        """In the background thread: all processes come to both barriers, whatever fails before."""
+        writing = self.folder / (entry.name + WRITING)
+        try:
+            with _quiet():
+                saver.wait_until_finished()
+                saver.close()
+            write_process_manifest(writing, snapshot)
+        except Exception as error:
+            failed = failed or error
+        barrier(f"jaxseq: checkpoint {number} of step {entry.step} written")
+        if is_primary():
+            try:
+                self._complete(entry, join_manifests(writing, snapshot, jax.process_count()), meta)
+                self._prune(entry)
+            except Exception as error:
+                failed = failed or error
+                shutil.rmtree(writing, ignore_errors=True)
+        barrier(f"jaxseq: checkpoint {number} of step {entry.step} renamed")
+        if failed is not None:
+            raise failed
 
     def _prune(self, newest: _Entry) -> None:
         """Delete the steps before the newest ``max_to_keep`` valid ones, and those that the newest replaces."""
@@ -246,6 +326,7 @@ class Checkpoints:
             raise CorruptedError(f"its arrays cannot be read ({one_line(error)})") from None
         for name, row in body["leaves"].items():
             verify_leaf(name, arrays[name], row)
+            verify_shards(name, arrays[name], row.get("shards", []))
         paths, treedef = jax.tree_util.tree_flatten_with_path(template)
         leaves = [_place(arrays[jax.tree_util.keystr(path)], leaf) for path, leaf in paths]
         return Restored(entry.step, jax.tree.unflatten(treedef, leaves), body["meta"])
@@ -285,9 +366,13 @@ def _place(array: np.ndarray, template: PyTree) -> Array | np.ndarray | int | fl
     if not isinstance(template, jax.Array):
         return array if isinstance(template, np.ndarray) else type(template)(array[()])
     key = jax.dtypes.issubdtype(template.dtype, jax.dtypes.prng_key)
-    value = jnp.array(array, copy=True)
-    value = jax.random.wrap_key_data(value, impl=jax.random.key_impl(template)) if key else value
-    return value if len(template.sharding.device_set) == 1 else jax.device_put(value, template.sharding)
+    sharding = template.sharding
+    if len(sharding.device_set) == 1:
+        value = jnp.array(array, copy=True)
+    else:
+        sharding = replicated(sharding) if key else sharding
+        value = copy_buffers(jax.make_array_from_callback(array.shape, sharding, lambda index: array[index]))
+    return jax.random.wrap_key_data(value, impl=jax.random.key_impl(template)) if key else value
 
 
 @contextlib.contextmanager

@@ -8,17 +8,22 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
+from jaxseq.training.processes import is_primary
 from jaxseq.training.state import ParameterInfo
+from jaxseq.typing import PyTree
 
 MAX_TABLE_ROWS = 24
 
 
-def format_devices() -> str:
-    """The devices and the version of jax, in one line."""
-    devices = jax.devices()
-    kinds = ", ".join(sorted({device.device_kind for device in devices}))
-    count = f"{len(devices)} x " if len(devices) > 1 else ""
-    return f"device: {count}{devices[0].platform} ({kinds}), jax {jax.__version__}"
+def format_devices(state: PyTree) -> str:
+    """The devices that hold a state, those that are left, and the version of jax, in one line."""
+    arrays = [leaf for leaf in jax.tree.leaves(state) if isinstance(leaf, jax.Array)]
+    used: set[Any] = {device for leaf in arrays for device in leaf.sharding.device_set} or set(jax.devices()[:1])
+    kinds = ", ".join(sorted({device.device_kind for device in used}))
+    count = f"{len(used)} x " if len(used) > 1 else ""
+    rest = len(jax.devices()) - len(used)
+    unused = f"; {rest} more not used" if rest else ""
+    return f"device: {count}{next(iter(used)).platform} ({kinds}){unused}, jax {jax.__version__}"
 
 
 def format_parameters(table: list[ParameterInfo]) -> list[str]:
@@ -61,7 +66,7 @@ def format_progress(row: Mapping[str, Any], steps_left: int) -> str:
 
 
 class ProgressDisplay:
-    """A live progress bar on a terminal; elsewhere one printed line for each log row."""
+    """A live progress bar on a terminal; elsewhere one printed line for each log row. Process 0 alone prints."""
 
     def __init__(self, total_steps: int):
         self.total_steps = total_steps
@@ -70,7 +75,7 @@ class ProgressDisplay:
 
     def start(self, step: int) -> None:
         """Show the bar, if stdout is a terminal."""
-        if sys.stdout.isatty():
+        if is_primary() and sys.stdout.isatty():
             columns = (
                 TextColumn("step"),
                 MofNCompleteColumn(),
@@ -91,7 +96,7 @@ class ProgressDisplay:
         text = format_progress(row, self.total_steps - step)
         if self._bar is not None:
             self._bar.update(self._task, completed=step, description=text)
-        else:
+        elif is_primary():
             width = len(str(self.total_steps))
             print(f"step {step:>{width}}/{self.total_steps}  {text}", flush=True)
 
@@ -99,7 +104,7 @@ class ProgressDisplay:
         """Print a separate line."""
         if self._bar is not None:
             self._bar.console.print(text, markup=False, highlight=False)
-        else:
+        elif is_primary():
             print(text, flush=True)
 
     def close(self) -> None:

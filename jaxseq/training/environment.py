@@ -32,6 +32,7 @@ def describe_environment(fingerprint: str) -> dict[str, JSON]:
         "backend": devices[0].platform,
         "devices": sorted({device.device_kind for device in devices}),
         "device_count": len(devices),
+        "process_count": jax.process_count(),
         "cpu_count": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "x64": bool(jax.config.jax_enable_x64),  # type: ignore[attr-defined]

@@ -25,6 +25,10 @@ class CheckpointMismatchError(CheckpointError):
     """A valid checkpoint belongs to another state: other leaves, shapes or dtypes."""
 
 
+class ProcessError(TrainingError):
+    """A process of the run is missing, or the processes do not agree."""
+
+
 class NonfiniteError(TrainingError):
     """Too many consecutive steps had a loss or gradient that is not finite."""
 

@@ -16,14 +16,14 @@ from jaxseq.training.errors import ConfigMismatchError, NonfiniteError
 from jaxseq.training.interrupts import EXIT_INTERRUPTED, Interrupted, SignalHandler
 from jaxseq.training.metrics import JsonLinesWriter, MetricAccumulator, TensorBoardWriter
 from jaxseq.training.nonfinite import NonfiniteLog
+from jaxseq.training.processes import is_primary
 from jaxseq.training.protocols import B, Batches, Evaluate, Loss, Writer
 from jaxseq.training.run import Run
 from jaxseq.training.settings import resumable_field
 from jaxseq.training.state import TrainState, copy_buffers, init_ema, parameter_table
-from jaxseq.training.step import Metrics, make_train_step
+from jaxseq.training.step import Metrics, count_tokens, make_train_step
 from jaxseq.training.throughput import Throughput
 from jaxseq.training.truncation import Truncation, TruncationMode
-from jaxseq.typing import PyTree
 
 IN_FLIGHT = 2
 """Steps that are dispatched to the device before the host reads the metrics of an earlier one."""
@@ -104,14 +104,6 @@ def fit(
         loop.close()
 
 
-def count_tokens(batch: PyTree) -> int:
-    """Number of real positions of a batch: where ``segment_ids`` is not 0, or else the size of its first array."""
-    if hasattr(batch, "segment_ids") and batch.segment_ids is not None:
-        return int(np.count_nonzero(batch.segment_ids))
-    leaves = jax.tree.leaves(batch)
-    return int(np.size(leaves[0])) if leaves else 0
-
-
 class _Loop(Generic[B]):
     """The host's side of training. Speed, metrics and skipped steps are kept by separate objects."""
 
@@ -137,17 +129,18 @@ class _Loop(Generic[B]):
         self.state = copy_buffers(state)
         self.truncation = Truncation(config.truncation, loss, batches, state.carry)
         self.train_step = make_train_step(
-            loss, optimizer, keep_carry=self.truncation.keep_carry, ema_decay=config.ema_decay
+            loss, optimizer, keep_carry=self.truncation.keep_carry, ema_decay=config.ema_decay, state=self.state
         )
         self.checkpoints = Checkpoints(run.checkpoints, max_to_keep=config.max_to_keep)
-        board = [TensorBoardWriter(run.path / "tensorboard")] if config.tensorboard else []
-        self.writers: list[Writer] = [JsonLinesWriter(run.metrics), *board, *writers]
+        board = [TensorBoardWriter(run.path / "tensorboard")] if config.tensorboard and is_primary() else []
+        self.writers: list[Writer] = [JsonLinesWriter(run.metrics), *board, *writers] if is_primary() else []
         self.progress = ProgressDisplay(self.num_steps)
-        self.nonfinite = NonfiniteLog(run.path / "nonfinite.jsonl", run.environment["data_fingerprint"])
+        fingerprint = run.environment["data_fingerprint"]
+        self.nonfinite = NonfiniteLog(run.path / "nonfinite.jsonl", fingerprint, write=is_primary())
         self.throughput = Throughput()
         self.accumulator = MetricAccumulator()
         self.step, self.saved_step, self.tokens = 0, -1, 0
-        self.pending: collections.deque[tuple[int, int, Metrics]] = collections.deque()
+        self.pending: collections.deque[tuple[int, Metrics]] = collections.deque()
 
     def close(self) -> None:
         self.progress.close()
@@ -162,7 +155,7 @@ class _Loop(Generic[B]):
             self.progress.start(self.step)
             self.throughput.start()
             first = True
-            while self.step < self.num_steps and signals.received is None:
+            while self.step < self.num_steps and not signals.stop_before(self.step):
                 self.make_step(first)
                 first = False
             saved = self.save_with_retry()
@@ -196,8 +189,10 @@ class _Loop(Generic[B]):
         self.run.write("parameters.json", [row._asdict() for row in table])
         batch = self.batches(self.step)
         shapes = {tuple(np.shape(leaf)) for leaf in jax.tree.leaves(batch)}
-        tokens = count_tokens(batch)
-        print(format_devices())
+        tokens = int(count_tokens(batch))
+        if not is_primary():
+            return
+        print(format_devices(self.state))
         print("\n".join(format_parameters(table)))
         print(
             f"data: {tokens:,} tokens per step ({', '.join('x'.join(map(str, s)) for s in sorted(shapes) if s)}), "
@@ -213,7 +208,7 @@ class _Loop(Generic[B]):
         config = self.config
         batch = self.batches(self.step)
         self.state, metrics = self.train_step(self.state, batch)
-        self.pending.append((self.step, count_tokens(batch), metrics))
+        self.pending.append((self.step, metrics))
         self.step += 1
         self.state = self.truncation.prepare(self.state, self.step)
         self.drain_metrics(0 if first else IN_FLIGHT)
@@ -233,8 +228,9 @@ class _Loop(Generic[B]):
     def drain_metrics(self, in_flight: int) -> None:
         """Read the metrics of all but the newest steps, which bounds how far the device runs ahead."""
         while len(self.pending) > in_flight:
-            step, tokens, metrics = self.pending.popleft()
+            step, metrics = self.pending.popleft()
             values = jax.device_get(metrics)
+            tokens = int(values.pop("tokens"))
             self.accumulator.add(values, tokens)
             self.tokens += tokens
             self.throughput.add_step(tokens)

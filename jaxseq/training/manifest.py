@@ -7,7 +7,7 @@ computed in memory before anything was written, are verified after reading.
 import hashlib
 import json
 from pathlib import Path
-from typing import NamedTuple, TypedDict, cast
+from typing import NamedTuple, NotRequired, TypedDict, cast
 
 import jax
 import numpy as np
@@ -18,6 +18,7 @@ from jaxseq.training.state import is_key
 from jaxseq.typing import PyTree
 
 FORMAT = 1
+"""The format of a checkpoint of one process; that of several, whose rows have shards, is the next."""
 
 
 class CorruptedError(Exception):
@@ -32,10 +33,18 @@ class LeafSpec(TypedDict):
     key: str | None
 
 
-class LeafRow(LeafSpec):
-    """A leaf in the manifest."""
+class ShardRow(TypedDict):
+    """A part of a leaf: the first and the last index plus 1 of each dimension, and the SHA-256 of its entries."""
 
+    index: list[list[int]]
     sha256: str
+
+
+class LeafRow(LeafSpec):
+    """A leaf in the manifest: its SHA-256, or those of the shards of several processes."""
+
+    sha256: str | None
+    shards: NotRequired[list[ShardRow]]
 
 
 class FileRow(TypedDict):
@@ -64,20 +73,16 @@ class HostLeaf(NamedTuple):
 
 
 def host_copy(state: PyTree) -> list[HostLeaf]:
-    """Copy the leaves to the host; later changes of the state's buffers (donation) do not affect the copy.
-
-    Raises ValueError for an array that is distributed over several processes.
-    """
+    """Copy the leaves to the host; later changes of the state's buffers (donation) do not affect the copy."""
     named = jax.tree_util.tree_leaves_with_path(state)
-    for path, leaf in named:
-        if not getattr(leaf, "is_fully_addressable", True):
-            raise ValueError(f"{_name(path)} is distributed over several processes, which is not supported yet")
+    for _, leaf in named:
         if hasattr(leaf, "copy_to_host_async") and not is_key(leaf):
             leaf.copy_to_host_async()
-    return [_host_leaf(_name(path), leaf) for path, leaf in named]
+    return [_host_leaf(leaf_name(path), leaf) for path, leaf in named]
 
 
-def _name(path: KeyPath) -> str:
+def leaf_name(path: KeyPath) -> str:
+    """The name of a leaf in the manifest."""
     return jax.tree_util.keystr(path)
 
 
@@ -102,11 +107,9 @@ def digest(array: np.ndarray) -> str:
     return hashlib.sha256(flat.view(np.uint8).data).hexdigest()
 
 
-def make_manifest(
-    step: int, leaves: list[HostLeaf], files: dict[str, FileRow], meta: dict[str, JSON]
-) -> dict[str, JSON]:
-    """The contents of ``manifest.json``: the body and its checksum."""
-    rows: dict[str, LeafRow] = {
+def leaf_rows(leaves: list[HostLeaf]) -> dict[str, LeafRow]:
+    """The rows of leaves that one process holds whole."""
+    return {
         leaf.name: {
             "shape": list(leaf.value.shape),
             "dtype": str(leaf.value.dtype),
@@ -115,7 +118,14 @@ def make_manifest(
         }
         for leaf in leaves
     }
-    body: Body = {"format": FORMAT, "step": step, "meta": meta, "files": files, "leaves": rows}
+
+
+def make_manifest(
+    step: int, rows: dict[str, LeafRow], files: dict[str, FileRow], meta: dict[str, JSON]
+) -> dict[str, JSON]:
+    """The contents of ``manifest.json``: the body and its checksum."""
+    number = FORMAT + any("shards" in row for row in rows.values())
+    body: Body = {"format": number, "step": step, "meta": meta, "files": files, "leaves": rows}
     return {"sha256": _checksum(body), "body": body}
 
 
@@ -134,8 +144,8 @@ def read_manifest(file: Path, step: int) -> Body:
     body = cast(Body | None, manifest.get("body") if isinstance(manifest, dict) else None)
     if not isinstance(body, dict) or _checksum(body) != manifest.get("sha256"):
         raise CorruptedError("its manifest does not match its own checksum")
-    if body["format"] != FORMAT:
-        raise CorruptedError(f"its manifest has format {body['format']}, not {FORMAT}")
+    if body["format"] not in (FORMAT, FORMAT + 1):
+        raise CorruptedError(f"its manifest has format {body['format']}, not {FORMAT} or {FORMAT + 1}")
     if body["step"] != step:
         raise CorruptedError(f"its manifest is of step {body['step']}")
     return body
@@ -169,7 +179,7 @@ def verify_files(folder: Path, rows: dict[str, FileRow]) -> None:
 def differences(body: Body, template: PyTree) -> list[str]:
     """The differences between a manifest and a state: one line for each leaf that is missing, extra, or different."""
     saved = body["leaves"]
-    expected = {_name(path): leaf_spec(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(template)}
+    expected = {leaf_name(path): leaf_spec(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(template)}
     lines = []
     for name in sorted(saved.keys() | expected.keys()):
         texts = [_text(leaves.get(name)) for leaves in (saved, expected)]
@@ -189,7 +199,7 @@ def verify_leaf(name: str, array: np.ndarray, row: LeafRow) -> None:
     if str(array.dtype) != row["dtype"] or list(array.shape) != row["shape"]:
         found = f"{array.dtype}{list(array.shape)}"
         raise CorruptedError(f"{name} is {found}, but {row['dtype']}{row['shape']} was written")
-    if digest(array) != row["sha256"]:
+    if row["sha256"] is not None and digest(array) != row["sha256"]:
         raise CorruptedError(f"{name} does not match its SHA-256")
 
 

@@ -11,23 +11,29 @@ from jaxseq.typing import Array, Key
 
 
 class NonfiniteLog:
-    """Writes one line for each skipped step and counts the longest sequence of skipped steps."""
+    """Writes one line for each skipped step and counts the longest sequence of skipped steps.
 
-    def __init__(self, file: Path, fingerprint: str):
+    ``write`` is False on the processes that write no text files.
+    """
+
+    def __init__(self, file: Path, fingerprint: str, *, write: bool = True):
         self.file = file
         self.longest = 0
         """Largest number of consecutive skipped steps in this process."""
         self._fingerprint = fingerprint
-        self._writer = JsonLinesWriter(file)
+        self._writer = JsonLinesWriter(file) if write else None
 
     def rewind(self, step: int) -> None:
         """Delete the lines after a step."""
-        self._writer.rewind(step)
+        if self._writer is not None:
+            self._writer.rewind(step)
 
     def add(self, step: int, metrics: Mapping[str, JSON], key: Key[Array, ""]) -> None:
         """Record a skipped step by what is needed to reproduce it: batch number, key and data fingerprint."""
         consecutive = int(metrics["nonfinite_in_row"])
         self.longest = max(self.longest, consecutive)
+        if self._writer is None:
+            return
         row = {
             "batch": step,
             "seed": jax.random.key_data(key).tolist(),

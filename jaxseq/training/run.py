@@ -11,6 +11,7 @@ from jaxseq.training.environment import describe_environment, enable_compilation
 from jaxseq.training.errors import ConfigMismatchError, RunFolderError, RunLockedError
 from jaxseq.training.files import JSON, write_json
 from jaxseq.training.metrics import read_json_lines
+from jaxseq.training.processes import from_primary, is_primary
 from jaxseq.training.settings import config_differences, from_json, resumable_fields, to_json
 
 CONFIG = "config.json"
@@ -23,6 +24,7 @@ class Run:
     """A run folder that is locked by this process; created by :meth:`Run.open`, and a context manager.
 
     The kernel releases the lock on :meth:`close`, when the object is deleted, or when the process ends in any way.
+    Process 0 of several holds the lock and writes the files; the others take part in checkpoints only.
     """
 
     def __init__(self, path: Path, config: dict[str, JSON], environment: dict[str, JSON], lock: int | None):
@@ -42,6 +44,8 @@ class Run:
     ) -> "Run":
         """Start a run in a new or empty folder, or resume the one there. Enables the compilation cache.
 
+        All processes of a run call it; an error of the primary one is raised by all.
+
         Args:
             path: the run folder.
             config: a dataclass; it must equal the folder's ``config.json`` except in its resumable fields.
@@ -55,32 +59,21 @@ class Run:
         """
         enable_compilation_cache()
         folder = Path(path).expanduser().absolute()
-        settings = to_json(config)
-        _check_folder(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = _lock(folder)
-        try:
-            earlier = read_json(folder / CONFIG)
-            known = read_json(folder / ENVIRONMENT) or {}
-            changes = _changes(earlier, config)
-            old_data = known.get("data_fingerprint", fingerprint)
-            if old_data != fingerprint:
-                changes.append(f"data fingerprint: {old_data[:16]} -> {fingerprint[:16]}")
-            if changes and not allow_config_change:
-                raise ConfigMismatchError(
-                    f"{folder} was made with another config:\n  " + "\n  ".join(changes) + "\n"
-                    "Choose another folder, or allow the change (allow_config_change)."
-                )
-            write_json(folder / CONFIG, settings)
-            environment = describe_environment(fingerprint)
-            environment["earlier"] = _history(known, environment)
-            write_json(folder / ENVIRONMENT, environment)
-        except BaseException:
-            _release(lock)
-            raise
-        if changes:
-            print("resuming with a changed config:\n  " + "\n  ".join(changes), flush=True)
-        return cls(folder, settings, environment, lock)
+        lock: int | None = None
+
+        def open_folder() -> JSON:
+            nonlocal lock
+            _check_folder(folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = _lock(folder)
+            try:
+                return _enter(folder, config, fingerprint, allow_config_change)
+            except BaseException:
+                _release(lock)
+                raise
+
+        environment = from_primary(open_folder)
+        return cls(folder, to_json(config), environment, lock)
 
     @property
     def checkpoints(self) -> Path:
@@ -94,7 +87,9 @@ class Run:
 
     def write(self, name: str, value: object) -> None:
         """Write a JSON file of the run atomically."""
-        write_json(self.path / name, to_json(value, name))
+        content = to_json(value, name)
+        if is_primary():
+            write_json(self.path / name, content)
 
     def read(self, name: str) -> JSON:
         """The value of a JSON file of the run, or None if there is no such file."""
@@ -106,7 +101,8 @@ class Run:
         nested = [name for name, value in rows.items() if isinstance(value, dict | list)]
         if nested:
             raise TypeError(f"results must be single values, but these are nested: {', '.join(nested)}")
-        write_json(self.path / "results.json", rows)
+        if is_primary():
+            write_json(self.path / "results.json", rows)
 
     @property
     def train_seconds(self) -> float | None:
@@ -123,6 +119,27 @@ class Run:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _enter(folder: Path, config: object, fingerprint: str, allow_config_change: bool) -> dict[str, JSON]:
+    """Check a locked folder against the config, write its first files, and return the environment."""
+    known = read_json(folder / ENVIRONMENT) or {}
+    changes = _changes(read_json(folder / CONFIG), config)
+    old_data = known.get("data_fingerprint", fingerprint)
+    if old_data != fingerprint:
+        changes.append(f"data fingerprint: {old_data[:16]} -> {fingerprint[:16]}")
+    if changes and not allow_config_change:
+        raise ConfigMismatchError(
+            f"{folder} was made with another config:\n  " + "\n  ".join(changes) + "\n"
+            "Choose another folder, or allow the change (allow_config_change)."
+        )
+    write_json(folder / CONFIG, to_json(config))
+    environment = describe_environment(fingerprint)
+    environment["earlier"] = _history(known, environment)
+    write_json(folder / ENVIRONMENT, environment)
+    if changes:
+        print("resuming with a changed config:\n  " + "\n  ".join(changes), flush=True)
+    return environment
 
 
 def _changes(earlier: JSON, config: object) -> list[str]:

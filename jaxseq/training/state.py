@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxseq.training.widening import norm_dtype, widen, with_widening
 from jaxseq.typing import Array, Carry, Int, Key, PyTree
@@ -118,6 +119,19 @@ def copy_buffers(tree: PyTree) -> PyTree:
         return jnp.array(leaf, dtype=leaf.dtype, copy=True)
 
     return jax.tree.map(copy, tree)
+
+
+def shardings_of(tree: PyTree) -> PyTree | None:
+    """The sharding of each leaf, or None if all are on one device."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, tree)
+    several = any(len(sharding.device_set) > 1 for sharding in jax.tree.leaves(shardings))
+    return shardings if several else None
+
+
+def replicated(shardings: PyTree) -> NamedSharding:
+    """The sharding of an array that every device of these shardings has whole."""
+    mesh = next(s.mesh for s in jax.tree.leaves(shardings) if isinstance(s, NamedSharding))
+    return NamedSharding(mesh, PartitionSpec())
 
 
 def is_key(leaf: object) -> bool:

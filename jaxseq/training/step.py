@@ -10,12 +10,13 @@ from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxseq.training.accumulation import has_updated
 from jaxseq.training.optimizer import find_update_stats
 from jaxseq.training.protocols import Aux, B, Loss
-from jaxseq.training.state import Ema, TrainState, update_ema
+from jaxseq.training.state import Ema, TrainState, replicated, shardings_of, update_ema
 from jaxseq.training.widening import all_finite, any_nan, apply_updates, global_norm, norm_dtype, with_widening
 from jaxseq.typing import Array, Bool, Carry, DType, Int, Key, PyTree, Scalar
 
@@ -25,6 +26,7 @@ OWN_METRICS = frozenset(
     [
         "loss",
         "weight",
+        "tokens",
         "gradient_norm",
         "learning_rate",
         "updates",
@@ -48,6 +50,7 @@ def make_train_step(
     *,
     keep_carry: bool = True,
     ema_decay: float | None = None,
+    state: TrainState | None = None,
 ) -> Callable[[TrainState, B], tuple[TrainState, Metrics]]:
     """A jitted ``(state, batch) -> (state, metrics)`` that donates the old state's buffers.
 
@@ -62,6 +65,8 @@ def make_train_step(
         keep_carry: whether the carry of the loss enters the next step; if False, each batch starts from the state's
             carry, which stays constant.
         ema_decay: the decay of the moving average; required if the state keeps one.
+        state: the state before the first step, if it is distributed over several devices: the new states have its
+            shardings, and the metrics are replicated.
 
     Raises:
         ValueError: when the step is traced: a carry that the loss changes in structure, shape or dtype; a weight or a
@@ -96,10 +101,28 @@ def make_train_step(
             nonfinite=state.nonfinite + skipped,
             nonfinite_in_row=(state.nonfinite_in_row + 1) * skipped,
         )
-        own = {"loss": value, "weight": weight, "gradient_norm": norm, "skipped": skipped, "updated": updated & finite}
+        own = {
+            "loss": value,
+            "weight": weight,
+            "tokens": count_tokens(batch),
+            "gradient_norm": norm,
+            "skipped": skipped,
+            "updated": updated & finite,
+        }
         return new, _metrics(new, own, aux.metrics)
 
-    return jax.jit(train_step, donate_argnums=0)
+    shardings = None if state is None else shardings_of(state)
+    if shardings is None:
+        return jax.jit(train_step, donate_argnums=0)
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, replicated(shardings)))
+
+
+def count_tokens(batch: PyTree) -> Int[Array, ""]:
+    """The real positions of a batch: where ``segment_ids`` is not 0, or else the size of its first array."""
+    if hasattr(batch, "segment_ids") and batch.segment_ids is not None:
+        return jnp.count_nonzero(batch.segment_ids)
+    leaves = jax.tree.leaves(batch)
+    return jnp.asarray(np.size(leaves[0]) if leaves else 0, jnp.int32)
 
 
 def _weight(aux: Aux, dtype: DType) -> Scalar:

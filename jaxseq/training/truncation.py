@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxseq.training.protocols import B, Batches, Loss, StreamBatches
-from jaxseq.training.state import TrainState, copy_buffers
+from jaxseq.training.state import TrainState, copy_buffers, shardings_of
 from jaxseq.training.step import check_carry, step_key
 from jaxseq.training.widening import any_nan
 from jaxseq.typing import Array, Carry, Int, Key, PyTree
@@ -47,7 +47,7 @@ class Truncation:
         self.mode = mode
         self.keep_carry = mode != "zero"
         self.initial_carry = copy_buffers(initial_carry)
-        self._update_carry = jax.jit(make_carry_update(loss))
+        self._update_carry = jax.jit(make_carry_update(loss), out_shardings=shardings_of(self.initial_carry))
 
     def prepare(self, state: TrainState, step: int) -> TrainState:
         """The state with the carry that ``step`` starts from; the steps before it have been made."""

@@ -279,7 +279,7 @@ def test_a_run_is_read_while_it_is_in_use_and_left_as_it_was(run, tmp_path, caps
         ({"temperature": 0.0}, "temperature must be above 0, not 0"),
         ({"top_k": 0}, "top_k.*not 0"),
         ({"top_p": 1.5}, "top_p.*1.5"),
-        ({"samples": 0}, "num_samples.*not 0"),
+        ({"samples": 0}, "samples.*not 0"),
         ({"max_length": 0}, "max_length.*not 0"),
         ({"min_length": 16, "complete": True}, "min_length=16.*max_length=16"),
         ({"no_repeat_ngrams": 0}, "not 0"),

@@ -150,7 +150,8 @@ def test_values_that_differ_from_their_checksum_are_refused_though_the_store_rea
     shutil.rmtree(arrays)
     other = manifest.host_copy(state(5))
     checkpoints.write_arrays(arrays, other)
-    forged = manifest.make_manifest(2, manifest.host_copy(state(2)), manifest.describe_files(arrays), {})
+    rows = manifest.leaf_rows(manifest.host_copy(state(2)))
+    forged = manifest.make_manifest(2, rows, manifest.describe_files(arrays), {})
     (tmp_path / "00000002" / "manifest.json").write_text(json.dumps(forged))
     with pytest.warns(CheckpointWarning, match=r"step 2 .*SHA-256"):
         restored = Checkpoints(tmp_path).restore_latest(state(0))

@@ -1,10 +1,12 @@
 """Masked attention: the public functions and the choice of implementation."""
 
-from typing import Literal
+import functools
+from typing import Any, Literal
 
 import jax
 
 from jaxseq.ops.attention.biases import Bias, as_bias
+from jaxseq.ops.attention.blocks import can_cut
 from jaxseq.ops.attention.cudnn import attention_cudnn, why_not_cudnn
 from jaxseq.ops.attention.decode import attention_decode
 from jaxseq.ops.attention.dropout import make_dropout
@@ -17,8 +19,10 @@ from jaxseq.ops.attention.reference import (
     zero_hidden,
     zero_hidden_queries,
 )
+from jaxseq.ops.attention.ring import gathered_attention, ring_attention
 from jaxseq.ops.attention.tiles import attention_tiles, choose_plan
 from jaxseq.ops.implementations import choose_implementation, implementation_scope, unavailable
+from jaxseq.ops.sequence_axis import SequenceAxis, find_sequence_axis, find_tensor_axis
 from jaxseq.typing import Array, Float, Key
 
 AttentionImplementation = Literal["auto", "reference", "decode", "tiles", "cudnn"]
@@ -94,18 +98,76 @@ def attention(
     scale = check_scale(query, scale)
     if 0 in (*query.shape, *value.shape):
         chosen = "reference"
+    axis = _sequence_axis(query, value, parts, implementation)
+    if axis is not None:
+        if isinstance(scale, jax.Array):
+            query, scale = _scale_query(query, scale), 1.0
+        run = functools.partial(_across_devices, axis, implementation, chosen)
+    else:
+        run = functools.partial(_on_one_device, chosen)
+    return run(query, key, value, parts, scale, soft_cap)
+
+
+def _on_one_device(
+    chosen: str, query: Array, key: Array, value: Array, parts: Parts, scale: Any, soft_cap: float | None
+) -> Array:
     with implementation_scope("attention", chosen):
         if chosen == "reference":
             return reference(query, key, value, parts, scale, soft_cap)
-        query, key, value = zero_hidden(query, key, value, mask)
+        query, key, value = zero_hidden(query, key, value, parts.mask)
         if chosen == "decode":
-            return zero_hidden_queries(attention_decode(query, key, value, parts, scale, soft_cap), mask)
+            return zero_hidden_queries(attention_decode(query, key, value, parts, scale, soft_cap), parts.mask)
         if isinstance(scale, jax.Array):  # which the others take as a constant
-            query, scale = (query.astype(scale.dtype) * scale).astype(query.dtype), 1.0
+            query, scale = _scale_query(query, scale), 1.0
         if chosen == "cudnn":
-            return attention_cudnn(query, key, value, mask, scale)
-        plan = choose_plan(query, key, mask, float(scale), soft_cap)
-        return zero_hidden_queries(attention_tiles(query, key, value, parts, plan), mask)
+            return attention_cudnn(query, key, value, parts.mask, scale)
+        plan = choose_plan(query, key, parts.mask, float(scale), soft_cap)
+        return zero_hidden_queries(attention_tiles(query, key, value, parts, plan), parts.mask)
+
+
+def _scale_query(query: Array, scale: Array) -> Array:
+    return (query.astype(scale.dtype) * scale).astype(query.dtype)
+
+
+def _sequence_axis(query: Array, value: Array, parts: Parts, implementation: str) -> SequenceAxis | None:
+    """The axis over which positions are split, or heads alone; None for other classes of masks and cuDNN by name."""
+    known = can_cut(parts.mask) and can_cut(parts.bias) and implementation != "cudnn"
+    if not known or 0 in (*query.shape, *value.shape):
+        return None
+    return find_sequence_axis(query.shape[-3]) or find_tensor_axis(query.shape[-2], value.shape[-2])
+
+
+def _across_devices(
+    axis: SequenceAxis,
+    implementation: str,
+    chosen: str,
+    query: Array,
+    key: Array,
+    value: Array,
+    parts: Parts,
+    scale: Any,
+    soft_cap: float | None,
+) -> Array:
+    """As a ring for queries and keys of the same positions, else with the keys of all devices on each."""
+    length = query.shape[-3]
+    query, key, value = zero_hidden(query, key, value, parts.mask)
+    if (
+        axis.size > 1
+        and implementation in ("auto", "tiles")
+        and key.shape[-3] == length
+        and length % (2 * axis.size) == 0
+    ):
+        with implementation_scope("attention", "ring"):
+            return zero_hidden_queries(
+                ring_attention(axis, query, key, value, parts, float(scale), soft_cap), parts.mask
+            )
+    with implementation_scope("attention", "gathered" if axis.size > 1 else chosen):
+        local = "tiles" if chosen == "cudnn" and axis.size > 1 else chosen
+
+        def attend(query: Array, key: Array, value: Array, parts: Parts) -> Array:
+            return _on_one_device(local, query, key, value, parts, scale, soft_cap)
+
+        return zero_hidden_queries(gathered_attention(attend, axis, query, key, value, parts), parts.mask)
 
 
 def attention_implementation(

@@ -18,7 +18,7 @@ import numpy as np
 from jax import lax
 from jax.extend.random import threefry2x32_p
 
-from jaxseq.ops.attention.tiled import STATIC, Span, Tiled, leaf
+from jaxseq.ops.attention.tiled import STATIC, Span, Tiled, align_ranks, leaf, slice_span
 from jaxseq.typing import Array, Bool, Float
 
 _KEYS = np.uint32(1 << 31)
@@ -28,18 +28,25 @@ _KEYS = np.uint32(1 << 31)
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Dropout(Tiled):
-    """Which weights are kept, made by ``make_dropout``."""
+    """Which weights are kept, made by ``make_dropout``; indices where a call computes a part of all heads and pairs."""
 
     rate: float = field(default=0.0, metadata=STATIC)
     num_heads: int = field(default=1, metadata=STATIC)
     first: Any = field(default=None, metadata=leaf(""))
     second: Any = field(default=None, metadata=leaf(""))
+    head_indices: Any = field(default=None, metadata=leaf("N"))
+    q_indices: Any = field(default=None, metadata=leaf("T"))
+    kv_indices: Any = field(default=None, metadata=leaf("S"))
 
     def tile(self, rows: Span, columns: Span, heads: Span | None = None) -> Array:
-        head = _indices(Span(0, self.num_heads) if heads is None else heads)[:, None, None]
+        heads = Span(0, self.num_heads) if heads is None else heads
+        head = _indices(heads, self.head_indices)[..., :, None, None]
         # The barrier keeps XLA from fusing the words into the loop over pairs, which would compute them for each pair.
         q, k = lax.optimization_barrier(
-            (_words(self, head, _indices(rows)[:, None]), _words(self, head + _KEYS, _indices(columns)))
+            (
+                _words(self, head, _indices(rows, self.q_indices)[..., None, :, None]),
+                _words(self, head + _KEYS, _indices(columns, self.kv_indices)[..., None, None, :]),
+            )
         )
         return _permute(q ^ k) >= np.uint32(min(round(self.rate * 2**32), 2**32 - 1))
 
@@ -77,16 +84,16 @@ def make_dropout(rate: float, key: Any, batch: tuple[int, ...], num_heads: int) 
     return Dropout(rate=float(rate), num_heads=num_heads, first=first, second=second)
 
 
-def _indices(span: Span) -> Array:
+def _indices(span: Span, given: Array | None) -> Array:
+    if given is not None:
+        return slice_span(given, span).astype(jnp.uint32)
     return jnp.arange(span.size, dtype=jnp.uint32) + jnp.asarray(span.start).astype(jnp.uint32)
 
 
 def _words(dropout: Dropout, head: Array, index: Array) -> Array:
     """A word for each ``[*B, head, index]``, where the index is axis -2 or -1."""
     first, second = dropout.first[..., None, None, None], dropout.second[..., None, None, None]
-    rank = max(first.ndim, 3)
-    parts = (x.reshape((1,) * (rank - x.ndim) + x.shape) for x in (first, second, head, index))
-    return _threefry(*parts)[0]
+    return _threefry(*align_ranks(first, second, head, index))[0]
 
 
 def _threefry(*words: Array) -> tuple[Array, Array]:

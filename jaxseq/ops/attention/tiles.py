@@ -88,6 +88,23 @@ def tiled_attention(query: Array, key: Array, value: Array, parts: Parts, plan: 
     return _attend(plan, (query, key, value), parts)[0]
 
 
+def attend_block(query: Array, key: Array, value: Array, parts: Parts, plan: Plan) -> tuple[Array, Array, Array]:
+    """Attention to a block of the keys: the output, and the log-sum-exp of its scores in two parts, ``[B, T, N]``."""
+    operands = Operands(None, (query, key, value, PerhapsShared(parts)), ())
+    found: tuple[Array, Array, Array] = batched_call(_forward, plan, operands).rows
+    return found
+
+
+def transpose_block(operands: tuple, parts: Parts, plan: Plan, cotangent: Array) -> tuple:
+    """The gradients of query, key, value and the bias's weights by a block of the keys.
+
+    ``operands`` are query, key and value, the output and the two parts of the log-sum-exp over all keys.
+    """
+    fixed = Operands(None, (*operands, parts.bias, PerhapsShared(parts._replace(bias=None))), ())
+    found: tuple = _transpose(plan, fixed, [cotangent, jnp.zeros_like(operands[-1])]).rows
+    return found
+
+
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _attend(plan: Plan, arrays: tuple[Array, Array, Array], parts: Parts) -> tuple[Array, Array, Array]:
     """The output and the log-sum-exp of each query's scores in two parts, both ``[B, T, N]``."""

@@ -1,11 +1,15 @@
 """Causal convolution along time, depthwise or full: the public function, its checks, the choice of implementation."""
 
+import functools
+from collections.abc import Callable
 from typing import Literal
 
 from jaxseq.ops import segments
 from jaxseq.ops.convolution.direct import direct_convolution
+from jaxseq.ops.convolution.halo import convolution_across_devices
 from jaxseq.ops.convolution.reference import causal_convolution_reference
 from jaxseq.ops.implementations import choose_implementation, implementation_scope
+from jaxseq.ops.sequence_axis import find_sequence_axis
 from jaxseq.typing import Array, Float, SegmentIds
 
 ConvolutionImplementation = Literal["auto", "direct", "reference"]
@@ -39,8 +43,20 @@ def causal_convolution(
     segments.check("causal_convolution", segment_ids, xs.shape[:-1])
     chosen = choose_implementation("causal_convolution", implementation, ConvolutionImplementation, lambda: "direct")
     run = causal_convolution_reference if chosen == "reference" else direct_convolution
+    axis = find_sequence_axis(xs.shape[-2])
+    if axis is not None:
+        on_segment = functools.partial(_on_segment, run, dilation)
+        with implementation_scope("causal_convolution", "sequence"):
+            return convolution_across_devices(on_segment, axis, state, xs, kernel, segment_ids)
     with implementation_scope("causal_convolution", chosen):
         return run(state, xs, kernel, dilation=dilation, segment_ids=segment_ids)
+
+
+def _on_segment(
+    run: Callable, dilation: int, state: Array, xs: Array, kernel: Array, segment_ids: SegmentIds | None
+) -> tuple[Array, Array]:
+    result: tuple[Array, Array] = run(state, xs, kernel, dilation=dilation, segment_ids=segment_ids)
+    return result
 
 
 def _check(state: Array, xs: Array, kernel: Array, dilation: int) -> None:

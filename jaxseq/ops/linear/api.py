@@ -1,5 +1,6 @@
 """Recurrences that are linear in their state: the public functions, their checks and the choice of implementation."""
 
+import functools
 from typing import Literal
 
 import jax
@@ -7,12 +8,14 @@ import jax.numpy as jnp
 
 from jaxseq.ops import segments
 from jaxseq.ops.implementations import choose_implementation, implementation_scope
+from jaxseq.ops.linear.across_devices import AcrossDevices
 from jaxseq.ops.linear.associative import associative
 from jaxseq.ops.linear.chunkwise_delta_rule import chunkwise_delta_rule
 from jaxseq.ops.linear.chunkwise_linear_attention import chunkwise_linear_attention
 from jaxseq.ops.linear.chunkwise_mlstm import chunkwise_mlstm
 from jaxseq.ops.linear.elementwise import Solver, solve
 from jaxseq.ops.linear.loop import loop
+from jaxseq.ops.linear.matrix_across_devices import matrix_states_across_devices
 from jaxseq.ops.linear.reference import (
     MLSTMState,
     delta_rule_reference,
@@ -20,6 +23,7 @@ from jaxseq.ops.linear.reference import (
     linear_recurrence_reference,
     mlstm_reference,
 )
+from jaxseq.ops.sequence_axis import document_starts, find_sequence_axis
 from jaxseq.typing import Array, Float, Inexact, SegmentIds
 
 LinearRecurrenceImplementation = Literal["auto", "loop", "associative", "reference"]
@@ -65,14 +69,19 @@ def linear_recurrence(
     )
     if a.shape[-2] == 0:
         return state, b
-    with implementation_scope("linear_recurrence", chosen):
-        if chosen == "reference":
+    axis = find_sequence_axis(a.shape[-2])
+    with implementation_scope("linear_recurrence", chosen if axis is None else "sequence"):
+        if chosen == "reference" and axis is None:
             return linear_recurrence_reference(state, a, b, segment_ids=segment_ids)
         if segment_ids is not None:
-            start, real = segments.starts(segment_ids)[..., None], segments.is_real(segment_ids)[..., None]
+            starts = segments.starts(segment_ids) if axis is None else document_starts(axis, segment_ids)
+            start, real = starts[..., None], segments.is_real(segment_ids)[..., None]
             a = jnp.where(real, jnp.where(start, jnp.zeros_like(a), a), jnp.ones_like(a))
             b = jnp.where(real, b, jnp.zeros_like(b))
-        states, last = solve(a, b, state, reverse=False, solver=SOLVERS[chosen])
+        solver = SOLVERS["loop" if chosen == "reference" else chosen]
+        if axis is not None:
+            solver = AcrossDevices(axis, solver)
+        states, last = solve(a, b, state, reverse=False, solver=solver)
     return last, states
 
 
@@ -122,6 +131,13 @@ def linear_attention(
     chosen = _choose_chunkwise("linear_attention", implementation, query.shape[-3], REFERENCE_MAX_STEPS)
     if query.shape[-3] == 0:
         return state, value
+    axis = find_sequence_axis(query.shape[-3])
+    if axis is not None:
+        run = functools.partial(linear_attention, chunk=chunk, implementation=implementation)
+        with implementation_scope("linear_attention", "sequence"):
+            return matrix_states_across_devices(
+                "linear_attention", axis, run, state, (query, key, value, log_decay), segment_ids
+            )
     with implementation_scope("linear_attention", chosen):
         if chosen == "reference":
             return linear_attention_reference(state, query, key, value, log_decay, segment_ids=segment_ids)
@@ -172,6 +188,13 @@ def delta_rule(
     chosen = _choose_chunkwise("delta_rule", implementation, query.shape[-3], 1)
     if query.shape[-3] == 0:
         return state, value
+    axis = find_sequence_axis(query.shape[-3])
+    if axis is not None:
+        run = functools.partial(delta_rule, chunk=chunk, implementation=implementation)
+        with implementation_scope("delta_rule", "sequence"):
+            return matrix_states_across_devices(
+                "delta_rule", axis, run, state, (query, key, value, beta, log_decay), segment_ids
+            )
     with implementation_scope("delta_rule", chosen):
         if chosen == "reference":
             return delta_rule_reference(state, query, key, value, beta, log_decay, segment_ids=segment_ids)
@@ -222,6 +245,13 @@ def mlstm(
     chosen = _choose_chunkwise("mlstm", implementation, query.shape[-3], REFERENCE_MAX_STEPS)
     if query.shape[-3] == 0:
         return state, value
+    axis = find_sequence_axis(query.shape[-3])
+    if axis is not None:
+        run = functools.partial(mlstm, chunk=chunk, implementation=implementation)
+        with implementation_scope("mlstm", "sequence"):
+            return matrix_states_across_devices(
+                "mlstm", axis, run, state, (query, key, value, log_i, log_f), segment_ids
+            )
     with implementation_scope("mlstm", chosen):
         if chosen == "reference":
             return mlstm_reference(state, query, key, value, log_i, log_f, segment_ids=segment_ids)

@@ -49,6 +49,8 @@ def solve(a: Array, b: Array, h: Array, *, reverse: bool, solver: Solver) -> Sol
     def run(_: None, rows: tuple[Array, Array, Array]) -> Solution:
         return Solution(*_solve_p.bind(*vary_alike(rows), reverse=reverse, solver=solver))
 
+    if getattr(solver, "across_devices", False):  # of global arrays: it shards them itself
+        return run(None, (a, b, h))
     return by_batch_shard(run, None, (a, b, h), batch=h.shape[:-1])
 
 

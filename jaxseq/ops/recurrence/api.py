@@ -1,16 +1,21 @@
 """Nonlinear recurrence over a pointwise cell: the public functions, their checks and the choice of implementation."""
 
+import functools
+from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 
 from jaxseq.ops import segments
 from jaxseq.ops.implementations import choose_implementation, implementation_scope, unavailable
 from jaxseq.ops.recurrence.cells import Cell
+from jaxseq.ops.recurrence.pipeline import recurrence_across_devices
 from jaxseq.ops.recurrence.pointwise import reads_h, trace_cell, without_h
 from jaxseq.ops.recurrence.reference import recurrence_reference
 from jaxseq.ops.recurrence.run_fused import run_fused
+from jaxseq.ops.sequence_axis import find_sequence_axis
 from jaxseq.typing import Array, Float, SegmentIds
 
 RecurrenceImplementation = Literal["auto", "fused", "reference"]
@@ -55,6 +60,11 @@ def recurrence(
     _check(state, x, R, output_projection, segment_ids, residuals)
     chosen, traced = _choose(cell, state, R.shape[2], output_projection, implementation)
     options: dict[str, Any] = {"output_projection": output_projection, "segment_ids": segment_ids}
+    if axis := find_sequence_axis(x.shape[-3]):
+        run = functools.partial(_run_segment, recurrence, residuals, chosen)
+        with implementation_scope("recurrence", "sequence"):
+            weights = Partial(cell) if traced is None else traced, (R,), output_projection
+            return recurrence_across_devices(run, axis, weights, state, x, segment_ids)
     if chosen == "reference":
         with implementation_scope("recurrence", "reference"):
             return recurrence_reference(cell, state, x, R, **options)
@@ -90,12 +100,27 @@ def recurrence_with_projection(
     _check(state, jax.ShapeDtypeStruct(shape, xs.dtype), R, output_projection, segment_ids, residuals)
     chosen, traced = _choose(cell, state, gates, output_projection, implementation)
     options: dict[str, Any] = {"output_projection": output_projection, "segment_ids": segment_ids}
+    if axis := find_sequence_axis(xs.shape[-2]):
+        run = functools.partial(_run_segment, recurrence_with_projection, residuals, chosen)
+        with implementation_scope("recurrence", "sequence"):
+            weights = Partial(cell) if traced is None else traced, (kernel, bias, R), output_projection
+            return recurrence_across_devices(run, axis, weights, state, xs, segment_ids)
     if chosen == "reference":
         x = project(segments.without_padding(xs, segment_ids), kernel, bias, gates)
         with implementation_scope("recurrence", "reference"):
             return recurrence_reference(cell, state, x, R, **options)
     with implementation_scope("recurrence", "fused"):
         return run_fused(cell, traced, state, xs, kernel, bias, R, **options, recompute=residuals == "chunks")
+
+
+def _run_segment(
+    op: Callable, residuals: str, chosen: str, weights: tuple, state: Any, xs: Array, segment_ids: SegmentIds | None
+) -> tuple[Any, Array]:
+    """The op on the segment of one device; ``weights`` are its cell, the arrays after ``xs``, the output projection."""
+    cell, arrays, output_projection = weights
+    options = {"residuals": residuals, "implementation": chosen, "segment_ids": segment_ids}
+    result: tuple[Any, Array] = op(cell, state, xs, *arrays, output_projection=output_projection, **options)
+    return result
 
 
 def project(

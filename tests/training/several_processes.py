@@ -1,0 +1,91 @@
+"""A small training that runs on any number of processes and devices; for test_several_processes.py.
+
+    python several_processes.py FOLDER MESH STEPS [COORDINATOR PROCESSES PROCESS]
+
+It prints the SHA-256 of the final state and its largest entries; process 0 writes the parameters to FOLDER/params.npz.
+"""
+
+import hashlib
+import os
+import signal
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxseq  # noqa: F401  (sets XLA flags, before the first array)
+from jaxseq import data, distribution, training
+from jaxseq.typing import PyTree
+
+B, T, F, V = 8, 4, 16, 12
+
+
+def loss(params: PyTree, carry: PyTree, batch: data.Batch, key: jax.Array) -> tuple:
+    """The cross-entropy of an Elman network with dropout, which carries its state."""
+    x = params["embedding"]["table"][batch.tokens]
+    x = x * jax.random.bernoulli(key, 0.9, x.shape).astype(x.dtype)
+
+    def step(h: jax.Array, x: jax.Array) -> tuple:
+        h = jnp.tanh(x + h @ params["layer"])
+        return h, h
+
+    h, ys = jax.lax.scan(step, carry, jnp.swapaxes(x, 0, 1))
+    logits = jnp.swapaxes(ys, 0, 1) @ params["head"]["kernel"]
+    entropy = training.cross_entropy(logits, batch.targets, batch.segment_ids != 0)
+    return entropy.mean, training.Aux(h, {}, entropy.count)
+
+
+def initial(key: jax.Array) -> PyTree:
+    """Random parameters."""
+    keys = jax.random.split(key, 3)
+    shapes = {"embedding": {"table": (V, F)}, "layer": (F, F), "head": {"kernel": (F, V)}}
+    leaves, structure = jax.tree.flatten(shapes, is_leaf=lambda x: isinstance(x, tuple))
+    return structure.unflatten([jax.random.normal(k, s) * 0.3 for k, s in zip(keys, leaves, strict=True)])
+
+
+class Dying:
+    """Batches that kill the process, or send it a signal, at a step."""
+
+    def __init__(self, batches: data.ContiguousStreams, process: int, step: int, number: int):
+        self.inner, self.process, self.step, self.number = batches, process, step, number
+        self.batch_size, self.fingerprint = batches.batch_size, batches.fingerprint
+
+    def __call__(self, step: int, rows: np.ndarray | None = None) -> data.Batch:
+        if step == self.step and jax.process_index() == self.process:
+            os.kill(os.getpid(), self.number)
+        return self.inner(step, rows)
+
+    def stream_start(self, step: int) -> int:
+        """That of the batches."""
+        return self.inner.stream_start(step)
+
+
+def main(folder: Path, mesh: str, steps: int) -> None:
+    """Train, or go on, and print the digest of what came out."""
+    placement = distribution.Placement(distribution.make_mesh(mesh), fsdp_min_size=16)
+    text = np.random.default_rng(0).integers(1, V, 4000).astype(np.int32)
+    batches = Dying(data.ContiguousStreams(text, B, T), *map(int, os.environ.get("DIE", "-1,-1,0").split(",")))
+    config = training.TrainConfig(steps, truncation="carry", log_every=2, checkpoint_every=2, ema_decay=0.9)
+    optimizer = training.make_optimizer(training.OptimizerConfig("adamw", learning_rate=0.02, warmup_steps=0), 100)
+    with training.Run.open(folder, config, fingerprint="text", allow_config_change=True) as run, placement.ambient():
+        params = placement.build(initial, jax.random.key(0))
+        state = training.create_state(params, optimizer, carry=jnp.zeros((B, F)), key=jax.random.key(1), ema=True)
+        state = placement.place(state)
+        print(placement.describe(state, B), flush=True)
+        state = training.fit(placement.loss(loss), state, optimizer, placement.batches(batches), run, config)
+        state = state._replace(key=jax.random.key_data(state.key))
+        host = placement.to_host(state)
+    leaves = jax.tree.leaves(host)
+    digest = hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in leaves)).hexdigest()
+    print(f"process {jax.process_index()}: {digest}", file=sys.stderr, flush=True)
+    if jax.process_index() == 0:
+        np.savez(folder / "params.npz", *jax.tree.leaves(host.params))
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if len(sys.argv) > 4:
+        jax.distributed.initialize(sys.argv[4], int(sys.argv[5]), int(sys.argv[6]), heartbeat_timeout_seconds=10)
+    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
