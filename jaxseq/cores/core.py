@@ -9,7 +9,7 @@ Padding (id 0) changes neither the carry nor any output or gradient at a real po
 outputs at padded positions are zero. A change of id starts another document, also at a split: the carry stores the
 last id. All leaves of a carry lead with the batch dimensions. Dropout is active exactly if a ``dropout`` key is given.
 
-``jaxseq.testing.check_core`` tests a core against this contract.
+``jaxseq.testing.check_core`` tests a core against this contract, ``check_core_on_devices`` on several devices.
 """
 
 import abc

@@ -48,7 +48,8 @@ def by_batch_shard(
       rows: a pytree of arrays that lead with the batch.
       batch: the batch dimensions, of which the first is sharded.
       split: shards features over the Auto axis ``tensor`` besides, where ``tensor_shards`` says that it divides them.
-      replicate: along the other axes of an Auto mesh all devices compute the same, where XLA would partition a loop.
+      replicate: along the axes of an Auto mesh that are not for the batch, all devices compute the same, where XLA
+        would partition a loop.
     """
     axes, explicit = _batch_axes(rows, batch)
 
@@ -120,7 +121,8 @@ def _on_shards(
     mesh = jax.sharding.get_abstract_mesh()
     manual = {*axes, *(("tensor",) if split is not None else ())}
     if replicate and not mesh.empty and not mesh.manual_axes:
-        manual |= {axis for axis in mesh.auto_axes if dict(mesh.shape)[axis] > 1}
+        others = (axis for axis in mesh.auto_axes if axis not in BATCH_AXES)  # vmap may hide the batch
+        manual |= {axis for axis in others if dict(mesh.shape)[axis] > 1}
     if not manual:
         return function(shared, rows)
 

@@ -23,7 +23,7 @@ def run_fused(
     cell: Cell,
     traced: Partial,
     state: Any,
-    xs: Float[Array, "*B T D"] | Float[Array, "*B T G F"],
+    xs: Float[Array, "..."],
     kernel: Float[Array, "D GF"] | None,
     bias: Float[Array, " GF"] | None,
     R: Float[Array, "N H G H"] | Float[Array, "1 P G F"],
@@ -34,7 +34,7 @@ def run_fused(
 ) -> tuple[Any, Float[Array, "*B T F"] | Float[Array, "*B T P"]]:
     """The last state and all ``h_t``. ``traced`` is the cell as ``trace_cell`` returns it.
 
-    The inputs are projected already, ``[*B, T, G, F]``, if there is no kernel.
+    The inputs ``xs`` are ``[*B, T, D]``; without a kernel they are projected already, ``[*B, T, G, F]``.
 
     Under a mesh whose axis ``tensor`` divides the heads of R, each device runs its own heads: they do not mix, so that
     the loop over time holds no collective.
@@ -69,7 +69,7 @@ def _run(
     parameters, structure = jax.tree.flatten(cell)
     static = Static(structure, jax.tree.structure(state), weights.R.shape[2], length, recompute)
     weights = weights._replace(cell=tuple(parameters))
-    rows = Rows(xs.reshape(*xs.shape[:2], -1), *masks)
+    rows = Rows(xs.reshape(*xs.shape[:2], math.prod(xs.shape[2:])), *masks)
     last, ys = fused(static, *vary_alike((weights, rows, tuple(jax.tree.leaves(state)))))
     return jax.tree.unflatten(static.state, last), ys
 
@@ -79,7 +79,7 @@ def _on_heads(cell: Cell, weights: tuple, rows: tuple, length: int, recompute: b
     kernel, bias, R = weights
     heads, units, gates, _ = R.shape
     width = heads * units
-    kernel = None if kernel is None else kernel.reshape(-1, gates, width)
+    kernel = None if kernel is None else kernel.reshape(len(kernel), gates, width)
     bias = None if bias is None else bias.reshape(gates, width)
 
     def run(shared: tuple, rows: tuple) -> tuple[Any, Array]:
