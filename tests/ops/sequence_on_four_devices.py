@@ -54,7 +54,7 @@ def ids() -> np.ndarray:
 
 
 class Case(NamedTuple):
-    """An op as ``run(state, *arrays, segment_ids=ids) -> (state, ys)``; the arrays before ``weights`` are ``[B, T]``."""
+    """An op, ``run(state, *arrays, *weights, segment_ids=ids) -> (state, ys)``; the arrays lead with ``[B, T]``."""
 
     run: Any
     state: Any
