@@ -54,7 +54,7 @@ def ids() -> np.ndarray:
 
 
 class Case(NamedTuple):
-    """An op, ``run(state, *arrays, segment_ids=ids) -> (state, ys)``; the arrays before ``weights`` are ``[B, T]``."""
+    """An op, ``run(state, *arrays, *weights, segment_ids=ids) -> (state, ys)``; the arrays lead with ``[B, T]``."""
 
     run: Any
     state: Any
@@ -197,6 +197,23 @@ def differences(names: list[str], dtype: Any, shapes: list[tuple[int, ...]]) -> 
     return found
 
 
+def bfloat16_differences(names: list[str]) -> dict[str, float]:
+    """How outputs of bfloat16 inputs, with a float32 state, differ from one device; in units of the largest output."""
+    found = {}
+    for name in names:
+        case = make_cases(jnp.float32)[name]
+        arrays, weights = (tuple(x.astype(jnp.bfloat16) for x in part) for part in (case.arrays, case.weights))
+
+        def run(case: Case = case, arrays: tuple = arrays, weights: tuple = weights) -> jax.Array:
+            return case.run(case.state, *arrays, *weights, segment_ids=jnp.asarray(ids()))[1]
+
+        expected = np.asarray(jax.jit(run)(), float)
+        with jax.set_mesh(mesh(1, 4)):
+            on_mesh = np.asarray(jax.jit(lambda run=run: run())(), float)
+        found[name] = float(np.abs(on_mesh - expected).max() / np.abs(expected).max())
+    return found
+
+
 def causality(names: list[str]) -> dict[str, bool]:
     """Whether outputs before position 9 are the same, bit for bit, if all inputs from there on change."""
     found = {}
@@ -280,6 +297,7 @@ def main(which: str) -> None:
         others = ["linear_attention", "delta_rule", "mlstm", "recurrence", "attention with dropout"]
         report = {
             "float64": differences(others, jnp.float64, [(1, 4)]),
+            "bfloat16": bfloat16_differences(["linear_attention", "causal_convolution", "attention causal"]),
             "causality": causality(["linear_attention", "causal_convolution", "recurrence", "attention causal"]),
             "forward": traffic(["linear_recurrence", "causal_convolution"], False),
             "gradient": traffic(["linear_recurrence", "causal_convolution", "recurrence", "attention causal"], True),

@@ -38,6 +38,11 @@ def test_float32_results_equal_those_of_one_device_to_rounding():
     assert {name: error for name, error in report("slow")["float32"].items() if not error < 1e-5} == {}
 
 
+@pytest.mark.full
+def test_bfloat16_results_equal_those_of_one_device_to_rounding():
+    assert {name: error for name, error in report("full")["bfloat16"].items() if not error < 2**-7} == {}
+
+
 @pytest.mark.parametrize("which", FULL)
 def test_no_output_depends_on_later_inputs(which):
     assert all(report(which)["causality"].values())

@@ -6,6 +6,7 @@ segment holds fewer real inputs of the document (padding, short segments): then 
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 
 from jaxseq.ops import segments
@@ -39,7 +40,8 @@ def convolution_across_devices(
         state: Array, xs: Array, kernel: Array, segment_ids: SegmentIds | None
     ) -> tuple[Float[Array, "*B P D"], Float[Array, "*B T F"]]:
         fresh = starts_afresh(segment_ids, size)
-        wide = state.astype(jnp.promote_types(state.dtype, xs.dtype))  # halos are as exact as the inputs
+        with jax.numpy_dtype_promotion("standard"):  # halos are as exact as the inputs
+            wide = state.astype(jnp.promote_types(state.dtype, xs.dtype))
         if kept:
             ends, _ = run(jnp.zeros_like(wide), xs, kernel, segment_ids)
             own = ends, _count_inputs(xs, segment_ids, fresh, kept)
