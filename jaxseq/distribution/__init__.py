@@ -3,7 +3,7 @@
 from jaxseq.distribution.batches import PlacedBatches, PlacedStreams, RowBatches, own_rows, place_rows
 from jaxseq.distribution.collectives import Collective, collectives, traffic_by_axes
 from jaxseq.distribution.mesh import AXES, BATCH_AXES, format_mesh, make_mesh, parse_mesh
-from jaxseq.distribution.placement import Placement
+from jaxseq.distribution.placement import Placement, to_host
 from jaxseq.distribution.report import ArrayInfo, array_table, format_placement
 from jaxseq.distribution.rules import FSDP_MIN_SIZE, LOGICAL_AXES, PARAMETER_AXES, parameter_spec
 
@@ -28,5 +28,6 @@ __all__ = [
     "parameter_spec",
     "parse_mesh",
     "place_rows",
+    "to_host",
     "traffic_by_axes",
 ]

@@ -152,9 +152,7 @@ class Placement:
 
     def to_host(self, tree: PyTree) -> PyTree:
         """NumPy arrays of the whole tree on every process."""
-        if jax.process_count() > 1:
-            return multihost_utils.process_allgather(tree, tiled=True)
-        return jax.device_get(tree)
+        return to_host(tree)
 
     def local(self, tree: PyTree) -> PyTree:
         """The whole tree on one device of each process, for what is computed outside of the mesh."""
@@ -171,6 +169,13 @@ class Placement:
         if self.mesh is None:
             raise ValueError("this placement has no mesh")
         return self.mesh
+
+
+def to_host(tree: PyTree) -> PyTree:
+    """NumPy arrays of a tree of global arrays, whole on every process."""
+    if jax.process_count() > 1:
+        return multihost_utils.process_allgather(tree, tiled=True)
+    return jax.device_get(tree)
 
 
 def _gathered(leaf: Any, whole: NamedSharding, sharded: NamedSharding) -> Any:

@@ -63,6 +63,7 @@ class CaptionLosses:
             targets, lengths = self._padded(done, rows, len(batch))
             own = self.captioner.own_words(params, batch, self.length)
             made = self._losses(params, *self.captioner.place_rows((batch, targets, lengths, own)))
+            made = self.captioner.to_host(made)
             forced, free = (np.asarray(part, np.float64)[:rows] for part in made)
             lengths = lengths[:rows]
             best = np.arange(rows), np.where(lengths > 0, free / np.maximum(lengths, 1), np.inf).argmin(1)

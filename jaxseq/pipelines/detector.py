@@ -196,7 +196,7 @@ class Detector(Pipeline):
             raise ValueError("R-CNN detects with linear stages, which are not fitted yet")
         made, params = list[Found](), self.place_params(params)
         for count, *batch in self._batches(images, proposals):
-            kept = jax.tree.map(np.asarray, self._detect(params, self.linear, *self.place_rows(batch)))
+            kept = self.to_host(self._detect(params, self.linear, *self.place_rows(batch)))
             for row in range(count):
                 valid = kept.valid[row]
                 made.append(Found(kept.boxes[row][valid], kept.scores[row][valid], kept.classes[row][valid]))

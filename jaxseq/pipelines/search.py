@@ -12,6 +12,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from jaxseq import decoding
+from jaxseq.distribution import to_host
 from jaxseq.models import Encoded, EncoderDecoder
 from jaxseq.typing import Key, PyTree
 
@@ -83,14 +84,14 @@ class Search:
         step, carry, first, common = self._start(params, source, source_segment_ids, max_length, place)
         if search.beams == 1:
             made = decoding.greedy(step, carry, first, **common)
-            return Found(*map(np.asarray, (made.tokens, made.lengths, made.log_probabilities)))
+            return Found(*to_host((made.tokens, made.lengths, made.log_probabilities)))
         coverage = None
         if search.coverage:
             mask = None if source_segment_ids is None else place(jnp.asarray(source_segment_ids != 0))
             coverage = decoding.Coverage(self.model.last_attention_weights, search.coverage, mask)
         options = decoding.BeamOptions(search.beams, 1, normalization=search.normalization, coverage=coverage)
         found = decoding.beam_search(step, carry, first, options, **common)
-        return Found(*(np.asarray(part[:, 0]) for part in (found.tokens, found.lengths, found.log_probabilities)))
+        return Found(*(part[:, 0] for part in to_host((found.tokens, found.lengths, found.log_probabilities))))
 
     def sample(
         self,
@@ -106,12 +107,12 @@ class Search:
         """``num_samples`` outputs of each row ``[B n ...]``, drawn with the row's key."""
         step, carry, first, common = self._start(params, source, None, max_length, place)
         made = decoding.sample(step, carry, first, options, key=keys, num_samples=num_samples, **common)
-        return Found(*map(np.asarray, (made.tokens, made.lengths, made.log_probabilities)))
+        return Found(*to_host((made.tokens, made.lengths, made.log_probabilities)))
 
     def greedy_tokens(self, params: PyTree, source: Any, length: int, *, place: Callable = _unplaced) -> np.ndarray:
         """The first ``length`` tokens ``[B T]`` of greedy decoding, which does not stop at an end."""
         step, carry, first, common = self._start(params, source, None, length, place)
-        return np.asarray(decoding.greedy(step, carry, first, **common | {"end_token": None}).tokens)
+        return np.asarray(to_host(decoding.greedy(step, carry, first, **common | {"end_token": None}).tokens))
 
     def _start(
         self, params: PyTree, source: Any, source_segment_ids: Any, max_length: int, place: Callable
