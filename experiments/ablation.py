@@ -75,15 +75,18 @@ class Config:
     """Also compare runs with different data."""
     smoke: bool = False
     """Run every variant with the experiment's --smoke."""
+    mesh: str | None = None
+    """The devices of every run, for experiments that take --mesh: data=-1 or data=2,fsdp=4. Runs on different
+    meshes may be compared."""
     single: bool = False
     """Execute only the base, in this process and in the folder --run; an ablation starts each run this way."""
 
     def __post_init__(self) -> None:
         if self.seeds < 1:
             raise ValueError(f"seeds must be at least 1, not {self.seeds}")
-        lone = (self.compare and (self.base or self.smoke)) or (self.single and self.run is None)
+        lone = (self.compare and (self.base or self.smoke or self.mesh)) or (self.single and self.run is None)
         if lone or bool(self.compare) + bool(self.vary) + self.single != 1:
-            told = "give vary (field=value,value), or compare (finished run folders) without base and smoke"
+            told = "give vary (field=value,value), or compare (finished run folders) without base, smoke and mesh"
             raise ValueError(f"{told}; single, which an ablation starts, needs run")
 
 
@@ -159,8 +162,9 @@ def split_values(text: str) -> list[str]:
 
 
 def base_settings(config: Config) -> dict[str, str]:
-    """The settings of --base and --smoke, by field."""
+    """The settings of --base, --smoke and --mesh, by field."""
     settings, text = {"smoke": "True"} if config.smoke else {}, " ".join(config.base)
+    settings |= {} if config.mesh is None else {"mesh": config.mesh}
     try:
         words = shlex.split(text)
     except ValueError as error:

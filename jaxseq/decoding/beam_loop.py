@@ -15,7 +15,8 @@ from jax.tree_util import Partial
 from jaxseq.decoding.constraints import Constraint, Rule, next_states, stopped
 from jaxseq.decoding.end_tokens import is_end
 from jaxseq.decoding.options import Coverage
-from jaxseq.decoding.step import gather_rows, is_traced, take_rows, top_k
+from jaxseq.decoding.rows import top_k
+from jaxseq.decoding.step import gather_rows, is_traced, take_rows
 from jaxseq.typing import Array, Bool, Carry, Float, Int, Scalar
 
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxseq.decoding.options import PerRow, SamplingOptions, known_integer
+from jaxseq.decoding.rows import top_k
 from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array, Bool, Float, Int, Integer, Key, Logits
 
@@ -44,7 +45,7 @@ def filter_candidates(logits: Logits, options: SamplingOptions) -> CandidateLogi
     if options.temperature is not None:
         logits = apply_temperature(logits, options.temperature)
     if options.top_k is not None:
-        logits, ids = jax.lax.top_k(logits, check_top_k(options.top_k, logits.shape[-1]))
+        logits, ids = top_k(logits, check_top_k(options.top_k, logits.shape[-1]))
     if options.top_p is not None:
         logits = keep_top_p(logits, options.top_p)
     if options.min_p is not None:

@@ -15,7 +15,6 @@ The arrays of a plain closure are compiled in, and every new closure is compiled
 tokens have; a single row, without batch dimensions, is mapped over by ``jax.vmap``.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
@@ -113,20 +112,6 @@ def select_rows(chosen: Bool[Array, "*B"], tree: Tree, other: Tree) -> Tree:
 def take_rows(x: Shaped[Array, "N n ..."], indices: Int[Array, "N k"]) -> Shaped[Array, "N k ..."]:
     """Row ``x[i, indices[i, j]]`` for every i and j."""
     return jnp.take_along_axis(x, indices.reshape(*indices.shape, *(1,) * (x.ndim - 2)), axis=1)
-
-
-def top_k(x: Float[Array, "N ... V"], k: int) -> list[Array]:
-    """``lax.top_k``. In a mesh each device searches its own rows, if the axes ``data`` and ``fsdp`` divide them.
-
-    XLA's partitioner would gather all rows on every device first.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    axes = tuple(name for name in ("data", "fsdp") if name in mesh.axis_names)
-    devices = math.prod(mesh.shape[name] for name in axes)
-    if devices == 1 or x.shape[0] % devices or mesh.manual_axes:
-        return list(jax.lax.top_k(x, k))
-    rows = jax.P(axes)
-    return list(jax.shard_map(lambda x: tuple(jax.lax.top_k(x, k)), in_specs=rows, out_specs=rows)(x))
 
 
 def document_ids(carry: Carry, batch_shape: tuple[int, ...]) -> Int[Array, "*B"]:

@@ -22,6 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxseq.distribution.batches import PlacedBatches, PlacedStreams, batch_spec, place_rows, rows_spec, whole_arrays
 from jaxseq.distribution.mesh import BATCH_AXES, format_mesh, make_mesh
+from jaxseq.distribution.processes import initialize_processes
 from jaxseq.distribution.report import format_placement
 from jaxseq.distribution.rules import FSDP_MIN_SIZE, parameter_spec
 from jaxseq.typing import PyTree
@@ -48,7 +49,11 @@ class Placement:
 
     @classmethod
     def on(cls, text: str | None) -> "Placement":
-        """The placement on the mesh ``text`` over all devices of all processes (``make_mesh``); None for one device."""
+        """The placement on the mesh ``text`` over all devices of all processes (``make_mesh``); None for one device.
+
+        Connects the processes first, if there are several (``initialize_processes``).
+        """
+        initialize_processes()
         return cls(None if text is None else make_mesh(text))
 
     def ambient(self) -> AbstractContextManager:

@@ -4,7 +4,9 @@ import abc
 import copy
 import os
 from dataclasses import dataclass
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, TypeVar
+
+import jax
 
 from jaxseq import training
 from jaxseq.distribution import Placement
@@ -30,10 +32,11 @@ class Pipeline(abc.ABC):
     def save(self, run: training.Run) -> None:
         """Write the model's config and the vocabularies."""
 
-    def on(self, placement: Placement) -> Self:
+    def on(self, placement: Placement) -> Any:
         """The same pipeline, whose methods replicate parameters on a mesh and shard the rows of a batch over it.
 
-        Rows that the devices do not divide are replicated.
+        Rows that the devices do not divide are replicated. So are all rows in several processes, where decoding needs
+        whole arrays to check them: each device then computes the whole batch.
         """
         other = copy.copy(self)
         other.placement = placement
@@ -45,7 +48,9 @@ class Pipeline(abc.ABC):
 
     def place_rows(self, tree: PyTree) -> PyTree:
         """Arrays of a batch, sharded by rows over the mesh; as they are without one."""
-        return tree if self.placement is None else self.placement.rows(tree)
+        if self.placement is None:
+            return tree
+        return self.placement.rows(tree) if jax.process_count() == 1 else self.placement.replicate(tree)
 
 
 P = TypeVar("P", bound=Pipeline)

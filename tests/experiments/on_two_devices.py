@@ -10,7 +10,8 @@ from typing import Any
 import jax
 
 from experiments import captioning, detection, generate, language_model, translate, translation
-from jaxseq import training
+from jaxseq import decoding, pipelines, training
+from jaxseq.distribution import Placement, collectives
 from jaxseq.models.configs import TransformerTranslator
 from jaxseq.pipelines import Reversal
 from tests.experiments.small_runs import (
@@ -68,6 +69,27 @@ def check_generation(folder: Path) -> None:
         wanted, found = generate.main(one), generate.main(dataclasses.replace(one, mesh="data=2"))
         assert [result.tokens for result in wanted] == [result.tokens for result in found], changes
         assert [result.text for result in wanted] == [result.text for result in found], changes
+    check_collectives(config.run)
+
+
+def check_collectives(run: Path) -> None:
+    """In a loop of decoding, the devices exchange nothing but whether all rows are done."""
+    placement = Placement.on("data=2")
+    loaded = pipelines.load_run(run, pipelines.TextGenerator)
+    generator, params = loaded.pipeline.on(placement), placement.replicate(loaded.params)
+    step, common = decoding.step_of(generator.forward(params)), {"max_length": 5, "end_token": 0}
+    keys, options = jax.random.key(0), decoding.SamplingOptions(top_k=4, top_p=0.9)
+    methods: list[Callable] = [
+        lambda rows: decoding.greedy(step, *rows, **common),
+        lambda rows: decoding.sample(step, *rows, options, key=keys, **common),
+        lambda rows: decoding.beam_search(step, *rows, decoding.BeamOptions(2, 1), **common),
+    ]
+    with placement.ambient():
+        rows = generator.prefill(params, ("the ", "quick "), 5)
+        for method in methods:
+            compiled = jax.jit(method).lower(rows).compile()
+            found = {(row.kind, row.shapes) for row in collectives(compiled, placement.mesh) if row.in_loop}
+            assert found == {("all-reduce", "pred[]")}, found
 
 
 def main(folder: Path, *names: str) -> None:

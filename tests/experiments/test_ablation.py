@@ -542,3 +542,9 @@ def test_runs_of_the_language_model_are_compared(language_model_run, tmp_path):
     (twin / "config.json").write_text(json.dumps(config | {"model": config["model"] | {"tied": True}, "samples": 9}))
     report = main(Config(compare=(run, twin), metric=("bits_per_character",)))
     assert [*by_label(report, "bits_per_character")["model.tied=True"]["differences"].values()] == [0.0]
+
+
+def test_a_mesh_is_a_setting_of_every_run() -> None:
+    config = Config(mesh="data=-1", vary=("dropout=0.2",), smoke=True)
+    made = ablation.variants_of(config, language_model.Config)
+    assert [settings["mesh"] for settings in made.values()] == ["data=-1", "data=-1"]
