@@ -10,10 +10,10 @@ demo: $(READY)  ## train the default language model on the embedded corpus and s
 	$(BIN)/python experiments/language_model.py --run runs/demo
 
 test: $(READY)  ## the main law of every module (at most 8 minutes on 2 cores)
-	$(BIN)/python -m pytest -n 2 -m "not slow and not full"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not full"
 
 test-full: $(READY)  ## further laws, precisions and options, then the suite on a newer Python
-	$(BIN)/python -m pytest -n 2 -m "full and not slow"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "full and not slow"
 	$(MAKE) test-next
 
 test-next:  ## the suite on a newer Python (3.12+, a newer jax), where one is found
