@@ -21,6 +21,7 @@ __all__ = [
     "decoding",
     "distribution",
     "encoders",
+    "launch",
     "layers",
     "models",
     "ops",

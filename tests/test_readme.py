@@ -16,7 +16,7 @@ README, NEWCOMERS = (
 BLOCKS, SCRIPTS = (re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL) for page in (README, NEWCOMERS))
 
 
-FURTHER = re.compile(r"jaxseq\.models|import analysis")
+FURTHER = re.compile(r"jaxseq\.models|import analysis|core = Stacked")
 """Examples that compile much."""
 
 
@@ -26,6 +26,7 @@ def block(word: str) -> str:
     return found
 
 
+@pytest.mark.full
 def test_the_cell_of_ones_own_trains_as_pasted(tmp_path, capsys):
     file = tmp_path / "my_cell.py"
     file.write_text(block("class UGRNN"), encoding="utf-8")

@@ -29,7 +29,7 @@ KINDS = {
     ),
 }
 
-FIRST_KINDS = ("hybrid",)
+FIRST_KINDS = ("cache",)
 EVERY_KIND = [pytest.param(k, marks=() if k in FIRST_KINDS else pytest.mark.full, id=k) for k in KINDS]
 
 

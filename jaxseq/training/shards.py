@@ -102,6 +102,6 @@ def _covers(row: LeafRow) -> bool:
 def verify_shards(name: str, array: np.ndarray, shards: list[ShardRow]) -> None:
     """Raises CorruptedError unless every shard of the array is bit for bit what its process had in memory."""
     for shard in shards:
-        part = array[tuple(slice(begin, end) for begin, end in shard["index"])]
+        part = np.asarray(array[tuple(slice(begin, end) for begin, end in shard["index"])])
         if digest(part) != shard["sha256"]:
             raise CorruptedError(f"{name}{shard['index']} does not match its SHA-256")

@@ -75,7 +75,9 @@ CASES: dict[str, Callable[..., Core]] = {
 # float64 gradient by 0.1.
 SENSITIVE = {"elman-relu-two-heads": 1.0, "delta": 0.3}
 FULL = pytest.mark.full
-EVERY = pytest.mark.parametrize("name", [name if name in CORES else pytest.param(name, marks=FULL) for name in CASES])
+ORDINARY = CORES.keys() - {"slstm"}
+"""The cores that ``make test`` holds to the laws; sLSTM takes as long as three others."""
+EVERY = pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in ORDINARY else FULL) for n in CASES])
 
 
 @functools.cache

@@ -136,7 +136,7 @@ def test_conv_is_the_sum_over_its_taps(features: int, dilation: int, x64: None) 
     np.testing.assert_allclose(carry.state.x, inputs[:, T - 2 * dilation :], rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("cell", [cells.mgu, cells.slstm])
+@pytest.mark.parametrize("cell", [cells.mgu, pytest.param(cells.slstm, marks=pytest.mark.full)])
 def test_the_fast_gradient_of_a_cell_is_that_of_the_plain_scan(cell: Callable, x64: None) -> None:
     rng = np.random.default_rng(0)
     gates = 4 if cell is cells.slstm else 2
@@ -154,6 +154,7 @@ def test_the_fast_gradient_of_a_cell_is_that_of_the_plain_scan(cell: Callable, x
     jax.tree.map(check, run(x, R, "auto"), run(x, R, "reference"))
 
 
+@pytest.mark.full
 def test_slstm_bears_extreme_gates() -> None:
     """Gates of ±100 from a fresh state: the values of float64 without a stabiliser, and finite gradients."""
     rng = np.random.default_rng(0)

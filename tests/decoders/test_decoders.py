@@ -38,7 +38,9 @@ CASES: dict[str, Callable[..., Decoder]] = {
     "post-norm hybrid": decoder("transformer", "mingru", attention="additive", feed_forward=12, norm="post"),
 }
 FULL = pytest.mark.full
-EVERY = pytest.mark.parametrize("name", [pytest.param(name, marks=FULL if name == "general" else ()) for name in CASES])
+EVERY = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=FULL if name in ("general", "transformer") else ()) for name in CASES]
+)
 
 
 @functools.cache

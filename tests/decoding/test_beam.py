@@ -343,6 +343,7 @@ def test_a_batch_gives_what_each_row_gives_alone_in_any_shape() -> None:
     assert alone.tokens.shape == (3, 6)
 
 
+@pytest.mark.full
 def test_large_rows_of_a_carry_follow_their_hypotheses() -> None:
     """A leaf of 16 KiB a row is moved, not gathered: the history that it holds must be its hypothesis' own."""
 
@@ -364,6 +365,7 @@ def test_large_rows_of_a_carry_follow_their_hypotheses() -> None:
     assert found.lengths.tolist() == [[10] * 4] * 3
 
 
+@pytest.mark.full
 def test_diverse_groups_differ_and_alone_they_are_beams_of_their_own() -> None:
     table = 2.0 * jax.random.normal(jax.random.key(4), (6, 6))
     arguments = (Partial(table_step, table), jnp.zeros(6, jnp.int32), jnp.arange(6, dtype=jnp.int32))

@@ -48,10 +48,10 @@ def same(made, want) -> None:
 @pytest.mark.parametrize(
     ("kind", "raw"),
     [
-        ("hybrid", False),
+        pytest.param("hybrid", False, marks=pytest.mark.full),
         pytest.param("hybrid", True, marks=pytest.mark.full),
         pytest.param("two states", False, marks=pytest.mark.full),
-        pytest.param("cache", False, marks=pytest.mark.full),
+        ("cache", False),
     ],
 )
 def test_reading_and_generating_in_turns_equals_reading_the_text_at_once(kind: str, raw: bool) -> None:

@@ -135,6 +135,7 @@ def test_several_samples_a_prompt_are_samples_by_keys_of_their_own(key: jax.Arra
         sample(step, jnp.zeros(2, jnp.int32), first, key=key, num_samples=0, **options)
 
 
+@pytest.mark.full
 def test_sampling_log_probabilities_are_those_of_the_distribution_drawn_from(key: jax.Array) -> None:
     table = jax.random.normal(jax.random.key(2), (6, 6))
     first = jnp.arange(6, dtype=jnp.int32)

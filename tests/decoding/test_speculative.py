@@ -78,8 +78,8 @@ def test_frequencies_are_those_of_the_large_model(draft_length: int, options: Sa
 @pytest.mark.parametrize(
     ("draft", "target", "draft_length"),
     [
-        ("state", "hybrid", 3),
-        pytest.param("state", "cache", 1, marks=pytest.mark.full),
+        pytest.param("state", "hybrid", 3, marks=pytest.mark.full),
+        ("state", "cache", 1),
         pytest.param("last inputs", "cache", 3, marks=pytest.mark.full),
         pytest.param("last inputs", "hybrid", 1, marks=pytest.mark.full),
     ],

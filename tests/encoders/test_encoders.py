@@ -232,6 +232,7 @@ def test_an_encoder_by_name_is_as_asked() -> None:
         jax.eval_shape(EncoderBlock(CoreEncoder(GRU(5))).init, jax.random.key(0), drawn(S, D))
 
 
+@pytest.mark.full
 def test_both_directions_start_from_given_states_and_return_the_final_ones() -> None:
     """The reference runs each core alone over the real positions, in its own order."""
     encoder = Bidirectional(GRU(D), LSTM(D - 1))

@@ -144,6 +144,7 @@ def test_what_cannot_be_is_refused_by_name(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.full
 def test_a_trained_run_translates_other_texts(translation_run, tmp_path, capsys):
     run, picture, out = translation_run[0].run, tmp_path / "where.png", tmp_path / "out.txt"
     texts = ("abc", "hello")

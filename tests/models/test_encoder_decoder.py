@@ -40,7 +40,7 @@ def named(names: Any, *first: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("name", params)
 
 
-EVERY = named(KINDS, "additive", "transformer")
+EVERY = named(KINDS, "transformer")
 A_FEW = named(["rnn, both", "additive", "transformer", "hybrid"], "hybrid")
 
 

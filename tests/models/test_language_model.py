@@ -66,8 +66,8 @@ def close(actual, expected, tolerance: float) -> None:
 @pytest.mark.parametrize(
     ("name", "ids"),
     [
-        *((name, IDS) for name in ("attention", "hybrid")),
-        pytest.param("recurrent", IDS, marks=pytest.mark.full),
+        ("attention", IDS),
+        *(pytest.param(name, IDS, marks=pytest.mark.full) for name in ("recurrent", "hybrid")),
         *(pytest.param(name, None, marks=pytest.mark.full) for name in ("recurrent", "attention")),
     ],
 )

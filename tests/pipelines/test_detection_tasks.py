@@ -27,6 +27,7 @@ def test_halves_of_pairs_and_numbers_below_one_are_refused(tmp_path):
         DetectionScenes(test_images=0)
 
 
+@pytest.mark.full
 def test_the_scenes_and_their_files_are_one_task(tmp_path):
     pytest.importorskip("skimage", reason="needs scikit-image")
     pytest.importorskip("sklearn", reason="needs scikit-learn")

@@ -106,6 +106,7 @@ def test_all_processes_end_with_one_state_and_the_first_alone_writes(whole):
     assert json.loads((folder / "environment.json").read_text())["process_count"] == 2
 
 
+@pytest.mark.full
 def test_killed_and_started_again_by_the_launcher_it_ends_bit_for_bit_the_same(tmp_path, start, whole):
     _, err = start(tmp_path / "run", 2, 2, restarts=2, SEND="1,7,9")
     assert "process 1 died by SIGKILL" in err and "restart 1 of 2" in err
