@@ -28,8 +28,11 @@ WORKER = Path(__file__).with_name("scale_out_cases.py")
 
 EQUALITY_MODELS = ("lstm", "rglru", "gla", "attention", "hybrid")
 BYTES_MESHES = ("data=8", "fsdp=8", "tensor=8", "data=2,fsdp=4", "data=2,fsdp=2,tensor=2", "sequence=8")
-STRATEGIES = ("data={k}", "fsdp={k}", "data={k/8},fsdp=8", "data={k/8},tensor=8", "data={k/8},sequence=8")
-COLLECTIVE_MODELS = ("attention", "rglru", "lstm")
+STRATEGIES = {
+    "attention": ("data={k}", "fsdp={k}", "data={k/8},fsdp=8", "data={k/8},tensor=8", "data={k/8},sequence=8"),
+    "rglru": ("data={k}", "data={k/8},sequence=8"),
+    "lstm": ("data={k}", "fsdp={k}"),
+}
 COLLECTIVE_DEVICES = (8, 64, 512)
 
 
@@ -41,11 +44,10 @@ def cases(parts: tuple[str, ...]) -> list[tuple[int, list[str]]]:
     if "bytes" in parts:
         found += [(8, ["bytes", mesh]) for mesh in BYTES_MESHES]
     if "collectives" in parts:
-        for model in COLLECTIVE_MODELS:
+        for model, strategies in STRATEGIES.items():
             for k in COLLECTIVE_DEVICES:
-                meshes = [text.replace("{k/8}", str(k // 8)).replace("{k}", str(k)) for text in STRATEGIES]
-                kept = [mesh for mesh in dict.fromkeys(meshes) if not (model == "lstm" and "tensor" in mesh)]
-                found += [(k, ["collectives", model, mesh]) for mesh in kept]
+                meshes = [text.replace("{k/8}", str(k // 8)).replace("{k}", str(k)) for text in strategies]
+                found += [(k, ["collectives", model, mesh]) for mesh in meshes]
     return found
 
 

@@ -328,6 +328,7 @@ def test_two_beams_find_what_hides_behind_a_poor_first_token() -> None:
     assert best.log_probabilities[0] > greedily.log_probabilities
 
 
+@pytest.mark.full
 def test_a_batch_gives_what_each_row_gives_alone_in_any_shape() -> None:
     table = 2.0 * jax.random.normal(jax.random.key(2), (6, 6))
     step = Partial(table_step, table)

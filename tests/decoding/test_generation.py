@@ -324,6 +324,7 @@ def test_a_row_ends_at_the_first_of_several_end_tokens(key):
     assert np.array_equal(one.tokens, greedy(STEP, start(), FIRST, max_length=L, end_token=END).tokens)
 
 
+@pytest.mark.full
 def test_a_batch_without_rows_gives_results_without_rows(key):
     none = start((0,)), FIRST[:0]
     forward = jax.tree_util.Partial(lambda carry, tokens, ids: (carry, jnp.zeros((*tokens.shape, V))))

@@ -253,6 +253,7 @@ def test_a_step_reads_one_token_whatever_was_made() -> None:
     assert set(lengths) == {1}
 
 
+@pytest.mark.full
 def test_ids_out_of_range_are_errors_outside_jit_and_nan_under_it(key: jax.Array) -> None:
     """First tokens, prompts and scored tokens; tokens after a length are ignored, in a gradient too."""
     chain = jax.random.normal(jax.random.key(0), (5, 5))

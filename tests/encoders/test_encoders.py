@@ -195,6 +195,7 @@ def test_positions_join_as_asked() -> None:
             wrong.apply({}, wrong.initial_carry(()), xs)
 
 
+@pytest.mark.full
 def test_a_text_encoder_encodes_the_embedded_tokens_and_drops_out_with_a_key() -> None:
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 9, (2, S)))
     ids = jnp.asarray(np.stack([IDS, np.ones(S, np.int32)]))

@@ -535,6 +535,7 @@ def test_configs_of_the_experiments_are_set_by_texts():
         configure(translation.Config, {"model": "transformer", "fusion": "add"})
 
 
+@pytest.mark.full
 def test_runs_of_the_language_model_are_compared(language_model_run, tmp_path):
     run, twin = language_model_run[0].run, tmp_path / "b"
     shutil.copytree(run, twin)

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from comparison import close
 
 from jaxseq.cores import Attention
@@ -39,6 +40,7 @@ def test_weights_come_by_path_in_numerical_order_and_nothing_else_does() -> None
     assert {weights.shape for weights in found.values()} == {(1, S, S)}
 
 
+@pytest.mark.full
 def test_self_attention_of_the_core_is_captured_too(key: jax.Array) -> None:
     core = Attention(D, num_heads=2, num_kv_heads=1, positions="alibi", window=3)
     xs = drawn(B, S, D)

@@ -244,6 +244,7 @@ def decoder(**dtypes: Any) -> Decoder:
     return make_decoder("attention", "mingru", 8, **dtypes)
 
 
+@pytest.mark.full
 def test_a_decoder_holds_the_contract_in_short_form() -> None:
     check_decoder(decoder, quick=True)
 

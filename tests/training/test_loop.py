@@ -58,7 +58,7 @@ def test_a_resumed_run_ends_bit_for_bit_where_a_straight_one_does(tmp_path, stra
     assert digest(resumed.params) != digest(resumed.ema.mean)
 
 
-@pytest.mark.parametrize("mode", [pytest.param("zero", marks=pytest.mark.full), "recompute"])
+@pytest.mark.parametrize("mode", [pytest.param(m, marks=pytest.mark.full) for m in ("zero", "recompute")])
 def test_every_truncation_mode_resumes_bit_for_bit(tmp_path, mode):
     config = dataclasses.replace(Config(), train=TrainConfig(steps=9, truncation=mode, checkpoint_every=4))
     whole = train(tmp_path / "a", config)

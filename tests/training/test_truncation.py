@@ -57,6 +57,7 @@ def test_carry_has_the_loss_of_the_whole_sequence():
     np.testing.assert_allclose(np.mean(losses), value, rtol=1e-6)
 
 
+@pytest.mark.full
 def test_carry_stops_the_gradient_at_the_cut():
     data = Stream(CHUNKS)
 
@@ -85,6 +86,7 @@ def test_recompute_with_parameters_at_rest_is_carry(which):
         np.testing.assert_allclose(a.carry["h"], b.carry["h"], atol=1e-6)
 
 
+@pytest.mark.full
 def test_recomputed_state_is_a_fresh_run_of_the_prefix():
     states, _ = run("recompute", MOVING, 6)
     stale, _ = run("carry", MOVING, 6)
