@@ -80,7 +80,7 @@ def tables(rows: list[Row]) -> None:
             "mesh": lambda r: r["mesh"],
             "precision": lambda r: f"float{r['precision']}",
             "SGD": lambda r: f"{r['sgd']:.1e}",
-            "AdamW": lambda r: f"{r['adamw']:.1e}",
+            "AdamW": lambda r: f"{r['adamw']:.1e}" if "adamw" in r else "",
         }
         table("Largest relative difference of a parameter after 20 steps", columns, equality)
     held = [row for row in good if row["part"] == "bytes"]
