@@ -226,25 +226,31 @@ def flops_of_a_row(name: str) -> float:
 
 
 def formula(params: Any, mesh: Any, name: str) -> dict[str, float]:
-    """The bytes that a device sends in a step: gradients, gathered parameters, activations over ``tensor``.
+    """The bytes that a device sends in a step: gradients, gathered parameters, activations over ``tensor``, a ring.
 
-    For an array of n bytes on a device but for fsdp: an all-reduce of its gradient over the r devices of data, fsdp and
-    sequence, ``2 n (r - 1) / r``, and with fsdp of f devices an all-gather, ``n (f - 1) / f``. Over t devices of tensor
+    For an array of n bytes on a device but for fsdp: an all-reduce of its gradient over the r devices of data and fsdp,
+    ``2 n (r - 1) / r``, another one over those of sequence, and with fsdp of f devices an all-gather,
+    ``n (f - 1) / f``. The ring of s devices of sequence sends keys and values of a bytes in each of L blocks: s - 1 times
+    forward, 2 (s - 1) times backward with their gradients, and 5 times to and from their zigzag places. The states that
+    a recurrence exchanges are left out: they are less than 1 % here. Over t devices of tensor
     each of L blocks sums the outputs of two sublayers forward, and the gradients of their inputs backward: one of the
     feed-forward layer, three of query, key and value, which XLA adds after the exchange. With the embedding and the
     head: ``(6 L + 2) 2 a (t - 1) / t`` for activations of a bytes.
     """
     size = dict(mesh.shape)
-    reduced = size["data"] * size["fsdp"] * size["sequence"]
-    found = {"gradients": 0.0, "gathered": 0.0, "tensor": 0.0}
+    groups = size["data"] * size["fsdp"], size["sequence"]
+    found = {"gradients": 0.0, "gathered": 0.0, "tensor": 0.0, "ring": 0.0}
     for leaf in jax.tree.leaves(params):
         spec = tuple(leaf.sharding.spec)
         n = math.prod(leaf.shape) * 4 / (size["tensor"] if "tensor" in spec else 1)
-        found["gradients"] += 2 * n * (reduced - 1) / reduced
+        found["gradients"] += sum(2 * n * (r - 1) / r for r in groups)
         found["gathered"] += n * (size["fsdp"] - 1) / size["fsdp"] if "fsdp" in spec else 0.0
     if name == "attention" and size["tensor"] > 1:
         activations = ROWS * POSITIONS / size["sequence"] * FEATURES * 4
         found["tensor"] = (6 * LAYERS + 2) * 2 * activations * (size["tensor"] - 1) / size["tensor"]
+    if name == "attention" and groups[1] > 1:
+        keys = ROWS * POSITIONS / groups[1] * 2 * FEATURES * 4
+        found["ring"] = LAYERS * (3 * (groups[1] - 1) + 5) * keys
     return found
 
 
