@@ -176,13 +176,15 @@ def test_a_signal_to_one_process_stops_all_at_one_step(tmp_path, start, whole, n
 
 
 @pytest.mark.slow
-def test_a_full_disk_of_one_process_loses_one_checkpoint(tmp_path, start, whole):
+def test_a_full_disk_of_one_process_loses_checkpoints_and_no_state(tmp_path, start, whole):
     # Process 0 waits for the part of process 1 in Orbax's own barrier, up to checkpoints.ORBAX_TIMEOUT_S (5 minutes).
     _, err = start(tmp_path / "run", 2, 2, FULL="1,3,5", SLOW=0.1)
     for rank in (0, 1):
         assert re.search(rf"^\[{rank}\].*CheckpointWarning: the checkpoint of step 4 was not written", err, re.M), err
     assert digest(err) == whole[1]
-    assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == ["00000006", "00000008", "00000010"]
+    # Orbax's barriers of the next checkpoint may fail, too (seen with 0.12.8): then the one of step 2 is kept.
+    names = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
+    assert names[1:] == ["00000008", "00000010"] and names[0] in ("00000002", "00000006")
 
 
 @pytest.mark.slow
