@@ -230,9 +230,9 @@ def formula(params: Any, mesh: Any, name: str) -> dict[str, float]:
 
     For an array of n bytes on a device but for fsdp: an all-reduce of its gradient over the r devices of data and fsdp,
     ``2 n (r - 1) / r``, another one over those of sequence, and with fsdp of f devices an all-gather,
-    ``n (f - 1) / f``. The ring of s devices of sequence sends keys and values of a bytes in each of L blocks: s - 1 times
-    forward, 2 (s - 1) times backward with their gradients, and 5 times to and from their zigzag places. The states that
-    a recurrence exchanges are left out: they are less than 1 % here. Over t devices of tensor
+    ``n (f - 1) / f``. The ring of s devices of sequence sends keys and values of a bytes in each of L blocks: s - 1
+    times forward, 2 (s - 1) times backward with their gradients, and 5 times to and from their zigzag places. The
+    states that a recurrence exchanges are left out: they are less than 1 % here. Over t devices of tensor
     each of L blocks sums the outputs of two sublayers forward, and the gradients of their inputs backward: one of the
     feed-forward layer, three of query, key and value, which XLA adds after the exchange. With the embedding and the
     head: ``(6 L + 2) 2 a (t - 1) / t`` for activations of a bytes.
