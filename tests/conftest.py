@@ -1,6 +1,8 @@
 """Every test runs with shapes checked, strict dtype promotion, rank promotion refused, and warnings as errors."""
 
+import gc
 import os
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAXSEQ_COMPILATION_CACHE", "")
@@ -17,6 +19,22 @@ import jaxseq  # noqa: E402, F401  (sets XLA flags, before the first array)
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+MAX_MEMORY_MAPS = 20_000
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_memory_maps():
+    """After a file of tests, free compiled programs before the process reaches Linux's limit of 65,530 memory maps.
+
+    Compiled programs take some each; at the limit XLA's compiler ends the process by a segmentation fault.
+    """
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and len(maps.read_bytes().splitlines()) > MAX_MEMORY_MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture
