@@ -1,13 +1,14 @@
 """Scale-out, computed and checked on host devices: equality with one device, bytes a device, collectives of a step.
 
-    python benchmarks/scale_out.py                       # all parts, about 25 minutes on 2 CPU cores
+    python benchmarks/scale_out.py                       # all parts, most of an hour on 2 CPU cores
     python benchmarks/scale_out.py --parts equality      # parameters after 20 steps on 1, 2, 4 and 8 devices
     python benchmarks/scale_out.py --parts bytes         # parameters and optimizer, a device
     python benchmarks/scale_out.py --parts collectives   # what a step exchanges on 8, 64 and 512 devices
 
 Each case runs in a process of its own with that number of host devices. The part ``collectives`` compiles the training
 step for abstract arrays and runs nothing: it reads the bytes that each device sends from the compiled program, compares
-them with the formula of the strategy, and estimates times for stated speeds. Rows are written to
+them with the formula of the strategy, and estimates times for stated speeds. Collectives of less than 1 kB are left
+out. Rows are written to
 ``benchmarks/results/scale_out-cpu.jsonl``; the tables of docs/scale-out.md are printed.
 """
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / ".venv-next"
-ROOMS = ("ops", "cores", "testing", "layers", "encoders", "decoders", "models", "decoding", "training")
+ROOMS = ("ops", "cores", "testing", "layers", "encoders", "decoders", "models", "decoding", "training", "distribution")
 """The tests of these rooms run unless paths are given; ``python tests/next_python.py tests`` runs all."""
 
 LINES = ((3, 13), (3, 12), (3, 14))

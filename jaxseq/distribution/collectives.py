@@ -98,7 +98,7 @@ def _lines(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _times(lines: list[tuple[str, str]]) -> dict[str, tuple[int, bool]]:
-    """How often each computation runs, and whether in a loop; computations that nothing calls are left out."""
+    """The number of runs of each computation, and whether it is in a loop; those that nothing calls are left out."""
     calls: dict[str, list[tuple[str, int, bool]]] = {}
     for computation, line in lines:
         trips = re.search(r'known_trip_count":\{"n":"(\d+)"', line)

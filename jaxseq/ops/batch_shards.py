@@ -20,7 +20,7 @@ BATCH_AXES = ("data", "fsdp")
 
 
 class Split(NamedTuple):
-    """How features are sharded: pytrees, or prefixes of them, of the axes of each array, of rows after the batch."""
+    """The sharding of features: pytrees, or prefixes of them, of the axes of each array, of rows after the batch."""
 
     shared: Any
     rows: Any

@@ -33,24 +33,28 @@ def require_devices(name: str, devices: int) -> None:
 def check_auto_mesh(subject: Subject, devices: int, tolerance: float) -> None:
     """Under ``jax.jit`` in an Auto mesh, with the batch and every parameter sharded over ``fsdp``."""
     mesh = _mesh({"data": 1, "fsdp": devices}, AxisType.Auto)
-    inputs = _inputs(subject)
-    with subject.precision(), jax.set_mesh(mesh):
-        params = jax.tree.map(lambda a: _placed(mesh, a, _largest_dimension(a, devices)), subject.params)
-        rows = jax.tree.map(lambda a: _placed(mesh, a, PartitionSpec(("data", "fsdp"))), inputs)
-        found = jax.device_get(subject.runs["batched"](params, *rows))
-    _compare(subject, inputs, found, tolerance, f"on {devices} devices of an Auto mesh")
+    where = f"on {devices} devices of an Auto mesh"
+    _check_jit(subject, mesh, lambda a: _largest_dimension(a, devices), ("data", "fsdp"), tolerance, where)
 
 
 @law("devices", _ADVICE)
 def check_explicit_mesh(subject: Subject, devices: int, tolerance: float) -> None:
     """Under ``jax.jit`` in an Explicit mesh, as ``jax.make_mesh`` makes it, with the batch sharded over ``data``."""
     mesh = _mesh({"data": devices}, AxisType.Explicit)
+    where = f"on {devices} devices of an Explicit mesh"
+    _check_jit(subject, mesh, lambda _: PartitionSpec(), ("data",), tolerance, where)
+
+
+def _check_jit(
+    subject: Subject, mesh: Mesh, of_parameter: Callable, rows_over: tuple[str, ...], tolerance: float, where: str
+) -> None:
+    """The jitted core with its parameters and rows placed on a mesh, against one device."""
     inputs = _inputs(subject)
     with subject.precision(), jax.set_mesh(mesh):
-        params = jax.tree.map(lambda a: _placed(mesh, a, PartitionSpec()), subject.params)
-        rows = jax.tree.map(lambda a: _placed(mesh, a, PartitionSpec("data")), inputs)
+        params = jax.tree.map(lambda a: _placed(mesh, a, of_parameter(a)), subject.params)
+        rows = jax.tree.map(lambda a: _placed(mesh, a, PartitionSpec(rows_over)), inputs)
         found = jax.device_get(subject.runs["batched"](params, *rows))
-    _compare(subject, inputs, found, tolerance, f"on {devices} devices of an Explicit mesh")
+    _compare(subject, inputs, found, tolerance, where)
 
 
 @law("devices", _ADVICE)

@@ -133,8 +133,14 @@ class Checkpoints:
         )
         return False
 
-    def close(self) -> None:
-        """Wait for the latest save and end the background thread. The object can be used again."""
+    def close(self, *, alone: bool = False) -> None:
+        """Wait for the latest save and end the background thread. The object can be used again.
+
+        Args:
+            alone: this process of several has failed, and the others train on: do not wait for their agreement.
+        """
+        if alone and jax.process_count() > 1:
+            self._pending = None
         self.wait()
         if self._worker is not None:
             self._worker.shutdown()

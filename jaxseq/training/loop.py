@@ -108,9 +108,12 @@ def fit(
     """
     loop = _Loop(loss, state, optimizer, batches, run, config, evaluate, writers)
     try:
-        return loop.train()
-    finally:
-        loop.close()
+        state = loop.train()
+    except BaseException:
+        loop.close(failed=True)
+        raise
+    loop.close()
+    return state
 
 
 class _Loop(Generic[B]):
@@ -152,10 +155,10 @@ class _Loop(Generic[B]):
         self.step, self.saved_step, self.tokens = 0, -1, 0
         self.pending: collections.deque[tuple[int, Metrics]] = collections.deque()
 
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
         self.watchdog.close()
         self.progress.close()
-        self.checkpoints.close()
+        self.checkpoints.close(alone=failed)
         for writer in self.writers:
             writer.close()
 

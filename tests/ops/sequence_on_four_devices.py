@@ -198,7 +198,7 @@ def differences(names: list[str], dtype: Any, shapes: list[tuple[int, ...]]) -> 
 
 
 def bfloat16_differences(names: list[str]) -> dict[str, float]:
-    """How outputs of bfloat16 inputs, with a float32 state, differ from one device; in units of the largest output."""
+    """Differences from one device for bfloat16 inputs and a float32 state, in units of the largest output."""
     found = {}
     for name in names:
         case = make_cases(jnp.float32)[name]
@@ -264,7 +264,7 @@ def traffic(names: list[str], gradient: bool) -> dict[str, list[dict[str, int]]]
 
 
 def implementations() -> dict[str, Any]:
-    """What runs for 16 positions, 15, and 1, and inside ``jax.shard_map``."""
+    """The implementations for 16 positions, 15, and 1, and inside ``jax.shard_map``."""
     case = make_cases(jnp.float32)["linear_recurrence"]
 
     def used(steps: int) -> Any:

@@ -60,7 +60,7 @@ def convolution_across_devices(
 
 
 def _count_inputs(xs: Array, segment_ids: SegmentIds | None, fresh: Array | None, most: int) -> Int[Array, "*B"]:
-    """How many of the last ``most`` inputs are this rank's own; all of them if a document starts in its segment."""
+    """The number of the last ``most`` inputs that are this rank's own; all if a document starts in its segment."""
     if segment_ids is None or fresh is None:
         return jnp.full(xs.shape[:-2], min(xs.shape[-2], most), jnp.int32)
     count = jnp.minimum(segments.is_real(segment_ids).sum(-1, dtype=jnp.int32), most)

@@ -1,7 +1,8 @@
 """Recurrences that are linear in their state: the public functions, their checks and the choice of implementation."""
 
 import functools
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -131,13 +132,9 @@ def linear_attention(
     chosen = _choose_chunkwise("linear_attention", implementation, query.shape[-3], REFERENCE_MAX_STEPS)
     if query.shape[-3] == 0:
         return state, value
-    axis = find_sequence_axis(query.shape[-3])
-    if axis is not None:
-        run = functools.partial(linear_attention, chunk=chunk, implementation=implementation)
-        with implementation_scope("linear_attention", "sequence"):
-            return matrix_states_across_devices(
-                "linear_attention", axis, run, state, (query, key, value, log_decay), segment_ids
-            )
+    split = _over_ranks(linear_attention, chunk, implementation, state, (query, key, value, log_decay), segment_ids)
+    if split is not None:
+        return split
     with implementation_scope("linear_attention", chosen):
         if chosen == "reference":
             return linear_attention_reference(state, query, key, value, log_decay, segment_ids=segment_ids)
@@ -188,13 +185,9 @@ def delta_rule(
     chosen = _choose_chunkwise("delta_rule", implementation, query.shape[-3], 1)
     if query.shape[-3] == 0:
         return state, value
-    axis = find_sequence_axis(query.shape[-3])
-    if axis is not None:
-        run = functools.partial(delta_rule, chunk=chunk, implementation=implementation)
-        with implementation_scope("delta_rule", "sequence"):
-            return matrix_states_across_devices(
-                "delta_rule", axis, run, state, (query, key, value, beta, log_decay), segment_ids
-            )
+    split = _over_ranks(delta_rule, chunk, implementation, state, (query, key, value, beta, log_decay), segment_ids)
+    if split is not None:
+        return split
     with implementation_scope("delta_rule", chosen):
         if chosen == "reference":
             return delta_rule_reference(state, query, key, value, beta, log_decay, segment_ids=segment_ids)
@@ -245,19 +238,27 @@ def mlstm(
     chosen = _choose_chunkwise("mlstm", implementation, query.shape[-3], REFERENCE_MAX_STEPS)
     if query.shape[-3] == 0:
         return state, value
-    axis = find_sequence_axis(query.shape[-3])
-    if axis is not None:
-        run = functools.partial(mlstm, chunk=chunk, implementation=implementation)
-        with implementation_scope("mlstm", "sequence"):
-            return matrix_states_across_devices(
-                "mlstm", axis, run, state, (query, key, value, log_i, log_f), segment_ids
-            )
+    split = _over_ranks(mlstm, chunk, implementation, state, (query, key, value, log_i, log_f), segment_ids)
+    if split is not None:
+        return split
     with implementation_scope("mlstm", chosen):
         if chosen == "reference":
             return mlstm_reference(state, query, key, value, log_i, log_f, segment_ids=segment_ids)
         arrays = segments.mask_and_cast(segment_ids, state.C.dtype, query, key, value, log_i, log_f)
         state, out = chunkwise_mlstm(state, *arrays, segment_ids=segment_ids, chunk=chunk)
         return state, out.astype(value.dtype)
+
+
+def _over_ranks(
+    op: Callable, chunk: int | None, implementation: str, state: Any, arrays: tuple, segment_ids: SegmentIds | None
+) -> tuple[Any, Array] | None:
+    """The call split over the axis ``sequence`` of the ambient mesh; None if it is not to be split."""
+    axis = find_sequence_axis(arrays[0].shape[-3])
+    if axis is None:
+        return None
+    run = functools.partial(op, chunk=chunk, implementation=implementation)
+    with implementation_scope(op.__name__, "sequence"):
+        return matrix_states_across_devices(op.__name__, axis, run, state, arrays, segment_ids)
 
 
 def _choose_chunkwise(op: str, implementation: str, steps: int, reference_max_steps: int) -> str:
