@@ -79,7 +79,7 @@ def test_frequencies_are_those_of_the_large_model(draft_length: int, options: Sa
     ("draft", "target", "draft_length"),
     [
         pytest.param("state", "hybrid", 3, marks=pytest.mark.full),
-        ("state", "cache", 1),
+        pytest.param("state", "cache", 1, marks=pytest.mark.full),
         pytest.param("last inputs", "cache", 3, marks=pytest.mark.full),
         pytest.param("last inputs", "hybrid", 1, marks=pytest.mark.full),
     ],

@@ -289,6 +289,7 @@ def test_errors_name_an_input_that_does_not_fit(name: str, untyped: None) -> Non
             jax.eval_shape(encoder.init, jax.random.key(0), xs, ids)
 
 
+@pytest.mark.full
 def test_padded_tokens_may_be_any_number_and_others_must_be_in_the_table() -> None:
     """Outside jit an error, within it NaN, which reaches no other document."""
     encoder = TextEncoder(Embedding(9, D), CoreEncoder(GRU(D)))

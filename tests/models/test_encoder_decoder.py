@@ -41,7 +41,7 @@ def named(names: Any, *first: str) -> pytest.MarkDecorator:
 
 
 EVERY = named(KINDS, "transformer")
-A_FEW = named(["rnn, both", "additive", "transformer", "hybrid"], "transformer")
+A_FEW = named(["rnn, both", "additive", "transformer", "hybrid"], "hybrid")
 
 
 def build(

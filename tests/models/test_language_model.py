@@ -33,7 +33,9 @@ CORES: dict[str, Callable[..., Core]] = {
     "attention": partial(Attention, F),
     "hybrid": hybrid,
 }
-EVERY = pytest.mark.parametrize("name", CORES)
+EVERY = pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.full if n == "hybrid" else ()) for n in CORES]
+)
 
 
 @cache

@@ -50,6 +50,7 @@ def scored(stages, image: RegionExamples):
     return apply_linear_stages(stages, outputs, boxes, (100, 100)), boxes
 
 
+@pytest.mark.full
 def test_machines_separate_objects_and_boxes_follow_the_codes():
     train = examples()
     stages = fit_linear_stages(train, CLASSES, dataclasses.replace(LinearStageConfig(), svm_c=0.01, ridge=1e-6))

@@ -13,7 +13,7 @@ from compilation import jitted
 from jaxseq.ops import linear_attention, linear_attention_reference
 
 B, N, H, Hv = 2, 2, 3, 5
-DECAYS = pytest.mark.parametrize("by", ["head", "channel"])
+DECAYS = pytest.mark.parametrize("by", ["head", pytest.param("channel", marks=pytest.mark.full)])
 
 
 def inputs(time: int, by: str, dtype: str = "float64") -> tuple[jax.Array, ...]:
