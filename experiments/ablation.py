@@ -34,6 +34,7 @@ from typing import Any
 import tyro
 
 from jaxseq import analysis, plotting, training
+from jaxseq.files import write_atomic, write_json
 from jaxseq.pipelines.config_fields import configure
 from jaxseq.pipelines.finished_runs import (
     IGNORED_FIELDS,
@@ -46,7 +47,6 @@ from jaxseq.pipelines.finished_runs import (
     one_field,
     read_finished_run,
 )
-from jaxseq.training.files import write_atomic, write_json
 from jaxseq.training.settings import flatten, resumable_fields
 
 HERE, FOLDER = Path(__file__).resolve().parent, Path("runs/ablation")

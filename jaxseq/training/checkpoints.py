@@ -27,8 +27,8 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from jaxseq.files import JSON, sync_folder, write_json
 from jaxseq.training.errors import CheckpointError, CheckpointMismatchError, CheckpointWarning, ProcessError
-from jaxseq.training.files import JSON, sync_folder, write_json
 from jaxseq.training.manifest import (
     Body,
     CorruptedError,

@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-from jaxseq.training.files import JSON
+from jaxseq.files import JSON
 
 PACKAGES = ("jaxseq", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 OPTIONAL = ("tokenizers", "babel", "num2words", "sacrebleu")

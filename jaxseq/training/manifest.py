@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.tree_util import KeyPath
 
-from jaxseq.training.files import JSON
+from jaxseq.files import JSON
 from jaxseq.training.state import is_key
 from jaxseq.typing import PyTree
 

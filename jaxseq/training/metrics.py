@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
+from jaxseq.files import JSON, write_atomic
 from jaxseq.training.errors import CheckpointMismatchError
-from jaxseq.training.files import JSON, write_atomic
 
 
 class JsonLinesWriter:

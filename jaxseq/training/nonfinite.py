@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jax
 
-from jaxseq.training.files import JSON
+from jaxseq.files import JSON
 from jaxseq.training.metrics import JsonLinesWriter
 from jaxseq.typing import Array, Key
 

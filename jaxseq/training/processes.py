@@ -12,8 +12,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from jaxseq.files import JSON
 from jaxseq.training import errors
-from jaxseq.training.files import JSON
 
 TIMEOUT_S = 600
 """How long a process waits for the others at a barrier."""

@@ -9,8 +9,8 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
+from jaxseq.files import JSON, write_atomic
 from jaxseq.plotting.training_curves import draw_training_curves
-from jaxseq.training.files import JSON, write_atomic
 from jaxseq.training.metrics import read_json_lines
 from jaxseq.training.run import Run
 from jaxseq.training.settings import flatten

@@ -7,9 +7,9 @@ import weakref
 from collections.abc import Mapping
 from pathlib import Path
 
+from jaxseq.files import JSON, write_json
 from jaxseq.training.environment import describe_environment, enable_compilation_cache
 from jaxseq.training.errors import ConfigMismatchError, RunFolderError, RunLockedError
-from jaxseq.training.files import JSON, write_json
 from jaxseq.training.metrics import read_json_lines
 from jaxseq.training.processes import from_primary, is_primary
 from jaxseq.training.settings import config_differences, from_json, resumable_fields, to_json

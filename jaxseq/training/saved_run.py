@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from jaxseq.files import JSON
 from jaxseq.training.checkpoints import Checkpoints, Restored
 from jaxseq.training.errors import RunFolderError
-from jaxseq.training.files import JSON
 from jaxseq.training.run import CHECKPOINTS, CONFIG, read_json
 from jaxseq.training.settings import from_json
 from jaxseq.typing import PyTree

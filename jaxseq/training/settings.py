@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import PurePath
 from typing import Any, Literal, TypeVar, overload
 
-from jaxseq.training.files import JSON
+from jaxseq.files import JSON
 
 T = TypeVar("T")
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxseq.training.files import JSON, write_json
+from jaxseq.files import JSON, write_json
 from jaxseq.training.manifest import CorruptedError, LeafRow, ShardRow, digest, leaf_name, leaf_spec
 from jaxseq.training.state import copy_buffers, is_key
 from jaxseq.typing import PyTree

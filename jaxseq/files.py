@@ -1,0 +1,134 @@
+"""Files: regular ones are read, a file is written completely or not at all, and every error names the file."""
+
+import collections
+import contextlib
+import json
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, TypeAlias
+
+JSON: TypeAlias = Any
+"""The values of the ``json`` module: None, booleans, numbers, strings, and lists and dicts of these."""
+
+KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+def open_regular(path: str | os.PathLike) -> BinaryIO:
+    """Open a regular file, or a link to one, to read its bytes; never waits for a pipe and never reads a device.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a folder, a pipe, a device or a socket.
+        OSError: the file cannot be opened; the message names it.
+    """
+    _check_regular(os.stat(path), path)  # before opening, which may act on a device
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+    descriptor = os.open(path, flags)
+    try:
+        _check_regular(os.fstat(descriptor), path)
+    except ValueError:
+        os.close(descriptor)
+        raise
+    return os.fdopen(descriptor, "rb")
+
+
+def _check_regular(found: os.stat_result, path: str | os.PathLike) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        kind = KINDS.get(stat.S_IFMT(found.st_mode), "something else")
+        raise ValueError(f"{os.fspath(path)}: {kind}, not a regular file")
+
+
+def read_regular(path: str | os.PathLike) -> bytes:
+    """The bytes of a regular file; raises as ``open_regular``."""
+    with named_errors(path), open_regular(path) as file:
+        return file.read()
+
+
+@contextlib.contextmanager
+def named_errors(path: str | os.PathLike) -> Iterator[None]:
+    """Errors of the system in the block name the file, which those of an open file do not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = os.fspath(path)
+        raise
+
+
+def parse_json(text: str | bytes) -> JSON:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: no valid JSON or UTF-8, a key that an object has twice, or values nested too deeply to be read.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_distinct)
+    except RecursionError:
+        raise ValueError("values are nested too deeply") from None
+
+
+def _distinct(pairs: list[tuple[str, JSON]]) -> dict[str, JSON]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        twice, _ = collections.Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"the key {twice[:100]!r} is given twice")
+    return made
+
+
+def write_atomic(file: Path, content: str | bytes) -> None:
+    """Write a temporary file, flush it to the disk, rename it: readers and crashes see the old content or the new.
+
+    Lone surrogates in a text, as in names of files that are not UTF-8, are written as escapes, which JSON reads back.
+    """
+    data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
+    temporary = file.parent / f".{file.name}.{os.getpid()}.tmp"
+    try:
+        with named_errors(file), open(temporary, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, file)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def write_output(file: Path, content: str | bytes) -> None:
+    """Write what a user asked for: atomically, or directly into a pipe or a device such as ``/dev/stdout``.
+
+    Raises:
+        ValueError: a folder.
+        OSError: the file cannot be written; names it.
+    """
+    if file.is_dir():
+        raise ValueError(f"{file}: a folder, not a file to write")
+    if not file.exists() or file.is_file():
+        write_atomic(file.resolve() if file.is_symlink() else file, content)
+        return
+    data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
+    with named_errors(file), open(file, "wb") as stream:
+        stream.write(data)
+
+
+def write_json(file: Path, value: JSON) -> None:
+    """Write indented JSON atomically; raises TypeError for a value that JSON cannot represent."""
+    write_atomic(file, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries (a rename) to the disk, where the system supports it."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
