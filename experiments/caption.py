@@ -20,6 +20,7 @@ from typing import Literal
 
 import jax
 import numpy as np
+import tyro
 
 from jaxseq import decoding, distribution, pipelines, plotting, training
 from jaxseq.data.images import ImageFiles
@@ -55,6 +56,7 @@ class Config:
     """Draw the attention at each word of the first image's caption (PNG)."""
     mesh: str | None = None
     """The devices among which the images of a batch are divided: data=-1 or data=4; one device if not given."""
+    access: tyro.conf.OmitArgPrefixes[pipelines.RunAccess] = pipelines.RunAccess()
 
     def __post_init__(self) -> None:
         if not self.images:
@@ -79,7 +81,7 @@ def main(config: Config) -> list[list[Caption]]:
     training.check_outputs(output=config.output, attention=config.attention)
     if config.attention is not None:
         plotting.require_matplotlib()
-    loaded = pipelines.load_run(config.run, pipelines.Captioner)
+    loaded = pipelines.load_run(config.run, pipelines.Captioner, config.access)
     if config.attention is not None and not loaded.pipeline.config.attends:
         decoder = loaded.pipeline.config.decoder
         raise ValueError(f"attention={config.attention} needs a decoder that attends, not {decoder} of {config.run}")

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import tyro
 
 from jaxseq import pipelines, plotting, training
 from jaxseq.analysis import Found
@@ -39,6 +40,7 @@ class Config:
     threshold: float | None = None
     """Lowest score of a detection that is given; by default the one with the largest F1 on the run's validation images.
     Detections below 0.01 (Fast R-CNN) or -1 (R-CNN) are not made."""
+    access: tyro.conf.OmitArgPrefixes[pipelines.RunAccess] = pipelines.RunAccess()
 
     def __post_init__(self) -> None:
         if not self.images:
@@ -57,7 +59,7 @@ def main(config: Config) -> list[Found]:
             raise ValueError(f"draw={config.draw} is a file, not a folder")
         if not config.draw.parent.is_dir():
             raise ValueError(f"draw={config.draw}: there is no folder {config.draw.parent}")
-    loaded = pipelines.load_run(config.run, pipelines.Detector)
+    loaded = pipelines.load_run(config.run, pipelines.Detector, config.access)
     detector = loaded.pipeline
     paths = pipelines.image_paths(config.images)
     images = pipelines.read_images(paths, detector.image_size, detector.resize)

@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import tyro
 
 from jaxseq import decoding, distribution, pipelines, training
 from jaxseq.decoding import Automaton, Hypotheses
@@ -90,6 +91,7 @@ class Config:
     """Also write the results to this file."""
     mesh: str | None = None
     """The devices among which the prompts, or the samples, are divided: data=-1 or data=4; one device if not given."""
+    access: tyro.conf.OmitArgPrefixes[pipelines.RunAccess] = pipelines.RunAccess()
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def main(config: Config) -> list[Result]:
     placement = distribution.Placement.on(config.mesh)
     training.check_outputs(tree=config.tree)
     training.enable_compilation_cache()
-    loaded = pipelines.load_run(config.run, pipelines.TextGenerator)
+    loaded = pipelines.load_run(config.run, pipelines.TextGenerator, config.access)
     with placement.ambient():
         return generate(config, loaded.pipeline.on(placement), placement.replicate(loaded.params), loaded.step)
 

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import tyro
+
 from jaxseq import data, distribution, pipelines, plotting, training
 from jaxseq.models.configs import RNNTranslator
 
@@ -49,6 +51,7 @@ class Config:
     """Draw the attention of the first translation over its source (PNG)."""
     mesh: str | None = None
     """The devices among which the texts of a batch are divided: data=-1 or data=4; one device if not given."""
+    access: tyro.conf.OmitArgPrefixes[pipelines.RunAccess] = pipelines.RunAccess()
 
 
 def main(config: Config) -> list[str]:
@@ -58,7 +61,7 @@ def main(config: Config) -> list[str]:
     training.check_outputs(output=config.output, alignment=config.alignment)
     placement = distribution.Placement.on(config.mesh)
     training.enable_compilation_cache()
-    loaded = pipelines.load_run(config.run, pipelines.Translator)
+    loaded = pipelines.load_run(config.run, pipelines.Translator, config.access)
     if config.alignment is not None and isinstance(loaded.pipeline.config, RNNTranslator):
         raise ValueError(
             f"alignment={config.alignment} needs a model that attends, not the RNNTranslator of {config.run}"

@@ -2,12 +2,13 @@
 
 import collections
 import contextlib
+import io
 import json
 import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, TypeAlias
 
 JSON: TypeAlias = Any
 """The values of the ``json`` module: None, booleans, numbers, strings, and lists and dicts of these."""
@@ -21,7 +22,7 @@ KINDS = {
 }
 
 
-def open_regular(path: str | os.PathLike) -> BinaryIO:
+def open_regular(path: str | os.PathLike) -> io.BufferedReader:
     """Open a regular file, or a link to one, to read its bytes; never waits for a pipe and never reads a device.
 
     Raises:

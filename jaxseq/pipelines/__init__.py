@@ -22,7 +22,7 @@ from jaxseq.pipelines.text_generator import TextGenerator, cut_at, token_bytes
 from jaxseq.pipelines.translator import Translator
 from jaxseq.pipelines.truncation_gradients import BiasRow, PathGradients, TruncationGradients, bias_rows
 from jaxseq.pipelines.truncation_runs import TruncationRun, TruncationRuns
-from jaxseq.pipelines.user_cores import check_user_cores
+from jaxseq.pipelines.user_cores import RunAccess, check_user_cores
 
 __all__ = [
     "ArraySource",
@@ -50,6 +50,7 @@ __all__ = [
     "Pipeline",
     "Reversal",
     "Rows",
+    "RunAccess",
     "Scenes",
     "SearchConfig",
     "TextGenerator",

@@ -13,12 +13,14 @@ import numpy as np
 
 from jaxseq import data, decoding, training
 from jaxseq.data.images import FeatureCache, FingerprintedArrays, IndexedArrays, ResizeMode
+from jaxseq.files import JSON
 from jaxseq.models import CaptionerConfig, alignment
 from jaxseq.ops.keys import fold_in_each
 from jaxseq.pipelines.pretrained import BATCH_SIZE as FEATURE_BATCH
 from jaxseq.pipelines.pretrained import FrozenEncoder
 from jaxseq.pipelines.saved import Pipeline
 from jaxseq.pipelines.search import GREEDY, Found, Search, SearchConfig
+from jaxseq.pipelines.user_cores import model_parts
 from jaxseq.typing import Float, Int, Integer, Key, PyTree, Shaped
 
 FILE, VOCABULARY = "captioner.json", "vocabulary.json"
@@ -112,6 +114,8 @@ class Captioner(Pipeline):
             missing or not asked for.
     """
 
+    file = FILE
+
     def __init__(
         self,
         config: CaptionerConfig,
@@ -135,18 +139,24 @@ class Captioner(Pipeline):
         self._alignment = jax.jit(partial(alignment, self.model))
 
     @classmethod
-    def from_run(cls, saved: training.SavedRun) -> "Captioner":
-        """Rebuild from the files that ``save`` wrote."""
-        described = training.from_json(_Description, saved.read(FILE), FILE)
+    def rebuild(cls, saved: training.SavedRun, described: JSON) -> "Captioner":
+        """Rebuild from the files that ``write`` wrote."""
+        fields = training.from_json(_Description, described, FILE)
         vocabulary = data.vocabulary_from_json(saved.read(VOCABULARY))
-        options: dict[str, Any] = {"image_size": described.image_size, "resize": described.resize}
-        options |= {"search": described.search, "max_length": described.max_length}
-        if described.model.frozen:
-            sha256 = described.encoder_sha256 or ""
-            options["frozen"] = FrozenEncoder.load(saved.path, described.model.backbone(), sha256)
-        return cls(described.model, vocabulary, **options)
+        options: dict[str, Any] = {"image_size": fields.image_size, "resize": fields.resize}
+        options |= {"search": fields.search, "max_length": fields.max_length}
+        if fields.model.frozen:
+            sha256 = fields.encoder_sha256 or ""
+            options["frozen"] = FrozenEncoder.load(saved.path, fields.model.backbone(), sha256)
+        return cls(fields.model, vocabulary, **options)
 
-    def save(self, run: training.Run) -> None:
+    def definition(self) -> dict[str, object]:
+        """What the parameters mean."""
+        frozen = "" if self.frozen is None else self.frozen.fingerprint
+        images = {"image_size": self.image_size, "resize": self.resize, "frozen encoder": frozen}
+        return model_parts(self.config) | {"vocabulary": self.vocabulary.to_json(), **images}
+
+    def write(self, run: training.Run) -> None:
         """Write the model's config, how it decodes, the vocabulary, and a frozen encoder."""
         sha256 = None if self.frozen is None else self.frozen.save(run.path)
         sizes = self.image_size, self.resize, self.max_length

@@ -18,6 +18,7 @@ from jaxseq.data.detection import Objects
 from jaxseq.data.images import IndexedArrays, ResizeMode
 from jaxseq.data.proposals import SelectiveSearch, SlidingWindows, padded_boxes
 from jaxseq.distribution import whole_arrays
+from jaxseq.files import JSON
 from jaxseq.models.detection import (
     NEVER,
     RCNN,
@@ -34,6 +35,7 @@ from jaxseq.models.detection import (
 from jaxseq.ops.regions import Detections, box_coverage, box_iou, encode_boxes
 from jaxseq.pipelines.captioner import ArraySource
 from jaxseq.pipelines.saved import Pipeline
+from jaxseq.pipelines.user_cores import model_parts
 from jaxseq.typing import Array, Float, PyTree, Shaped
 
 FILE, LINEAR_FILE = "detector.json", "linear_stages.npz"
@@ -97,6 +99,8 @@ class Detector(Pipeline):
         ValueError: no classes, or linear stages for another model than R-CNN.
     """
 
+    file = FILE
+
     def __init__(
         self,
         config: DetectorConfig,
@@ -125,27 +129,33 @@ class Detector(Pipeline):
         self._outputs = jax.jit(partial(_region_outputs, self.model)) if isinstance(self.model, RCNN) else None
 
     @classmethod
-    def from_run(cls, saved: training.SavedRun) -> "Detector":
-        """Rebuild from the files that ``save`` wrote."""
-        described = training.from_json(_Description, saved.read(FILE), FILE)
+    def rebuild(cls, saved: training.SavedRun, described: JSON) -> "Detector":
+        """Rebuild from the files that ``write`` wrote."""
+        fields = training.from_json(_Description, described, FILE)
         linear = None
-        if described.linear_sha256 is not None:
-            linear = _read_linear(saved.path / LINEAR_FILE, described.linear_sha256)
-        elif described.model.model == "rcnn":
+        if fields.linear_sha256 is not None:
+            linear = _read_linear(saved.path / LINEAR_FILE, fields.linear_sha256)
+        elif fields.model.model == "rcnn":
             raise ValueError("R-CNN's linear stages are not fitted yet: its run is not finished")
         return cls(
-            described.model,
-            described.class_names,
-            image_size=described.image_size,
-            resize=described.resize,
-            proposals=described.proposals,
-            num_proposals=described.num_proposals,
-            detection=described.detection,
+            fields.model,
+            fields.class_names,
+            image_size=fields.image_size,
+            resize=fields.resize,
+            proposals=fields.proposals,
+            num_proposals=fields.num_proposals,
+            detection=fields.detection,
             linear=linear,
-            shown_score=described.shown_score,
+            shown_score=fields.shown_score,
         )
 
-    def save(self, run: training.Run) -> None:
+    def definition(self) -> dict[str, object]:
+        """What the parameters mean."""
+        images = {"image_size": self.image_size, "resize": self.resize, "class_names": self.class_names}
+        proposals = {"proposals": self.proposals, "num_proposals": self.num_proposals}
+        return model_parts(self.config) | images | proposals
+
+    def write(self, run: training.Run) -> None:
         """Write the model's config, the classes, the proposals' method, and the linear stages."""
         sha256 = None
         if self.linear is not None:

@@ -34,10 +34,12 @@ def read_finished_run(folder: Path, kind: type) -> FinishedRun:
     """Read a finished run of the experiment whose config is a ``kind``.
 
     Raises:
-        RunFolderError: not a run folder, not a finished run, or one of another experiment.
+        RunFolderError: not a run folder, not a finished run, one of another experiment, or changed files.
     """
     saved = training.read_run(folder)
-    ignored = IGNORED_FIELDS | resumable_fields(saved.config_as(kind))
+    config: object = saved.config_as(kind)
+    saved.verify_config(config)
+    ignored = IGNORED_FIELDS | resumable_fields(config)
     return FinishedRun(folder, ignored, saved.config, saved.read("environment.json"), saved.read("results.json"))
 
 

@@ -3,13 +3,16 @@
 import abc
 import copy
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import jax
 
 from jaxseq import training
 from jaxseq.distribution import Placement
+from jaxseq.files import JSON
+from jaxseq.pipelines.user_cores import NO_ACCESS, RunAccess, permit_code
 from jaxseq.typing import PyTree
 
 
@@ -19,18 +22,30 @@ class Pipeline(abc.ABC):
     placement: Placement | None = None
     """Where a batch is computed (``on``)."""
 
+    file: ClassVar[str]
+    """The JSON file that describes it in a run folder; its key ``model`` holds the model's config."""
+
     @classmethod
     @abc.abstractmethod
-    def from_run(cls, saved: training.SavedRun) -> Any:
-        """Rebuild from the files that ``save`` wrote; raises ValueError for files of another kind."""
+    def rebuild(cls, saved: training.SavedRun, described: JSON) -> Any:
+        """Rebuild from the contents of ``file`` and what else ``write`` wrote; raises ValueError for other contents."""
 
     @abc.abstractmethod
     def parameter_shapes(self) -> PyTree:
         """The structure, shapes and dtypes of the model's parameters."""
 
     @abc.abstractmethod
+    def definition(self) -> Mapping[str, object]:
+        """What the parameters mean, as ``Run.define_model`` takes it: the model's config, vocabularies, sizes."""
+
+    @abc.abstractmethod
+    def write(self, run: training.Run) -> None:
+        """Write ``file`` and the vocabularies."""
+
     def save(self, run: training.Run) -> None:
-        """Write the model's config and the vocabularies."""
+        """Write the model's config and the vocabularies; checkpoints that ``fit`` writes then belong to them."""
+        self.write(run)
+        run.define_model(self.definition())
 
     def on(self, placement: Placement) -> Any:
         """The same pipeline, whose methods replicate parameters on a mesh and shard the rows of a batch over it.
@@ -65,20 +80,29 @@ class LoadedRun(Generic[P]):
     step: int
 
 
-def load_run(folder: str | os.PathLike, kind: type[P]) -> LoadedRun[P]:
+def load_run(folder: str | os.PathLike, kind: type[P], access: RunAccess = NO_ACCESS) -> LoadedRun[P]:
     """Rebuild the pipeline that a run saved, with the parameters of the newest valid checkpoint.
 
     Averaged parameters are taken where the run keeps them. Nothing is locked or written, so that a run can be used
-    while it trains.
+    while it trains. Nothing of the folder is executed, unless ``access`` permits a core in a file.
 
     Raises:
-        RunFolderError: not a run folder, one without such a pipeline, or one without a checkpoint.
+        RunFolderError: not a run folder, one without such a pipeline, one without a checkpoint, one whose files were
+            changed, or one with a core in a file that is not permitted.
         CheckpointError: no checkpoint is valid, or it belongs to another model.
     """
-    saved = training.read_run(folder)
+    saved = training.read_run(folder, accept_changes=access.accept_changes)
+    described = saved.read(kind.file)
+    stored = saved.provenance().get("model", {})
+    if isinstance(described, dict) and "model" in described:
+        described = described | {"model": permit_code(described["model"], access, stored, saved.path)}
     try:
-        pipeline = kind.from_run(saved)
-    except (ValueError, TypeError) as error:
-        raise training.RunFolderError(f"{saved.path} holds no {kind.__name__}: {error}") from None
-    restored = saved.restore_parameters(pipeline.parameter_shapes())
+        pipeline = kind.rebuild(saved, described)
+        shapes, definition = pipeline.parameter_shapes(), pipeline.definition()
+    except training.TrainingError:
+        raise
+    except Exception as error:  # of any kind: the files may hold anything
+        told = f"{type(error).__name__}: " * (not isinstance(error, ValueError)) + str(error)
+        raise training.RunFolderError(f"{saved.path} holds no {kind.__name__}: {told}") from error
+    restored = saved.restore_parameters(shapes, definition)
     return LoadedRun(pipeline, restored.state, restored.step)

@@ -12,8 +12,10 @@ import numpy as np
 from jax.tree_util import Partial
 
 from jaxseq import data, decoding, training
+from jaxseq.files import JSON
 from jaxseq.models.configs import LanguageModelConfig
 from jaxseq.pipelines.saved import Pipeline
+from jaxseq.pipelines.user_cores import model_parts
 from jaxseq.typing import Array, Carry, Key, PyTree
 
 FILE, VOCABULARY = "text_generator.json", "vocabulary.json"
@@ -34,17 +36,24 @@ class TextGenerator(Pipeline):
     ``model`` is the module that the config builds for the vocabulary.
     """
 
+    file = FILE
+
     def __init__(self, config: LanguageModelConfig, vocabulary: data.Vocabulary, attention_lookback: int) -> None:
         self.config, self.vocabulary, self.attention_lookback = config, vocabulary, attention_lookback
         self.model = config.build(vocabulary.size, attention_lookback)
 
     @classmethod
-    def from_run(cls, saved: training.SavedRun) -> "TextGenerator":
-        """Rebuild from the files that ``save`` wrote."""
-        described = training.from_json(_Description, saved.read(FILE), FILE)
-        return cls(described.model, data.vocabulary_from_json(saved.read(VOCABULARY)), described.attention_lookback)
+    def rebuild(cls, saved: training.SavedRun, described: JSON) -> "TextGenerator":
+        """Rebuild from the files that ``write`` wrote."""
+        fields = training.from_json(_Description, described, FILE)
+        return cls(fields.model, data.vocabulary_from_json(saved.read(VOCABULARY)), fields.attention_lookback)
 
-    def save(self, run: training.Run) -> None:
+    def definition(self) -> dict[str, object]:
+        """What the parameters mean."""
+        lookback, vocabulary = self.attention_lookback, self.vocabulary.to_json()
+        return model_parts(self.config) | {"attention_lookback": lookback, "vocabulary": vocabulary}
+
+    def write(self, run: training.Run) -> None:
         """Write the model's config and the vocabulary."""
         run.write(FILE, _Description(self.config, self.attention_lookback))
         run.write(VOCABULARY, self.vocabulary.to_json())

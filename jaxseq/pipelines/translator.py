@@ -11,10 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxseq import data, decoding, plotting, training
+from jaxseq.files import JSON
 from jaxseq.models import alignment
 from jaxseq.models.configs import AttentionTranslator, RNNTranslator, TransformerTranslator
 from jaxseq.pipelines.saved import Pipeline
 from jaxseq.pipelines.search import GREEDY, Search, SearchConfig
+from jaxseq.pipelines.user_cores import model_parts
 from jaxseq.typing import PyTree
 
 FILE, SOURCE_VOCABULARY, TARGET_VOCABULARY = "translator.json", "source_vocabulary.json", "target_vocabulary.json"
@@ -47,6 +49,8 @@ class Translator(Pipeline):
         ValueError: a coverage penalty for a model without attention.
     """
 
+    file = FILE
+
     def __init__(
         self,
         config: TranslatorConfig,
@@ -65,15 +69,20 @@ class Translator(Pipeline):
         self._alignment = jax.jit(partial(alignment, self.model))
 
     @classmethod
-    def from_run(cls, saved: training.SavedRun) -> "Translator":
-        """Rebuild from the files that ``save`` wrote."""
-        described = training.from_json(_Description, saved.read(FILE), FILE)
+    def rebuild(cls, saved: training.SavedRun, described: JSON) -> "Translator":
+        """Rebuild from the files that ``write`` wrote."""
+        fields = training.from_json(_Description, described, FILE)
         files = (SOURCE_VOCABULARY, TARGET_VOCABULARY)
         source, target = (data.vocabulary_from_json(saved.read(file)) for file in files)
-        options: dict[str, Any] = {"num_buckets": described.num_buckets, "max_length": described.max_length}
-        return cls(described.model, source, target, search=described.search, **options)
+        options: dict[str, Any] = {"num_buckets": fields.num_buckets, "max_length": fields.max_length}
+        return cls(fields.model, source, target, search=fields.search, **options)
 
-    def save(self, run: training.Run) -> None:
+    def definition(self) -> dict[str, object]:
+        """What the parameters mean."""
+        vocabularies = {"source vocabulary": self.source.to_json(), "target vocabulary": self.target.to_json()}
+        return model_parts(self.config) | vocabularies
+
+    def write(self, run: training.Run) -> None:
         """Write the model's config, how it decodes, and the vocabularies."""
         run.write(FILE, _Description(self.config, self.search, self.num_buckets, self.max_length))
         run.write(SOURCE_VOCABULARY, self.source.to_json())

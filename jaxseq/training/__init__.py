@@ -20,8 +20,10 @@ from jaxseq.training.losses import CrossEntropy, cross_entropy
 from jaxseq.training.metrics import JsonLinesWriter, TensorBoardWriter, read_json_lines
 from jaxseq.training.optimizer import OptimizerConfig, make_optimizer
 from jaxseq.training.protocols import Aux, Batches, Evaluate, Loss, StreamBatches, Writer
+from jaxseq.training.provenance import Provenance
 from jaxseq.training.report import write_report
-from jaxseq.training.run import Run, read_json
+from jaxseq.training.run import Run
+from jaxseq.training.run_files import RunFiles, read_json
 from jaxseq.training.saved_run import SavedRun, read_run
 from jaxseq.training.scheduled_sampling import scheduled_sampling
 from jaxseq.training.settings import from_json, resumable_field, to_json
@@ -47,8 +49,10 @@ __all__ = [
     "NonfiniteError",
     "OptimizerConfig",
     "ParameterInfo",
+    "Provenance",
     "Restored",
     "Run",
+    "RunFiles",
     "RunFolderError",
     "RunLockedError",
     "SavedRun",

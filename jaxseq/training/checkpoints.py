@@ -45,6 +45,7 @@ from jaxseq.training.manifest import (
     verify_leaf,
 )
 from jaxseq.training.processes import agreed, barrier, from_primary, is_primary
+from jaxseq.training.provenance import UNKNOWN, Provenance, provenance_differences, provenance_to_json
 from jaxseq.training.shards import Snapshot, join_manifests, take_snapshot, verify_shards, write_process_manifest
 from jaxseq.training.state import Ema, copy_buffers, eval_params, init_ema, replicated
 from jaxseq.typing import Array, PyTree
@@ -82,14 +83,29 @@ class Checkpoints:
     """The checkpoints in a folder; the newest ``max_to_keep`` are kept. One run may write at a time.
 
     All processes of a run make the same calls in the same order.
+
+    Args:
+        folder: of the checkpoints.
+        max_to_keep: the number of checkpoints kept.
+        provenance: what the parameters belong to. It is stored with each checkpoint, and a checkpoint with another one
+            is refused.
+        accept_changes: load a checkpoint with another provenance, with a warning.
     """
 
     _saves = itertools.count()
     """Numbers the barriers, alike on all processes."""
 
-    def __init__(self, folder: str | os.PathLike, *, max_to_keep: int = 3):
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        *,
+        max_to_keep: int = 3,
+        provenance: Provenance = UNKNOWN,
+        accept_changes: bool = False,
+    ):
         if max_to_keep < 1:
             raise ValueError(f"max_to_keep must be at least 1, not {max_to_keep}")
+        self.provenance, self.accept_changes = provenance, accept_changes
         self.folder = Path(folder).absolute()
         self.max_to_keep = max_to_keep
         self._worker: ThreadPoolExecutor | None = None
@@ -171,6 +187,14 @@ class Checkpoints:
         self.wait()
         return self._newest(lambda entry: self._load_parameters(entry, template))
 
+    def newest_provenance(self) -> dict[str, JSON]:
+        """The stored provenance of the newest checkpoint whose manifest is valid; empty if there is none."""
+        for entry in self._entries()[::-1]:
+            with contextlib.suppress(CorruptedError):
+                stored = read_manifest(self.folder / entry.name / MANIFEST, entry.step).get("provenance")
+                return stored if isinstance(stored, dict) else {}
+        return {}
+
     def _newest(self, load: Callable[[_Entry], Restored]) -> Restored | None:
         """The newest entry that loads, with a warning for each that was skipped."""
         skipped: list[str] = []
@@ -236,7 +260,8 @@ class Checkpoints:
         """Write the manifest and rename the folder."""
         writing = self.folder / (entry.name + WRITING)
         files = describe_files(writing / ARRAYS)
-        write_json(writing / MANIFEST, make_manifest(entry.step, rows, files, meta))
+        stored = provenance_to_json(self.provenance)
+        write_json(writing / MANIFEST, make_manifest(entry.step, rows, files, meta, stored))
         sync_folder(writing)
         os.rename(writing, self.folder / entry.name)
         sync_folder(self.folder)
@@ -315,6 +340,7 @@ class Checkpoints:
     def _load_leaves(self, entry: _Entry, body: Body, template: PyTree) -> Restored:
         """Load the leaves that the body has rows of; they and all files are verified."""
         folder = self.folder / entry.name
+        self._check_provenance(entry, body)
         different = differences(body, template)
         names = [name for name in body["leaves"] if name.startswith(".ema")]
         if names and not any(name.startswith(".ema.") for name in names):
@@ -336,6 +362,23 @@ class Checkpoints:
         paths, treedef = jax.tree_util.tree_flatten_with_path(template)
         leaves = [_place(arrays[jax.tree_util.keystr(path)], leaf) for path, leaf in paths]
         return Restored(entry.step, jax.tree.unflatten(treedef, leaves), body["meta"])
+
+    def _check_provenance(self, entry: _Entry, body: Body) -> None:
+        """Refuse, or accept with a warning, a checkpoint that belongs to another config, model or data."""
+        name = f"the checkpoint of step {entry.step} in {self.folder}"
+        if not body.get("provenance"):
+            if any(self.provenance):
+                told = f"{name} does not tell which config, model and data it belongs to (of an older version?)"
+                warnings.warn(told, CheckpointWarning, stacklevel=6)
+            return
+        different = provenance_differences(body["provenance"], self.provenance)
+        if not different:
+            return
+        told = f"{name} belongs to another config, model or data:\n  " + "\n  ".join(different)
+        if not self.accept_changes:
+            flags = "--allow-config-change when training, --accept-changes when reading"
+            raise CheckpointMismatchError(f"{told}\nRestore them, or accept the change ({flags}).")
+        warnings.warn(told, CheckpointWarning, stacklevel=6)
 
 
 def write_arrays(folder: Path, leaves: list[HostLeaf]) -> None:

@@ -18,11 +18,11 @@ class ConfigMismatchError(TrainingError):
 
 
 class CheckpointError(TrainingError):
-    """There are checkpoints, and none of them can be loaded."""
+    """None of the checkpoints can be loaded, or the last one could not be written."""
 
 
 class CheckpointMismatchError(CheckpointError):
-    """A valid checkpoint belongs to another state: other leaves, shapes or dtypes."""
+    """A valid checkpoint belongs to another state (leaves, shapes, dtypes), or to another config, model or data."""
 
 
 class ProcessError(TrainingError):
@@ -34,4 +34,4 @@ class NonfiniteError(TrainingError):
 
 
 class CheckpointWarning(UserWarning):
-    """A checkpoint could not be written, or was skipped because it is corrupted."""
+    """A checkpoint was not written, was skipped as corrupted, or is used although files of its run were changed."""

@@ -12,7 +12,7 @@ import optax
 
 from jaxseq.training.checkpoints import Checkpoints
 from jaxseq.training.console import ProgressDisplay, format_devices, format_parameters
-from jaxseq.training.errors import ConfigMismatchError, NonfiniteError
+from jaxseq.training.errors import CheckpointError, ConfigMismatchError, NonfiniteError
 from jaxseq.training.interrupts import EXIT_INTERRUPTED, Interrupted, SignalHandler
 from jaxseq.training.metrics import JsonLinesWriter, MetricAccumulator, TensorBoardWriter
 from jaxseq.training.nonfinite import NonfiniteLog
@@ -104,7 +104,8 @@ def fit(
         NonfiniteError: ``max_consecutive_nonfinite`` steps in a row were skipped; the last finite parameters are saved.
         ValueError: ``config.steps`` is None.
         ConfigMismatchError: the run has already made more steps than ``config.steps``.
-        CheckpointError: the run's checkpoints are corrupted, or belong to another state.
+        CheckpointError: the run's checkpoints are corrupted, or belong to another state, config, model or data; or the
+            last one could not be written, in two attempts.
     """
     loop = _Loop(loss, state, optimizer, batches, run, config, evaluate, writers)
     try:
@@ -143,7 +144,12 @@ class _Loop(Generic[B]):
         self.train_step = make_train_step(
             loss, optimizer, keep_carry=self.truncation.keep_carry, ema_decay=config.ema_decay, state=self.state
         )
-        self.checkpoints = Checkpoints(run.checkpoints, max_to_keep=config.max_to_keep)
+        self.checkpoints = Checkpoints(
+            run.checkpoints,
+            max_to_keep=config.max_to_keep,
+            provenance=run.provenance,
+            accept_changes=run.files.accept_changes,
+        )
         board = [TensorBoardWriter(run.path / "tensorboard")] if config.tensorboard and is_primary() else []
         self.writers: list[Writer] = [JsonLinesWriter(run.metrics), *board, *writers] if is_primary() else []
         self.progress = ProgressDisplay(self.num_steps)
@@ -169,6 +175,8 @@ class _Loop(Generic[B]):
             self.progress.start(self.step)
             self.throughput.start()
             first = True
+            if self.step < self.num_steps:
+                self.run.delete_results()
             while self.step < self.num_steps and not signals.stop_before(self.step):
                 self.make_step(first)
                 first = False
@@ -180,6 +188,11 @@ class _Loop(Generic[B]):
                     f"(exit code {EXIT_INTERRUPTED})"
                 )
                 raise Interrupted(self.step)
+            if not saved:
+                raise CheckpointError(
+                    f"the parameters of step {self.step} could not be saved in {self.run.checkpoints} (see the warning "
+                    "above); the same command resumes from the checkpoint before"
+                )
         return self.state
 
     def restore(self) -> None:

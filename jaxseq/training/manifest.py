@@ -6,6 +6,7 @@ computed in memory before anything was written, are verified after reading.
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import NamedTuple, NotRequired, TypedDict, cast
 
@@ -13,7 +14,7 @@ import jax
 import numpy as np
 from jax.tree_util import KeyPath
 
-from jaxseq.files import JSON
+from jaxseq.files import JSON, open_regular, parse_json, read_regular
 from jaxseq.training.state import is_key
 from jaxseq.typing import PyTree
 
@@ -57,11 +58,17 @@ class FileRow(TypedDict):
 class Body(TypedDict):
     """The manifest without its checksum; ``leaves`` and ``files`` by name, ``meta`` from the caller."""
 
+    provenance: NotRequired[dict[str, JSON]]
+
     format: int
     step: int
     meta: dict[str, JSON]
     files: dict[str, FileRow]
     leaves: dict[str, LeafRow]
+
+
+FIELDS = {"format": int, "step": int, "meta": dict, "files": dict, "leaves": dict}
+"""The types of the required fields of a body."""
 
 
 class HostLeaf(NamedTuple):
@@ -121,11 +128,17 @@ def leaf_rows(leaves: list[HostLeaf]) -> dict[str, LeafRow]:
 
 
 def make_manifest(
-    step: int, rows: dict[str, LeafRow], files: dict[str, FileRow], meta: dict[str, JSON]
+    step: int,
+    rows: dict[str, LeafRow],
+    files: dict[str, FileRow],
+    meta: dict[str, JSON],
+    provenance: dict[str, JSON] | None = None,
 ) -> dict[str, JSON]:
     """The contents of ``manifest.json``: the body and its checksum."""
     number = FORMAT + any("shards" in row for row in rows.values())
     body: Body = {"format": number, "step": step, "meta": meta, "files": files, "leaves": rows}
+    if provenance is not None:
+        body["provenance"] = provenance
     return {"sha256": _checksum(body), "body": body}
 
 
@@ -136,7 +149,7 @@ def _checksum(body: Body) -> str:
 def read_manifest(file: Path, step: int) -> Body:
     """The manifest's body; raises CorruptedError if it is missing, incomplete, altered or of another step."""
     try:
-        manifest = json.loads(file.read_bytes())
+        manifest = parse_json(read_regular(file))
     except FileNotFoundError:
         raise CorruptedError("it has no manifest") from None
     except (OSError, ValueError) as error:
@@ -144,6 +157,8 @@ def read_manifest(file: Path, step: int) -> Body:
     body = cast(Body | None, manifest.get("body") if isinstance(manifest, dict) else None)
     if not isinstance(body, dict) or _checksum(body) != manifest.get("sha256"):
         raise CorruptedError("its manifest does not match its own checksum")
+    if not all(isinstance(body.get(name), kind) for name, kind in FIELDS.items()):
+        raise CorruptedError(f"its manifest lacks one of {', '.join(FIELDS)}")
     if body["format"] not in (FORMAT, FORMAT + 1):
         raise CorruptedError(f"its manifest has format {body['format']}, not {FORMAT} or {FORMAT + 1}")
     if body["step"] != step:
@@ -152,20 +167,21 @@ def read_manifest(file: Path, step: int) -> Body:
 
 
 def describe_files(folder: Path) -> dict[str, FileRow]:
-    """Size and SHA-256 of every file below a folder, by its relative path."""
+    """Size and SHA-256 of every file below a folder, by its relative path; raises ValueError for no regular file."""
     rows: dict[str, FileRow] = {}
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-        with open(file, "rb") as stream:
-            sha = hashlib.file_digest(stream, "sha256").hexdigest()
-        rows[file.relative_to(folder).as_posix()] = {"size": file.stat().st_size, "sha256": sha}
-    return rows
+    for root, _, names in os.walk(folder):
+        for file in (Path(root, name) for name in names):
+            with open_regular(file) as stream:
+                sha = hashlib.file_digest(stream, "sha256").hexdigest()
+            rows[file.relative_to(folder).as_posix()] = {"size": file.stat().st_size, "sha256": sha}
+    return dict(sorted(rows.items()))
 
 
 def verify_files(folder: Path, rows: dict[str, FileRow]) -> None:
     """Raises CorruptedError unless the folder contains exactly the files of the manifest, unchanged."""
     try:
         found = describe_files(folder)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise CorruptedError(f"its files cannot be read ({one_line(error)})") from None
     for name in sorted(rows.keys() | found.keys()):
         if name not in found:

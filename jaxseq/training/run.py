@@ -1,22 +1,24 @@
 """The run folder: ``config.json``, ``environment.json``, ``metrics.jsonl``, ``checkpoints/`` and results."""
 
 import contextlib
-import json
 import os
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
 
-from jaxseq.files import JSON, write_json
+from jaxseq.files import JSON
 from jaxseq.training.environment import describe_environment, enable_compilation_cache
 from jaxseq.training.errors import ConfigMismatchError, RunFolderError, RunLockedError
 from jaxseq.training.metrics import read_json_lines
 from jaxseq.training.processes import from_primary, is_primary
-from jaxseq.training.settings import config_differences, from_json, resumable_fields, to_json
+from jaxseq.training.provenance import Provenance, changes
+from jaxseq.training.run_files import CHECKSUMS, RunFiles
+from jaxseq.training.settings import to_json
 
 CONFIG = "config.json"
 ENVIRONMENT = "environment.json"
 CHECKPOINTS = "checkpoints"
+RESULTS = "results.json"
 LOCK = ".lock"
 
 
@@ -27,9 +29,12 @@ class Run:
     Process 0 of several holds the lock and writes the files; the others take part in checkpoints only.
     """
 
-    def __init__(self, path: Path, config: dict[str, JSON], environment: dict[str, JSON], lock: int | None):
-        self.path = path
-        self.config = config
+    def __init__(self, files: RunFiles, provenance: Provenance, environment: dict[str, JSON], lock: int | None):
+        self.path = files.folder
+        self.files = files
+        self.provenance = provenance
+        """What its checkpoints belong to; stored in each."""
+        self.config: dict[str, JSON] = to_json(provenance.config)
         self.environment = environment
         self._release = weakref.finalize(self, _release, lock)
 
@@ -50,15 +55,18 @@ class Run:
             path: the run folder.
             config: a dataclass; it must equal the folder's ``config.json`` except in its resumable fields.
             fingerprint: identifies the data, for example by a hash.
-            allow_config_change: accept another config or other data, and print the differences.
+            allow_config_change: accept another config or model, other data and changed files, and print the
+                differences.
 
         Raises:
             RunFolderError: the folder contains other files.
             RunLockedError: another process uses the folder.
-            ConfigMismatchError: the folder was made with another config or other data. Nothing is overwritten.
+            ConfigMismatchError: the folder was made with another config or other data, or its environment.json is
+                missing beside checkpoints. Nothing is overwritten.
         """
         enable_compilation_cache()
         folder = Path(path).expanduser().absolute()
+        files = RunFiles(folder, accept_changes=allow_config_change)
         lock: int | None = None
 
         def open_folder() -> JSON:
@@ -67,13 +75,13 @@ class Run:
             folder.mkdir(parents=True, exist_ok=True)
             lock = _lock(folder)
             try:
-                return _enter(folder, config, fingerprint, allow_config_change)
+                return _enter(files, config, fingerprint)
             except BaseException:
                 _release(lock)
                 raise
 
         environment = from_primary(open_folder)
-        return cls(folder, to_json(config), environment, lock)
+        return cls(files, Provenance(config, {}, fingerprint), environment, lock)
 
     @property
     def checkpoints(self) -> Path:
@@ -85,15 +93,29 @@ class Run:
         """The file of the metrics."""
         return self.path / "metrics.jsonl"
 
+    def define_model(self, parts: Mapping[str, object]) -> None:
+        """Name what the parameters mean besides the config: a vocabulary, the SHA-256 of a file of code.
+
+        The checkpoints of ``fit`` store the parts, and resuming or reading them with others is refused.
+
+        Args:
+            parts: dataclasses, which are compared by field, and JSON values, compared as a whole; by name.
+        """
+        self.provenance = self.provenance._replace(model=dict(parts))
+
     def write(self, name: str, value: object) -> None:
-        """Write a JSON file of the run atomically."""
+        """Write a JSON file of the run atomically, and its SHA-256 to ``checksums.json``."""
         content = to_json(value, name)
         if is_primary():
-            write_json(self.path / name, content)
+            self.files.write(name, content)
 
     def read(self, name: str) -> JSON:
-        """The value of a JSON file of the run, or None if there is no such file."""
-        return read_json(self.path / name)
+        """The value of a JSON file of the run, or None if there is no such file.
+
+        Raises:
+            RunFolderError: it differs from what the run wrote, or holds no JSON.
+        """
+        return self.files.read(name)
 
     def write_results(self, results: Mapping[str, object]) -> None:
         """Write ``results.json``, a flat mapping of the final values; raises TypeError for nested values."""
@@ -101,8 +123,12 @@ class Run:
         nested = [name for name, value in rows.items() if isinstance(value, dict | list)]
         if nested:
             raise TypeError(f"results must be single values, but these are nested: {', '.join(nested)}")
+        self.write(RESULTS, rows)
+
+    def delete_results(self) -> None:
+        """Delete ``results.json``, which belongs to parameters that training is about to replace."""
         if is_primary():
-            write_json(self.path / "results.json", rows)
+            (self.path / RESULTS).unlink(missing_ok=True)
 
     @property
     def train_seconds(self) -> float | None:
@@ -121,47 +147,30 @@ class Run:
         self.close()
 
 
-def _enter(folder: Path, config: object, fingerprint: str, allow_config_change: bool) -> dict[str, JSON]:
+def _enter(files: RunFiles, config: object, fingerprint: str) -> dict[str, JSON]:
     """Check a locked folder against the config, write its first files, and return the environment."""
-    known = read_json(folder / ENVIRONMENT) or {}
-    changes = _changes(read_json(folder / CONFIG), config)
-    old_data = known.get("data_fingerprint", fingerprint)
+    folder = files.folder
+    differences = changes(files.read(CONFIG, verify=False), config)
+    known = files.read(ENVIRONMENT)
+    if known is None and any((folder / CHECKPOINTS).glob("*")):
+        differences.append(f"{ENVIRONMENT}, which tells the data of the checkpoints: present -> missing")
+    if known is not None and not isinstance(known, dict):
+        raise RunFolderError(f"{folder / ENVIRONMENT} must hold an object, not a {type(known).__name__}")
+    old_data = str((known or {"data_fingerprint": fingerprint}).get("data_fingerprint"))
     if old_data != fingerprint:
-        changes.append(f"data fingerprint: {old_data[:16]} -> {fingerprint[:16]}")
-    if changes and not allow_config_change:
+        differences.append(f"data fingerprint: {old_data[:16]} -> {fingerprint[:16]}")
+    if differences and not files.accept_changes:
         raise ConfigMismatchError(
-            f"{folder} was made with another config:\n  " + "\n  ".join(changes) + "\n"
+            f"{folder} was made with another config:\n  " + "\n  ".join(differences) + "\n"
             "Choose another folder, or allow the change (allow_config_change)."
         )
-    write_json(folder / CONFIG, to_json(config))
+    files.write(CONFIG, to_json(config))
     environment = describe_environment(fingerprint)
-    environment["earlier"] = _history(known, environment)
-    write_json(folder / ENVIRONMENT, environment)
-    if changes:
-        print("resuming with a changed config:\n  " + "\n  ".join(changes), flush=True)
+    environment["earlier"] = _history(known or {}, environment)
+    files.write(ENVIRONMENT, environment)
+    if differences:
+        print("resuming with a changed config:\n  " + "\n  ".join(differences), flush=True)
     return environment
-
-
-def _changes(earlier: JSON, config: object) -> list[str]:
-    """The differences between the config of an existing run, None for a new one, and ``config``.
-
-    Fields that the existing config lacks, because they were added later, have their defaults.
-    """
-    if earlier is None:
-        return []
-    with contextlib.suppress(ValueError, TypeError):  # another class of config: every difference is listed
-        earlier = to_json(from_json(type(config), earlier))
-    return config_differences(earlier, to_json(config), resumable_fields(config))
-
-
-def read_json(file: Path) -> JSON:
-    """The value of a JSON file, or None if it does not exist; raises RunFolderError if it is not valid JSON."""
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise RunFolderError(f"{file} is not valid JSON: {error}") from None
 
 
 def _check_folder(folder: Path) -> None:
@@ -169,9 +178,10 @@ def _check_folder(folder: Path) -> None:
         raise RunFolderError(f"{folder} is a file, not a run folder")
     if not folder.is_dir() or (folder / CONFIG).exists():
         return
-    # A run that was killed before its first file was complete leaves the lock and a temporary file.
-    ours = {LOCK}
-    others = [p.name for p in folder.iterdir() if p.name not in ours and not p.name.startswith(f".{CONFIG}.")]
+    # A run that was killed before its first file was complete leaves the lock, a checksum and a temporary file.
+    temporary = (f".{CONFIG}.", f".{CHECKSUMS}.")
+    ours = {LOCK, CHECKSUMS}
+    others = [p.name for p in folder.iterdir() if p.name not in ours and not p.name.startswith(temporary)]
     if others:
         shown = ", ".join(sorted(others)[:5])
         raise RunFolderError(f"{folder} is not a run folder: it has no {CONFIG}, and contains {shown}")
@@ -179,8 +189,9 @@ def _check_folder(folder: Path) -> None:
 
 def _history(known: dict[str, JSON], now: dict[str, JSON]) -> list[dict[str, JSON]]:
     """The earlier environments of this run that differ in more than the start time, oldest first."""
-    history = list(known.pop("earlier", []))
-    entries = [*history, known] if known else history
+    history = known.pop("earlier", None)
+    entries = [entry for entry in (history if isinstance(history, list) else []) if isinstance(entry, dict)]
+    entries += [known] if known else []
     kept: list[dict[str, JSON]] = []
     for entry in entries:
         if all(_without_times(entry) != _without_times(other) for other in [*kept, now]):
@@ -197,7 +208,8 @@ def _lock(folder: Path) -> int | None:
         import fcntl
     except ImportError:  # not available on this system
         return None
-    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    # A link is not followed: the file that it names would be overwritten.
+    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,6 +1,7 @@
 """Read a run folder without locking it: the config, other JSON files, and parameters."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -8,7 +9,9 @@ from typing import TypeVar
 from jaxseq.files import JSON
 from jaxseq.training.checkpoints import Checkpoints, Restored
 from jaxseq.training.errors import RunFolderError
-from jaxseq.training.run import CHECKPOINTS, CONFIG, read_json
+from jaxseq.training.provenance import UNKNOWN, Provenance, provenance_differences
+from jaxseq.training.run import CHECKPOINTS, CONFIG, ENVIRONMENT
+from jaxseq.training.run_files import RunFiles
 from jaxseq.training.settings import from_json
 from jaxseq.typing import PyTree
 
@@ -22,7 +25,7 @@ class SavedRun:
     path: Path
     config: dict[str, JSON]
     """The contents of ``config.json``."""
-    checkpoints: Checkpoints
+    files: RunFiles
 
     def config_as(self, kind: type[C]) -> C:
         """The config as an instance of a dataclass, by :func:`from_json`; newer fields take their defaults.
@@ -39,30 +42,58 @@ class SavedRun:
         """The value of a JSON file of the run, such as ``results.json``.
 
         Raises:
-            RunFolderError: there is no such file, or it holds no JSON.
+            RunFolderError: there is no such file, it differs from what the run wrote, or holds no JSON.
         """
-        value = read_json(self.path / name)
+        value = self.files.read(name)
         if value is None:
             raise RunFolderError(f"{self.path} has no {name}")
         return value
 
-    def restore_parameters(self, template: PyTree) -> Restored:
+    def provenance(self) -> dict[str, JSON]:
+        """What the newest checkpoint that can be read belongs to; empty if there is none or none is stored."""
+        return self._checkpoints(UNKNOWN).newest_provenance()
+
+    def verify_config(self, config: object) -> None:
+        """Compare the config and the data's fingerprint in ``environment.json`` with those of the checkpoints.
+
+        Args:
+            config: ``config_as`` of the run's class of config.
+
+        Raises:
+            RunFolderError: they differ; the message names the fields.
+        """
+        data = self.read(ENVIRONMENT).get("data_fingerprint")
+        differences = provenance_differences(self.provenance(), Provenance(config, None, str(data)))
+        if differences and not self.files.accept_changes:
+            told = "\n  ".join(differences)
+            raise RunFolderError(f"{self.path} was changed since its checkpoints were written:\n  {told}")
+
+    def restore_parameters(self, template: PyTree, model: Mapping[str, object] | None = None) -> Restored:
         """The parameters of the newest valid checkpoint, averaged where the run keeps an average.
 
-        ``template`` has their structure, shapes and dtypes (``jax.ShapeDtypeStruct`` leaves will do).
+        Args:
+            template: has their structure, shapes and dtypes (``jax.ShapeDtypeStruct`` leaves will do).
+            model: the parts that define the model, as they were given to ``Run.define_model``, to be compared.
 
         Raises:
             RunFolderError: the run has no checkpoint yet.
             CheckpointError: no checkpoint is valid, or (CheckpointMismatchError) the newest belongs to another model.
         """
-        restored = self.checkpoints.restore_parameters(template)
+        restored = self._checkpoints(Provenance(model=model)).restore_parameters(template)
         if restored is None:
             raise RunFolderError(f"{self.path} has no checkpoint yet")
         return restored
 
+    def _checkpoints(self, provenance: Provenance) -> Checkpoints:
+        return Checkpoints(self.path / CHECKPOINTS, provenance=provenance, accept_changes=self.files.accept_changes)
 
-def read_run(folder: str | os.PathLike) -> SavedRun:
+
+def read_run(folder: str | os.PathLike, *, accept_changes: bool = False) -> SavedRun:
     """Open a run folder for reading: nothing is locked or written.
+
+    Args:
+        folder: the run folder.
+        accept_changes: use files that differ from what the run wrote, with a warning.
 
     Raises:
         RunFolderError: there is no such folder, or it is not a run folder.
@@ -72,7 +103,10 @@ def read_run(folder: str | os.PathLike) -> SavedRun:
         raise RunFolderError(f"{path} is not a run folder: it does not exist")
     if not path.is_dir():
         raise RunFolderError(f"{path} is a file, not a run folder")
-    config = read_json(path / CONFIG)
-    if not isinstance(config, dict):
+    files = RunFiles(path, accept_changes=accept_changes)
+    config = files.read(CONFIG)
+    if config is None:
         raise RunFolderError(f"{path} is not a run folder: it has no {CONFIG}")
-    return SavedRun(path, config, Checkpoints(path / CHECKPOINTS))
+    if not isinstance(config, dict):
+        raise RunFolderError(f"{path / CONFIG} must hold an object, not a {type(config).__name__}")
+    return SavedRun(path, config, files)

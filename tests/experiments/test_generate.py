@@ -44,7 +44,7 @@ def untrained(config: language_model.Config) -> Path:
     state = training.create_state(params, training.make_optimizer(config.optimizer, 6), key=jax.random.key(0))
     with training.Run.open(config.run, config, fingerprint="") as run:
         generator.save(run)
-        checkpoints = training.Checkpoints(run.checkpoints)
+        checkpoints = training.Checkpoints(run.checkpoints, provenance=run.provenance)
         checkpoints.save(1, state)
         checkpoints.close()
     return config.run
