@@ -42,7 +42,7 @@ class Ended(NamedTuple):
     err: str
 
 
-def ended(words: list[str], env: dict[str, str], timeout: float = 120) -> Ended:
+def ended(words: list[str], env: dict[str, str], timeout: float = 300) -> Ended:
     """Run to the end; a process that hangs is an error."""
     done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=timeout, cwd=ROOT, errors="replace")
     return Ended(done.returncode, done.stdout, done.stderr)
@@ -54,12 +54,12 @@ def killed(words: list[str], env: dict[str, str], number: int, *, begun: Path | 
         words, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, errors="replace"
     )
     with process:
-        limit = time.monotonic() + 120
+        limit = time.monotonic() + 300
         while begun is not None and process.poll() is None and not begun.exists() and time.monotonic() < limit:
             time.sleep(0.002)
         time.sleep(delay)
         process.send_signal(number)
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=300)
     return Ended(process.returncode, out, err)
 
 

@@ -1,5 +1,6 @@
 """A run whose disk is full, whose files may not grow, which may not open files, or which another process uses: it ends
-with one line and a code above 0, has no results without parameters, and goes on bit for bit when there is room."""
+with one line and a code above 0, has no results without parameters, and goes on bit for bit when there is room.
+"""
 
 import shlex
 import shutil
@@ -81,13 +82,13 @@ def on_small_disk(whole: Whole, scratch: Path, size: int) -> tuple[Ended, Ended,
     words = shlex.join(whole.command(disk / "run"))
     lines = [
         MOUNTED.format(size=size * PAGE, disk=disk),
-        f"{words} > {scratch}/1.out 2> {scratch}/1.err; echo $? > {scratch}/1.code",
+        f"code=0; {words} > {scratch}/1.out 2> {scratch}/1.err || code=$?; echo $code > {scratch}/1.code",
         f"cp -a {disk} {before}",
         f"mount -o remount,size=64m {disk}",
-        f"{words} > {scratch}/2.out 2> {scratch}/2.err; echo $? > {scratch}/2.code",
+        f"code=0; {words} > {scratch}/2.out 2> {scratch}/2.err || code=$?; echo $code > {scratch}/2.code",
         f"cp -a {disk} {after}",
     ]
-    done = ended(["unshare", "-rm", "sh", "-ec", "\n".join(lines)], whole.env, timeout=240)
+    done = ended(["unshare", "-rm", "sh", "-ec", "\n".join(lines)], whole.env, timeout=600)
     assert done.code == 0, done.err
     one, two = (
         Ended(int((scratch / f"{n}.code").read_text()), *((scratch / f"{n}.{s}").read_text() for s in ("out", "err")))
@@ -165,7 +166,9 @@ def test_a_run_whose_files_may_not_grow_says_so_and_goes_on(whole, tmp_path, kib
 @pytest.mark.slow
 def test_of_two_processes_on_one_folder_the_second_stops_with_a_line(whole, tmp_path):
     run = tmp_path / "run"
-    with subprocess.Popen(whole.command(run), env=whole.env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as first:
+    with subprocess.Popen(
+        whole.command(run), env=whole.env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    ) as first:
         while first.poll() is None and not (run / "config.json").exists():
             time.sleep(0.002)
         first.send_signal(19)  # SIGSTOP: it keeps the lock for as long as the second takes
@@ -173,7 +176,7 @@ def test_of_two_processes_on_one_folder_the_second_stops_with_a_line(whole, tmp_
             second = ended(whole.command(run), whole.env)
         finally:
             first.send_signal(18)
-        assert first.wait(timeout=120) == 0, first.stderr.read()
+        assert first.wait(timeout=300) == 0, first.stderr.read()
     assert second.code == 1
     assert second.err.splitlines() == [f"error: {run} is in use by another process (process {first.pid})"]
     check_finished(Ended(0, "", ""), run, whole, "the first")

@@ -1,5 +1,6 @@
 """Whole experiments that are killed at any moment, the evaluation and the report at the end included, and started
-again: the results are those of a run that nobody disturbed."""
+again: the results are those of a run that nobody disturbed.
+"""
 
 import random
 import signal

@@ -1,5 +1,6 @@
 """A damaged run folder: whatever has happened to a file of it, reading and resuming give the same as before, or an
-error that names the file; never something else, and never a hang."""
+error that names the file; never something else, and never a hang.
+"""
 
 import contextlib
 import dataclasses
@@ -159,7 +160,7 @@ def untrained(tmp_path_factory) -> Subject:
     params = jax.jit(generator.model.init)(jax.random.key(0), *inputs)["params"]
     with training.Run.open(config.run, config, fingerprint="text") as run:
         generator.save(run)
-        checkpoints = training.Checkpoints(run.checkpoints)
+        checkpoints = training.Checkpoints(run.checkpoints, provenance=run.provenance)
         for step in (1, 2):
             params = jax.tree.map(lambda leaf: leaf * np.float32(1.5), params)
             checkpoints.save(step, training.create_state(params, optimizer, key=jax.random.key(1)))
@@ -175,10 +176,14 @@ def test_one_damage_of_each_file_gives_the_same_or_a_named_error(untrained, tmp_
     check_damages(untrained, ((file, *next(damages)) for file in files_of(untrained.folder)), tmp_path)
 
 
-@pytest.mark.parametrize("name", ["config.json", "text_generator.json", "results.json"])
-def test_no_damage_of_a_json_file_is_passed_over(untrained, tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "reading"),
+    [("config.json", "load_run"), ("text_generator.json", "load_run"), ("results.json", "read_finished_run")],
+)
+def test_no_damage_of_a_json_file_is_passed_over(untrained, tmp_path, name, reading):
+    whole = untrained._replace(readings={reading: untrained.readings[reading]})
     file = untrained.folder / name
-    found = check_damages(untrained, ((file, *damage) for damage in OF_FILES.items()), tmp_path)
+    found = check_damages(whole, ((file, *damage) for damage in OF_FILES.items()), tmp_path)
     assert all(found.values()), [told for told, refused in found.items() if not refused]
 
 
@@ -275,7 +280,9 @@ def test_every_damage_of_every_file_of_a_translator_gives_the_same_or_a_named_er
 def test_two_json_files_swapped_are_refused_by_name(request, tmp_path, kind):
     whole, _ = request.getfixturevalue(kind)
     names = sorted(file.name for file in whole.folder.glob("*.json"))
-    manifests = [str(path.relative_to(whole.folder)) for path in sorted(whole.folder.glob("checkpoints/*/manifest.json"))]
+    manifests = [
+        str(path.relative_to(whole.folder)) for path in sorted(whole.folder.glob("checkpoints/*/manifest.json"))
+    ]
     for one, two in itertools.combinations([*names, *manifests], 2):
         folder = damaged(whole, whole.folder, lambda folder: swapped(folder / one, folder / two), tmp_path)  # noqa: B023
         named = names_of(folder / one, folder) | names_of(folder / two, folder)
@@ -286,7 +293,9 @@ def without_times(results: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in results.items() if not name.endswith("seconds")}
 
 
-def check_resuming(main: Callable, config: Any, folder: Path, expected: dict[str, Any], names: set[str], told: str) -> bool:
+def check_resuming(
+    main: Callable, config: Any, folder: Path, expected: dict[str, Any], names: set[str], told: str
+) -> bool:
     """The same command gives the same results, or a named error; returns whether it gave results."""
     with warnings.catch_warnings(record=True) as caught, silent(), only_named_errors(names, f"resuming, {told}", 120):
         warnings.simplefilter("always")
@@ -304,7 +313,9 @@ def resumed_cases(folder: Path) -> Iterator[tuple[Path, str, Damage]]:
     read = [path for path in files_of(folder) if path.parent == folder or path.parent == newest]
     for file in read:
         yield from ((file, *damage) for damage in (OF_FILES | dict([*FLIPS.items()][2:4])).items())
-    others = [file for file in files_of(folder) if file not in read and (newest in file.parents or file.suffix == ".png")]
+    others = [
+        file for file in files_of(folder) if file not in read and (newest in file.parents or file.suffix == ".png")
+    ]
     damages = itertools.cycle(OF_FILES.items())
     yield from ((file, *next(damages)) for file in others for _ in range(2))
     for path in folders_of(folder):
