@@ -18,7 +18,7 @@ import jax
 import numpy as np
 import pytest
 from compilation import unoptimized
-from folder_damage import FLIPS, OF_FILES, OF_FOLDERS, Damage, bounded, edited, spaced, swapped
+from folder_damage import FLIPS, OF_FILES, OF_FOLDERS, Damage, TooSlowError, bounded, edited, spaced, swapped
 
 from experiments import language_model, translation
 from jaxseq import data, pipelines, training
@@ -136,12 +136,16 @@ def folders_of(folder: Path) -> list[Path]:
 
 
 def check_damages(whole: Subject, cases: Iterator[tuple[Path, str, Damage]], scratch: Path) -> dict[str, set[str]]:
-    """Check the readings after each damage; returns which were refused, by path and damage."""
-    found = {}
+    """Check the readings after each damage; returns which were refused, by path and damage. All failures are told."""
+    found, failures = {}, []
     for path, name, damage in cases:
         told = f"{path.relative_to(whole.folder)}: {name}"
         folder = damaged(whole, path, damage, scratch)
-        found[told] = check_readings(whole, folder, names_of(path, whole.folder), told)
+        try:
+            found[told] = check_readings(whole, folder, names_of(path, whole.folder), told)
+        except (Exception, TooSlowError) as error:
+            failures.append(f"{told}: {type(error).__name__}: {str(error)[:400]}")
+    assert not failures, f"{len(failures)} of {len(found) + len(failures)}:\n" + "\n".join(failures)
     return found
 
 
@@ -331,10 +335,14 @@ def results_of(folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(("kind", "main"), [("trained", language_model.main), ("translator", translation.main)])
 def test_resuming_a_damaged_run_gives_the_same_or_a_named_error(request, tmp_path, kind, main):
     whole, config = request.getfixturevalue(kind)
-    gave = 0
+    gave, failures = 0, []
     for path, name, damage in resumed_cases(whole.folder):
         told = f"{path.relative_to(whole.folder)}: {name}"
         folder = damaged(whole, path, damage, tmp_path)
         names = names_of(path, whole.folder)
-        gave += check_resuming(main, config, folder, results_of(whole.folder), names, told)
+        try:
+            gave += check_resuming(main, config, folder, results_of(whole.folder), names, told)
+        except (Exception, TooSlowError) as error:
+            failures.append(f"{told}: {type(error).__name__}: {str(error)[:400]}")
+    assert not failures, f"{len(failures)} failures:\n" + "\n".join(failures)
     assert gave > 50
