@@ -210,11 +210,8 @@ class _Loop(Generic[B]):
         for writer in self.writers:
             writer.rewind(self.step)
         self.nonfinite.rewind(self.step)
-        if (
-            restored is not None
-            and is_primary()
-            and meta.get("metrics", self.metrics.sha256()) != self.metrics.sha256()
-        ):
+        known = None if restored is None else restored.meta.get("metrics")
+        if known is not None and is_primary() and known != self.metrics.sha256():
             told = f"{self.run.metrics} was changed: it differs from what the run wrote up to step {self.step}"
             warnings.warn(told, CheckpointWarning, stacklevel=4)
         self.state = self.truncation.prepare(self.state, self.step)
