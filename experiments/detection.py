@@ -144,8 +144,9 @@ def main(config: Config) -> dict[str, Any]:
     fingerprint = batches.fingerprint + corpus.sha256 + weights
     with training.Run.open(config.run, config, fingerprint=fingerprint, allow_config_change=change) as run:
         run.write("corpus.json", {"description": corpus.summary(), "skipped": corpus.skipped})
+        run.define_model(detector.definition())
         if config.detector.model != "rcnn" or run.read("detector.json") is None:  # a finished R-CNN stays usable
-            detector.save(run)
+            detector.write(run)
         optimizer = training.make_optimizer(config.optimizer, config.train.steps)
         loss = placement.loss(make_loss(config, detector, dropout=config.detector.dropout > 0))
         with placement.ambient(), Prefetch(placement.batches(batches)) as ahead:

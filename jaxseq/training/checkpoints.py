@@ -12,19 +12,16 @@ any number of devices and processes.
 import contextlib
 import functools
 import itertools
-import logging
 import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxseq.files import JSON, sync_folder, write_json
@@ -44,11 +41,12 @@ from jaxseq.training.manifest import (
     verify_files,
     verify_leaf,
 )
+from jaxseq.training.orbax_arrays import place, quiet, read_arrays, slot, write_arrays
 from jaxseq.training.processes import agreed, barrier, from_primary, is_primary
 from jaxseq.training.provenance import UNKNOWN, Provenance, provenance_differences, provenance_to_json
 from jaxseq.training.shards import Snapshot, join_manifests, take_snapshot, verify_shards, write_process_manifest
-from jaxseq.training.state import Ema, copy_buffers, eval_params, init_ema, replicated
-from jaxseq.typing import Array, PyTree
+from jaxseq.training.state import Ema, eval_params, init_ema
+from jaxseq.typing import PyTree
 
 MANIFEST = "manifest.json"
 ARRAYS = "arrays"
@@ -238,7 +236,7 @@ class Checkpoints:
         entry = self._make_folder(step)
         writing = self.folder / (entry.name + WRITING)
         try:
-            with _quiet():
+            with quiet():
                 write_arrays(writing / ARRAYS, leaves)
             self._complete(entry, leaf_rows(leaves), meta)
         except BaseException:
@@ -270,12 +268,12 @@ class Checkpoints:
         """With several processes, in the main thread: copy the arrays; returns the rest, for the background thread."""
         entry = _Entry(*from_primary(lambda: self._make_folder(step)))
         snapshot = take_snapshot(state)
-        tree = {_slot(name): array for name, array in snapshot.arrays.items() if array.size}
+        tree = {slot(name): array for name, array in snapshot.arrays.items() if array.size}
         handler = ocp.PyTreeCheckpointHandler()
         saver = ocp.AsyncCheckpointer(handler, async_options=ocp.options.AsyncOptions(timeout_secs=ORBAX_TIMEOUT_S))
         failed: Exception | None = None
         try:
-            with _quiet():
+            with quiet():
                 saver.save(self.folder / (entry.name + WRITING) / ARRAYS, args=ocp.args.PyTreeSave(tree))
         except Exception as error:
             failed = error
@@ -293,7 +291,7 @@ class Checkpoints:
         """In the background thread: all processes come to both barriers, whatever fails before."""
         writing = self.folder / (entry.name + WRITING)
         try:
-            with _quiet():
+            with quiet():
                 saver.wait_until_finished()
                 saver.close()
             write_process_manifest(writing, snapshot)
@@ -352,7 +350,7 @@ class Checkpoints:
             )
         verify_files(folder / ARRAYS, body["files"])
         try:
-            with _quiet():
+            with quiet():
                 arrays = read_arrays(folder / ARRAYS, body["leaves"])
         except Exception as error:
             raise CorruptedError(f"its arrays cannot be read ({one_line(error)})") from None
@@ -360,7 +358,7 @@ class Checkpoints:
             verify_leaf(name, arrays[name], row)
             verify_shards(name, arrays[name], row.get("shards", []))
         paths, treedef = jax.tree_util.tree_flatten_with_path(template)
-        leaves = [_place(arrays[jax.tree_util.keystr(path)], leaf) for path, leaf in paths]
+        leaves = [place(arrays[jax.tree_util.keystr(path)], leaf) for path, leaf in paths]
         return Restored(entry.step, jax.tree.unflatten(treedef, leaves), body["meta"])
 
     def _check_provenance(self, entry: _Entry, body: Body) -> None:
@@ -379,58 +377,3 @@ class Checkpoints:
             flags = "--allow-config-change when training, --accept-changes when reading"
             raise CheckpointMismatchError(f"{told}\nRestore them, or accept the change ({flags}).")
         warnings.warn(told, CheckpointWarning, stacklevel=6)
-
-
-def write_arrays(folder: Path, leaves: list[HostLeaf]) -> None:
-    """Write with Orbax. Empty arrays, which Orbax rejects, are recorded in the manifest alone."""
-    tree = {_slot(leaf.name): leaf.value for leaf in leaves if leaf.value.size}
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        checkpointer.save(folder, args=ocp.args.PyTreeSave(tree))
-
-
-def read_arrays(folder: Path, rows: dict[str, LeafRow]) -> dict[str, np.ndarray]:
-    """The leaves of a manifest's rows by name, as NumPy arrays; the rows may be a subset of what was written."""
-    tree = {_slot(name): ocp.RestoreArgs(restore_type=np.ndarray) for name, row in rows.items() if _filled(row)}
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        stored = checkpointer.restore(
-            folder, args=ocp.args.PyTreeRestore(item=tree, restore_args=tree, partial_restore=True)
-        )
-    empty = {name: np.empty(row["shape"], jnp.dtype(row["dtype"])) for name, row in rows.items() if not _filled(row)}
-    return empty | {name: stored[_slot(name)] for name, row in rows.items() if _filled(row)}
-
-
-def _filled(row: LeafRow) -> bool:
-    return 0 not in row["shape"]
-
-
-def _slot(name: str) -> str:
-    """A leaf's name with characters that file systems accept; distinct names stay distinct."""
-    return "".join(c if c.isalnum() and c.isascii() else f"_{ord(c):x}_" for c in name) or "leaf"
-
-
-def _place(array: np.ndarray, template: PyTree) -> Array | np.ndarray | int | float:
-    """A copy that JAX owns, so that it can be donated, with the type and sharding of the template's leaf."""
-    if isinstance(template, jax.ShapeDtypeStruct):
-        return jnp.array(array, copy=True)
-    if not isinstance(template, jax.Array):
-        return array if isinstance(template, np.ndarray) else type(template)(array[()])
-    key = jax.dtypes.issubdtype(template.dtype, jax.dtypes.prng_key)
-    sharding = template.sharding
-    if len(sharding.device_set) == 1:
-        value = jnp.array(array, copy=True)
-    else:
-        sharding = replicated(sharding) if key else sharding
-        value = copy_buffers(jax.make_array_from_callback(array.shape, sharding, lambda index: array[index]))
-    return jax.random.wrap_key_data(value, impl=jax.random.key_impl(template)) if key else value
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppress the log lines of Orbax and TensorStore; errors are raised."""
-    logger = logging.getLogger("absl")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)

@@ -2,6 +2,7 @@
 
 import collections
 import copy
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic
@@ -12,7 +13,7 @@ import optax
 
 from jaxseq.training.checkpoints import Checkpoints
 from jaxseq.training.console import ProgressDisplay, format_devices, format_parameters
-from jaxseq.training.errors import CheckpointError, ConfigMismatchError, NonfiniteError
+from jaxseq.training.errors import CheckpointError, CheckpointWarning, ConfigMismatchError, NonfiniteError
 from jaxseq.training.interrupts import EXIT_INTERRUPTED, Interrupted, SignalHandler
 from jaxseq.training.metrics import JsonLinesWriter, MetricAccumulator, TensorBoardWriter
 from jaxseq.training.nonfinite import NonfiniteLog
@@ -151,7 +152,8 @@ class _Loop(Generic[B]):
             accept_changes=run.files.accept_changes,
         )
         board = [TensorBoardWriter(run.path / "tensorboard")] if config.tensorboard and is_primary() else []
-        self.writers: list[Writer] = [JsonLinesWriter(run.metrics), *board, *writers] if is_primary() else []
+        self.metrics = JsonLinesWriter(run.metrics)
+        self.writers: list[Writer] = [self.metrics, *board, *writers] if is_primary() else []
         self.progress = ProgressDisplay(self.num_steps)
         fingerprint = run.environment["data_fingerprint"]
         self.nonfinite = NonfiniteLog(run.path / "nonfinite.jsonl", fingerprint, write=is_primary())
@@ -208,6 +210,10 @@ class _Loop(Generic[B]):
         for writer in self.writers:
             writer.rewind(self.step)
         self.nonfinite.rewind(self.step)
+        known = None if restored is None else restored.meta.get("metrics")
+        if known is not None and is_primary() and known != self.metrics.sha256():
+            told = f"{self.run.metrics} was changed: it differs from what the run wrote up to step {self.step}"
+            warnings.warn(told, CheckpointWarning, stacklevel=4)
         self.state = self.truncation.prepare(self.state, self.step)
 
     def print_summary(self) -> None:
@@ -307,6 +313,7 @@ class _Loop(Generic[B]):
             "tokens": self.tokens,
             "train_seconds": self.throughput.seconds,
             "window": copy.deepcopy(self.accumulator.content),
+            "metrics": self.metrics.sha256(),
         }
         with self.watchdog.paused():
             self.checkpoints.save(self.step, self.state, meta)

@@ -1,5 +1,6 @@
 """Metrics: JSON lines always, TensorBoard on request, and the summary between two log lines."""
 
+import hashlib
 import json
 import math
 import os
@@ -9,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
-from jaxseq.files import JSON, write_atomic
+from jaxseq.files import JSON, parse_json, read_regular, write_atomic
 from jaxseq.training.errors import CheckpointMismatchError
 
 
@@ -24,7 +25,7 @@ class JsonLinesWriter:
         """Append ``{"step": step, ...}``. A full disk causes one warning and loses the lines that do not fit."""
         row = {"step": step} | {name: _to_plain(value) for name, value in metrics.items()}
         try:
-            with open(self.file, "a", encoding="utf-8") as stream:
+            with open(self.file, "a", encoding="utf-8", opener=_open_no_link) as stream:
                 # After a failure the last line may be incomplete: an empty line separates the next one from it.
                 stream.write("\n" * self._failed + json.dumps(row) + "\n")
             self._failed = False
@@ -42,8 +43,17 @@ class JsonLinesWriter:
         if kept != "".join(lines):
             write_atomic(self.file, kept)
 
+    def sha256(self) -> str:
+        """The SHA-256 of the file, in hexadecimal; of no bytes if there is no file."""
+        return hashlib.sha256(read_regular(self.file) if self.file.exists() else b"").hexdigest()
+
     def close(self) -> None:
         """Do nothing: every line is already in the file."""
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    """Open without following a link: the file that it names would be written."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def read_json_lines(file: str | os.PathLike) -> list[dict[str, JSON]]:
@@ -57,14 +67,14 @@ def read_json_lines(file: str | os.PathLike) -> list[dict[str, JSON]]:
 
 def _lines(file: Path) -> list[str]:
     """The lines of a file with their line feeds; other characters do not end a line."""
-    return re.findall(r"[^\n]*\n|[^\n]+", file.read_text(encoding="utf-8", errors="replace"))
+    return re.findall(r"[^\n]*\n|[^\n]+", read_regular(file).decode(errors="replace"))
 
 
 def _parse(line: str) -> dict[str, JSON] | None:
     if not line.endswith("\n"):
         return None
     try:
-        row = json.loads(line)
+        row = parse_json(line)
     except ValueError:
         return None
     return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None

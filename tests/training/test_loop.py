@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import json
 import os
@@ -12,6 +13,7 @@ from tiny_training import Config, Stream, digest, fresh_state, loss, plain_loss,
 
 from jaxseq.training import (
     EXIT_INTERRUPTED,
+    CheckpointError,
     Checkpoints,
     CheckpointWarning,
     ConfigMismatchError,
@@ -23,6 +25,7 @@ from jaxseq.training import (
     enable_compilation_cache,
     fit,
     read_json_lines,
+    to_json,
 )
 from jaxseq.training.state import init_ema
 
@@ -151,6 +154,55 @@ def test_a_signal_finishes_the_step_saves_once_and_exits_with_the_code(tmp_path,
     assert len(written) == 2  # step 5, and the one extra
     assert Checkpoints(tmp_path / "checkpoints").steps() == [5, 8]
     assert digest(train(tmp_path, Config())) == digest(straight[1])
+
+
+@pytest.mark.parametrize("failures", [pytest.param(1, marks=pytest.mark.full), 2])
+def test_a_last_save_that_fails_is_tried_again_and_then_an_error(tmp_path, monkeypatch, failures, straight):
+    (tmp_path / "results.json").write_text("{}")  # of an earlier end
+    (tmp_path / "config.json").write_text(json.dumps(to_json(Config())))
+    write, failed = checkpoints.write_arrays, []
+
+    def full(folder, leaves):
+        if "00000020" in str(folder) and len(failed) < failures:
+            failed.append(folder)
+            raise OSError(28, "No space left on device")
+        write(folder, leaves)
+
+    monkeypatch.setattr(checkpoints, "write_arrays", full)
+    with pytest.warns(CheckpointWarning, match="step 20 was not written"):
+        if failures == 1:
+            assert digest(train(tmp_path, Config())) == digest(straight[1])
+        else:
+            with pytest.raises(CheckpointError, match="the parameters of step 20 could not be saved"):
+                train(tmp_path, Config())
+    assert Checkpoints(tmp_path / "checkpoints").steps() == [[15, 20], [10, 15]][failures - 1]
+    assert not (tmp_path / "results.json").exists()
+    assert digest(train(tmp_path, Config())) == digest(straight[1])
+
+
+@pytest.mark.full
+def test_changed_metrics_are_told(tmp_path):
+    train(tmp_path, Config(), stop_at=6)
+    train(tmp_path, Config(), stop_at=7)
+    file = tmp_path / "metrics.jsonl"
+    file.write_text(file.read_text().replace("tokens", "jokens", 1))
+    with pytest.warns(CheckpointWarning, match=r"metrics\.jsonl was changed: it differs from what the run wrote"):
+        train(tmp_path, Config(), stop_at=8)
+    train(tmp_path, Config(), stop_at=9)
+
+
+@pytest.mark.full
+def test_a_link_in_the_place_of_a_file_that_training_writes_is_not_followed(tmp_path):
+    precious = tmp_path / "precious"
+    precious.write_text("precious")
+    for name in ("metrics.jsonl", ".lock"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(to_json(Config())))
+        (folder / name).symlink_to(precious)
+        with pytest.raises(OSError, match=r"\.lock") if name == ".lock" else contextlib.nullcontext():
+            train(folder, Config(), stop_at=1)
+        assert precious.read_text() == "precious"
 
 
 def test_a_second_interrupt_stops_at_once(tmp_path):
