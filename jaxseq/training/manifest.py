@@ -7,6 +7,7 @@ computed in memory before anything was written, are verified after reading.
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import NamedTuple, NotRequired, TypedDict, cast
 
@@ -219,8 +220,11 @@ def verify_leaf(name: str, array: np.ndarray, row: LeafRow) -> None:
         raise CorruptedError(f"{name} does not match its SHA-256")
 
 
-def one_line(error: BaseException, width: int = 160) -> str:
-    """The first line of an error message, cut to ``width`` characters."""
+def one_line(error: BaseException, width: int = 200) -> str:
+    """The first line of an error message; of a long one the beginning, and the end, where TensorStore has the cause."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-    return text if len(text) <= width else text[: width - 3] + "..."
+    if len(text) <= width:
+        return text
+    text = re.sub(r" \[(tensorstore_spec|os_error_code)=.*", "", text)  # TensorStore's annotations
+    return text if len(text) <= width else f"{text[: width // 3]} ... {text[len(text) - (width - width // 3 - 5) :]}"

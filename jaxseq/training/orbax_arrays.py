@@ -65,14 +65,15 @@ def place(array: np.ndarray, template: PyTree) -> Array | np.ndarray | int | flo
 def quiet() -> Iterator[None]:
     """Suppress the log lines of Orbax and TensorStore, and what their threads report after a failure.
 
-    Errors are raised. After one, TensorStore's threads still call Orbax's event loop, which is closed by then; Python
-    would print a traceback for each call.
+    Errors are raised. After one, TensorStore's threads still call Orbax's event loop, which is closed by then, and
+    further writes have failed that nobody waits for; Python would print a traceback for each.
     """
     logger = logging.getLogger("absl")
     before = logger.level
     logger.setLevel(logging.CRITICAL)
     if getattr(sys.unraisablehook, "func", None) is not _ignore_late_calls:
         sys.unraisablehook = functools.partial(_ignore_late_calls, sys.unraisablehook)
+        logging.getLogger("asyncio").addFilter(_keep_record)
     try:
         yield
     finally:
@@ -83,3 +84,9 @@ def _ignore_late_calls(hook: Callable[[Any], object], unraisable: Any) -> None:
     """A ``sys.unraisablehook`` without calls of a closed event loop; it stays, since they may come after the save."""
     if str(unraisable.exc_value) != "Event loop is closed":
         hook(unraisable)
+
+
+def _keep_record(record: logging.LogRecord) -> bool:
+    """A filter of asyncio's log without the failed writes of a checkpoint: the first of them has been raised."""
+    text = record.getMessage()
+    return not ("exception was never retrieved" in text and ".orbax-checkpoint-tmp" in text)
