@@ -259,24 +259,34 @@ def silent() -> Iterator[io.StringIO]:
         yield output
 
 
+def checkpoints_of(folder: Path) -> list[Path]:
+    """The folders of the checkpoints, oldest first."""
+    return sorted((folder / "checkpoints").iterdir())
+
+
 def every_case(folder: Path) -> Iterator[tuple[Path, str, Damage]]:
+    """Every damage of every file and folder; of older checkpoints, which are not read, one of each."""
+    older, some = checkpoints_of(folder)[:-1], itertools.cycle(OF_FILES.items())
     for file in files_of(folder):
-        yield from ((file, *damage) for damage in (OF_FILES | FLIPS | {"blanks": spaced}).items())
+        if any(checkpoint in file.parents for checkpoint in older):
+            yield (file, *next(some))
+        else:
+            yield from ((file, *damage) for damage in (OF_FILES | FLIPS | {"blanks": spaced}).items())
     for path in folders_of(folder):
         # Without its newest checkpoint a folder is as it was before that one was saved.
-        yield from ((path, *damage) for damage in OF_FOLDERS.items() if damage[0] not in ("deleted",))
+        yield from ((path, *damage) for damage in OF_FOLDERS.items() if damage[0] != "deleted")
 
 
 @pytest.mark.slow
 def test_every_damage_of_every_file_of_a_language_model_gives_the_same_or_a_named_error(trained, tmp_path):
     found = check_damages(trained[0], every_case(trained[0].folder), tmp_path)
-    assert len(found) > 500
+    assert len(found) > 400
 
 
 @pytest.mark.slow
 def test_every_damage_of_every_file_of_a_translator_gives_the_same_or_a_named_error(translator, tmp_path):
     found = check_damages(translator[0], every_case(translator[0].folder), tmp_path)
-    assert len(found) > 500
+    assert len(found) > 400
 
 
 @pytest.mark.slow
@@ -313,12 +323,14 @@ def check_resuming(
 
 def resumed_cases(folder: Path) -> Iterator[tuple[Path, str, Damage]]:
     """Every damage of the files that a run reads again, and some of the others."""
-    newest = sorted((folder / "checkpoints").iterdir())[-1]
-    read = [path for path in files_of(folder) if path.parent == folder or path.parent == newest]
+    newest = checkpoints_of(folder)[-1]
+    read = [path for path in files_of(folder) if path.parent in (folder, newest) and path.suffix != ".html"]
     for file in read:
         yield from ((file, *damage) for damage in (OF_FILES | dict([*FLIPS.items()][2:4])).items())
     others = [
-        file for file in files_of(folder) if file not in read and (newest in file.parents or file.suffix == ".png")
+        file
+        for file in files_of(folder)
+        if file not in read and (newest in file.parents or file.suffix in (".png", ".html"))
     ]
     damages = itertools.cycle(OF_FILES.items())
     yield from ((file, *next(damages)) for file in others for _ in range(2))
