@@ -21,9 +21,9 @@ def fields_of(text: str, kind: str | None = None) -> dict[str, Any]:
     try:
         fields = parse_json(text)
     except ValueError as error:
-        raise ValueError(f"not the JSON of a vocabulary: {error}: {text[:60]!r}") from None
+        raise ValueError(f"not the JSON of a vocabulary: {error}: {shown(text)}") from None
     if not isinstance(fields, dict):
-        raise ValueError(f"not the JSON of a vocabulary: it must be an object, not {text[:60]!r}")
+        raise ValueError(f"not the JSON of a vocabulary: it must be an object, not {shown(text)}")
     found = text_field(fields, "kind", "a vocabulary")
     if kind is not None and found != kind:
         raise ValueError(f"a vocabulary of kind {shown(found)}, not {kind!r}")
