@@ -21,7 +21,7 @@ from jaxseq import pipelines, plotting, training
 from jaxseq.analysis import Found
 from jaxseq.data.detection import DetectionImages
 from jaxseq.data.images import read_image
-from jaxseq.data.images.files import printable
+from jaxseq.files import printable
 
 
 @dataclass(frozen=True)
