@@ -79,6 +79,7 @@ class Config:
     the width itself. Of files, all images are read."""
 
     def __post_init__(self) -> None:
+        training.check_numbers(self)
         minimum = {"batch_size": 1, "captions_per_image": 1, "compared_beams": 1, "samples": 0, "seed": 0}
         for name, bound in (minimum | {"split_seed": 0}).items():
             if getattr(self, name) < bound:

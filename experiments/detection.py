@@ -97,6 +97,7 @@ class Config:
     batch size and the width itself. Of files, all images are read."""
 
     def __post_init__(self) -> None:
+        training.check_numbers(self)
         minimum = {"num_proposals": 1, "batch_size": 1, "samples": 0, "seed": 0, "split_seed": 0}
         for name, bound in minimum.items():
             if getattr(self, name) < bound:

@@ -73,7 +73,8 @@ class Config:
     """A run of a few seconds, to test that everything works; sets sizes, steps and samples itself."""
 
     def __post_init__(self) -> None:
-        minimum = {"batch_size": 1, "length": 1, "context": 0, "samples": 0, "sample_length": 1}
+        training.check_numbers(self)
+        minimum = {"batch_size": 1, "length": 1, "context": 0, "samples": 0, "sample_length": 1, "vocabulary_size": 1}
         for name, bound in (minimum | {"seed": 0, "split_seed": 0}).items():
             if getattr(self, name) < bound:
                 raise ValueError(f"{name} must be at least {bound}, not {getattr(self, name)}")

@@ -85,7 +85,8 @@ class Config:
     """A run of a few seconds, to test that everything works; sets sizes, steps and samples itself."""
 
     def __post_init__(self) -> None:
-        minimum = {"batch_size": 1, "buckets": 1, "samples": 0, "seed": 0, "split_seed": 0}
+        training.check_numbers(self)
+        minimum = {"batch_size": 1, "buckets": 1, "samples": 0, "seed": 0, "split_seed": 0, "vocabulary_size": 1}
         for name, bound in minimum.items():
             if getattr(self, name) < bound:
                 raise ValueError(f"{name} must be at least {bound}, not {getattr(self, name)}")

@@ -68,6 +68,11 @@ class Echo:
     lag: int = 8
     vocab_size: int = 4
 
+    def __post_init__(self) -> None:
+        for name, least in {"lag": 1, "vocab_size": 2}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
+
     def source(self) -> Source:
         """Targets from before the start of a held-out sequence do not count."""
         echo = partial(data.LaggedEcho, lag=self.lag, vocab_size=self.vocab_size)
@@ -130,9 +135,14 @@ class Config:
     """A run of a few seconds, to test that everything works."""
 
     def __post_init__(self) -> None:
+        training.check_numbers(self)
         for name in ("length", "batch_size", "batches", "seeds", "bias_batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("learning_rate", "path_learning_rate"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
+        training.check_numbers(self.seed + self.seeds - 1, "last seed")
         if bad := [cut for cut in self.cuts if not 0 < cut < self.length or self.length % cut]:
             raise ValueError(f"cuts={bad} must be divisors of length={self.length} below it")
         if self.bias_length < 2:
