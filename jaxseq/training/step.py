@@ -63,8 +63,9 @@ def make_train_step(
     """A jitted ``(state, batch) -> (state, metrics)`` that donates the old state's buffers.
 
     A step leaves params, opt_state, carry and ema unchanged if its loss, its weight, its gradient norm or a new
-    parameter is not finite, if an entry of opt_state or ema (a sum of accumulated gradients) is not any more, or if its
-    carry holds a NaN, which would spoil the steps after it; the step number advances and the skip is counted. Accumulated gradients are weighted by ``Aux.weight``; a skipped step is in neither sum.
+    parameter is not finite, if an entry of opt_state or ema is not any more (a sum of accumulated gradients), or if its
+    carry holds a NaN, which would spoil the steps after it; the step number advances and the skip is counted.
+    Accumulated gradients are weighted by ``Aux.weight``; a skipped step is in neither sum.
     The moving average (:class:`~jaxseq.training.state.Ema`) advances with each update of the parameters.
 
     Args:

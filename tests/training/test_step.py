@@ -223,6 +223,6 @@ def test_updates_that_are_not_finite_leave_every_array_of_the_state_finite(optim
     state = create_state(params, optimizer, key=jax.random.key(0), ema=True)
     step = make_train_step(lambda p, c, b, k: (jnp.sum(jnp.exp(b * p["used"])), Aux(c, {})), optimizer, ema_decay=0.5)
     for index in range(4):
-        state, metrics = step(state, np.float32(index - 2))
+        state, _ = step(state, np.float32(index - 2))
     assert state.nonfinite > 0
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state.params, state.opt_state, state.ema)))
