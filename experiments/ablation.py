@@ -82,6 +82,7 @@ class Config:
     """Execute only the base, in this process and in the folder --run; an ablation starts each run this way."""
 
     def __post_init__(self) -> None:
+        training.check_numbers(self)
         if self.seeds < 1:
             raise ValueError(f"seeds must be at least 1, not {self.seeds}")
         lone = (self.compare and (self.base or self.smoke or self.mesh)) or (self.single and self.run is None)

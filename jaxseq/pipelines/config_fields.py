@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import tyro
 
-from jaxseq.training import check_repeated_flags
+from jaxseq.training import check_numbers, check_repeated_flags
 
 C = TypeVar("C")
 
@@ -27,7 +27,7 @@ def configure(kind: type[C], settings: Mapping[str, str], **changes: Any) -> C:
 
     Raises:
         ValueError: an unknown or ambiguous name, a field set twice to different texts, a text that does not fit the
-            field's type, or what the dataclasses themselves refuse; the message names the field.
+            field's type, or what the dataclasses themselves or ``check_numbers`` refuse; the message names the field.
     """
     values = {field.name: _default(field) for field in dataclasses.fields(kind) if field.init}  # type: ignore[arg-type]
     hints = typing.get_type_hints(kind, include_extras=True)
@@ -39,7 +39,9 @@ def configure(kind: type[C], settings: Mapping[str, str], **changes: Any) -> C:
     for name, text in settings.items():
         if name not in parts and others.setdefault(path := _find(name, paths), text) != text:
             raise ValueError(f"{path} is set twice: {others[path]} and {text}")
-    return _build(kind, values, others, changes)
+    made = _build(kind, values, others, changes)
+    check_numbers(made)
+    return made
 
 
 def parse(kind: Any, text: str, name: str) -> Any:
