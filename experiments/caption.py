@@ -23,6 +23,7 @@ import numpy as np
 
 from jaxseq import decoding, distribution, pipelines, plotting, training
 from jaxseq.data.images import ImageFiles
+from jaxseq.files import write_output
 from jaxseq.pipelines import Caption
 
 
@@ -112,7 +113,7 @@ def write(config: Config, paths: Sequence[Path], found: Sequence[Sequence[Captio
     if config.output is None:
         print("\n".join(lines))
         return
-    config.output.write_bytes("".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace"))
+    write_output(config.output, "".join(f"{line}\n" for line in lines))
     print(f"written: {config.output}", file=sys.stderr)
 
 

@@ -20,7 +20,8 @@ from jaxseq import pipelines, plotting, training
 from jaxseq.analysis import Found
 from jaxseq.data.detection import DetectionImages
 from jaxseq.data.images import read_image
-from jaxseq.data.images.files import printable
+from jaxseq.files import write_output
+from jaxseq.terminal import printable
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def write(config: Config, rows: Sequence[dict]) -> None:
     if config.output is None:
         print("".join(f"{line}\n" for line in lines), end="")
         return
-    config.output.write_bytes("".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace"))
+    write_output(config.output, "".join(f"{line}\n" for line in lines))
     print(f"written: {config.output}", file=sys.stderr)
 
 

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 
 from jaxseq import decoding, distribution, pipelines, training
 from jaxseq.decoding import Automaton, Hypotheses
+from jaxseq.files import write_output
 from jaxseq.ops.keys import fold_in_each, threefry_keys
 from jaxseq.plotting.search_tree import draw_search_tree
 
@@ -114,7 +115,7 @@ def main(config: Config) -> list[Result]:
     """Load the model, read the prompts, generate, print; returns the results."""
     check(config)
     placement = distribution.Placement.on(config.mesh)
-    training.check_outputs(tree=config.tree)
+    training.check_outputs(tree=config.tree, json=config.json)
     training.enable_compilation_cache()
     loaded = pipelines.load_run(config.run, pipelines.TextGenerator)
     with placement.ambient():
@@ -145,7 +146,7 @@ def generate(config: Config, generator: pipelines.TextGenerator, params: Any, st
             print(result.prompt + result.text, flush=True)
     if config.json is not None:
         rows = training.to_json({"config": config, "step": step_number, "method": method, "results": results})
-        config.json.write_text(json.dumps(rows, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        write_output(config.json, json.dumps(rows, ensure_ascii=False, indent=2) + "\n")
     if config.tree is not None:
         names = [repr(text.decode(errors="replace")) if text else "end" for text in generator.token_bytes]
         first = jax.tree.map(lambda leaf: leaf[:1], prompted)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from jaxseq import data, distribution, pipelines, plotting, training
+from jaxseq.files import write_output
 from jaxseq.models.configs import RNNTranslator
 
 
@@ -109,7 +110,7 @@ def write(config: Config, texts: Sequence[str], found: Sequence[str]) -> None:
             print(told, file=sys.stderr)
     if config.output is not None:
         raw = "".join(f"{line}\n" for line in lines).encode()
-        config.output.write_bytes(gzip.compress(raw) if packed else raw)
+        write_output(config.output, gzip.compress(raw) if packed else raw)
         print(f"written: {config.output}", file=sys.stderr)
     else:
         print("\n".join(lines))

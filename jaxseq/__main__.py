@@ -20,6 +20,8 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+from jaxseq.terminal import printable
+
 COMMANDS = {
     ("train", "language-model"): "train a language model on text",
     ("train", "translation"): "train a translator on pairs of texts",
@@ -60,7 +62,7 @@ def main() -> None:
         fail(words)
     if command == ("path",):
         if sys.argv[2:]:
-            sys.exit(f"error: {NAME} path takes no options, not {' '.join(sys.argv[2:])}")
+            sys.exit(f"error: {NAME} path takes no options, not {printable(' '.join(sys.argv[2:]))}")
         print(experiments_folder())
         return
     script = experiments_folder() / f"{command[-1].replace('-', '_')}.py"
@@ -71,7 +73,9 @@ def main() -> None:
 def fail(words: list[str]) -> NoReturn:
     """Exit with a line that names the unknown command and the known ones."""
     asked = " ".join(words[:2] if words[0] in GROUPS else words[:1])
-    sys.exit(f"error: unknown command {asked!r}; known: {', '.join(' '.join(command) for command in COMMANDS)}")
+    sys.exit(
+        f"error: unknown command {printable(repr(asked))}; known: {', '.join(' '.join(command) for command in COMMANDS)}"
+    )
 
 
 def usage() -> str:

@@ -13,6 +13,7 @@ from jaxtyping import Float, Float32, Int, Int32
 from jaxseq.data.detection.coco import coco_box, corners_to_coco, number
 from jaxseq.data.detection.found_objects import class_name
 from jaxseq.data.images.json_items import Fault, id_of, object_of, read_document, read_json, shown, text_of
+from jaxseq.files import write_output
 
 Id = int | str
 
@@ -118,7 +119,7 @@ def write_coco_results(
                 raise ValueError(f"{name!r}: not finite: the box {box} with the score {score}")
             fields = {"image_id": ids.images[name], "category_id": categories[index]}
             results.append(fields | {"bbox": corners_to_coco(box), "score": score})
-    Path(path).write_text(json.dumps(results, allow_nan=False), encoding="utf-8")
+    write_output(Path(path), json.dumps(results, allow_nan=False))
 
 
 def _check_known(names: Sequence[str], class_names: Sequence[str], ids: CocoIds) -> None:

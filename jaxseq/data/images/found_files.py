@@ -13,7 +13,8 @@ from pathlib import Path, PurePosixPath
 from typing import Generic, TypeVar
 
 from jaxseq.data.images.decoding import MAX_PIXELS, ResizeMode
-from jaxseq.data.images.files import ImageFiles, printable
+from jaxseq.data.images.files import ImageFiles
+from jaxseq.terminal import printable
 from jaxseq.data.readers import decode_line, read_bytes, split_lines
 
 PART_OF_SPLIT = {
