@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from jaxseq.terminal import printable
+from jaxseq.terminal import printable, standard_outputs
 
 COMMANDS = {
     ("train", "language-model"): "train a language model on text",
@@ -55,7 +55,8 @@ def main() -> None:
     """Run the command of ``sys.argv``."""
     words = [word.replace("_", "-") if not word.startswith("-") else word for word in sys.argv[1:3]]
     if not words or words[0] in ("-h", "--help") or (words[0] in GROUPS and words[1:] in ([], ["-h"], ["--help"])):
-        print(usage())
+        with standard_outputs():
+            print(usage())
         return
     command = next((command for command in COMMANDS if tuple(words[: len(command)]) == command), None)
     if command is None:
@@ -63,7 +64,8 @@ def main() -> None:
     if command == ("path",):
         if sys.argv[2:]:
             sys.exit(f"error: {NAME} path takes no options, not {printable(' '.join(sys.argv[2:]))}")
-        print(experiments_folder())
+        with standard_outputs():
+            print(experiments_folder())
         return
     script = experiments_folder() / f"{command[-1].replace('-', '_')}.py"
     sys.argv = [str(script), *sys.argv[1 + len(command) :]]
@@ -73,9 +75,7 @@ def main() -> None:
 def fail(words: list[str]) -> NoReturn:
     """Exit with a line that names the unknown command and the known ones."""
     asked = " ".join(words[:2] if words[0] in GROUPS else words[:1])
-    sys.exit(
-        f"error: unknown command {printable(repr(asked))}; known: {', '.join(' '.join(command) for command in COMMANDS)}"
-    )
+    sys.exit(f"error: unknown command {asked!r}; known: {', '.join(' '.join(command) for command in COMMANDS)}")
 
 
 def usage() -> str:

@@ -9,8 +9,9 @@ started again on another port; a training script then resumes from its last chec
 
 The exit code is 0 if all processes end with 0, else that of the process that died first in the last attempt: 128 + n
 for a death by signal n. Codes 75 (interrupted, state saved) and 2 (wrong arguments) are never restarted. SIGTERM,
-SIGINT and SIGHUP are handed on to the processes; a second one, or the end of ``--grace``, kills them. On Linux the processes die
-with the launcher, even by SIGKILL. Their own children are killed with them, unless the launcher itself is killed.
+SIGINT and SIGHUP are handed on to the processes; a second one, or the end of ``--grace``, kills them. On Linux the
+processes die with the launcher, even by SIGKILL. Their own children are killed with them, unless the launcher itself is
+killed.
 """
 
 import argparse

@@ -26,6 +26,7 @@ C = TypeVar("C")
 FLAG = re.compile(r"(--[A-Za-z][\w.-]*)(=|$)")
 """A flag, and not a value such as "-- quoted text"."""
 
+OUT_OF_MEMORY = re.compile(r"(.*out of memory|RESOURCE_EXHAUSTED)[:,]?\s*", re.IGNORECASE)
 LOWER = "lower batch_size, length, features or beams"
 LARGE = 2**31
 """From this size on an integer may overflow."""
@@ -95,9 +96,9 @@ def fail(error: Exception, config: object) -> NoReturn:
     if os.environ.get("JAXSEQ_TRACEBACK"):
         traceback.print_exception(error)
         sys.exit(1)
-    lines = describe_error(error, config).split("\n") if isinstance(error, TrainingError) else []
-    text = "\n".join(map(printable, lines)) or printable(describe_error(error, config))
-    line = f"error: {shorten(text)}"
+    lines = describe_error(error, config).split("\n")
+    lists = any(line.startswith("  ") for line in lines)  # fields, files or checkpoints, one in a line
+    line = "error: " + shorten(("\n" if lists else " ").join(map(printable, lines)))
     print(line, file=sys.stderr)
     exits = SystemExit(line)
     exits.code = 1  # the interpreter prints no line then, as it would for a text
@@ -112,9 +113,11 @@ def describe_error(error: Exception, config: object = None) -> str:
         config: whose large integers are named after an overflow.
     """
     text = str(error).strip()
-    first = (text.splitlines() or ["no message"])[0]
-    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
-        return f"out of memory: {first.removeprefix('RESOURCE_EXHAUSTED: ')}; {LOWER}"
+    first = text.split("\n")[0] or "no message"
+    memory = OUT_OF_MEMORY.match(first)
+    if isinstance(error, MemoryError) or (isinstance(error, jax.errors.JaxRuntimeError) and memory):
+        detail = (first[memory.end() :] if memory else text and first).rstrip(".")
+        return f"out of memory{detail and f' ({detail})'}; {LOWER}"
     if isinstance(error, OverflowError):
         large = [f"{name}={value}" for name, value in values_of(config) if type(value) is int and abs(value) >= LARGE]
         named = f": {', '.join(shorten(one, 100) for one in large)}" if large else ""
@@ -125,7 +128,7 @@ def describe_error(error: Exception, config: object = None) -> str:
         return f"jax: {first}"
     place = _place(error)
     if isinstance(error, ValueError | OSError | ImportError | TrainingError):
-        return text or f"{type(error).__name__} without a message{place and f', of {place}'}"
+        return text or f"{type(error).__name__} without a message, of {place}"
     if type(error) is RuntimeError and place == "jaxseq":
         return text
     return f"unexpected {type(error).__name__}: {first}; this is a fault of {place}. JAXSEQ_TRACEBACK=1 shows where"
