@@ -124,6 +124,22 @@ def write_json(file: Path, value: JSON) -> None:
     write_atomic(file, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+@contextlib.contextmanager
+def utf8_path(path: Path) -> Iterator[Path]:
+    """In the block, a name of a path in UTF-8, as libraries in C++ need it: itself, or one through Linux's ``/proc``.
+
+    The folder that holds it must exist.
+    """
+    if os.fsencode(path) == os.fspath(path).encode("utf-8", "replace"):
+        yield path
+        return
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        yield Path(f"/proc/self/fd/{folder}", path.name)
+    finally:
+        os.close(folder)
+
+
 def sync_folder(folder: Path) -> None:
     """Flush a folder's entries (a rename) to the disk, where the system supports it."""
     with contextlib.suppress(OSError):
