@@ -96,7 +96,7 @@ def fail(error: Exception, config: object) -> NoReturn:
     if os.environ.get("JAXSEQ_TRACEBACK"):
         traceback.print_exception(error)
         sys.exit(1)
-    lines = describe_error(error, config).split("\n")
+    lines = shorten(describe_error(error, config)).split("\n")
     lists = any(line.startswith("  ") for line in lines)  # fields, files or checkpoints, one in a line
     line = "error: " + shorten(("\n" if lists else " ").join(map(printable, lines)))
     print(line, file=sys.stderr)
@@ -113,7 +113,7 @@ def describe_error(error: Exception, config: object = None) -> str:
         config: whose large integers are named after an overflow.
     """
     text = str(error).strip()
-    first = text.split("\n")[0] or "no message"
+    first = shorten(text.split("\n")[0]) or "no message"
     memory = OUT_OF_MEMORY.match(first)
     if isinstance(error, MemoryError) or (isinstance(error, jax.errors.JaxRuntimeError) and memory):
         detail = (first[memory.end() :] if memory else text and first).rstrip(".")
@@ -158,7 +158,7 @@ def parse_arguments(config: type[C], description: str | None) -> C:
         if escaped == arguments:
             return tyro.cli(config, **options)
         try:
-            with open(os.devnull, "w") as nothing, contextlib.redirect_stderr(nothing):
+            with open(os.devnull, "w", errors="replace") as nothing, contextlib.redirect_stderr(nothing):
                 return tyro.cli(config, **options)
         except SystemExit as error:
             if error.code:
