@@ -24,7 +24,6 @@ import hashlib
 import importlib.util
 import re
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -274,5 +273,4 @@ def variant_rows(groups: RunsByVariant, comparisons: dict[str, dict[str, analysi
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a run in progress is interrupted, too
     training.run_cli(main, Config, __doc__, repeatable=("vary", "metric"))

@@ -20,7 +20,8 @@ from jaxseq import pipelines, plotting, training
 from jaxseq.analysis import Found
 from jaxseq.data.detection import DetectionImages
 from jaxseq.data.images import read_image
-from jaxseq.files import printable, write_output
+from jaxseq.files import write_output
+from jaxseq.terminal import printable
 
 
 @dataclass(frozen=True)

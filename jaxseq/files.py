@@ -5,7 +5,6 @@ import contextlib
 import io
 import json
 import os
-import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,8 +21,6 @@ KINDS = {
     stat.S_IFSOCK: "a socket, not a regular file",
 }
 
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-
 
 def given_path(path: str | os.PathLike[str]) -> Path:
     """The path that a caller gives.
@@ -34,12 +31,6 @@ def given_path(path: str | os.PathLike[str]) -> Path:
     if not os.fspath(path):
         raise ValueError("the path is empty")
     return Path(path)
-
-
-def printable(text: str) -> str:
-    """A text in which bytes that are not UTF-8 and control characters are escaped: one line."""
-    text = text.encode("utf-8", "backslashreplace").decode()
-    return text if text.isprintable() else CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def open_regular(path: str | os.PathLike) -> io.BufferedReader:
@@ -155,6 +146,22 @@ def write_output(file: Path, content: str | bytes) -> None:
 def write_json(file: Path, value: JSON) -> None:
     """Write indented JSON atomically; raises TypeError for a value that JSON cannot represent."""
     write_atomic(file, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+@contextlib.contextmanager
+def utf8_path(path: Path) -> Iterator[Path]:
+    """In the block, a name of a path in UTF-8, as libraries in C++ need it: itself, or one through Linux's ``/proc``.
+
+    The folder that holds it must exist.
+    """
+    if os.fsencode(path) == os.fspath(path).encode("utf-8", "replace"):
+        yield path
+        return
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        yield Path(f"/proc/self/fd/{folder}", path.name)
+    finally:
+        os.close(folder)
 
 
 def sync_folder(folder: Path) -> None:

@@ -12,7 +12,8 @@ import zlib
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from jaxseq.files import enough_memory, given_path, named_errors, open_regular, printable
+from jaxseq.files import enough_memory, given_path, named_errors, open_regular
+from jaxseq.terminal import printable
 
 SUFFIXES = (".txt", ".md", ".txt.gz", ".md.gz")
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import tyro
 
 from jaxseq.training import check_numbers, check_repeated_flags
+from jaxseq.training.cli import PATH_RULE, check_values
 
 C = TypeVar("C")
 
@@ -62,10 +63,13 @@ def parse(kind: Any, text: str, name: str) -> Any:
     check_repeated_flags(arguments)
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-            return getattr(tyro.cli(holder, args=arguments, config=(tyro.conf.FlagConversionOff,)), field)
+            flags = (tyro.conf.FlagConversionOff,)
+            made = getattr(tyro.cli(holder, args=arguments, config=flags, registry=PATH_RULE), field)
     except (SystemExit, ValueError):
         wanted = " | ".join(option.__name__ if isinstance(option, type) else str(option) for option in _options(kind))
         raise ValueError(f"{name}={text!r} is not of type {wanted.replace('typing.', '')}") from None
+    check_values(made, name)
+    return made
 
 
 def _options(kind: Any) -> tuple[Any, ...]:

@@ -14,7 +14,8 @@ from jaxseq.data.detection.coco import coco_box, corners_to_coco, number
 from jaxseq.data.detection.found_objects import class_name
 from jaxseq.data.images.found_files import MAX_REASON
 from jaxseq.data.images.json_items import Fault, id_of, object_of, read_document, read_json, shown, text_of
-from jaxseq.files import given_path, printable, write_output
+from jaxseq.files import given_path, write_output
+from jaxseq.terminal import printable
 
 Id = int | str
 

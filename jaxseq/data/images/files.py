@@ -31,7 +31,8 @@ from jaxseq.data.images.decoding import (
     pillow_version,
     read_sized_image,
 )
-from jaxseq.files import given_path, printable
+from jaxseq.files import given_path
+from jaxseq.terminal import printable
 
 logger = logging.getLogger(__name__)
 

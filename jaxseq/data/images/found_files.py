@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 from jaxseq.data.images.decoding import MAX_PIXELS, ResizeMode
 from jaxseq.data.images.files import ImageFiles
 from jaxseq.data.readers import decode_line, read_bytes, split_lines
-from jaxseq.files import printable
+from jaxseq.terminal import printable
 
 PART_OF_SPLIT = {
     "train": "train",
