@@ -24,7 +24,6 @@ import hashlib
 import importlib.util
 import re
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -82,6 +81,7 @@ class Config:
     """Execute only the base, in this process and in the folder --run; an ablation starts each run this way."""
 
     def __post_init__(self) -> None:
+        training.check_numbers(self)
         if self.seeds < 1:
             raise ValueError(f"seeds must be at least 1, not {self.seeds}")
         lone = (self.compare and (self.base or self.smoke or self.mesh)) or (self.single and self.run is None)
@@ -273,5 +273,4 @@ def variant_rows(groups: RunsByVariant, comparisons: dict[str, dict[str, analysi
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a run in progress is interrupted, too
     training.run_cli(main, Config, __doc__, repeatable=("vary", "metric"))

@@ -24,6 +24,7 @@ import tyro
 
 from jaxseq import decoding, distribution, pipelines, plotting, training
 from jaxseq.data.images import ImageFiles
+from jaxseq.files import write_output
 from jaxseq.pipelines import Caption
 
 
@@ -53,20 +54,21 @@ class Config:
     seed: int = 0
     """Draws the samples."""
     attention: Path | None = None
-    """Draw the attention at each word of the first image's caption (PNG)."""
+    """Draw the attention at each word of the first image's caption (PNG, SVG, PDF)."""
     mesh: str | None = None
     """The devices among which the images of a batch are divided: data=-1 or data=4; one device if not given."""
     access: tyro.conf.OmitArgPrefixes[pipelines.RunAccess] = pipelines.RunAccess()
 
     def __post_init__(self) -> None:
+        training.check_numbers(self)
         if not self.images:
             raise ValueError("there is no image to caption: --images")
-        if self.samples is not None and self.samples < 1:
-            raise ValueError(f"samples must be at least 1, not {self.samples}")
-        if self.max_length is not None and self.max_length < 1:
-            raise ValueError(f"max_length must be at least 1, not {self.max_length}")
-        if self.attention is not None and self.attention.suffix.lower() != ".png":
-            raise ValueError(f"attention={self.attention} must be a .png file")
+        for name, least in {"samples": 1, "max_length": 1, "beams": 1, "coverage": 0}.items():
+            if getattr(self, name) is not None and getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        if self.attention is not None:
+            plotting.figure_format(self.attention)
+        decoding.SamplingOptions(self.temperature)
         searched = [name for name in ("beams", "normalization", "coverage") if getattr(self, name) is not None]
         if self.samples is not None and searched:
             raise ValueError(f"{searched[0]} is an option of a search, not of samples")
@@ -114,7 +116,7 @@ def write(config: Config, paths: Sequence[Path], found: Sequence[Sequence[Captio
     if config.output is None:
         print("\n".join(lines))
         return
-    config.output.write_bytes("".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace"))
+    write_output(config.output, "".join(f"{line}\n" for line in lines))
     print(f"written: {config.output}", file=sys.stderr)
 
 

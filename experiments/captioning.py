@@ -79,6 +79,7 @@ class Config:
     the width itself. Of files, all images are read."""
 
     def __post_init__(self) -> None:
+        training.check_numbers(self)
         minimum = {"batch_size": 1, "captions_per_image": 1, "compared_beams": 1, "samples": 0, "seed": 0}
         for name, bound in (minimum | {"split_seed": 0}).items():
             if getattr(self, name) < bound:
@@ -111,7 +112,13 @@ def main(config: Config) -> dict[str, Any]:
     captioner, backbone, weights = make_captioner(config, corpus)
     key, init_key = jax.random.split(jax.random.key(config.seed))
     arrays = captioner.blank(), np.zeros((1, 1), np.int32)
-    jax.eval_shape(captioner.model.init, init_key, *arrays)  # invalid options are refused before features are computed
+    optimizer = training.make_optimizer(config.optimizer, config.train.steps)
+
+    def initial_params(*given: Any) -> Any:
+        return captioner.model.init(*given)["params"]
+
+    sizes = "features", "layers", "feed_forward"
+    placement.check_memory(initial_params, init_key, *arrays, optimizer=optimizer, sizes=sizes)  # before features
     examples = Data(corpus, {name: captioner.source(part.images, config.cache) for name, part in corpus.parts.items()})
     batches = make_batches(config, captioner, examples)
     fingerprint = batches.fingerprint + corpus.sha256 + weights
@@ -119,11 +126,10 @@ def main(config: Config) -> dict[str, Any]:
     with training.Run.open(config.run, config, fingerprint=fingerprint, allow_config_change=change) as run:
         captioner.save(run)
         run.write("corpus.json", {"description": corpus.summary(), "skipped": corpus.skipped})
-        optimizer = training.make_optimizer(config.optimizer, config.train.steps)
         loss = placement.loss(make_loss(config, captioner))
         evaluate = make_evaluation(captioner.on(placement), examples, config.task.tokenizer)
         with placement.ambient(), Prefetch(placement.batches(batches)) as ahead:
-            params = placement.build(lambda *given: captioner.model.init(*given)["params"], init_key, *arrays)
+            params = placement.build(initial_params, init_key, *arrays)
             if backbone is not None and captioner.frozen is None:
                 params = pipelines.with_backbone(params, backbone)
             state = placement.place(training.create_state(params, optimizer, key=key))

@@ -70,6 +70,7 @@ class Config:
     """A run of a few seconds, to test that everything works; sets the sizes itself."""
 
     def __post_init__(self) -> None:
+        training.check_numbers(self)
         for name in ("lengths", "widths", "path_lengths"):
             sizes = getattr(self, name)
             if len(sizes) < 2 or list(sizes) != sorted(set(sizes)) or sizes[0] < 1:

@@ -14,14 +14,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import tyro
 
 from jaxseq import pipelines, plotting, training
 from jaxseq.analysis import Found
 from jaxseq.data.detection import DetectionImages
 from jaxseq.data.images import read_image
-from jaxseq.data.images.files import printable
+from jaxseq.files import write_output
+from jaxseq.terminal import printable
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,9 @@ class Config:
     access: tyro.conf.OmitArgPrefixes[pipelines.RunAccess] = pipelines.RunAccess()
 
     def __post_init__(self) -> None:
+        training.check_numbers(self)
         if not self.images:
             raise ValueError("there is no image to detect objects in: --images")
-        if self.threshold is not None and not np.isfinite(self.threshold):
-            raise ValueError(f"threshold must be finite, not {self.threshold}")
 
 
 def main(config: Config) -> list[Found]:
@@ -92,7 +91,7 @@ def write(config: Config, rows: Sequence[dict]) -> None:
     if config.output is None:
         print("".join(f"{line}\n" for line in lines), end="")
         return
-    config.output.write_bytes("".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace"))
+    write_output(config.output, "".join(f"{line}\n" for line in lines))
     print(f"written: {config.output}", file=sys.stderr)
 
 

@@ -97,6 +97,7 @@ class Config:
     batch size and the width itself. Of files, all images are read."""
 
     def __post_init__(self) -> None:
+        training.check_numbers(self)
         minimum = {"num_proposals": 1, "batch_size": 1, "samples": 0, "seed": 0, "split_seed": 0}
         for name, bound in minimum.items():
             if getattr(self, name) < bound:
@@ -136,7 +137,13 @@ def main(config: Config) -> dict[str, Any]:
     options |= {"image_size": size, "resize": corpus.train.mode, "detection": config.detection}
     detector = Detector(config.detector, corpus.class_names, **options)
     key, init_key = jax.random.split(jax.random.key(config.seed))
-    jax.eval_shape(detector.model.init, init_key, *detector.blank())  # invalid options are refused before the proposals
+    optimizer = training.make_optimizer(config.optimizer, config.train.steps)
+
+    def initial_params(*given: Any) -> Any:
+        return detector.model.init(*given)["params"]
+
+    blank, sizes = detector.blank(), ("hidden", "pooled_size")
+    placement.check_memory(initial_params, init_key, *blank, optimizer=optimizer, sizes=sizes)  # before the proposals
     backbone, weights = read_backbone(config)
     examples = Data(corpus, {name: propose(config, part.images) for name, part in corpus.parts.items()})
     batches = make_batches(config, examples)
@@ -147,10 +154,9 @@ def main(config: Config) -> dict[str, Any]:
         run.define_model(detector.definition())
         if config.detector.model != "rcnn" or run.read("detector.json") is None:  # a finished R-CNN stays usable
             detector.write(run)
-        optimizer = training.make_optimizer(config.optimizer, config.train.steps)
         loss = placement.loss(make_loss(config, detector, dropout=config.detector.dropout > 0))
         with placement.ambient(), Prefetch(placement.batches(batches)) as ahead:
-            params = placement.build(lambda *given: detector.model.init(*given)["params"], init_key, *detector.blank())
+            params = placement.build(initial_params, init_key, *blank)
             if backbone is not None:
                 params = pipelines.with_backbone(params, backbone)
             state = placement.place(training.create_state(params, optimizer, key=key))

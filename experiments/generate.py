@@ -26,10 +26,10 @@ import jax
 import jax.numpy as jnp
 import tyro
 
-from jaxseq import decoding, distribution, pipelines, training
+from jaxseq import decoding, distribution, pipelines, plotting, training
 from jaxseq.decoding import Automaton, Hypotheses
+from jaxseq.files import write_output
 from jaxseq.ops.keys import fold_in_each, threefry_keys
-from jaxseq.plotting.search_tree import draw_search_tree
 
 SEARCH = ("beams", "normalization", "alpha", "results", "groups", "diversity", "tree")
 FILTERS = ("temperature", "top_k", "top_p", "min_p", "typical_p")
@@ -93,6 +93,26 @@ class Config:
     """The devices among which the prompts, or the samples, are divided: data=-1 or data=4; one device if not given."""
     access: tyro.conf.OmitArgPrefixes[pipelines.RunAccess] = pipelines.RunAccess()
 
+    def __post_init__(self) -> None:
+        training.check_numbers(self)
+        method_of(self)
+        for name, least in {"max_length": 1, "samples": 1, "no_repeat_ngrams": 1, "alpha": 0}.items():
+            if getattr(self, name) is not None and getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        if not 0 <= self.min_length <= self.max_length - self.complete:
+            raise ValueError(f"min_length={self.min_length} does not fit in max_length={self.max_length}")
+        if not self.repetition_penalty > 0:
+            raise ValueError(f"repetition_penalty must be above 0, not {self.repetition_penalty}")
+        if "" in self.forbid + self.require + self.stop:
+            raise ValueError("forbid, require and stop take texts of at least a character, not ''")
+        if not self.prompt:
+            raise ValueError("there are no prompts: give one at least, which may be empty")
+        if self.tree is not None:
+            plotting.figure_format(self.tree)
+        if self.beams is not None:
+            beam_options(self)
+        sampling_options(self)
+
 
 @dataclass(frozen=True)
 class Result:
@@ -114,9 +134,10 @@ class Result:
 
 def main(config: Config) -> list[Result]:
     """Load the model, read the prompts, generate, print; returns the results."""
-    check(config)
+    if config.tree is not None:
+        plotting.require_matplotlib()
     placement = distribution.Placement.on(config.mesh)
-    training.check_outputs(tree=config.tree)
+    training.check_outputs(tree=config.tree, json=config.json)
     training.enable_compilation_cache()
     loaded = pipelines.load_run(config.run, pipelines.TextGenerator, config.access)
     with placement.ambient():
@@ -125,7 +146,7 @@ def main(config: Config) -> list[Result]:
 
 def generate(config: Config, generator: pipelines.TextGenerator, params: Any, step_number: int) -> list[Result]:
     """Read the prompts, generate, print; returns the results."""
-    method = check(config)
+    method = method_of(config)
     try:
         prompted = generator.prefill(params, prompt_rows(config), config.max_length)
     except ValueError as error:
@@ -147,17 +168,17 @@ def generate(config: Config, generator: pipelines.TextGenerator, params: Any, st
             print(result.prompt + result.text, flush=True)
     if config.json is not None:
         rows = training.to_json({"config": config, "step": step_number, "method": method, "results": results})
-        config.json.write_text(json.dumps(rows, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        write_output(config.json, json.dumps(rows, ensure_ascii=False, indent=2) + "\n")
     if config.tree is not None:
         names = [repr(text.decode(errors="replace")) if text else "end" for text in generator.token_bytes]
         first = jax.tree.map(lambda leaf: leaf[:1], prompted)
         tree = decoding.search_tree(step, *first, options=beam_options(config), **common)
         print(f"--- the search of {config.prompt[0]!r}\n{tree.text(names.__getitem__)}", flush=True)
-        print(f"--- drawn: {draw_search_tree(tree.nodes, config.tree, names.__getitem__)}")
+        print(f"--- drawn: {plotting.draw_search_tree(tree.nodes, config.tree, names.__getitem__)}")
     return results
 
 
-def check(config: Config) -> str:
+def method_of(config: Config) -> str:
     """Describe the selected method in words; raises ValueError for options that exclude each other."""
     search, sampling = in_words(given(config, SEARCH)), in_words(given(config, SAMPLING))
     if search and sampling:
@@ -171,12 +192,6 @@ def check(config: Config) -> str:
     if config.stream and (search or len(config.prompt) != 1 or config.samples not in (None, 1)):
         asked = search or f"{len(config.prompt)} prompts, samples={config.samples}"
         raise ValueError(f"stream prints one text of one prompt, made without beams; not {asked}")
-    if not 0 <= config.min_length <= config.max_length - config.complete:
-        raise ValueError(f"min_length={config.min_length} does not fit in max_length={config.max_length}")
-    if config.samples is not None and config.samples < 1:
-        raise ValueError(f"samples must be at least 1, not {config.samples}")
-    if "" in config.forbid + config.require + config.stop:
-        raise ValueError("forbid, require and stop take texts of at least a character, not ''")
     return f"beam search, {search}" if search else f"sampling, {sampling}" if sampling else "greedy"
 
 

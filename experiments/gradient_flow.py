@@ -69,8 +69,10 @@ class Config:
     """A short run, to test that everything works: it sets the sizes of all parts itself."""
 
     def __post_init__(self) -> None:
+        training.check_numbers(self)
         if self.seed < 0:
             raise ValueError(f"seed must be at least 0, not {self.seed}")
+        training.check_numbers(self.seed + self.clipping.seeds - 1, "last seed")
         if not self.parts or len(set(self.parts)) < len(self.parts):
             raise ValueError(f"parts: each at most once, and at least one, not {' '.join(self.parts) or 'none'}")
 

@@ -73,7 +73,8 @@ class Config:
     """A run of a few seconds, to test that everything works; sets sizes, steps and samples itself."""
 
     def __post_init__(self) -> None:
-        minimum = {"batch_size": 1, "length": 1, "context": 0, "samples": 0, "sample_length": 1}
+        training.check_numbers(self)
+        minimum = {"batch_size": 1, "length": 1, "context": 0, "samples": 0, "sample_length": 1, "vocabulary_size": 1}
         for name, bound in (minimum | {"seed": 0, "split_seed": 0}).items():
             if getattr(self, name) < bound:
                 raise ValueError(f"{name} must be at least {bound}, not {getattr(self, name)}")
@@ -99,10 +100,16 @@ def main(config: Config) -> dict[str, Any]:
     batches = make_batches(config, [vocabulary.encode(text) for text in corpus.train], vocabulary.separator)
     generator = pipelines.TextGenerator(config.model, vocabulary, attention_lookback=config.length + config.context - 1)
     model = generator.model
-    carry = model.initial_carry((config.batch_size,), config.context)
-    tokens = jnp.zeros((config.batch_size, config.length), jnp.int32)
     key, init_key, sample_key = jax.random.split(jax.random.key(config.seed), 3)
-    jax.eval_shape(model.init, init_key, carry, tokens)  # invalid options raise an error before a folder is created
+    optimizer = training.make_optimizer(config.optimizer, config.train.steps)
+
+    def initial_params() -> Any:
+        tokens = jnp.zeros((config.batch_size, config.length), jnp.int32)
+        return model.init(init_key, model.initial_carry((config.batch_size,), config.context), tokens)["params"]
+
+    sizes = "features", "layers", "feed_forward", "vocabulary_size"
+    placement.check_memory(initial_params, optimizer=optimizer, sizes=sizes)  # before a folder is created
+    carry = model.initial_carry((config.batch_size,), config.context)
 
     fingerprint = fingerprint_of(config, batches, corpus)
     change = config.allow_config_change
@@ -110,10 +117,9 @@ def main(config: Config) -> dict[str, Any]:
         generator.save(run)
         lzma = data.lzma_bits_per_character("".join(corpus.train), "".join(corpus.held_out))
         print(f"LZMA with the training text as its dictionary: {lzma:.3f} bits per character", flush=True)
-        optimizer = training.make_optimizer(config.optimizer, config.train.steps)
         evaluate = make_evaluation(config, generator, corpus, placement)
         with placement.ambient():
-            params = placement.build(lambda: model.init(init_key, carry, tokens)["params"])
+            params = placement.build(initial_params)
             state = placement.place(training.create_state(params, optimizer, carry=carry, key=key))
             print(placement.describe(state, config.batch_size), flush=True)
             chosen = ops.used_implementations(partial(forward, model), params, carry, batches(0))

@@ -55,6 +55,7 @@ class Config:
     """Small sizes, to test that everything works."""
 
     def __post_init__(self) -> None:
+        training.check_numbers(self)
         minimum = {"num_keys": 2, "pairs": 2, "queries": 1, "entries": 2, "draws": 1, "seed": 0}
         for name, bound in minimum.items():
             if getattr(self, name) < bound:

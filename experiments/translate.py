@@ -23,6 +23,7 @@ from typing import Literal
 import tyro
 
 from jaxseq import data, distribution, pipelines, plotting, training
+from jaxseq.files import write_output
 from jaxseq.models.configs import RNNTranslator
 
 
@@ -48,17 +49,25 @@ class Config:
     max_length: int | None = None
     """Maximum number of tokens of a translation; by default 1.5 times the longest training target."""
     alignment: Path | None = None
-    """Draw the attention of the first translation over its source (PNG)."""
+    """Draw the attention of the first translation over its source (PNG, SVG, PDF)."""
     mesh: str | None = None
     """The devices among which the texts of a batch are divided: data=-1 or data=4; one device if not given."""
     access: tyro.conf.OmitArgPrefixes[pipelines.RunAccess] = pipelines.RunAccess()
 
+    def __post_init__(self) -> None:
+        training.check_numbers(self)
+        for name, least in {"beams": 1, "coverage": 0, "max_length": 1}.items():
+            if getattr(self, name) is not None and getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        if self.alignment is not None:
+            plotting.figure_format(self.alignment)
+
 
 def main(config: Config) -> list[str]:
     """Load the model, translate, print; returns the translations."""
-    if config.max_length is not None and config.max_length < 1:
-        raise ValueError(f"max_length must be at least 1, not {config.max_length}")
     training.check_outputs(output=config.output, alignment=config.alignment)
+    if config.alignment is not None:
+        plotting.require_matplotlib()
     placement = distribution.Placement.on(config.mesh)
     training.enable_compilation_cache()
     loaded = pipelines.load_run(config.run, pipelines.Translator, config.access)
@@ -112,7 +121,7 @@ def write(config: Config, texts: Sequence[str], found: Sequence[str]) -> None:
             print(told, file=sys.stderr)
     if config.output is not None:
         raw = "".join(f"{line}\n" for line in lines).encode()
-        config.output.write_bytes(gzip.compress(raw) if packed else raw)
+        write_output(config.output, gzip.compress(raw) if packed else raw)
         print(f"written: {config.output}", file=sys.stderr)
     else:
         print("\n".join(lines))

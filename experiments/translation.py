@@ -85,7 +85,8 @@ class Config:
     """A run of a few seconds, to test that everything works; sets sizes, steps and samples itself."""
 
     def __post_init__(self) -> None:
-        minimum = {"batch_size": 1, "buckets": 1, "samples": 0, "seed": 0, "split_seed": 0}
+        training.check_numbers(self)
+        minimum = {"batch_size": 1, "buckets": 1, "samples": 0, "seed": 0, "split_seed": 0, "vocabulary_size": 1}
         for name, bound in minimum.items():
             if getattr(self, name) < bound:
                 raise ValueError(f"{name} must be at least {bound}, not {getattr(self, name)}")
@@ -153,7 +154,13 @@ def main(config: Config) -> dict[str, Any]:
     print(f"batches of {config.batch_size}: shapes {batches.shapes}, {batches.fill_ratio:.0%} filled", flush=True)
     key, init_key = jax.random.split(jax.random.key(config.seed))
     arrays = inputs(batches(0))
-    jax.eval_shape(model.init, init_key, *arrays)  # invalid options raise an error before a folder is created
+    optimizer = training.make_optimizer(config.optimizer, config.train.steps)
+
+    def initial_params(*given: Any) -> Any:
+        return model.init(*given)["params"]
+
+    sizes = "features", "layers", "feed_forward", "vocabulary_size"
+    placement.check_memory(initial_params, init_key, *arrays, optimizer=optimizer, sizes=sizes)  # before a folder
     analysis.translation_scores(["a"], ["a"], tokenize=config.bleu_tokenize)
 
     change = config.allow_config_change
@@ -161,13 +168,12 @@ def main(config: Config) -> dict[str, Any]:
     with training.Run.open(config.run, config, fingerprint=fingerprint, allow_config_change=change) as run:
         translator.save(run)
         run.write("pairs.json", {"description": corpus.summary(), "skipped": corpus.skipped})
-        optimizer = training.make_optimizer(config.optimizer, config.train.steps)
         loss = placement.loss(make_loss(config, model))
         evaluate = make_evaluation(translator, corpus, placement)
         steps = config.train.steps or config.model.default_steps
         scheduled = ScheduledBatches(batches, config.scheduled_sampling, steps)
         with placement.ambient():
-            params = placement.build(lambda *given: model.init(*given)["params"], init_key, *arrays)
+            params = placement.build(initial_params, init_key, *arrays)
             state = placement.place(training.create_state(params, optimizer, key=key))
             print(placement.describe(state, config.batch_size), flush=True)
             chosen = ops.used_implementations(loss, params, (), scheduled(0), key)

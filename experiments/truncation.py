@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 import tyro
 
-from jaxseq import data, pipelines, training
+from jaxseq import data, distribution, pipelines, training
 from jaxseq.models.configs import LanguageModelConfig
 from jaxseq.pipelines.truncation_gradients import BiasRow, TruncationGradients, bias_rows
 from jaxseq.pipelines.truncation_report import (
@@ -67,6 +67,11 @@ class Echo:
 
     lag: int = 8
     vocab_size: int = 4
+
+    def __post_init__(self) -> None:
+        for name, least in {"lag": 1, "vocab_size": 2}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
 
     def source(self) -> Source:
         """Targets from before the start of a held-out sequence do not count."""
@@ -130,9 +135,14 @@ class Config:
     """A run of a few seconds, to test that everything works."""
 
     def __post_init__(self) -> None:
+        training.check_numbers(self)
         for name in ("length", "batch_size", "batches", "seeds", "bias_batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("learning_rate", "path_learning_rate"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
+        training.check_numbers(self.seed + self.seeds - 1, "last seed")
         if bad := [cut for cut in self.cuts if not 0 < cut < self.length or self.length % cut]:
             raise ValueError(f"cuts={bad} must be divisors of length={self.length} below it")
         if self.bias_length < 2:
@@ -152,8 +162,8 @@ def main(config: Config) -> dict[str, Any]:
     pipelines.check_user_cores(config.model.cores, config.model.features, config.model.core_options)
     source = config.task.source()
     fingerprint = source.train(config.batch_size, config.length, seed=config.seed).fingerprint
+    runs = make_runs(config, source)
     with training.Run.open(config.run, config, fingerprint=fingerprint) as run:
-        runs = make_runs(config, source)
         losses, states = train_all(config, runs)
         bias = measure_bias(config, source, runs, states)
         run.write("losses.json", [row._asdict() for row in losses])
@@ -181,6 +191,13 @@ def make_runs(config: Config, source: Source) -> TruncationRuns:
     """The model and how it is trained and evaluated."""
     context = max(config.length, config.bias_length)
     model = config.model.build(source.vocab_size, context)
+    optimizer = training.make_optimizer(training.OptimizerConfig(learning_rate=config.learning_rate), 1)
+
+    def initial_params() -> Any:
+        tokens = jnp.zeros((config.batch_size, config.length), jnp.int32)
+        return model.init(jax.random.key(0), model.initial_carry((config.batch_size,), context), tokens)["params"]
+
+    distribution.Placement(None).check_memory(initial_params, optimizer=optimizer)
     held_out = source.held_out(HELD_OUT, config.length, seed=0)(0)
     scored = jnp.broadcast_to(jnp.arange(config.length) >= source.unscored, held_out.tokens.shape)
     loss, carry = jax.jit(make_scored_loss(model)), model.initial_carry((HELD_OUT,), context)

@@ -20,6 +20,8 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+from jaxseq.terminal import printable, standard_outputs
+
 COMMANDS = {
     ("train", "language-model"): "train a language model on text",
     ("train", "translation"): "train a translator on pairs of texts",
@@ -53,15 +55,17 @@ def main() -> None:
     """Run the command of ``sys.argv``."""
     words = [word.replace("_", "-") if not word.startswith("-") else word for word in sys.argv[1:3]]
     if not words or words[0] in ("-h", "--help") or (words[0] in GROUPS and words[1:] in ([], ["-h"], ["--help"])):
-        print(usage())
+        with standard_outputs():
+            print(usage())
         return
     command = next((command for command in COMMANDS if tuple(words[: len(command)]) == command), None)
     if command is None:
         fail(words)
     if command == ("path",):
         if sys.argv[2:]:
-            sys.exit(f"error: {NAME} path takes no options, not {' '.join(sys.argv[2:])}")
-        print(experiments_folder())
+            sys.exit(f"error: {NAME} path takes no options, not {printable(' '.join(sys.argv[2:]))}")
+        with standard_outputs():
+            print(experiments_folder())
         return
     script = experiments_folder() / f"{command[-1].replace('-', '_')}.py"
     sys.argv = [str(script), *sys.argv[1 + len(command) :]]

@@ -14,12 +14,23 @@ JSON: TypeAlias = Any
 """The values of the ``json`` module: None, booleans, numbers, strings, and lists and dicts of these."""
 
 KINDS = {
-    stat.S_IFDIR: "a folder",
-    stat.S_IFIFO: "a pipe",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-    stat.S_IFSOCK: "a socket",
+    stat.S_IFDIR: "a folder, not a file",
+    stat.S_IFIFO: "a pipe, not a regular file",
+    stat.S_IFCHR: "a device, not a regular file",
+    stat.S_IFBLK: "a device, not a regular file",
+    stat.S_IFSOCK: "a socket, not a regular file",
 }
+
+
+def given_path(path: str | os.PathLike[str]) -> Path:
+    """The path that a caller gives.
+
+    Raises:
+        ValueError: an empty string, which ``Path`` would take for the working folder.
+    """
+    if not os.fspath(path):
+        raise ValueError("the path is empty")
+    return Path(path)
 
 
 def open_regular(path: str | os.PathLike) -> io.BufferedReader:
@@ -27,10 +38,14 @@ def open_regular(path: str | os.PathLike) -> io.BufferedReader:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a folder, a pipe, a device or a socket.
+        ValueError: a folder, a pipe, a device or a socket, or a path that no file can have.
         OSError: the file cannot be opened; the message names it.
     """
-    _check_regular(os.stat(path), path)  # before opening, which may act on a device
+    try:
+        found = os.stat(path)
+    except ValueError as error:  # a null character, or what the file system's encoding has not
+        raise ValueError(f"{os.fspath(path)}: cannot be opened: {error}") from None
+    _check_regular(found, path)  # before opening, which may act on a device
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
     descriptor = os.open(path, flags)
     try:
@@ -43,13 +58,12 @@ def open_regular(path: str | os.PathLike) -> io.BufferedReader:
 
 def _check_regular(found: os.stat_result, path: str | os.PathLike) -> None:
     if not stat.S_ISREG(found.st_mode):
-        kind = KINDS.get(stat.S_IFMT(found.st_mode), "something else")
-        raise ValueError(f"{os.fspath(path)}: {kind}, not a regular file")
+        raise ValueError(f"{os.fspath(path)}: {KINDS.get(stat.S_IFMT(found.st_mode), 'not a regular file')}")
 
 
 def read_regular(path: str | os.PathLike) -> bytes:
-    """The bytes of a regular file; raises as ``open_regular``."""
-    with named_errors(path), open_regular(path) as file:
+    """The bytes of a regular file; raises as ``open_regular`` and ``enough_memory``."""
+    with named_errors(path), enough_memory(path), open_regular(path) as file:
         return file.read()
 
 
@@ -62,6 +76,15 @@ def named_errors(path: str | os.PathLike) -> Iterator[None]:
         if error.filename is None and error.errno is not None:
             error.filename = os.fspath(path)
         raise
+
+
+@contextlib.contextmanager
+def enough_memory(path: str | os.PathLike) -> Iterator[None]:
+    """A MemoryError in the block becomes a ValueError that names the file."""
+    try:
+        yield
+    except MemoryError:
+        raise ValueError(f"{os.fspath(path)}: too large for the memory") from None
 
 
 def parse_json(text: str | bytes) -> JSON:
@@ -123,6 +146,22 @@ def write_output(file: Path, content: str | bytes) -> None:
 def write_json(file: Path, value: JSON) -> None:
     """Write indented JSON atomically; raises TypeError for a value that JSON cannot represent."""
     write_atomic(file, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+@contextlib.contextmanager
+def utf8_path(path: Path) -> Iterator[Path]:
+    """In the block, a name of a path in UTF-8, as libraries in C++ need it: itself, or one through Linux's ``/proc``.
+
+    The folder that holds it must exist.
+    """
+    if os.fsencode(path) == os.fspath(path).encode("utf-8", "replace"):
+        yield path
+        return
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        yield Path(f"/proc/self/fd/{folder}", path.name)
+    finally:
+        os.close(folder)
 
 
 def sync_folder(folder: Path) -> None:

@@ -8,9 +8,10 @@ the others. Its output lines are prefixed with ``[rank]``. When a process dies, 
 started again on another port; a training script then resumes from its last checkpoint.
 
 The exit code is 0 if all processes end with 0, else that of the process that died first in the last attempt: 128 + n
-for a death by signal n. Codes 75 (interrupted, state saved) and 2 (wrong arguments) are never restarted. SIGTERM and
-SIGINT are handed on to the processes; a second one, or the end of ``--grace``, kills them. On Linux the processes die
-with the launcher, even by SIGKILL. Their own children are killed with them, unless the launcher itself is killed.
+for a death by signal n. Codes 75 (interrupted, state saved) and 2 (wrong arguments) are never restarted. SIGTERM,
+SIGINT and SIGHUP are handed on to the processes; a second one, or the end of ``--grace``, kills them. On Linux the
+processes die with the launcher, even by SIGKILL. Their own children are killed with them, unless the launcher itself is
+killed.
 """
 
 import argparse
@@ -25,7 +26,9 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import IO, NoReturn
+from typing import IO, NoReturn, TextIO
+
+from jaxseq.terminal import discard, escape_controls, printable
 
 COORDINATOR, PROCESSES, PROCESS = "JAXSEQ_COORDINATOR", "JAXSEQ_PROCESSES", "JAXSEQ_PROCESS"
 LOCAL_DEVICES = "JAXSEQ_LOCAL_DEVICES"
@@ -35,6 +38,7 @@ EXIT_USAGE, EXIT_INTERRUPTED = 2, 75
 FINAL_CODES = (EXIT_USAGE, EXIT_INTERRUPTED)
 """Exit codes after which another attempt would end alike, or was not asked for."""
 
+SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
 POLL_S = 0.05
 LAST_WORDS_S = 1.0
 """After an error, the time that the other processes get to report it too; after a signal they get none."""
@@ -65,10 +69,10 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[
         help="CPU devices of a process, or its share of the machine's GPUs: process r has rK to rK+K-1 (one)",
     )
     parser.add_argument(
-        "--grace", type=float, default=120.0, metavar="S", help="seconds from SIGTERM or SIGINT to SIGKILL (120)"
+        "--grace", type=float, default=120.0, metavar="S", help="seconds from such a signal to SIGKILL (120)"
     )
     count = _own_words(arguments)
-    options, rest = parser.parse_args(arguments[:count]), list(arguments[count:])
+    options, rest = parser.parse_args([*map(printable, arguments[:count])]), list(arguments[count:])
     for name, least in (("processes", 1), ("max_restarts", 0), ("devices_per_process", 1), ("grace", 0)):
         value = getattr(options, name)
         if value is not None and not value >= least:
@@ -80,7 +84,7 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[
     if not rest:
         parser.error("a script, or -m and a module, must follow the options")
     if rest[0] != "-m" and not os.path.isfile(rest[0]):
-        parser.error(f"there is no script {rest[0]}")
+        parser.error(f"there is no script {printable(rest[0])}")
     return options, [sys.executable, *rest]
 
 
@@ -103,8 +107,9 @@ class Launcher:
 
     def run(self) -> int:
         """Make attempts until one succeeds or none is left; returns the exit code."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._receive)
+        for number in SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as SIGHUP after nohup
+                signal.signal(number, self._receive)
         restarts = self.options.max_restarts
         for attempt in range(restarts + 1):
             code = _Attempt(self.options, self.command, self.signals, attempt).run()
@@ -166,19 +171,28 @@ class _Attempt:
             preexec_fn=_die_with_parent(),
         )
         self.processes.append(process)
-        for source, target in ((process.stdout, sys.stdout.buffer), (process.stderr, sys.stderr.buffer)):
+        for source, target in ((process.stdout, sys.stdout), (process.stderr, sys.stderr)):
             assert source is not None
             pump = threading.Thread(target=self._pump, args=(rank, source, target), daemon=True)
             pump.start()
             self.pumps.append(pump)
 
-    def _pump(self, rank: int, source: IO[bytes], target: IO[bytes]) -> None:
-        """Copy lines with the rank before them. Output that cannot be written is dropped: training goes on."""
+    def _pump(self, rank: int, source: IO[bytes], target: TextIO) -> None:
+        """Copy lines with the rank before them; a terminal gets control characters as escapes.
+
+        Output that cannot be written is dropped: training goes on.
+        """
+        terminal = target.isatty()
         with source:
             for line in source:
-                with self.output, contextlib.suppress(OSError, ValueError):
-                    target.write(f"[{rank}] ".encode() + line.rstrip(b"\r\n") + b"\n")
-                    target.flush()
+                if terminal:
+                    line = escape_controls(line.decode("utf-8", "backslashreplace").rstrip("\r\n")).encode()
+                with self.output:
+                    try:
+                        target.buffer.write(f"[{rank}] ".encode() + line.rstrip(b"\r\n") + b"\n")
+                        target.flush()
+                    except (OSError, ValueError):
+                        discard(target)
 
     def _look(self) -> None:
         """Notice processes that have ended. The first failure sets the time at which the others are killed."""
@@ -250,8 +264,10 @@ def describe_code(code: int) -> str:
 
 def say(text: str) -> None:
     """Write a line of the launcher's own."""
-    with contextlib.suppress(OSError, ValueError):
+    try:
         print(f"jaxseq.launch: {text}", file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        discard(sys.stderr)
 
 
 def _die_with_parent() -> Callable[[], None] | None:

@@ -129,7 +129,7 @@ SAVING = """
 def save(number, frame):
     print("saved", flush=True)
     sys.exit(75)
-for number in (signal.SIGTERM, signal.SIGINT):
+for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
     signal.signal(number, save)
 pathlib.Path(f"ready{rank}").write_text(str(os.getpid()))
 time.sleep(60)
@@ -145,7 +145,7 @@ def start(folder, script, *options):
     return process, [int(file.read_text()) for file in files]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_is_handed_on_and_nothing_is_restarted(tmp_path, number):
     process, pids = start(tmp_path, SAVING, "--max-restarts=3")
     process.send_signal(number)
@@ -153,6 +153,36 @@ def test_a_signal_is_handed_on_and_nothing_is_restarted(tmp_path, number):
     assert process.returncode == 75
     assert sorted(out.splitlines()) == ["[0] saved", "[1] saved"]
     assert "restart" not in err and not any(map(alive, pids))
+
+
+def test_a_launcher_that_ignores_the_hangup_goes_on(tmp_path):
+    line = command(tmp_path, "time.sleep(0.5); print('done')")
+    with subprocess.Popen(["nohup", *line], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        time.sleep(0.3)
+        process.send_signal(signal.SIGHUP)
+        out, _ = process.communicate(timeout=20)
+    assert process.returncode == 0 and sorted(out.splitlines()) == [b"[0] done", b"[1] done"]
+
+
+def test_lines_of_processes_are_escaped_on_a_terminal_and_unchanged_elsewhere(tmp_path):
+    script = "sys.stdout.buffer.write(b'a\\x1b[1m\\xff\\tb\\n')"
+    line = command(tmp_path, script, processes=1)
+    assert subprocess.run(line, cwd=tmp_path, capture_output=True, timeout=60).stdout == b"[0] a\x1b[1m\xff\tb\n"
+    ours, theirs = os.openpty()
+    assert subprocess.run(line, cwd=tmp_path, stdout=theirs, stderr=theirs, timeout=60).returncode == 0
+    os.close(theirs)
+    assert os.read(ours, 1000) == b"[0] a\\x1b[1m\\xff\tb\r\n"
+    os.close(ours)
+
+
+def test_a_launcher_whose_reader_has_ended_goes_on(tmp_path):
+    reads, writes = os.pipe()
+    os.close(reads)
+    line = command(tmp_path, "print('x' * 100_000); pathlib.Path(f'done{rank}').touch()")
+    done = subprocess.run(line, cwd=tmp_path, stdout=writes, stderr=subprocess.PIPE, timeout=60)
+    os.close(writes)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert all((tmp_path / f"done{rank}").exists() for rank in (0, 1))
 
 
 DEAF = """

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from jaxseq.data import readers, splitting
+from jaxseq.files import given_path
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ class Corpus:
         overlap: the fraction of held-out 50-character n-grams that occur in the training part.
         sha256: the hash of both parts.
         description: the origin of the text, in words.
-        skipped: a message for each file that could not be read.
+        skipped: a message for everything in a folder that was passed over.
     """
 
     train: tuple[str, ...]
@@ -69,7 +70,7 @@ class Corpus:
             f"  sha256 {self.sha256}",
         ]
         if self.skipped:
-            lines.append(f"  files skipped: {len(self.skipped)}")
+            lines.append(f"  passed over: {len(self.skipped)}")
             lines += [f"    {line}" for line in self.skipped]
         return "\n".join(lines)
 
@@ -117,13 +118,15 @@ def text_corpus(
 
     Raises:
         FileNotFoundError: the path does not exist.
-        ValueError: nothing readable, an unknown split, a fraction outside (0, 1), or too little text for two parts.
+        ValueError: nothing readable, an empty path, an unknown split, a fraction outside (0, 1), or too little text for
+            two parts.
+        OSError: the file cannot be read; names it.
     """
     if split not in get_args(Split):
         raise ValueError(f"unknown split {split!r}; known: {', '.join(get_args(Split))}")
     if not 0 < held_out_fraction < 1:
         raise ValueError(f"held_out_fraction must be between 0 and 1, not {held_out_fraction}")
-    path = Path(path)
+    path = given_path(path)
     if path.is_dir():
         reading = readers.read_folder(path, suffixes=suffixes)
         documents, skipped = reading.documents, reading.skipped

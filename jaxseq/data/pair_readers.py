@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jaxseq.data.parallel import HELD_OUT_FRACTION, ParallelCorpus, parallel_corpus, split_pairs
-from jaxseq.data.readers import decode_line, read_bytes, read_lines, split_lines
+from jaxseq.data.readers import decode_line, read_bytes, read_lines, split_lines, suffix_of
+from jaxseq.files import given_path, parse_json
 
 TABLES = (".tsv", ".txt")
 JSON_LINES = (".jsonl",)
@@ -44,16 +45,17 @@ def read_pairs(
     Raises:
         FileNotFoundError: a file does not exist.
         ValueError: no valid pair (names the first invalid line), an unknown suffix (lists the known ones), files with
-            different numbers of lines (names both), a broken gzip, or ``max_pairs`` below 1.
+            different numbers of lines (names both), ``max_pairs`` below 1, or what ``readers.read_bytes`` refuses.
+        OSError: a file cannot be read; names it.
     """
     if max_pairs is not None and max_pairs < 1:
         raise ValueError(f"max_pairs must be at least 1, not {max_pairs}")
-    path = Path(path)
+    path = given_path(path)
     if target_path is not None:
-        found = _aligned((path, Path(target_path)))
+        found = _aligned((path, given_path(target_path)))
     else:
         lines = split_lines(read_bytes(path))
-        suffix = (path.with_suffix("") if path.suffix == ".gz" else path).suffix
+        suffix = suffix_of(path)
         if suffix in TABLES:
             found = _table(path, lines)
         elif suffix in JSON_LINES:
@@ -84,12 +86,13 @@ def read_texts(path: str | Path, *, field: str = "source") -> tuple[str, ...]:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: not UTF-8, broken JSON, or a field that is missing or given twice (names file and line), or a
-            broken gzip.
+        ValueError: not UTF-8, broken JSON, or a field that is missing or given twice (names file and line), or what
+            ``readers.read_bytes`` refuses.
+        OSError: the file cannot be read; names it.
     """
-    path = Path(path)
+    path = given_path(path)
     lines = read_lines(path)
-    if (path.with_suffix("") if path.suffix == ".gz" else path).suffix not in JSON_LINES:
+    if suffix_of(path) not in JSON_LINES:
         return lines
     texts = []
     for number, line in enumerate(lines, 1):
@@ -180,25 +183,14 @@ def _json_lines(path: Path, lines: Sequence[bytes], fields: tuple[str, str]) -> 
 
 def _json_object(line: str) -> dict[str, object]:
     try:
-        item = json.loads(line, object_pairs_hook=_unique)
-    except KeyError as error:
-        raise ValueError(f"field {error.args[0]!r} is given twice") from None
+        item = parse_json(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"broken JSON: {error.msg} at column {error.colno}") from None
-    except (ValueError, RecursionError):  # a number of thousands of digits, or lists in lists in lists
-        raise ValueError("broken JSON: too deep, or a number too long") from None
+    except ValueError as error:
+        raise ValueError(f"broken JSON: {error}") from None
     if not isinstance(item, dict):
         raise ValueError(f"a JSON {type(item).__name__}, not an object")
     return item
-
-
-def _unique(fields: list[tuple[str, object]]) -> dict[str, object]:
-    """A dict of the fields; raises KeyError for a name that occurs twice, of which JSON readers keep the last."""
-    names = [name for name, _ in fields]
-    for name in names:
-        if names.count(name) > 1:
-            raise KeyError(name)
-    return dict(fields)
 
 
 def _field(item: dict[str, object], name: str) -> str:

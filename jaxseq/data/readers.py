@@ -3,20 +3,27 @@
 In every reader of the package a line ends at a line feed, or at a carriage return and a line feed, which become one
 line feed. Other characters at which some programs break lines (a lone carriage return, form feed, U+0085, U+2028) are
 part of the line. A byte order mark is dropped; nothing else is changed. Errors name the file, and the line or the
-offset of the first byte that is not UTF-8.
+offset of the first byte that is not UTF-8. Only regular files are read, and links to them. Suffixes may have capitals.
 """
 
 import gzip
 import os
 import zlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
+
+from jaxseq.files import enough_memory, given_path, named_errors, open_regular
+from jaxseq.terminal import printable
 
 SUFFIXES = (".txt", ".md", ".txt.gz", ".md.gz")
 
+MAX_RATIO = 100
+FREE_BYTES = 2**26
+CHUNK = 2**20
+
 
 class Reading(NamedTuple):
-    """The documents of a folder and their paths, sorted by path, and a message for each skipped file."""
+    """The documents of a folder and their paths, sorted by path, and a message for everything passed over."""
 
     documents: tuple[str, ...]
     paths: tuple[Path, ...]
@@ -28,20 +35,22 @@ def read_text(path: str | Path) -> str:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: not UTF-8 (names the byte offset), a broken gzip, or only white space.
+        ValueError: not UTF-8 (names the byte offset), only white space, or what ``read_bytes`` refuses.
+        OSError: the file cannot be read; names it.
     """
-    path = Path(path)
+    path = given_path(path)
     raw = read_bytes(path)
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path}: not UTF-8 at byte offset {error.start} (0x{raw[error.start]:02x}): {error.reason}"
-        ) from None
-    text = text.removeprefix("\ufeff").replace("\r\n", "\n")
-    if not text.strip():
-        raise ValueError(f"{path}: contains no text")
-    return text
+    with enough_memory(path):
+        try:
+            text = raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{path}: not UTF-8 at byte offset {error.start} (0x{raw[error.start]:02x}): {error.reason}"
+            ) from None
+        text = text.removeprefix("\ufeff").replace("\r\n", "\n")
+        if not text.strip():
+            raise ValueError(f"{path}: contains no text")
+        return text
 
 
 def read_lines(path: str | Path) -> tuple[str, ...]:
@@ -49,9 +58,10 @@ def read_lines(path: str | Path) -> tuple[str, ...]:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: a line that is not UTF-8 (names it), or a broken gzip.
+        ValueError: a line that is not UTF-8 (names it), or what ``read_bytes`` refuses.
+        OSError: the file cannot be read; names it.
     """
-    path = Path(path)
+    path = given_path(path)
     return decode_lines(read_bytes(path), str(path))
 
 
@@ -90,44 +100,68 @@ def decode_line(line: bytes) -> str:
         raise ValueError(f"not UTF-8 at byte {error.start} (0x{line[error.start]:02x}): {error.reason}") from None
 
 
-def read_bytes(path: Path) -> bytes:
-    """The bytes of a file; a ``.gz`` file is decompressed.
+def read_bytes(path: str | Path) -> bytes:
+    """The bytes of a regular file; a ``.gz`` file is decompressed.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: a folder, or a broken gzip.
+        ValueError: the empty path; a folder, a pipe, a device or a socket; a broken gzip, one that gives more than
+            ``FREE_BYTES`` and ``MAX_RATIO`` times its size, or a file that does not fit the memory.
+        OSError: the file cannot be read; names it.
     """
-    if not path.exists():
-        raise FileNotFoundError(f"no such file: {path}")
-    if path.is_dir():
-        raise ValueError(f"{path}: a folder, not a file")
-    if path.suffix != ".gz":
-        return path.read_bytes()
+    path = given_path(path)
+    with named_errors(path), enough_memory(path):
+        try:
+            with open_regular(path) as file:
+                return _decompressed(path, file) if path.suffix.lower() == ".gz" else file.read()
+        except FileNotFoundError:
+            raise FileNotFoundError(f"no such file: {path}") from None
+
+
+def suffix_of(path: Path) -> str:
+    """The suffix of a file in lower case, without ``.gz``."""
+    return (path.with_suffix("") if path.suffix.lower() == ".gz" else path).suffix.lower()
+
+
+def _decompressed(path: Path, file: BinaryIO) -> bytes:
+    size, chunks, found = os.fstat(file.fileno()).st_size, list[bytes](), 0
     try:
-        with gzip.open(path) as file:
-            return file.read()
+        with gzip.GzipFile(fileobj=file) as unpacked:
+            while chunk := unpacked.read(CHUNK):
+                chunks.append(chunk)
+                found += len(chunk)
+                if found > MAX_RATIO * size + FREE_BYTES:
+                    raise ValueError(
+                        f"{path}: a gzip of {size:,} bytes that gives more than {found - 1:,}, as no text does; "
+                        "if it is one, decompress it before"
+                    )
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: broken gzip: {error}") from None
+    return b"".join(chunks)
 
 
 def read_folder(path: str | Path, *, suffixes: tuple[str, ...] = SUFFIXES) -> Reading:
-    """Read all text files below a folder, sorted by path; hidden files and folders are ignored.
+    """Read all text files below a folder, sorted by path. ``suffixes=("",)`` reads every file.
 
-    Files that cannot be read are skipped and reported in ``skipped``. ``suffixes=("",)`` reads every file.
+    Everything else is passed over and named in ``skipped``: files that cannot be read, pipes and devices, folders that
+    cannot be listed, links to folders, which are not followed; and, in one line each, the files with other suffixes
+    and the number of hidden files and folders (whose names start with a dot).
 
     Raises:
         FileNotFoundError: the folder does not exist.
-        ValueError: not a folder, or no readable file.
+        ValueError: the empty path, not a folder, or no readable file.
     """
-    path = Path(path)
+    path = given_path(path)
     if not path.exists():
         raise FileNotFoundError(f"no such folder: {path}")
     if not path.is_dir():
         raise ValueError(f"{path}: a file, not a folder")
-    documents, paths, skipped, others = [], [], [], 0
-    for file in _files(path):
-        if not file.name.endswith(suffixes):
-            others += 1
+    endings = tuple(suffix.lower() for suffix in suffixes)
+    documents, paths, skipped, others = [], [], [], []
+    files, passed_over = _files(path)
+    for file in files:
+        if not file.name.lower().endswith(endings):
+            others.append(str(file.relative_to(path)))
             continue
         try:
             documents.append(read_text(file))
@@ -135,17 +169,32 @@ def read_folder(path: str | Path, *, suffixes: tuple[str, ...] = SUFFIXES) -> Re
         except (OSError, ValueError) as error:
             skipped.append(str(error))
     if not documents:
-        wanted = ", ".join(suffixes)
         raise ValueError(
-            f"{path}: no readable text ({wanted}); {len(skipped)} unreadable and {others} other files"
-            + "".join(f"; {line}" for line in skipped[:1])
+            f"{path}: no readable text ({', '.join(suffixes)}); "
+            f"{len(skipped)} unreadable and {len(others)} other files"
+            + "".join(f"; {printable(line)}" for line in [*skipped, *passed_over][:1])
         )
-    return Reading(tuple(documents), tuple(paths), tuple(skipped))
+    if others:
+        more = f" and {len(others) - 3:,} more" if len(others) > 3 else ""
+        passed_over.insert(0, f"{path}: {len(others):,} files with other suffixes: {', '.join(others[:3])}{more}")
+    return Reading(tuple(documents), tuple(paths), tuple(printable(line) for line in [*skipped, *passed_over]))
 
 
-def _files(folder: Path) -> list[Path]:
-    found = []
-    for root, names, files in os.walk(folder):
-        names[:] = sorted(name for name in names if not name.startswith("."))
-        found += [Path(root, name) for name in files if not name.startswith(".")]
-    return sorted(found)
+def _files(folder: Path) -> tuple[list[Path], list[str]]:
+    """The files below a folder that are not hidden, sorted, and a message for each folder that is passed over."""
+    found, passed_over, hidden = list[Path](), list[str](), 0
+
+    def unlisted(error: OSError) -> None:
+        passed_over.append(f"{error.filename}: a folder that cannot be listed: {error.strerror}")
+
+    for root, names, files in os.walk(folder, onerror=unlisted):
+        visible = sorted(name for name in names if not name.startswith("."))
+        shown = [name for name in files if not name.startswith(".")]
+        hidden += len(names) + len(files) - len(visible) - len(shown)
+        links = {name for name in visible if os.path.islink(os.path.join(root, name))}
+        names[:] = [name for name in visible if name not in links]
+        passed_over += [f"{os.path.join(root, name)}: a link to a folder, not followed" for name in sorted(links)]
+        found += [Path(root, name) for name in shown]
+    if hidden:
+        passed_over.append(f"{folder}: {hidden:,} hidden files and folders")
+    return sorted(found), passed_over

@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 from jaxtyping import Int32
 
-from jaxseq.data.vocabulary_fields import UNICODE_BITS, checked_ids, fields_of
+from jaxseq.data.vocabulary_fields import UNICODE_BITS, checked_ids, fields_of, shown, text_field
 from jaxseq.data.words import Words
 
 UNKNOWN = "\ufffd"
@@ -107,8 +107,8 @@ class Characters:
 
     @classmethod
     def from_json(cls, text: str) -> "Characters":
-        """The inverse of ``to_json``."""
-        return cls(fields_of(text, "characters")["characters"])
+        """The inverse of ``to_json``; raises as ``vocabulary_from_json``."""
+        return cls(text_field(fields_of(text, "characters"), "characters", "a vocabulary of characters"))
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ class Bytes:
 
     @classmethod
     def from_json(cls, text: str) -> "Bytes":
-        """The inverse of ``to_json``."""
+        """The inverse of ``to_json``; raises as ``vocabulary_from_json``."""
         fields_of(text, "bytes")
         return cls()
 
@@ -167,9 +167,17 @@ class BPE:
         """Load the tokenizer from its JSON.
 
         Raises:
+            ValueError: not the JSON of a ``tokenizers.Tokenizer``, or one whose n ids are not 0 ... n - 1.
             ImportError: the extra ``text`` is not installed.
         """
-        object.__setattr__(self, "_tokenizer", _tokenizers().Tokenizer.from_str(self.model))
+        library = _tokenizers()
+        try:
+            tokenizer = library.Tokenizer.from_str(self.model)
+        except Exception as error:  # the library raises Exception itself
+            raise ValueError(f"the model of a BPE vocabulary cannot be loaded: {str(error)[:120]}") from None
+        if sorted(tokenizer.get_vocab().values()) != list(range(tokenizer.get_vocab_size())):
+            raise ValueError(f"the ids of a BPE vocabulary must be 0 ... {tokenizer.get_vocab_size() - 1}, each once")
+        object.__setattr__(self, "_tokenizer", tokenizer)
 
     @classmethod
     def fit(cls, documents: Iterable[str], *, vocab_size: int = 1024) -> "BPE":
@@ -221,8 +229,8 @@ class BPE:
 
     @classmethod
     def from_json(cls, text: str) -> "BPE":
-        """The inverse of ``to_json``."""
-        return cls(fields_of(text, "bpe")["model"])
+        """The inverse of ``to_json``; raises as ``vocabulary_from_json``."""
+        return cls(text_field(fields_of(text, "bpe"), "model", "a BPE vocabulary"))
 
 
 Kind: TypeAlias = type[Characters] | type[Bytes] | type[BPE] | type[Words]
@@ -254,18 +262,15 @@ def vocabulary_from_json(text: str) -> Vocabulary:
     """The inverse of every vocabulary's ``to_json``.
 
     Raises:
-        ValueError: not the JSON of a vocabulary, or an unknown kind (lists the known ones).
+        ValueError: not the JSON of a vocabulary, an unknown kind (lists the known ones), or fields that are missing, of
+            another type or make no vocabulary. The message is short, however long the text.
     """
-    try:
-        kind = json.loads(text)["kind"]
-    except (json.JSONDecodeError, KeyError, TypeError):
-        raise ValueError(f"not the JSON of a vocabulary: {text[:60]!r}") from None
-    return _named(kind).from_json(text)
+    return _named(fields_of(text)["kind"]).from_json(text)
 
 
 def _named(name: str) -> Kind:
     if name not in VOCABULARIES:
-        raise ValueError(f"unknown vocabulary {name!r}; known: {', '.join(VOCABULARIES)}")
+        raise ValueError(f"unknown vocabulary {shown(name)}; known: {', '.join(VOCABULARIES)}")
     return VOCABULARIES[name]
 
 

@@ -12,7 +12,7 @@ from functools import cache, cached_property
 import numpy as np
 from jaxtyping import Int32
 
-from jaxseq.data.vocabulary_fields import UNICODE_BITS, checked_ids, fields_of
+from jaxseq.data.vocabulary_fields import UNICODE_BITS, checked_ids, fields_of, shown
 
 UNKNOWN_WORD = "<unk>"
 JOINERS = "\u200c\u200d"
@@ -69,12 +69,12 @@ class Words:
             ValueError: a word twice, ``<unk>``, a text that is not one word, or ``max_words`` below 1.
         """
         if self.max_words is not None and self.max_words < 1:
-            raise ValueError(f"max_words must be at least 1, not {self.max_words}")
+            raise ValueError(f"max_words must be at least 1, not {shown(self.max_words)}")
         for word, count in Counter(self.words).items():
             if count > 1:
-                raise ValueError(f"the word {word!r} is given {count} times")
+                raise ValueError(f"the word {shown(word)} is given {count} times")
             if word == UNKNOWN_WORD or self.split(word) != [word]:
-                raise ValueError(f"not one word of this vocabulary: {word!r}")
+                raise ValueError(f"not one word of this vocabulary: {shown(word)}")
 
     @classmethod
     def fit(
@@ -158,11 +158,11 @@ class Words:
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
             raise ValueError("the JSON of a vocabulary of words needs a list of strings as 'words'")
         if limit is not None and type(limit) is not int:
-            raise ValueError(f"max_words must be a number or null, not {limit!r}")
+            raise ValueError(f"max_words must be a number or null, not {shown(limit)}")
         flags = {name: fields.get(name, True) for name in ("lowercase", "punctuation")}
         for name, value in flags.items():
             if type(value) is not bool:
-                raise ValueError(f"{name} must be true or false, not {value!r}")
+                raise ValueError(f"{name} must be true or false, not {shown(value)}")
         return cls(tuple(words), flags["lowercase"], flags["punctuation"], limit)
 
 

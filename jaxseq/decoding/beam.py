@@ -120,7 +120,8 @@ def start_search(
     vocab_size, coverage = logits.shape[-1], options.coverage
     as_end_tokens(ends, vocab_size)
     check_ids("first_tokens", first_tokens, vocab_size)
-    if options.num_beams > vocab_size**max_length:
+    # a power of this many bits is larger; V^max_length itself may be too large to compute
+    if options.num_beams > vocab_size ** min(max_length, options.num_beams.bit_length()):
         raise ValueError(
             f"num_beams={options.num_beams}: there are only {vocab_size**max_length} sequences of "
             f"max_length={max_length} over a vocabulary of {vocab_size}"

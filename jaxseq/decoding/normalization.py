@@ -7,6 +7,7 @@ beam search evaluates it once for all lengths, so that its early stopping is exa
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -33,8 +34,11 @@ class GNMT:
     alpha: float = 0.6
 
     def __call__(self, length: int) -> float:
-        """The divisor."""
-        return float(((5 + length) / 6) ** self.alpha)
+        """The divisor; infinite where a float cannot represent it."""
+        try:
+            return float(((5 + length) / 6) ** self.alpha)
+        except OverflowError:
+            return math.inf
 
 
 NORMALIZATIONS: dict[str, Normalization] = {"none": none, "mean": mean, "gnmt": GNMT()}

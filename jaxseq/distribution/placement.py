@@ -11,16 +11,18 @@ The programs are those of one device: XLA's partitioner splits them by the shard
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxseq.distribution.batches import PlacedBatches, PlacedStreams, batch_spec, place_rows, rows_spec, whole_arrays
+from jaxseq.distribution.memory import check_state_memory
 from jaxseq.distribution.mesh import BATCH_AXES, format_mesh, make_mesh
 from jaxseq.distribution.processes import initialize_processes
 from jaxseq.distribution.report import format_placement
@@ -59,6 +61,44 @@ class Placement:
     def ambient(self) -> AbstractContextManager:
         """A context in which the ops see the mesh, so that they run along its axis ``sequence``."""
         return contextlib.nullcontext() if self.mesh is None else cast(AbstractContextManager, jax.set_mesh(self.mesh))
+
+    def check_memory(
+        self,
+        function: Callable[..., PyTree],
+        *args: Any,
+        optimizer: optax.GradientTransformation,
+        sizes: Sequence[str] = ("features", "layers"),
+    ) -> PyTree:
+        """The shapes of the parameters ``function(*args)``, before any is made; checks that training can hold them.
+
+        Args:
+            function: makes the parameters; what it refuses is raised here.
+            args: its arguments; arrays, or ``jax.ShapeDtypeStruct``.
+            optimizer: its state for the parameters is counted, too.
+            sizes: the options of the model that determine the number of parameters, for the message.
+
+        Raises:
+            ValueError: parameters, gradients and the optimizer's state do not fit the memory of the devices
+                (``check_state_memory``).
+        """
+        params = jax.eval_shape(function, *args)
+        with jax.numpy_dtype_promotion("standard"):
+            opt_state = jax.eval_shape(optimizer.init, params)
+        devices = jax.local_devices()[:1] if self.mesh is None else self.mesh.local_devices
+        needed = 2 * self._device_bytes(params) + self._device_bytes(opt_state)
+        if devices[0].platform == "cpu":  # its devices share the memory of the machine
+            needed *= len(devices)
+        check_state_memory(params, needed, devices[0], sizes)
+        return params
+
+    def _device_bytes(self, tree: PyTree) -> int:
+        """The bytes of the tree's parts on one device."""
+        leaves = jax.tree.leaves(tree)
+        shapes = [leaf.shape for leaf in leaves]
+        if self.mesh is not None:
+            shardings = jax.tree.leaves(self.shardings(tree))
+            shapes = [sharding.shard_shape(shape) for sharding, shape in zip(shardings, shapes, strict=True)]
+        return sum(math.prod(shape) * leaf.dtype.itemsize for shape, leaf in zip(shapes, leaves, strict=True))
 
     def build(self, function: Callable[..., PyTree], *args: Any) -> PyTree:
         """``jit(function)(*args)``, a tree of parameters, which are sharded from the start and never whole.

@@ -269,6 +269,10 @@ NUM_HEADS = 4
 """Heads of a transformer encoder before a recurrent decoder without attention."""
 
 
+MAX_LAYERS = 1000
+"""Each layer is traced and compiled on its own."""
+
+
 def check_fields(config: Any, minimum: dict[str, int]) -> None:
     """Check integer fields against their least values, rates of dropout, and the name of an attention.
 
@@ -279,6 +283,8 @@ def check_fields(config: Any, minimum: dict[str, int]) -> None:
         value = getattr(config, name)
         if value is not None and value < bound:
             raise ValueError(f"{name} must be at least {bound}, not {value}")
+        if value is not None and name.endswith("layers") and value > MAX_LAYERS:
+            raise ValueError(f"{name} must be at most {MAX_LAYERS}, not {value}")
     for name in ("dropout", "attention_dropout"):
         rate = getattr(config, name, 0.0)
         if not 0 <= rate < 1:

@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 
 import tyro
 
-from jaxseq.training import check_repeated_flags
+from jaxseq.training import check_numbers, check_repeated_flags
+from jaxseq.training.cli import PATH_RULE, check_values
 
 C = TypeVar("C")
 
@@ -27,7 +28,7 @@ def configure(kind: type[C], settings: Mapping[str, str], **changes: Any) -> C:
 
     Raises:
         ValueError: an unknown or ambiguous name, a field set twice to different texts, a text that does not fit the
-            field's type, or what the dataclasses themselves refuse; the message names the field.
+            field's type, or what the dataclasses themselves or ``check_numbers`` refuse; the message names the field.
     """
     values = {field.name: _default(field) for field in dataclasses.fields(kind) if field.init}  # type: ignore[arg-type]
     hints = typing.get_type_hints(kind, include_extras=True)
@@ -39,7 +40,9 @@ def configure(kind: type[C], settings: Mapping[str, str], **changes: Any) -> C:
     for name, text in settings.items():
         if name not in parts and others.setdefault(path := _find(name, paths), text) != text:
             raise ValueError(f"{path} is set twice: {others[path]} and {text}")
-    return _build(kind, values, others, changes)
+    made = _build(kind, values, others, changes)
+    check_numbers(made)
+    return made
 
 
 def parse(kind: Any, text: str, name: str) -> Any:
@@ -60,10 +63,13 @@ def parse(kind: Any, text: str, name: str) -> Any:
     check_repeated_flags(arguments)
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-            return getattr(tyro.cli(holder, args=arguments, config=(tyro.conf.FlagConversionOff,)), field)
+            flags = (tyro.conf.FlagConversionOff,)
+            made = getattr(tyro.cli(holder, args=arguments, config=flags, registry=PATH_RULE), field)
     except (SystemExit, ValueError):
         wanted = " | ".join(option.__name__ if isinstance(option, type) else str(option) for option in _options(kind))
         raise ValueError(f"{name}={text!r} is not of type {wanted.replace('typing.', '')}") from None
+    check_values(made, name)
+    return made
 
 
 def _options(kind: Any) -> tuple[Any, ...]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from jaxseq.plotting.labels import text_label, token_labels
-from jaxseq.plotting.style import EDGE, INK, SOFT, make_figure, save_figure, sequential_colormap
+from jaxseq.plotting.style import EDGE, INK, SOFT, figure_format, make_figure, save_figure, sequential_colormap
 from jaxseq.typing import Array, Float
 
 MAX_CELL, MAX_SIDE, WIDTH, GAP = 0.26, 15.0, 11.0, 0.3
@@ -40,7 +40,7 @@ def draw_alignment(
     """Draw a heat map of ``weights[t, s]``: a row per target token, downwards, and a column per source token.
 
     Tokens may be of any script (``token_labels``; ``missing_characters`` lists the characters that no font contains).
-    Returns the file, a PNG.
+    Returns the file, a PNG, SVG or PDF.
 
     Raises:
         ValueError: weights that are not ``[T S]`` with T target and S source tokens, or outside 0..1.
@@ -57,7 +57,7 @@ def draw_heads(
     *,
     titles: Sequence[str] | None = None,
 ) -> Path:
-    """Draw a heat map per attention head, all in one PNG; the default titles are "head 1", "head 2", ...
+    """Draw a heat map per attention head, all in one figure; the default titles are "head 1", "head 2", ...
 
     Raises:
         ValueError: as ``draw_alignment``, or another number of titles than of heads.
@@ -71,12 +71,13 @@ def draw_heads(
 
 
 def draw_alignments(alignments: Sequence[Alignment], file: str | Path) -> Path:
-    """Draw several heat maps in one PNG, in reading order, with one colour scale from 0 to 1.
+    """Draw several heat maps in one figure (PNG, SVG or PDF), in reading order, with one colour scale from 0 to 1.
 
     Raises:
         ValueError: no alignment, or as ``draw_alignment``.
         ImportError: matplotlib is not installed.
     """
+    figure_format(file)
     if not alignments:
         raise ValueError("no alignment to draw")
     tables = [_checked(*alignment) for alignment in alignments]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxseq.plotting.labels import ELLIPSIS, text_label
-from jaxseq.plotting.style import EDGE, INK, SOFT, make_figure, require_matplotlib, save_figure
+from jaxseq.plotting.style import EDGE, INK, SOFT, figure_format, make_figure, require_matplotlib, save_figure
 from jaxseq.typing import Array, Float, Shaped
 
 COLUMNS, PANEL, TITLE_LINE = 6, 1.55, 0.2
@@ -33,13 +33,13 @@ def draw_attention_maps(
     """Draw an image and, for each word of its caption, the image under a dark veil, thin where attention is high.
 
     The veil has an opacity of ``VEIL`` where the weight is 0, and of 0 at the largest weight of all words.
-    Weights are interpolated between the centres of their cells. Returns the file, a PNG.
+    Weights are interpolated between the centres of their cells. Returns the file, a PNG, SVG or PDF.
 
     Args:
         image: pixels 0 to 255.
         words: the words, which are the titles of the panels; long ones are cut.
         weights: ``[T Y' X']``, one map for each word; None draws the image alone, with the words as its caption.
-        file: the PNG to write.
+        file: the PNG, SVG or PDF to write.
         notes: lines of text below the panels, such as references.
 
     Raises:
@@ -47,6 +47,7 @@ def draw_attention_maps(
             map for each word, or negative, or not finite.
         ImportError: matplotlib is not installed.
     """
+    figure_format(file)
     pixels, maps = _pixels(image), None if weights is None else _maps(weights, words)
     panels = 1 + (0 if maps is None else len(words))
     columns, rows = min(COLUMNS, panels), math.ceil(panels / COLUMNS)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from jaxseq.plotting.labels import text_label
-from jaxseq.plotting.style import BLUE, INK, PALE, RED, SOFT, make_figure, prepare_axes, save_figure
+from jaxseq.plotting.style import BLUE, INK, PALE, RED, SOFT, figure_format, make_figure, prepare_axes, save_figure
 
 MAX_NAME = 40
 """Names of variants are cut after this many characters."""
@@ -64,7 +64,7 @@ def draw_comparisons(
     Args:
         comparisons: by the metric's name, the comparisons of all variants (``analysis.compare_to_base``); the first
             variant is the base.
-        file: the PNG to write.
+        file: the PNG, SVG or PDF to write.
         title: the beginning of the figure's title.
 
     Returns:
@@ -74,6 +74,7 @@ def draw_comparisons(
         ValueError: no metric, or metrics with different variants.
         ImportError: matplotlib is not installed.
     """
+    figure_format(file)
     variants = [[*rows] for rows in comparisons.values()]
     if not variants or any(names != variants[0] for names in variants):
         raise ValueError(f"each metric needs the same variants; these have {variants}")

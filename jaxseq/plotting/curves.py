@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxseq.plotting.style import CYCLE, DASHED, INK, SOFT, make_figure, prepare_axes, save_figure
+from jaxseq.plotting.style import CYCLE, DASHED, INK, SOFT, figure_format, make_figure, prepare_axes, save_figure
 
 WIDTH, HEIGHT = 4.6, 3.4
 """Inches of a panel."""
@@ -52,7 +52,7 @@ def draw_curves(panels: Sequence[CurvePanel], file: str | Path, *, title: str = 
 
     Args:
         panels: what to draw.
-        file: the PNG to write.
+        file: the PNG, SVG or PDF to write.
         title: a title above all panels.
         columns: panels in a row.
 
@@ -63,6 +63,7 @@ def draw_curves(panels: Sequence[CurvePanel], file: str | Path, *, title: str = 
         ValueError: no panel or a panel without curves, or a curve whose arrays differ in length.
         ImportError: matplotlib is not installed.
     """
+    figure_format(file)
     _check(panels, columns)
     columns = min(columns, len(panels))
     rows = math.ceil(len(panels) / columns)

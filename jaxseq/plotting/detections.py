@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from jaxseq.plotting.labels import ELLIPSIS, text_label
-from jaxseq.plotting.style import CYCLE, DASHED, EDGE, INK, SOFT, make_figure, save_figure
+from jaxseq.plotting.style import CYCLE, DASHED, EDGE, INK, SOFT, figure_format, make_figure, save_figure
 
 COLUMNS, WIDTH, WIDEST, TALLEST = 4, 9.2, 4.6, 1.5
 """Panels in a row, inches of a row and of a single panel; the greatest height of a panel as a multiple of its width."""
@@ -98,7 +98,7 @@ def draw_detections(
         objects: the objects of each image; None draws none.
         found: the detections of each image, all of which are drawn; None draws none.
         class_names: the name of each class.
-        file: the PNG to write.
+        file: the PNG, SVG or PDF to write.
         outcomes: of the boxes of each image (``analysis.detection_outcomes``); needs objects and detections.
         titles: a title for each image.
 
@@ -112,6 +112,7 @@ def draw_detections(
             name.
         ImportError: matplotlib is not installed.
     """
+    figure_format(file)
     if not 0 < len(images) <= MOST:
         raise ValueError(f"{len(images)} images: between 1 and {MOST} can be drawn")
     if outcomes is not None and (objects is None or found is None):

@@ -7,7 +7,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxseq.plotting.style import INK, MUTED, SOFT, make_figure, prepare_axes, save_figure, sequential_colormap
+from jaxseq.plotting.style import (
+    INK,
+    MUTED,
+    SOFT,
+    figure_format,
+    make_figure,
+    prepare_axes,
+    save_figure,
+    sequential_colormap,
+)
 
 WIDTH, HEIGHT = 3.2, 2.9
 """Inches of a panel."""
@@ -41,7 +50,7 @@ def draw_heat_maps(maps: Sequence[HeatMap], file: str | Path, *, title: str = ""
 
     Args:
         maps: what to draw; all of them with the same ``log`` and ``unit``.
-        file: the PNG to write.
+        file: the PNG, SVG or PDF to write.
         title: a title above all panels.
         columns: panels in a row.
 
@@ -52,6 +61,7 @@ def draw_heat_maps(maps: Sequence[HeatMap], file: str | Path, *, title: str = ""
         ValueError: no map, a map that is not a matrix or has no finite value, or maps that differ in scale or unit.
         ImportError: matplotlib is not installed.
     """
+    figure_format(file)
     if not maps or columns < 1:
         raise ValueError(f"{len(maps)} heat maps in {columns} columns: there is nothing to draw")
     if len({(each.log, each.unit) for each in maps}) != 1:

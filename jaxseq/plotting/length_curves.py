@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from jaxseq.plotting.labels import text_label
-from jaxseq.plotting.style import CYCLE, DASHED, SOFT, make_figure, prepare_axes, save_figure
+from jaxseq.plotting.style import CYCLE, DASHED, SOFT, figure_format, make_figure, prepare_axes, save_figure
 
 METRICS = {"exact_match": "exact match", "bleu": "BLEU"}
 LABEL_STEP = 0.06
@@ -48,7 +48,7 @@ def draw_length_curves(
 
     Args:
         points_by_name: the points of each curve (``analysis.scores_by_length``), by the model's name.
-        file: the PNG to write.
+        file: the PNG, SVG or PDF to write.
         metric: ``"exact_match"``, drawn with bands of 95 % intervals, or ``"bleu"``, without points where it is None.
         trained_length: the longest source trained on, marked by a dashed line.
 
@@ -59,6 +59,7 @@ def draw_length_curves(
         ValueError: no curve, more curves than colours, or an unknown metric.
         ImportError: matplotlib is not installed.
     """
+    figure_format(file)
     if metric not in METRICS:
         raise ValueError(f"unknown metric {metric!r}; known: {', '.join(METRICS)}")
     curves = {name: [row for row in rows if getattr(row, metric) is not None] for name, rows in points_by_name.items()}

@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from jaxseq.plotting.labels import ELLIPSIS, text_label
-from jaxseq.plotting.style import CYCLE, PALE, SOFT, make_figure, prepare_axes, save_figure
+from jaxseq.plotting.style import CYCLE, PALE, SOFT, figure_format, make_figure, prepare_axes, save_figure
 
 DASHES: tuple[Any, ...] = ("solid", (0, (5, 2)), (0, (1.2, 1.4)))
 """Line styles: classes beyond the first ``len(CYCLE)`` repeat the colours with the next style."""
@@ -53,7 +53,7 @@ def draw_precision_recall(
 
     Args:
         curves: the classes (``analysis.AveragePrecision.classes``).
-        file: the PNG to write.
+        file: the PNG, SVG or PDF to write.
         mean: the mean AP, for the title.
         title: the beginning of the title.
 
@@ -65,6 +65,7 @@ def draw_precision_recall(
             recall that falls.
         ImportError: matplotlib is not installed.
     """
+    figure_format(file)
     drawn = sorted((each for each in curves if each.ap is not None), key=lambda each: -(each.ap or 0.0))
     if not drawn:
         raise ValueError(f"none of {len(curves)} classes has objects: there is no precision to draw")

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxseq.plotting.labels import ELLIPSIS, text_label
 from jaxseq.plotting.precision_recall import DASHES
-from jaxseq.plotting.style import CYCLE, SOFT, make_figure, prepare_axes, save_figure
+from jaxseq.plotting.style import CYCLE, SOFT, figure_format, make_figure, prepare_axes, save_figure
 
 LONGEST = 40
 """Names of sources are cut after this many characters."""
@@ -45,7 +45,7 @@ def draw_proposal_recall(
 
     Args:
         tables: the recall (``analysis.proposal_recall``) of each source of proposals, by its name.
-        file: the PNG to write.
+        file: the PNG, SVG or PDF to write.
         title: the beginning of the title.
 
     Returns:
@@ -56,6 +56,7 @@ def draw_proposal_recall(
             ``[numbers, ious]`` in 0..1.
         ImportError: matplotlib is not installed.
     """
+    figure_format(file)
     if not 0 < len(tables) <= len(CYCLE):
         raise ValueError(f"{len(tables)} sources of proposals: between 1 and {len(CYCLE)} can be drawn")
     first = next(iter(tables.values()))

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from jaxseq.plotting.style import BLUE, INK, MUTED, RED, SOFT
+from jaxseq.plotting.style import BLUE, INK, MUTED, RED, SOFT, figure_format, make_figure, save_figure
 
 
 @runtime_checkable
@@ -49,15 +49,18 @@ def draw_search_tree(nodes: Sequence[Node], file: str | Path, name: Callable[[in
 
     Args:
         nodes: the nodes, parents before children.
-        file: where the figure is written; the suffix is its format.
+        file: the PNG, SVG or PDF to write.
         name: the text of a token.
-    """
-    from matplotlib.figure import Figure
 
+    Raises:
+        ValueError: a file of another format.
+        ImportError: matplotlib is not installed.
+    """
+    figure_format(file)
     heights = dict(_heights(nodes))
     depth = max((node.depth for node in nodes), default=0) + 1
     size = (1.2 + 1.55 * depth, 0.9 + 0.34 * max(len(heights), 2))
-    figure = Figure(figsize=size, dpi=150, layout="constrained", facecolor="white")
+    figure = make_figure(*size)
     axes = figure.subplots()
     axes.set_axis_off()
     on_path = _ancestors_of_results(nodes)
@@ -69,8 +72,7 @@ def draw_search_tree(nodes: Sequence[Node], file: str | Path, name: Callable[[in
     axes.set_ylim(min(heights.values(), default=0) - 0.7, 0.9)
     title = "token: probability (log-probability of the hypothesis); dashed: pruned; #: rank of a result"
     axes.set_title(title, loc="left", fontsize=7, color=SOFT)
-    figure.savefig(file, metadata={"Software": None})
-    return Path(file)
+    return save_figure(figure, file)
 
 
 def _draw_branch(

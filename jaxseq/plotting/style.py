@@ -3,8 +3,11 @@
 Figures need matplotlib (extra ``plots``), which is imported when one is drawn.
 """
 
+import io
 from pathlib import Path
 from typing import Any, Literal
+
+from jaxseq.files import write_output
 
 INK, SOFT, GRID = "#20242a", "#667080", "#e8eaed"
 """Colours of titles and text, of labels and ticks, and of grid lines."""
@@ -23,6 +26,13 @@ SEQUENTIAL = ("#ffffff", PALE, BLUE, "#12304f")
 
 DASHED = (0, (4, 3))
 """The line style of reference lines."""
+
+METADATA: dict[str, dict[str, None]] = {
+    "png": {"Software": None},
+    "svg": {"Date": None, "Creator": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}
+"""The formats of figures, and what matplotlib would write into them that changes with the time or the version."""
 
 
 def require_matplotlib() -> Any:
@@ -93,7 +103,29 @@ def sequential_colormap() -> Any:
     return LinearSegmentedColormap.from_list("jaxseq", SEQUENTIAL)
 
 
+def figure_format(file: str | Path) -> str:
+    """The format of a figure's file by its suffix: ``"png"``, ``"svg"`` or ``"pdf"``.
+
+    Raises:
+        ValueError: another suffix; names the known ones.
+    """
+    suffix = Path(file).suffix.lower().removeprefix(".")
+    if suffix not in METADATA:
+        raise ValueError(f"{file} is not a figure's file: known are {', '.join(f'.{name}' for name in METADATA)}")
+    return suffix
+
+
 def save_figure(figure: Any, file: str | Path) -> Path:
-    """Write a figure as PNG, without the version of matplotlib in it, and return its path."""
-    figure.savefig(file, metadata={"Software": None})
+    """Write a figure as PNG, SVG or PDF, by the suffix, and return its path.
+
+    The same figure always gives the same bytes: no date, no version of matplotlib, no random ids.
+
+    Raises:
+        ValueError: another suffix, or a folder.
+        OSError: the file cannot be written.
+    """
+    kind, matplotlib, content = figure_format(file), require_matplotlib(), io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "jaxseq"}):
+        figure.savefig(content, format=kind, metadata=METADATA[kind])
+    write_output(Path(file), content.getvalue())
     return Path(file)

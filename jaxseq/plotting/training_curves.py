@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxseq.plotting.style import BLUE, GRID, INK, PALE, RED, SOFT
+from jaxseq.plotting.style import BLUE, GRID, INK, PALE, RED, SOFT, make_figure, require_matplotlib, save_figure
 
 
 def draw_training_curves(
@@ -18,8 +18,7 @@ def draw_training_curves(
     Raises:
         ImportError: matplotlib is not installed.
     """
-    from matplotlib.figure import Figure
-
+    require_matplotlib()
     folder.mkdir(parents=True, exist_ok=True)
     drawings = {
         "Loss": ("loss", lambda axes: _loss(axes, rows)),
@@ -35,12 +34,11 @@ def draw_training_curves(
     for title, (name, draw) in drawings.items():
         if not points(rows, name)[0]:
             continue
-        figure = Figure(figsize=(6.4, 3.8), dpi=150, layout="constrained", facecolor="white")
+        figure = make_figure(6.4, 3.8)
         axes = figure.subplots()
         _style_axes(axes, title)
         draw(axes)
-        files[title] = folder / f"{name.rpartition('/')[2]}.png"
-        figure.savefig(files[title], metadata={"Software": None})
+        files[title] = save_figure(figure, folder / f"{name.rpartition('/')[2]}.png")
     return files
 
 

@@ -26,7 +26,7 @@ from jaxseq.training.run import Run
 from jaxseq.training.run_files import RunFiles, read_json
 from jaxseq.training.saved_run import SavedRun, read_run
 from jaxseq.training.scheduled_sampling import scheduled_sampling
-from jaxseq.training.settings import from_json, resumable_field, to_json
+from jaxseq.training.settings import check_numbers, from_json, resumable_field, to_json
 from jaxseq.training.state import Ema, ParameterInfo, TrainState, create_state, parameter_table
 from jaxseq.training.step import make_train_step
 from jaxseq.training.truncation import Truncation, TruncationMode
@@ -65,6 +65,7 @@ __all__ = [
     "TruncationMode",
     "Writer",
     "accumulate",
+    "check_numbers",
     "check_outputs",
     "check_repeated_flags",
     "create_state",

@@ -1,22 +1,54 @@
 """The command line of an experiment: a config dataclass from arguments, errors as one line and an exit code."""
 
-import io
+import contextlib
+import dataclasses
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+import sysconfig
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, NoReturn, TextIO, TypeVar, cast
 
+import jax
 import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+from jaxseq import terminal
+from jaxseq.terminal import printable, shorten
 from jaxseq.training.errors import TrainingError
-from jaxseq.training.interrupts import EXIT_INTERRUPTED
+from jaxseq.training.interrupts import EXIT_INTERRUPTED, ending_signals
 
 C = TypeVar("C")
 
 FLAG = re.compile(r"(--[A-Za-z][\w.-]*)(=|$)")
 """A flag, and not a value such as "-- quoted text"."""
+
+OUT_OF_MEMORY = re.compile(r"(.*out of memory|RESOURCE_EXHAUSTED)[:,]?\s*", re.IGNORECASE)
+LOWER = "lower batch_size, length, features or beams"
+LARGE = 2**31
+"""From this size on an integer may overflow."""
+
+EMPTY_PATH = Path("")
+"""What an empty text is read as where a path is asked for: ``check_values`` refuses this object."""
+
+PATH_RULE = ConstructorRegistry()
+"""For ``tyro.cli``: paths from texts, and ``EMPTY_PATH`` from the empty one, which would be the working folder."""
+
+
+@PATH_RULE.primitive_rule
+def _path_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None:
+    if info.type is not Path:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH",
+        instance_from_str=lambda words: Path(words[0]) if words[0] else EMPTY_PATH,
+        is_instance=lambda value: isinstance(value, Path),
+        str_from_instance=lambda path: [str(path)],
+    )
 
 
 def run_cli(
@@ -29,25 +61,156 @@ def run_cli(
 ) -> None:
     """Parse a config dataclass from the command line and call ``main`` with it; ``--help`` is generated from it.
 
-    ValueError, OSError, ImportError and TrainingError, which a user can fix, are printed as one line on stderr, with
-    exit code 1; the environment variable JAXSEQ_TRACEBACK shows the traceback. An interrupt exits with
-    EXIT_INTERRUPTED; if the experiment is ``resumable``, the message says that the same command resumes. A flag that is
-    given twice is refused, except for the fields in ``repeatable``, whose values are appended. Characters that standard
-    output cannot encode are written as escapes.
+    The exit codes of an experiment:
+
+    - 0: done.
+    - 1: an error, one line on stderr. Files, settings, too little memory: the line names the cause and what to change.
+      Any other exception is called unexpected. The environment variable JAXSEQ_TRACEBACK=1 shows the frames.
+    - 2: wrong arguments.
+    - 75 (EXIT_INTERRUPTED): stopped by SIGINT, SIGTERM or SIGHUP. If the experiment is ``resumable``, the same command
+      resumes; while it trains, the state is saved first.
+    - 76 (EXIT_HUNG): a step took too long, and the process ended itself (``Watchdog``).
+
+    A flag that is given twice is refused, except for the fields in ``repeatable``, whose values are appended. So are an
+    empty path, and a text that is not UTF-8. On a terminal, control characters in what is printed are shown as escapes
+    (``terminal.Output``). A reader of the output that ends, as ``head`` does, does not end the experiment.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
-    try:
-        check_repeated_flags(sys.argv[1:], repeatable)
-        main(tyro.cli(config, description=description))
-    except (ValueError, OSError, ImportError, TrainingError) as error:
-        if os.environ.get("JAXSEQ_TRACEBACK"):
+    made: list[C] = []
+    with terminal.standard_outputs(), one_line_warnings(), ending_signals():
+        try:
+            check_repeated_flags(sys.argv[1:], repeatable)
+            made.append(parse_arguments(config, description))
+            check_values(made[0])
+            main(made[0])
+            sys.stdout.flush()
+        except KeyboardInterrupt:
+            resumes = "; the same command resumes from the last checkpoint" if resumable else ""
+            print(f"interrupted{resumes}", file=sys.stderr)
+            sys.exit(EXIT_INTERRUPTED)
+        except Exception as error:
+            fail(error, made[0] if made else None)
+
+
+def fail(error: Exception, config: object) -> NoReturn:
+    """Print an error in one line, or its frames if JAXSEQ_TRACEBACK is set, and exit with code 1."""
+    if os.environ.get("JAXSEQ_TRACEBACK"):
+        traceback.print_exception(error)
+        sys.exit(1)
+    lines = shorten(describe_error(error, config)).split("\n")
+    lists = any(line.startswith("  ") for line in lines)  # fields, files or checkpoints, one in a line
+    line = "error: " + shorten(("\n" if lists else " ").join(map(printable, lines)))
+    print(line, file=sys.stderr)
+    exits = SystemExit(line)
+    exits.code = 1  # the interpreter prints no line then, as it would for a text
+    raise exits
+
+
+def describe_error(error: Exception, config: object = None) -> str:
+    """What a user reads about an error.
+
+    Args:
+        error: what ``main`` raised.
+        config: whose large integers are named after an overflow.
+    """
+    text = str(error).strip()
+    first = shorten(text.split("\n")[0]) or "no message"
+    memory = OUT_OF_MEMORY.match(first)
+    if isinstance(error, MemoryError) or (isinstance(error, jax.errors.JaxRuntimeError) and memory):
+        detail = (first[memory.end() :] if memory else text and first).rstrip(".")
+        return f"out of memory{detail and f' ({detail})'}; {LOWER}"
+    if isinstance(error, OverflowError):
+        large = [f"{name}={value}" for name, value in values_of(config) if type(value) is int and abs(value) >= LARGE]
+        named = f": {', '.join(shorten(one, 100) for one in large)}" if large else ""
+        return f"a number is too large ({first}){named}"
+    if isinstance(error, RecursionError):
+        return f"values are nested too deeply ({first})"
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        return f"jax: {first}"
+    place = _place(error)
+    if isinstance(error, ValueError | OSError | ImportError | TrainingError):
+        return text or f"{type(error).__name__} without a message, of {place}"
+    if type(error) is RuntimeError and place == "jaxseq":
+        return text
+    return f"unexpected {type(error).__name__}: {first}; this is a fault of {place}. JAXSEQ_TRACEBACK=1 shows where"
+
+
+def _place(error: BaseException) -> str:
+    """Whose code raised an error: jaxseq, or a file and its line, which is neither Python's nor of another package."""
+    package = Path(terminal.__file__).resolve().parent
+    ours = (str(package), str(package.parent / "experiments"))
+    others = tuple(sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib"))
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if frame.filename.startswith(ours):
+            break
+        if os.path.isfile(frame.filename) and not frame.filename.startswith(others):
+            return f"{frame.filename}, line {frame.lineno}"
+    return "jaxseq"
+
+
+def parse_arguments(config: type[C], description: str | None) -> C:
+    """The config that tyro reads from the command line; its messages show the arguments' control characters escaped."""
+    options: dict[str, Any] = {"description": description, "registry": PATH_RULE}
+    # tyro formats its help and its messages for terminals itself.
+    outputs = [cast(TextIO, getattr(stream, "unescaped", stream)) for stream in (sys.stdout, sys.stderr)]
+    with contextlib.redirect_stdout(outputs[0]), contextlib.redirect_stderr(outputs[1]):
+        arguments = sys.argv[1:]
+        escaped = [printable(word) for word in arguments]
+        if escaped == arguments:
+            return tyro.cli(config, **options)
+        try:
+            with open(os.devnull, "w", errors="replace") as nothing, contextlib.redirect_stderr(nothing):
+                return tyro.cli(config, **options)
+        except SystemExit as error:
+            if error.code:
+                tyro.cli(config, args=escaped, **options)
             raise
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        resumes = "; the same command resumes from the last checkpoint" if resumable else ""
-        print(f"interrupted{resumes}", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
+
+
+def check_values(config: object, prefix: str = "") -> None:
+    """Check what the types of a config's fields, or of one value of this name, do not say.
+
+    Raises:
+        ValueError: an empty path, a text that is not UTF-8, or an integer of more than 64 bits; names the field.
+    """
+    for name, value in values_of(config, prefix):
+        if value is EMPTY_PATH:
+            raise ValueError(f'{name}="" is no path: give a file or a folder ("." is the working folder)')
+        if isinstance(value, str) and re.search("[\ud800-\udfff]", value):
+            raise ValueError(f"{name}={shorten(printable(value), 100)} is not UTF-8")
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise ValueError(f"{name}={shorten(str(value), 100)} is too large")
+
+
+def values_of(config: object, name: str = "") -> Iterator[tuple[str, object]]:
+    """The values of a config's fields, of fields of fields and items of tuples too, with their dotted names."""
+    if dataclasses.is_dataclass(config):
+        for field in dataclasses.fields(config):
+            yield from values_of(getattr(config, field.name), f"{name}.{field.name}" if name else field.name)
+    elif isinstance(config, tuple | list):
+        for item in config:
+            yield from values_of(item, name)
+    elif isinstance(config, Mapping):
+        for key, item in config.items():
+            yield from values_of(key, name)
+            yield from values_of(item, f"{name}.{key}")
+    else:
+        yield name, config
+
+
+@contextlib.contextmanager
+def one_line_warnings() -> Iterator[None]:
+    """In the block, a warning is shown as one line, without the source line; with JAXSEQ_TRACEBACK as Python does."""
+    before = warnings.formatwarning
+    if not os.environ.get("JAXSEQ_TRACEBACK"):
+        warnings.formatwarning = _format_warning
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
+
+
+def _format_warning(message: Warning | str, *where: object, **more: object) -> str:
+    return f"warning: {shorten(printable(str(message)))}\n"
 
 
 def check_outputs(**paths: Path | None) -> None:

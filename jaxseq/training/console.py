@@ -2,12 +2,13 @@
 
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TextIO, cast
 
 import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
+from jaxseq.terminal import Output, escape_controls
 from jaxseq.training.processes import is_primary
 from jaxseq.training.state import ParameterInfo
 from jaxseq.typing import PyTree
@@ -72,6 +73,7 @@ class ProgressDisplay:
         self.total_steps = total_steps
         self._bar: Progress | None = None
         self._task = TaskID(0)
+        self._streams = sys.stdout, sys.stderr
 
     def start(self, step: int) -> None:
         """Show the bar, if stdout is a terminal."""
@@ -82,9 +84,14 @@ class ProgressDisplay:
                 BarColumn(24),
                 TextColumn("{task.description}"),
             )
-            self._bar = Progress(*columns, console=Console())
+            self._streams = sys.stdout, sys.stderr
+            own = cast(TextIO, sys.stdout.unescaped) if isinstance(sys.stdout, Output) else None
+            self._bar = Progress(*columns, console=Console(file=own))
             self._task = self._bar.add_task("compiling", total=self.total_steps, completed=step)
-            self._bar.start()
+            self._bar.start()  # from here on rich prints what is written to the streams
+            if isinstance(self._streams[0], Output):
+                sys.stdout = cast(TextIO, Output(sys.stdout, "standard output", escape=True))
+                sys.stderr = cast(TextIO, Output(sys.stderr, "standard error", escape=True))
 
     def update(self, step: int) -> None:
         """Move the bar."""
@@ -103,7 +110,7 @@ class ProgressDisplay:
     def print(self, text: str) -> None:
         """Print a separate line."""
         if self._bar is not None:
-            self._bar.console.print(text, markup=False, highlight=False)
+            self._bar.console.print(escape_controls(text), markup=False, highlight=False)
         elif is_primary():
             print(text, flush=True)
 
@@ -111,3 +118,4 @@ class ProgressDisplay:
         """Stop updating; the last line stays visible."""
         if self._bar is not None:
             self._bar.stop()
+            sys.stdout, sys.stderr = self._streams

@@ -1,9 +1,10 @@
-"""Stop on a signal: the current step finishes and the state is saved."""
+"""Stop on a signal: in training the current step finishes and the state is saved; elsewhere the program ends."""
 
+import contextlib
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TypeAlias
 
@@ -11,7 +12,9 @@ import jax
 from jax.experimental import multihost_utils
 
 EXIT_INTERRUPTED = 75
-"""Exit code after SIGINT or SIGTERM: the state is saved and the same command resumes (EX_TEMPFAIL)."""
+"""Exit code after SIGINT, SIGTERM or SIGHUP: the state is saved and the same command resumes (EX_TEMPFAIL)."""
+
+HANGUP = [signal.SIGHUP] if hasattr(signal, "SIGHUP") else []
 
 _Handler: TypeAlias = Callable[[int, FrameType | None], object] | int | None
 
@@ -25,13 +28,12 @@ class Interrupted(SystemExit):
 
 
 class SignalHandler:
-    """While entered (in the main thread), records SIGINT or SIGTERM in ``received``; a second SIGINT stops at once.
+    """While entered (in the main thread), records SIGINT, SIGTERM or SIGHUP in ``received``; a second SIGINT stops at
+    once. A signal that the process ignores, as SIGHUP after ``nohup``, stays ignored.
 
     With several processes a signal to one of them stops all before the same step. JAX's preemption service notices
-    SIGTERM and agrees on the step, in a second or two; SIGINT is handed on to it as SIGTERM.
+    SIGTERM and agrees on the step, in a second or two; the others are handed on to it as SIGTERM.
     """
-
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self) -> None:
         self.received: str | None = None
@@ -39,7 +41,7 @@ class SignalHandler:
 
     def __enter__(self) -> "SignalHandler":
         if threading.current_thread() is threading.main_thread():
-            signals = self.SIGNALS if jax.process_count() == 1 else self.SIGNALS[:1]
+            signals = _heeded(signal.SIGINT, *HANGUP, *([signal.SIGTERM] if jax.process_count() == 1 else []))
             self._previous = {number: signal.signal(number, self._handle) for number in signals}
         return self
 
@@ -62,6 +64,38 @@ class SignalHandler:
         if self.received is None:
             self.received = signal.Signals(number).name
             again = "; press Ctrl-C again to stop at once" if number == signal.SIGINT else ""
-            os.write(2, f"{self.received}: finishing the step, then saving{again}\n".encode())
+            with contextlib.suppress(OSError):  # SIGHUP comes when the terminal is gone
+                os.write(2, f"{self.received}: finishing the step, then saving{again}\n".encode())
             if jax.process_count() > 1:
                 os.kill(os.getpid(), signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def ending_signals() -> Iterator[None]:
+    """In the block (in the main thread), SIGTERM and SIGHUP raise KeyboardInterrupt, as SIGINT does.
+
+    After it, as long as the process takes to end, they end it at once with EXIT_INTERRUPTED, unless they had a handler
+    before. A signal that the process ignores stays ignored.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {number: signal.signal(number, _interrupt) for number in _heeded(signal.SIGTERM, *HANGUP)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, _end if handler in (signal.SIG_DFL, None) else handler)
+
+
+def _heeded(*numbers: signal.Signals) -> list[signal.Signals]:
+    """Those of the signals that the process does not ignore."""
+    return [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    os._exit(EXIT_INTERRUPTED)

@@ -20,7 +20,7 @@ from jaxseq.training.nonfinite import NonfiniteLog
 from jaxseq.training.processes import is_primary
 from jaxseq.training.protocols import B, Batches, Evaluate, Loss, Writer
 from jaxseq.training.run import Run
-from jaxseq.training.settings import resumable_field
+from jaxseq.training.settings import check_numbers, resumable_field
 from jaxseq.training.state import TrainState, copy_buffers, init_ema, parameter_table
 from jaxseq.training.step import Metrics, count_tokens, make_train_step
 from jaxseq.training.throughput import Throughput
@@ -56,6 +56,7 @@ class TrainConfig:
     """The shortest time after which a step counts as hanging."""
 
     def __post_init__(self) -> None:
+        check_numbers(self, "train")
         for name in (
             "steps",
             "log_every",

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxseq.training.accumulation import accumulate
+from jaxseq.training.settings import check_numbers
 from jaxseq.training.widening import global_norm, norm_dtype, with_widening
 from jaxseq.typing import Array, Float, Int, PyTree
 
@@ -42,6 +43,7 @@ class OptimizerConfig:
     b2: float = 0.999
     """Decay rate of the second moment (not used by sgd)."""
     eps: float = 1e-8
+    """Added to the root of the second moment (adam and adamw); above 0, as a gradient of 0 would be divided by 0."""
     clip_norm: float | None = 1.0
     """Maximum global norm of the gradient."""
     clip_value: float | None = None
@@ -51,17 +53,20 @@ class OptimizerConfig:
     last full group change nothing."""
 
     def __post_init__(self) -> None:
-        positive = {
-            "learning_rate": self.learning_rate,
-            "clip_norm": self.clip_norm,
-            "clip_value": self.clip_value,
-            "accumulate_steps": self.accumulate_steps,
-        }
-        for name, value in positive.items():
-            if value is not None and not value > 0:
-                raise ValueError(f"optimizer {name} must be above 0, not {value}")
-        if self.warmup_steps < 0:
-            raise ValueError(f"optimizer warmup_steps must not be negative, not {self.warmup_steps}")
+        check_numbers(self, "optimizer")
+        smallest = float(jnp.finfo(jnp.float32).tiny)
+        for name in ("learning_rate", "clip_norm", "clip_value", "eps"):
+            value = getattr(self, name)
+            if value is not None and not value >= smallest:
+                raise ValueError(f"optimizer {name} must be above 0 (at least {smallest:.2g}), not {value}")
+        for name, least in {"accumulate_steps": 1, "warmup_steps": 0, "weight_decay": 0}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"optimizer {name} must be at least {least}, not {getattr(self, name)}")
+        for name in ("b1", "b2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"optimizer {name} must be in [0, 1), not {getattr(self, name)}")
+        if not 0 <= self.end_fraction <= 1:
+            raise ValueError(f"optimizer end_fraction must be in [0, 1], not {self.end_fraction}")
         if self.name not in OPTIMIZERS:
             raise ValueError(f"unknown optimizer {self.name!r}; known are {', '.join(OPTIMIZERS)}")
         schedules = get_args(ScheduleName)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from jaxseq.files import utf8_path
 from jaxseq.training.manifest import HostLeaf, LeafRow
 from jaxseq.training.state import copy_buffers, replicated
 from jaxseq.typing import Array, PyTree
@@ -21,16 +22,16 @@ from jaxseq.typing import Array, PyTree
 def write_arrays(folder: Path, leaves: list[HostLeaf]) -> None:
     """Write with Orbax. Empty arrays, which Orbax rejects, are recorded in the manifest alone."""
     tree = {slot(leaf.name): leaf.value for leaf in leaves if leaf.value.size}
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        checkpointer.save(folder, args=ocp.args.PyTreeSave(tree))
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer, utf8_path(folder) as named:
+        checkpointer.save(named, args=ocp.args.PyTreeSave(tree))
 
 
 def read_arrays(folder: Path, rows: dict[str, LeafRow]) -> dict[str, np.ndarray]:
     """The leaves of a manifest's rows by name, as NumPy arrays; the rows may be a subset of what was written."""
     tree = {slot(name): ocp.RestoreArgs(restore_type=np.ndarray) for name, row in rows.items() if _filled(row)}
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer, utf8_path(folder) as named:
         stored = checkpointer.restore(
-            folder, args=ocp.args.PyTreeRestore(item=tree, restore_args=tree, partial_restore=True)
+            named, args=ocp.args.PyTreeRestore(item=tree, restore_args=tree, partial_restore=True)
         )
     empty = {name: np.empty(row["shape"], jnp.dtype(row["dtype"])) for name, row in rows.items() if not _filled(row)}
     return empty | {name: stored[slot(name)] for name, row in rows.items() if _filled(row)}

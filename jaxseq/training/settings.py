@@ -11,12 +11,23 @@ from collections.abc import Iterable
 from pathlib import PurePath
 from typing import Any, Literal, TypeVar, overload
 
+import numpy as np
+
 from jaxseq.files import JSON
 
 T = TypeVar("T")
 
 RESUMABLE = "jaxseq_resumable"
 """The metadata key of :func:`resumable_field`."""
+
+
+ANY_NUMBER = "jaxseq_any_number"
+"""The metadata key of a field that ``check_numbers`` passes over: ``field(metadata={ANY_NUMBER: True})``."""
+
+LARGEST_INTEGER, LARGEST_SEED = 2**31 - 1, 2**32 - 1
+"""Of int32, which JAX computes with; and of the seeds that ``jax.random.key`` takes without dropping bits."""
+
+LARGEST_FLOAT = float(np.finfo(np.float32).max)
 
 
 def resumable_field(default: Any = dataclasses.MISSING, *, factory: Any = dataclasses.MISSING) -> Any:
@@ -28,6 +39,47 @@ def resumable_field(default: Any = dataclasses.MISSING, *, factory: Any = datacl
     if factory is not dataclasses.MISSING:
         return dataclasses.field(default_factory=factory, metadata={RESUMABLE: True})
     return dataclasses.field(default=default, metadata={RESUMABLE: True})
+
+
+def check_numbers(config: object, name: str = "") -> None:
+    """Check that JAX can represent every number of a config, also in fields of fields, tuples and mappings.
+
+    Numbers must be finite. Integers are at most 2**31 - 1 in magnitude; other numbers at most the largest float32,
+    because a larger one would become infinite. A field named ``seed`` or ``..._seed`` lies in 0 ... 2**32 - 1. A field
+    whose metadata has ``ANY_NUMBER`` is passed over. The bounds of a field's meaning are checked by its dataclass.
+
+    Args:
+        config: a dataclass, a tuple, list, set or mapping of values, or a value; others than numbers are passed over.
+        name: the dotted name of ``config`` in the message.
+
+    Raises:
+        ValueError: names the first such field and its value.
+    """
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        for field in dataclasses.fields(config):
+            if not field.metadata.get(ANY_NUMBER):
+                check_numbers(getattr(config, field.name), f"{name}.{field.name}".removeprefix("."))
+    elif isinstance(config, dict):
+        for key, value in config.items():
+            check_numbers(value, f"{name}.{key}".removeprefix("."))
+    elif isinstance(config, tuple | list | set | frozenset):
+        for value in config:
+            check_numbers(value, name)
+    elif isinstance(config, int | float | np.number) and not isinstance(config, bool):
+        _check_number(config, name)
+
+
+def _check_number(value: int | float | np.number, name: str) -> None:
+    whole = isinstance(value, int | np.integer)
+    seed = re.search(r"(^|[._ ])seed$", name) is not None
+    if not whole and not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, not {value}")
+    low, high = (0, LARGEST_SEED) if seed else (-LARGEST_INTEGER, LARGEST_INTEGER)
+    if not whole:
+        low, high = -LARGEST_FLOAT, LARGEST_FLOAT  # type: ignore[assignment]
+    if not low <= value <= high:
+        said = f"an integer of {value.bit_length()} bits" if isinstance(value, int) and abs(value) > 10**40 else value
+        raise ValueError(f"{name} must be from {low} to {high}, not {said}")
 
 
 def to_json(value: object, name: str = "config") -> JSON:

@@ -17,7 +17,15 @@ from jaxseq.training.accumulation import has_updated
 from jaxseq.training.optimizer import find_update_stats
 from jaxseq.training.protocols import Aux, B, Loss
 from jaxseq.training.state import Ema, TrainState, replicated, shardings_of, update_ema
-from jaxseq.training.widening import all_finite, any_nan, apply_updates, global_norm, norm_dtype, with_widening
+from jaxseq.training.widening import (
+    all_finite,
+    any_nan,
+    apply_updates,
+    global_norm,
+    norm_dtype,
+    stays_finite,
+    with_widening,
+)
 from jaxseq.typing import Array, Bool, Carry, DType, Int, Key, PyTree, Scalar
 
 Metrics: TypeAlias = dict[str, Array]
@@ -55,8 +63,9 @@ def make_train_step(
     """A jitted ``(state, batch) -> (state, metrics)`` that donates the old state's buffers.
 
     A step leaves params, opt_state, carry and ema unchanged if its loss, its weight, its gradient norm or a new
-    parameter is not finite, or its carry holds a NaN, which would spoil the steps after it; the step number advances
-    and the skip is counted. Accumulated gradients are weighted by ``Aux.weight``; a skipped step is in neither sum.
+    parameter is not finite, if an entry of opt_state or ema is not any more (a sum of accumulated gradients), or if its
+    carry holds a NaN, which would spoil the steps after it; the step number advances and the skip is counted.
+    Accumulated gradients are weighted by ``Aux.weight``; a skipped step is in neither sum.
     The moving average (:class:`~jaxseq.training.state.Ema`) advances with each update of the parameters.
 
     Args:
@@ -83,6 +92,7 @@ def make_train_step(
         updated = has_updated(opt_state)
         finite = jnp.isfinite(value) & jnp.isfinite(norm) & (weight >= 0) & jnp.isfinite(weight) & all_finite(params)
         ema = None if state.ema is None else _next_ema(state.ema, params, ema_decay, updated)
+        finite = finite & stays_finite((state.opt_state, state.ema), (opt_state, ema))
         carry = jax.lax.stop_gradient(aux.carry) if keep_carry else state.carry
         check_carry(state.carry, carry)
         finite = finite & ~any_nan(carry) if keep_carry else finite

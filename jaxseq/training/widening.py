@@ -61,6 +61,14 @@ def any_nan(tree: PyTree) -> Bool[Array, ""]:
     return jnp.any(jnp.stack(each)) if each else jnp.zeros((), bool)
 
 
+def stays_finite(before: PyTree, after: PyTree) -> Bool[Array, ""]:
+    """Whether no entry of a leaf of floats that was finite is infinite or NaN now; one that was not may stay so."""
+    pairs = zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
+    floats = [(x, y) for x, y in pairs if jnp.issubdtype(y.dtype, jnp.inexact)]
+    each = [jnp.all(jnp.isfinite(y) | ~jnp.isfinite(x)) for x, y in floats]
+    return jnp.all(jnp.stack(each)) if each else jnp.ones((), bool)
+
+
 def all_finite(tree: PyTree) -> Bool[Array, ""]:
     """Whether every entry of every leaf is finite."""
     each = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]

@@ -1,20 +1,22 @@
 """Files of weights: arrays by name. What a file is follows from its first bytes, not from its suffix."""
 
-import contextlib
 import hashlib
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxseq.files import enough_memory, given_path, read_regular, write_atomic
 from jaxseq.typing import Shaped
 from jaxseq.weights.archives import Archive
 from jaxseq.weights.errors import WeightsError, shown
 from jaxseq.weights.numpy_files import npz_bytes, read_npz
 from jaxseq.weights.safetensors_files import read_safetensors, safetensors_bytes
 from jaxseq.weights.torch_files import LEGACY, Named, read_torch_legacy, read_torch_zip
+
+MAX_REASON = 300
+"""Characters of a message, which may quote what a file holds."""
 
 
 class WeightFile(NamedTuple):
@@ -47,19 +49,20 @@ def read_weight_file(path: str | os.PathLike[str]) -> WeightFile:
     attribute ``_metadata`` of torch's state dicts (versions of modules) is dropped.
 
     Raises:
-        WeightsError: a file of another kind; a damaged or truncated file, sizes that do not fit, names that occur
-            twice; in a torch file also classes and functions other than those of tensors, compressed entries, and
-            big-endian numbers. One line, with the file and the cause.
+        WeightsError: no regular file, or one of another kind; a damaged or truncated file, sizes that do not fit, names
+            that occur twice; in a torch file also classes and functions other than those of tensors, compressed
+            entries, and big-endian numbers. One line, with the file and the cause.
         OSError: the file cannot be read.
         ImportError: a safetensors file, and safetensors is not installed.
     """
-    if Path(path).exists() and not Path(path).is_file():
-        raise WeightsError(f"{os.fspath(path)}: not a regular file")
-    data = Path(path).read_bytes()
     try:
-        tensors, others = _read(data)
+        data = read_regular(given_path(path))
+        with enough_memory(path):
+            tensors, others = _read(data)
     except WeightsError as error:
-        raise WeightsError(f"{os.fspath(path)}: {error}") from None
+        raise WeightsError(f"{os.fspath(path)}: {str(error)[:MAX_REASON]}") from None
+    except ValueError as error:
+        raise WeightsError(str(error)) from None
     for array in tensors.values():
         array.flags.writeable = False
     return WeightFile(tensors, others, hashlib.sha256(data).hexdigest())
@@ -73,9 +76,10 @@ def write_weights(path: str | os.PathLike[str], tensors: Mapping[str, Shaped[np.
     Raises:
         WeightsError: another suffix, or a dtype that the format has not (``.npz`` has no bfloat16), or a name
             that it cannot hold.
+        OSError: the file cannot be written; names it.
         ImportError: ``.safetensors``, and safetensors is not installed.
     """
-    file = Path(path)
+    file = given_path(path)
     writers = {".safetensors": safetensors_bytes, ".npz": npz_bytes}
     if file.suffix not in writers:
         raise WeightsError(f"{file}: the suffix is {shown(file.suffix)}, not one of {', '.join(writers)}")
@@ -83,17 +87,7 @@ def write_weights(path: str | os.PathLike[str], tensors: Mapping[str, Shaped[np.
         data = writers[file.suffix]({name: np.asarray(array) for name, array in tensors.items()})
     except WeightsError as error:
         raise WeightsError(f"{file}: {error}") from None
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, file)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
+    write_atomic(file, data)
 
 
 def weights_fingerprint(tensors: Mapping[str, Shaped[np.ndarray, "..."]]) -> str:

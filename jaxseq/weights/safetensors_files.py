@@ -1,12 +1,11 @@
 """The safetensors format, by its library."""
 
-import json
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from jaxseq.files import parse_json
 from jaxseq.weights.errors import WeightsError, has_surrogates, shown
 from jaxseq.weights.numbers import MAX_DIMENSIONS, numbers_in
 
@@ -47,7 +46,10 @@ def read_safetensors(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, Any]
     except library.SafetensorError as error:
         raise WeightsError(f"a damaged safetensors file ({error})") from None
     length = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + length], object_pairs_hook=_distinct)
+    try:
+        header = parse_json(data[8 : 8 + length])
+    except ValueError as error:
+        raise WeightsError(f"a damaged safetensors file ({error})") from None
     tensors = {}
     for name, view in found:
         if view["dtype"] not in DTYPES:
@@ -75,14 +77,6 @@ def safetensors_bytes(tensors: Mapping[str, np.ndarray]) -> bytes:
         if array.dtype.name not in DTYPES.values():
             raise WeightsError(f"safetensors has no dtype {array.dtype} ({shown(name)})")
     return bytes(_library().numpy.save({name: np.array(array, order="C") for name, array in tensors.items()}))
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        counts = Counter(name for name, _ in pairs)
-        raise WeightsError(f"the name {shown(counts.most_common(1)[0][0])} occurs twice")
-    return made
 
 
 def _library() -> Any:

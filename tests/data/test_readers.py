@@ -1,12 +1,23 @@
 """Readers: what cannot be read is one clear line, and never another exception."""
 
+import contextlib
 import gzip
+import os
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxseq.data import decode_lines, read_folder, read_lines, read_pairs, read_text, read_texts
+from jaxseq.data import (
+    decode_lines,
+    read_folder,
+    read_lines,
+    read_pairs,
+    read_text,
+    read_texts,
+    readers,
+    text_corpus,
+)
 
 
 def write(folder, name: str, raw: bytes):
@@ -14,6 +25,24 @@ def write(folder, name: str, raw: bytes):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(raw)
     return path
+
+
+@contextlib.contextmanager
+def another_user(folder):
+    """As a user who is not root, who owns the folder: permissions do not hold for root."""
+    if os.geteuid():
+        yield
+        return
+    for path in (folder, *folder.rglob("*")):
+        os.chown(path, 65534, 65534)
+    for parent in folder.parents:
+        if not parent.stat().st_mode & 0o001:
+            parent.chmod(parent.stat().st_mode | 0o011)
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
 
 
 def one_line(error) -> str:
@@ -120,13 +149,79 @@ def test_a_folder_is_read_in_the_order_of_its_paths_and_names_what_it_passes_ove
     write(tmp_path, "image.png", b"\x89PNG")
     write(tmp_path, ".git/x.txt", b"hidden")
     write(tmp_path, ".hidden.txt", b"hidden")
+    write(tmp_path, "BOOK.TXT", b"book")
+    write(tmp_path, "z.Md.GZ", gzip.compress(b"zip"))
+    write(tmp_path, "outside/in.txt", b"x")
+    (tmp_path / "a" / "link").symlink_to(tmp_path / "outside")
+    (tmp_path / "zero.txt").symlink_to("/dev/zero")
+    (tmp_path / "gone.txt").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "pipe.txt")
     reading = read_folder(tmp_path)
-    assert reading.documents == ("sea", "dee", "bee")
-    assert [path.name for path in reading.paths] == ["c.md", "d.txt.gz", "b.txt"]
-    assert len(reading.skipped) == 2
+    assert reading.documents == ("book", "sea", "dee", "bee", "x", "zip")
+    assert [path.name for path in reading.paths] == ["BOOK.TXT", "c.md", "d.txt.gz", "b.txt", "in.txt", "z.Md.GZ"]
+    assert [line.removeprefix(str(tmp_path)) for line in reading.skipped[1:]] == [
+        "/empty.txt: contains no text",
+        f"no such file: {tmp_path}/gone.txt",
+        "/pipe.txt: a pipe, not a regular file",
+        "/zero.txt: a device, not a regular file",
+        ": 1 files with other suffixes: image.png",
+        "/a/link: a link to a folder, not followed",
+        ": 2 hidden files and folders",
+    ]
     assert "bad.txt: not UTF-8 at byte offset 0" in reading.skipped[0]
-    assert "empty.txt: contains no text" in reading.skipped[1]
-    assert len(read_folder(tmp_path, suffixes=("",)).skipped) == 3
+    every = read_folder(tmp_path, suffixes=("",)).skipped
+    assert len(every) == 8 and not any("suffixes" in line for line in every)
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path):
+    write(tmp_path, "a.txt", b"a")
+    write(tmp_path, "closed/b.txt", b"b")
+    write(tmp_path, "c.txt", b"c").chmod(0)
+    (tmp_path / "closed").chmod(0)
+    with another_user(tmp_path):
+        reading = read_folder(tmp_path)
+        with pytest.raises(ValueError, match=r"closed: no readable text.*a folder that cannot be listed: Permission"):
+            read_folder(tmp_path / "closed")
+    assert reading.documents == ("a",)
+    assert reading.skipped == (
+        f"[Errno 13] Permission denied: '{tmp_path}/c.txt'",
+        f"{tmp_path}/closed: a folder that cannot be listed: Permission denied",
+    )
+
+
+def test_many_files_of_other_suffixes_are_one_line(tmp_path):
+    write(tmp_path, "a.txt", b"a")
+    for index in range(8):
+        write(tmp_path, f"sub/{index}.bin", b"")
+    names = "sub/0.bin, sub/1.bin, sub/2.bin and 5 more"
+    assert read_folder(tmp_path).skipped == (f"{tmp_path}: 8 files with other suffixes: {names}",)
+
+
+@pytest.mark.parametrize("read", [read_text, read_lines, read_texts, read_pairs, read_folder, text_corpus])
+def test_the_empty_path_is_not_the_working_folder(tmp_path, monkeypatch, read):
+    write(tmp_path, "a.txt", b"some text")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"^the path is empty$"):
+        read("")
+
+
+def test_a_gzip_that_gives_more_than_a_text_can_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "FREE_BYTES", 2**20)
+    path = write(tmp_path, "bomb.txt.gz", gzip.compress(bytes(2**23)))
+    with pytest.raises(ValueError, match=r"bomb\.txt\.gz: a gzip of 8,\d\d\d bytes that gives more than \d,") as error:
+        read_text(path)
+    one_line(error)
+    path = write(tmp_path, "book.txt.gz", gzip.compress(b"a" * 2**20))
+    assert len(read_text(path)) == 2**20
+
+
+def test_a_file_larger_than_the_memory_is_named(tmp_path, monkeypatch):
+    def full(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(readers, "_decompressed", full)
+    with pytest.raises(ValueError, match=r"a\.txt\.gz: too large for the memory"):
+        read_text(write(tmp_path, "a.txt.gz", b"x"))
 
 
 def test_a_folder_without_text_says_what_was_looked_for(tmp_path):

@@ -492,7 +492,14 @@ def test_the_command_line_runs_processes_and_tells_failures(fake):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, marks=pytest.mark.slow),
+        signal.SIGTERM,
+    ],
+)
 def test_a_stopped_ablation_stops_its_run_and_says_how_to_go_on(number, tmp_path):
     fake = write(tmp_path)
     child = subprocess.Popen(command(fake, "--vary", "mode=slow", "--base", "mode=slow", "--vary", "width=6"),

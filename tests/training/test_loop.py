@@ -134,7 +134,7 @@ def test_the_start_tells_device_parameters_data_and_compile_time(tmp_path, capsy
     assert json.loads((tmp_path / "parameters.json").read_text())[0]["name"] == "bias"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_finishes_the_step_saves_once_and_exits_with_the_code(tmp_path, straight, monkeypatch, number):
     class Signalling(Stream):
         def __call__(self, step):
@@ -145,12 +145,12 @@ def test_a_signal_finishes_the_step_saves_once_and_exits_with_the_code(tmp_path,
     written = []
     write = checkpoints.write_arrays
     monkeypatch.setattr(checkpoints, "write_arrays", lambda folder, x: (written.append(folder), write(folder, x)))
-    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)]
     with pytest.raises(Interrupted) as stopped:
         train(tmp_path, Config(), data=Signalling())
     assert stopped.value.code == EXIT_INTERRUPTED == 75
     assert stopped.value.step == 8
-    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
+    assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)] == handlers
     assert len(written) == 2  # step 5, and the one extra
     assert Checkpoints(tmp_path / "checkpoints").steps() == [5, 8]
     assert digest(train(tmp_path, Config())) == digest(straight[1])

@@ -163,3 +163,24 @@ def test_a_step_in_16_bits_is_the_step_of_the_widened_arrays_rounded_once(name, 
 def test_the_norm_of_complex_leaves_is_real():
     norm = global_norm({"a": jnp.asarray([3 + 4j]), "b": jnp.asarray([12.0], jnp.bfloat16)})
     assert norm == 13 and norm.dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    {
+        "learning_rate": [0.0, -1.0, np.inf, np.nan, 1e300, 1e-300],
+        "b1": [1.0, 2.0, -0.1, np.nan],
+        "b2": [1.0, 2.0, -0.1, np.nan],
+        "eps": [0.0, -1.0, np.inf, np.nan, 1e-300],
+        "weight_decay": [-1.0, np.inf, np.nan],
+        "end_fraction": [-0.1, 1.1, np.nan],
+        "clip_norm": [0.0, -1.0, np.inf, np.nan],
+        "clip_value": [0.0, -1.0, np.inf, np.nan],
+        "warmup_steps": [-1, 2**31],
+        "accumulate_steps": [0, -1, 2**31, 10**30],
+    }.items(),
+)
+def test_a_number_outside_its_range_is_refused_by_name(name, values):
+    for value in values:
+        with pytest.raises(ValueError, match=rf"optimizer\W{name} must be .* not {value}".replace("+", r"\+")):
+            OptimizerConfig(**{name: value})

@@ -183,3 +183,46 @@ def test_double_precision_stays_double(x64):
 def test_an_untyped_key_is_refused():
     with pytest.raises(TypeError, match=r"jax\.random\.key"):
         create_state(initial_params(), optax.sgd(0.1), key=jax.random.PRNGKey(0))
+
+
+@pytest.mark.parametrize("weight", [1e30, pytest.param(1e25, marks=pytest.mark.full)])
+def test_sums_of_gradients_that_overflow_are_not_kept(weight):
+    def weighted(params, carry, batch, key):
+        return 1e15 * jnp.sum(params), Aux(carry, {}, batch)
+
+    optimizer = make_optimizer(OptimizerConfig(name="sgd", accumulate_steps=2), 20)
+    state = create_state(jnp.ones(2), optimizer, key=jax.random.key(0))
+    step = make_train_step(weighted, optimizer)
+    state, metrics = step(state, np.float32(weight))
+    assert metrics["skipped"] and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.opt_state))
+    for _ in range(2):
+        state, metrics = step(state, np.float32(1))
+    assert metrics["updated"] and not metrics["skipped"]
+
+
+def test_a_moving_average_that_overflows_is_not_kept():
+    optimizer = optax.sgd(1.0)
+    start = create_state(jnp.full(2, 3e38), optimizer, key=jax.random.key(0), ema=True)
+    step = make_train_step(lambda params, c, rate, k: (jnp.sum(rate * params), Aux(c, {})), optimizer, ema_decay=0.5)
+    state, metrics = step(start, np.float32(0))
+    assert metrics["updated"] and np.all(state.ema.mean == 3e38)
+    far = state._replace(params=jnp.full(2, -3e38))
+    state, metrics = step(far, np.float32(0))
+    assert metrics["skipped"] and np.all(np.isfinite(state.ema.mean)) and state.ema.updates == 1
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        pytest.param(optax.adam(1e-2, eps=0.0), id="eps"),
+        pytest.param(make_optimizer(OptimizerConfig(learning_rate=3e38, eps=2e-38), 4), id="huge-rate"),
+    ],
+)
+def test_updates_that_are_not_finite_leave_every_array_of_the_state_finite(optimizer):
+    params = {"used": jnp.ones(3), "unused": jnp.ones(3)}
+    state = create_state(params, optimizer, key=jax.random.key(0), ema=True)
+    step = make_train_step(lambda p, c, b, k: (jnp.sum(jnp.exp(b * p["used"])), Aux(c, {})), optimizer, ema_decay=0.5)
+    for index in range(4):
+        state, _ = step(state, np.float32(index - 2))
+    assert state.nonfinite > 0
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state.params, state.opt_state, state.ema)))

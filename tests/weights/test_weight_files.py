@@ -147,11 +147,11 @@ def test_safetensors_files_that_lie_are_refused(tmp_path):
         (safetensors_file({"a": good | {"shape": [1] * 40 + [2]}}, bytes(8)), "41 dimensions"),
         (safetensors_file({"a": good | {"dtype": "BOOL", "shape": [8]}}, b"\2" * 8), "truth values"),
         (safetensors_file(b"{" + b"[" * 100_000), "damaged"),
-        (safetensors_file(f"{{{one}, {one}}}".encode(), bytes(8)), "damaged|'a' occurs twice"),
+        (safetensors_file(f"{{{one}, {one}}}".encode(), bytes(8)), "damaged|'a' is given twice"),
         (safetensors_file({"a": good}, bytes(8), length=2**60), "neither"),
         (safetensors_file({"a": empty | {"shape": [0, 2**62]}}), "'a' has the shape"),
         (safetensors_file({"a": empty | {"shape": [0, 2**64 - 1]}}), "'a' has the shape"),
-        (safetensors_file(f"{{{many}, {one}, {one}}}".encode(), bytes(8)), "damaged|'a' occurs twice"),
+        (safetensors_file(f"{{{many}, {one}, {one}}}".encode(), bytes(8)), "damaged|'a' is given twice"),
     ]
     for data, match in cases:
         file.write_bytes(data)
@@ -175,7 +175,7 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path):
     os.symlink("/dev/zero", tmp_path / "device.npz")
     (tmp_path / "folder.safetensors").mkdir()
     for name in os.listdir(tmp_path):
-        refused(tmp_path / name, "not a regular file")
+        refused(tmp_path / name, "not a (regular )?file")
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

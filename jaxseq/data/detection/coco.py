@@ -1,7 +1,9 @@
 """Objects in the layout of COCO's instances, and detections in that of its results: read and written."""
 
+import io
 import json
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -31,6 +33,7 @@ from jaxseq.data.images.json_items import (
     shown,
     text_of,
 )
+from jaxseq.files import given_path, named_errors, write_atomic
 
 PathPair = tuple[str | Path, str | Path]
 
@@ -82,11 +85,12 @@ def read_coco_instances(
         raise ValueError("test needs held_out: without it there are no images to validate by")
     found, classes = FoundScenes(f"COCO instances {path}"), dict[str, None]()
     later = ("validation", "test")
-    _read(found, classes, Path(path), Path(folder), part=None if held_out is None else ("train",), seed=seed)
+    part = None if held_out is None else ("train",)
+    _read(found, classes, given_path(path), given_path(folder), part=part, seed=seed)
     if held_out is not None:
-        _read(found, classes, *map(Path, held_out), part=later if test is None else later[:1], seed=seed)
+        _read(found, classes, *map(given_path, held_out), part=later if test is None else later[:1], seed=seed)
     if test is not None:
-        _read(found, classes, *map(Path, test), part=later[1:], seed=seed)
+        _read(found, classes, *map(given_path, test), part=later[1:], seed=seed)
     return found.corpus(options, list(classes), seed=seed)
 
 
@@ -189,7 +193,7 @@ def write_coco_corpus(folder: str | Path, corpus: DetectionCorpus) -> dict[str, 
     Raises:
         ValueError, FileExistsError: as ``write_coco_instances``.
     """
-    folder, pairs = Path(folder), dict[str, PathPair]()
+    folder, pairs = given_path(folder), dict[str, PathPair]()
     for name, part in corpus.parts.items():
         pairs[name] = folder / f"{name}.json", folder / "images"
         write_coco_instances(*pairs[name], part, corpus.class_names)
@@ -214,27 +218,39 @@ def write_coco_instances(
     Raises:
         ValueError: a name that is no path below the folder, or two names of one file.
         FileExistsError: one of the files exists; nothing is replaced.
+        OSError: a file cannot be written; names it.
         ImportError: the extra ``images`` is not installed.
     """
     try:
         from PIL import Image
     except ImportError:
         raise ImportError('PNG files need Pillow: pip install "jaxseq[images]"') from None
-    path, folder = Path(path), Path(folder)
+    path, folder = given_path(path), given_path(folder)
     names = [name if name.lower().endswith(".png") else f"{name}.png" for name in images.names]
     if len(set(names)) != len(names) or not all(map(is_below, names)):
         raise ValueError("names of images must differ, and be paths below the folder")
     for file in (path, *(folder / PurePosixPath(name) for name in names)):
-        if file.exists():
+        if os.path.lexists(file):
             raise FileExistsError(f"{file} exists")
     for index, name in enumerate(names):
         file = folder / PurePosixPath(name)
         file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("xb") as opened:
-            Image.fromarray(np.asarray(images.images(np.array([index]))[0])).save(opened, "png")
+        packed = io.BytesIO()
+        Image.fromarray(np.asarray(images.images(np.array([index]))[0])).save(packed, "png")
+        _write_new(file, packed.getvalue())
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("x", encoding="utf-8") as text:
-        json.dump(_document(images, names, class_names), text, allow_nan=False)
+    write_atomic(path, json.dumps(_document(images, names, class_names), allow_nan=False))
+
+
+def _write_new(file: Path, content: bytes) -> None:
+    """Write a file that must not exist; none is left if it fails."""
+    with named_errors(file), file.open("xb") as opened:
+        try:
+            opened.write(content)
+            opened.flush()
+        except BaseException:
+            file.unlink()
+            raise
 
 
 def _document(images: DetectionImages, names: Sequence[str], class_names: Sequence[str]) -> Item:

@@ -12,7 +12,10 @@ from jaxtyping import Float, Float32, Int, Int32
 
 from jaxseq.data.detection.coco import coco_box, corners_to_coco, number
 from jaxseq.data.detection.found_objects import class_name
+from jaxseq.data.images.found_files import MAX_REASON
 from jaxseq.data.images.json_items import Fault, id_of, object_of, read_document, read_json, shown, text_of
+from jaxseq.files import given_path, write_output
+from jaxseq.terminal import printable
 
 Id = int | str
 
@@ -68,7 +71,7 @@ def read_coco_ids(path: str | Path, folder: str | Path | None = None) -> CocoIds
         FileNotFoundError: no such file.
         ValueError: not JSON, or not an object.
     """
-    document, ids = read_document(Path(path)), CocoIds({}, {})
+    document, ids = read_document(given_path(path)), CocoIds({}, {})
     for list_name, field, known in (("images", "file_name", ids.images), ("categories", "name", ids.categories)):
         items, used = document.get(list_name), set()
         for value in items if isinstance(items, list) else []:
@@ -81,7 +84,7 @@ def read_coco_ids(path: str | Path, folder: str | Path | None = None) -> CocoIds
                 used.add(key)
                 known.setdefault((class_name(name) or name) if field == "name" else name, item["id"])
     if folder is not None:
-        known = {os.fspath(Path(folder) / PurePosixPath(name)): key for name, key in ids.images.items()}
+        known = {os.fspath(given_path(folder) / PurePosixPath(name)): key for name, key in ids.images.items()}
         return CocoIds(known | ids.images, ids.categories)
     return ids
 
@@ -96,7 +99,7 @@ def write_coco_results(
     """Write detections as a list of ``{"image_id", "category_id", "bbox": [x, y, w, h], "score"}``.
 
     Args:
-        path: the JSON file; an older one is replaced.
+        path: the JSON file, written atomically; an older one is replaced.
         found: the detections of each image, in pixels of its file (``DetectionImages.to_original``).
         names: the names of these images.
         class_names: the name of each class.
@@ -104,7 +107,8 @@ def write_coco_results(
 
     Raises:
         ValueError: another number of images than of names, an image or a class without an id, a class outside
-            ``class_names``, or a number that is not finite.
+            ``class_names``, a number that is not finite, or a folder as ``path``.
+        OSError: the file cannot be written; names it.
     """
     if len(found) != len(names):
         raise ValueError(f"detections of {len(found)} images, but {len(names)} names")
@@ -118,7 +122,7 @@ def write_coco_results(
                 raise ValueError(f"{name!r}: not finite: the box {box} with the score {score}")
             fields = {"image_id": ids.images[name], "category_id": categories[index]}
             results.append(fields | {"bbox": corners_to_coco(box), "score": score})
-    Path(path).write_text(json.dumps(results, allow_nan=False), encoding="utf-8")
+    write_output(given_path(path), json.dumps(results, allow_nan=False))
 
 
 def _check_known(names: Sequence[str], class_names: Sequence[str], ids: CocoIds) -> None:
@@ -144,7 +148,8 @@ def read_coco_results(path: str | Path, names: Sequence[str], class_names: Seque
         FileNotFoundError: no such file.
         ValueError: not JSON, not a list, or an image or a class without an id.
     """
-    path, document = Path(path), read_json(Path(path))
+    path = given_path(path)
+    document = read_json(path)
     if not isinstance(document, list):
         raise ValueError(f"{path}: the JSON must be a list, not {shown(document)}")
     _check_known(names, class_names, ids)
@@ -169,7 +174,7 @@ def read_coco_results(path: str | Path, names: Sequence[str], class_names: Seque
             if w < 0 or h < 0:
                 raise Fault(f"{place}.bbox: a box of negative size: {shown(item['bbox'])}")
         except Fault as fault:
-            skipped.append(f"{path}: {fault}")
+            skipped.append(f"{printable(str(path))}: {printable(str(fault)[:MAX_REASON])}")
             continue
         found[rows[image]].append(([x, y, x + w, y + h], score, categories[category]))
     return CocoResults(tuple(map(_scored, found)), tuple(skipped))

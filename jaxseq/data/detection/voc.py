@@ -1,5 +1,6 @@
 """Objects in the layout of Pascal VOC."""
 
+import os
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
@@ -17,6 +18,7 @@ from jaxseq.data.detection.xml_items import number_in, only_child, read_xml, tex
 from jaxseq.data.images.decoding import ImageError
 from jaxseq.data.images.found_files import ImageOptions, hash_part, is_below
 from jaxseq.data.images.json_items import Fault
+from jaxseq.files import given_path
 
 LISTS = ("test", "val", "train", "trainval")
 
@@ -54,10 +56,11 @@ def read_voc(folder: str | Path, *, images: ImageOptions | None = None, seed: in
 
     Raises:
         FileNotFoundError: no folder ``Annotations``.
-        ValueError: no usable image or class, or the mode ``crop``.
+        ValueError: no usable image or class, a list that is no regular file, or the mode ``crop``.
+        OSError: the folder ``Annotations`` or a list cannot be read; names it.
         ImportError: the extra ``images`` is not installed.
     """
-    folder, options = Path(folder), detection_options(images)
+    folder, options = given_path(folder), detection_options(images)
     if not (folder / "Annotations").is_dir():
         raise FileNotFoundError(f"{folder} has no folder Annotations; a folder such as VOCdevkit/VOC2007 has")
     found = FoundScenes(f"Pascal VOC {folder}")
@@ -118,8 +121,10 @@ def _box(element: Element, place: str) -> Corners:
 
 def _listed(found: FoundScenes, folder: Path, seed: int) -> dict[str, str | None]:
     """The part of each image that the lists name; None: by its name and the seed."""
-    annotated = sorted(path.stem for path in (folder / "Annotations").glob("*.xml"))
-    lists = {name: path for name in LISTS if (path := folder / "ImageSets" / "Main" / f"{name}.txt").is_file()}
+    entries = os.listdir(folder / "Annotations")
+    annotated = sorted(name.removesuffix(".xml") for name in entries if name.endswith(".xml"))
+    lists = {name: folder / "ImageSets" / "Main" / f"{name}.txt" for name in LISTS}
+    lists = {name: path for name, path in lists.items() if os.path.lexists(path)}
     if not lists:
         return dict.fromkeys(annotated)
     held_out = ("validation",) if "test" in lists else ("validation", "test")

@@ -8,6 +8,7 @@ import math
 import os
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
+
+from jaxseq.files import named_errors, open_regular, parse_json
 
 MAGIC = b"jaxseq array 1\n\0"
 DIGEST_SIZE = 16
@@ -62,7 +65,7 @@ class RowWriter:
         if values.shape != self.shape[1:] or values.dtype != self.dtype:
             raise ValueError(f"a row of {self.shape[1:]} {self.dtype}, not {values.shape} {values.dtype}")
         raw, offset = values.tobytes(), row * self._row_size
-        with _errors_of(self._path):
+        with named_errors(self._path):
             while raw:
                 written = os.pwrite(self._descriptor, raw, offset)
                 raw, offset = raw[written:], offset + written
@@ -93,14 +96,14 @@ def new_array_file(path: Path, shape: tuple[int, ...], dtype: Any, description: 
     _lock(descriptor)
     try:
         with os.fdopen(descriptor, "r+b") as file:
-            with _errors_of(path):
+            with named_errors(path):
                 file.truncate(needed)
             rows = RowWriter(path, descriptor, shape, dtype)
             yield rows
             fields = {"shape": shape, "dtype": dtype.str, "description": description}
             described = json.dumps(fields).encode("utf-8", "surrogatepass")
             body = rows.digests.tobytes() + described
-            with _errors_of(path):
+            with named_errors(path):
                 file.seek(needed)
                 file.write(body + len(described).to_bytes(8, "little") + _digest(body) + MAGIC)
                 file.flush()
@@ -117,8 +120,10 @@ def open_array_file(path: Path, *, verify: bool = True) -> StoredArray:
     Raises:
         FileNotFoundError: there is no such file.
         ArrayFileError: not an array file, cut, or damaged.
+        ValueError: a folder, a pipe, a device or a socket.
+        OSError: the file cannot be read; names it.
     """
-    with path.open("rb") as file:
+    with named_errors(path), open_regular(path) as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - FOOTER_SIZE))
         footer = file.read()
@@ -130,10 +135,10 @@ def open_array_file(path: Path, *, verify: bool = True) -> StoredArray:
         file.seek(max(0, size - FOOTER_SIZE - length))
         described = file.read(length)
         try:
-            fields = json.loads(described)
+            fields = parse_json(described)
             shape, dtype = tuple(int(side) for side in fields["shape"]), np.dtype(fields["dtype"])
             count, description = shape[0], dict(fields["description"])
-        except (ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError, SyntaxError):
+        except (ValueError, KeyError, TypeError, IndexError, OverflowError, SyntaxError):
             raise ArrayFileError("its description is damaged") from None
         data = math.prod(shape) * dtype.itemsize
         if min(shape) < 0 or dtype.hasobject or size != data + count * DIGEST_SIZE + length + FOOTER_SIZE:
@@ -149,22 +154,12 @@ def open_array_file(path: Path, *, verify: bool = True) -> StoredArray:
     return StoredArray(array, table, description)
 
 
-@contextmanager
-def _errors_of(path: Path) -> Iterator[None]:
-    """Errors of the system in the block name the file, which those of an open file do not."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is None:
-            error.filename = os.fspath(path)
-        raise
-
-
 def _delete_unfinished(path: Path) -> None:
     """Delete unfinished files that no process has locked; new ones, which may not be locked yet, are left."""
     for other in path.parent.glob(f".{glob.escape(path.name)}.*"):
         with contextlib.suppress(OSError):
-            if time.time() - other.stat().st_mtime > NEW_SECONDS:
+            found = other.lstat()
+            if stat.S_ISREG(found.st_mode) and time.time() - found.st_mtime > NEW_SECONDS:
                 with other.open("r+b") as file:
                     if _lock(file.fileno()):
                         other.unlink()

@@ -3,7 +3,6 @@
 import errno
 import logging
 import os
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -12,6 +11,8 @@ from typing import Any, BinaryIO, Literal, NamedTuple, get_args
 
 import numpy as np
 from jaxtyping import UInt8
+
+from jaxseq.files import open_regular
 
 ResizeMode = Literal["squash", "crop", "pad"]
 RESIZE_MODES: tuple[ResizeMode, ...] = get_args(ResizeMode)
@@ -151,32 +152,23 @@ def regular_file(path: str | Path) -> Iterator[BinaryIO]:
         ImageError: missing, another kind of file (a folder, a pipe, a device, a socket), empty, or unreadable.
     """
     try:
-        _check_regular(os.stat(path))  # before opening, which may act on a device
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        file = open_regular(path)
     except FileNotFoundError:
         raise ImageError("no such file") from None
-    except (OSError, ValueError) as error:
-        if isinstance(error, ImageError) or _is_temporary(error):
+    except OSError as error:
+        if _is_temporary(error):
             raise
-        raise ImageError(f"cannot be opened: {_reason(error)}") from None
-    with os.fdopen(descriptor, "rb") as file:
-        _check_regular(os.fstat(descriptor))
+        raise ImageError(f"cannot be opened: {error.strerror or error}") from None
+    except ValueError as error:
+        raise ImageError(str(error).removeprefix(f"{path}: ")) from None
+    with file:
+        if not os.fstat(file.fileno()).st_size:
+            raise ImageError("an empty file")
         yield file
-
-
-def _check_regular(found: os.stat_result) -> None:
-    if not stat.S_ISREG(found.st_mode):
-        raise ImageError("a folder, not a file" if stat.S_ISDIR(found.st_mode) else "not a regular file")
-    if not found.st_size:
-        raise ImageError("an empty file")
 
 
 def _is_temporary(error: Exception) -> bool:
     return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in TEMPORARY)
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)
 
 
 def _rgb(image: Any) -> Any:

@@ -13,6 +13,7 @@ from jaxtyping import Integer, Shaped
 from jaxseq.data.images.array_file import ArrayFileError, StoredArray, new_array_file, open_array_file
 from jaxseq.data.images.batches import FingerprintedArrays
 from jaxseq.data.images.files import checked_indices
+from jaxseq.files import given_path
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ class FeatureCache:
             raise ValueError("there are no images to encode")
         key = json.dumps(["features", images.fingerprint, len(images), weights_sha256, dict(fields)], sort_keys=True)
         self.fingerprint = hashlib.sha256(key.encode()).hexdigest()
-        path = Path(folder) / f"features-{self.fingerprint[:16]}.array"
+        path = given_path(folder) / f"features-{self.fingerprint[:16]}.array"
         self._stored = self._opened(path, verify) or _computed(path, images, encode, batch_size, self.fingerprint)
 
     def _opened(self, path: Path, verify: bool) -> StoredArray | None:

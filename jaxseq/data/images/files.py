@@ -5,7 +5,6 @@ import json
 import logging
 import math
 import os
-import re
 import time
 import warnings
 from collections.abc import Sequence
@@ -32,10 +31,10 @@ from jaxseq.data.images.decoding import (
     pillow_version,
     read_sized_image,
 )
+from jaxseq.files import given_path
+from jaxseq.terminal import printable
 
 logger = logging.getLogger(__name__)
-
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 LARGE = 4.0
 """Gigabytes of images in memory from which a message suggests a cache."""
@@ -89,7 +88,7 @@ class ImageFiles:
         if max_pixels < 1 or workers < 1:
             raise ValueError(f"max_pixels and workers must be at least 1, not {max_pixels} and {workers}")
         build = _Build([os.fspath(path) for path in paths], size, mode, max_pixels, workers)
-        stored = build.in_memory() if cache is None else build.cached(Path(cache), verify=verify)
+        stored = build.in_memory() if cache is None else build.cached(given_path(cache), verify=verify)
         reasons: dict[int, str] = {int(index): reason for index, reason in stored.description["reasons"].items()}
         self.mode, self._stored, self._size = mode, stored, size
         self.kept = tuple(index for index in range(len(paths)) if index not in reasons)
@@ -149,12 +148,6 @@ def checked_indices(indices: Integer[np.ndarray, " B"] | Sequence[int], count: i
     if chosen.size and not (chosen.min() >= 0 and chosen.max() < count):
         raise IndexError(f"indices must lie in [0, {count}), not [{chosen.min()}, {chosen.max()}]")
     return chosen
-
-
-def printable(path: str) -> str:
-    """A path in which bytes that are not UTF-8 and control characters are escaped: one line."""
-    text = path.encode("utf-8", "backslashreplace").decode()
-    return text if text.isprintable() else CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 class _Build:

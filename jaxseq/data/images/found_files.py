@@ -13,8 +13,9 @@ from pathlib import Path, PurePosixPath
 from typing import Generic, TypeVar
 
 from jaxseq.data.images.decoding import MAX_PIXELS, ResizeMode
-from jaxseq.data.images.files import ImageFiles, printable
+from jaxseq.data.images.files import ImageFiles
 from jaxseq.data.readers import decode_line, read_bytes, split_lines
+from jaxseq.terminal import printable
 
 PART_OF_SPLIT = {
     "train": "train",
@@ -27,6 +28,10 @@ PART_OF_SPLIT = {
 }
 """The names of splits in files, and the part of the corpus that they mean."""
 PARTS = ("test", "validation", "train")
+MAX_REASON = 300
+"""Characters of a message, which may quote what a file holds."""
+MAX_PATH = 4096
+"""Characters of a path; systems allow no more."""
 HELD_OUT = 0.1
 """The fraction of images in the test part, and in the validation part, if the files do not say."""
 
@@ -80,7 +85,7 @@ class FoundFiles(abc.ABC, Generic[FileT]):
 
     def skip(self, place: str, reason: str) -> None:
         """Name something that is left out."""
-        self.skipped.append(f"{printable(place)}: {printable(reason)}")
+        self.skipped.append(f"{printable(place)}: {printable(reason[:MAX_REASON])}")
 
     def image(self, place: str, folder: Path, name: str) -> FileT | None:
         """The image of a name, a path below the folder; None, and named, if it is outside."""
@@ -148,7 +153,7 @@ def is_below(name: str) -> bool:
     """Whether a name in a file is a path that stays below the folder it is relative to, and that can exist."""
     path = PurePosixPath(name)
     outside = not name.strip() or path.is_absolute() or ".." in path.parts
-    return not (outside or "\0" in name or has_surrogates(name))
+    return not (outside or "\0" in name or has_surrogates(name) or len(name) > MAX_PATH)
 
 
 def has_surrogates(text: str) -> bool:

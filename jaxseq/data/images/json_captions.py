@@ -17,6 +17,7 @@ from jaxseq.data.images.json_items import (
     shown,
     text_of,
 )
+from jaxseq.files import given_path
 
 
 def read_coco_captions(
@@ -47,12 +48,12 @@ def read_coco_captions(
         ImportError: the extra ``images`` is not installed.
     """
     found = Found(f"COCO captions {path}")
-    _read_coco(found, Path(path), Path(folder))
+    _read_coco(found, given_path(path), given_path(folder))
     if held_out is not None:
         known = set(found.images)
         for image in found.images.values():
             image.part = "train"
-        _read_coco(found, Path(held_out[0]), Path(held_out[1]))
+        _read_coco(found, given_path(held_out[0]), given_path(held_out[1]))
         for name in [name for name in found.images if name not in known]:
             found.images[name].part = hash_part(name, seed=seed, parts=("validation", "test"))
     return found.corpus(images, seed=seed)
@@ -88,7 +89,7 @@ def read_karpathy(
         ValueError: not JSON, no list ``images``, or no usable image.
         ImportError: the extra ``images`` is not installed.
     """
-    path, found = Path(path), Found(f"Karpathy's split {path}")
+    path, folder, found = given_path(path), given_path(folder), Found(f"Karpathy's split {path}")
     for place, item in items_of(found, path, read_document(path), "images"):
         try:
             name, split = text_of(item, "filename", place), text_of(item, "split", place)
@@ -102,7 +103,7 @@ def read_karpathy(
         except Fault as fault:
             found.skip(str(path), str(fault))
             continue
-        image = found.image(f"{path}: {place}.filename", Path(folder), name)
+        image = found.image(f"{path}: {place}.filename", folder, name)
         if image is None:
             continue
         image.part = PART_OF_SPLIT[split]

@@ -7,6 +7,7 @@ from typing import Any
 
 from jaxseq.data.images.found_files import FileT, FoundFiles
 from jaxseq.data.readers import read_bytes
+from jaxseq.files import enough_memory, parse_json
 
 Item = dict[str, Any]
 
@@ -20,12 +21,15 @@ def read_json(path: Path) -> Any:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not JSON; names the file.
+        ValueError: not JSON, a key that an object has twice, or what ``readers.read_bytes`` refuses; names the file.
+        OSError: the file cannot be read; names it.
     """
-    try:
-        return json.loads(read_bytes(path).decode("utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
+    raw = read_bytes(path)
+    with enough_memory(path):
+        try:
+            return parse_json(raw.decode("utf-8-sig"))
+        except ValueError as error:
+            raise ValueError(f"{path}: not JSON: {error}") from None
 
 
 def read_document(path: Path) -> Item:

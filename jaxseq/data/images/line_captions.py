@@ -7,6 +7,7 @@ from pathlib import Path
 from jaxseq.data.images.captioned import CaptionCorpus
 from jaxseq.data.images.captioned_files import Found
 from jaxseq.data.images.found_files import PART_OF_SPLIT, ImageOptions
+from jaxseq.files import given_path
 
 PIPES = "image_name| comment_number| comment"
 COMMAS = "image,caption"
@@ -44,7 +45,7 @@ def read_flickr(
         ValueError: another layout, a list that names no image, or no usable image.
         ImportError: the extra ``images`` is not installed.
     """
-    path, found = Path(path), Found(f"Flickr captions {path}")
+    path, folder, found = given_path(path), given_path(folder), Found(f"Flickr captions {path}")
     known = set()
     for place, columns in _flickr_lines(found, path):
         name, number, text = columns
@@ -52,12 +53,12 @@ def read_flickr(
             found.skip(place, f"the caption {number} of {name} for a second time: {text[:80]!r}")
             continue
         known.add((name, number))
-        image = found.image(place, Path(folder), name)
+        image = found.image(place, folder, name)
         if image is not None:
             found.caption(place, image, text)
     lists = {"test": test, "validation": validation, "train": train}
     if any(given is not None for given in lists.values()):
-        _divide(found, {part: Path(given) for part, given in lists.items() if given is not None})
+        _divide(found, {part: given_path(given) for part, given in lists.items() if given is not None})
     return found.corpus(images, seed=seed)
 
 
@@ -78,7 +79,8 @@ def read_caption_tsv(
         ValueError: no usable image.
         ImportError: the extra ``images`` is not installed.
     """
-    path, found = Path(path), Found(f"captions {path}")
+    path, found = given_path(path), Found(f"captions {path}")
+    folder = path.parent if folder is None else given_path(folder)
     for place, line in found.lines(path):
         columns = line.split("\t")
         if len(columns) not in (2, 3):
@@ -89,7 +91,7 @@ def read_caption_tsv(
         if split and split not in PART_OF_SPLIT:
             found.skip(place, f"unknown split {split!r}; known: {', '.join(PART_OF_SPLIT)}")
             continue
-        image = found.image(place, path.parent if folder is None else Path(folder), name)
+        image = found.image(place, folder, name)
         if image is None:
             continue
         if split and image.part not in (None, PART_OF_SPLIT[split]):

@@ -19,6 +19,7 @@ from jaxtyping import Float, Float32, Integer, UInt8
 from jaxseq.data.images.array_file import ArrayFileError, StoredArray, new_array_file, open_array_file
 from jaxseq.data.images.batches import FingerprintedArrays
 from jaxseq.data.images.files import checked_indices
+from jaxseq.files import given_path
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +98,7 @@ class Proposals:
             raise ValueError("there are no images to propose boxes for")
         fields = ["proposals 2", images.fingerprint, len(images), method.settings, count, seed]
         self.fingerprint = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
-        path = Path(folder) / f"proposals-{self.fingerprint[:16]}.array"
+        path = given_path(folder) / f"proposals-{self.fingerprint[:16]}.array"
         stored = self._opened(path, verify)
         if stored is None:
             _compute(path, images, method, count, seed, workers or _cpus(), self.fingerprint)

@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
+MOST_WINDOWS = 10_000_000
+"""Of one shape in an image."""
+
 
 def sliding_windows(
     size: tuple[int, int],
@@ -28,7 +31,8 @@ def sliding_windows(
         stride: a fraction of the window.
 
     Raises:
-        ValueError: no sides or ratios, or a number that is not positive and finite.
+        ValueError: no sides or ratios, a number that is not positive and finite, or more than ``MOST_WINDOWS`` windows
+            of one shape.
     """
     if not (len(sides) and len(aspect_ratios)):
         raise ValueError("sliding windows need at least one side and one aspect ratio")
@@ -39,9 +43,13 @@ def sliding_windows(
     for side in sides:
         for ratio in aspect_ratios:
             width, height = min(side * math.sqrt(ratio), size[1]), min(side / math.sqrt(ratio), size[0])
+            rooms = (size[1] - width, width), (size[0] - height, height)
+            counts = [room / (stride * extent) + 1 for room, extent in rooms]
+            if math.prod(counts) > MOST_WINDOWS:
+                told = f"stride={stride}, aspect_ratios={ratio}, sides={side}"
+                raise ValueError(f"{told} give {math.prod(counts):.1e} windows, more than {MOST_WINDOWS:,}")
             x, y = (
-                np.linspace(0, room, math.ceil(room / (stride * extent)) + 1)
-                for room, extent in ((size[1] - width, width), (size[0] - height, height))
+                np.linspace(0, room, math.ceil(count - 1) + 1) for (room, _), count in zip(rooms, counts, strict=True)
             )
             left, top = (grid.ravel() for grid in np.meshgrid(x, y))
             grids.append(np.stack([left, top, left + width, top + height], axis=1))

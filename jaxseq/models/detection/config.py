@@ -1,6 +1,7 @@
 """The config of a detector."""
 
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, Literal, TypeAlias, get_args
 
 from jaxseq.encoders.image import Backbone
@@ -13,7 +14,7 @@ from jaxseq.models.image_backbones import FROM_SCRATCH, build_backbone, check_ba
 
 DetectorName: TypeAlias = Literal["rcnn", "fast_rcnn"]
 
-CONTEXT = 16 / 227
+CONTEXT = Fraction(16, 227)
 """Context on each side of a warped region, as a fraction of its size (R-CNN)."""
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from jaxseq.cores import Elman
 from jaxseq.data import TemporalOrder
 from jaxseq.pipelines.gradient_flow.memory_training import MemoryModel, Trainer
-from jaxseq.pipelines.gradient_flow.part import Say, Values, check_counts
+from jaxseq.pipelines.gradient_flow.part import Say, Values, check_counts, check_positive
 from jaxseq.plotting import Curve, CurvePanel, draw_curves
 from jaxseq.training import OptimizerConfig
 
@@ -31,7 +31,11 @@ class Clipping:
 
     def __post_init__(self) -> None:
         counts = {"learning_rates": len(self.learning_rates), "seeds": self.seeds, "steps": self.steps}
-        check_counts("clipping", **counts)
+        check_counts("clipping", features=self.features, batch_size=self.batch_size, **counts)
+        check_counts("clipping", 10, length=self.length)
+        for rate in self.learning_rates:
+            check_positive("clipping", learning_rates=rate)
+        check_positive("clipping", clip_norm=self.clip_norm)
 
     def compute(self, seed: int, say: Say) -> Values:
         """By setting, for each seed: losses, gradient norms, clipped steps so far, and the accuracy at the end."""

@@ -14,7 +14,7 @@ from jaxseq.analysis import lstm_paths
 from jaxseq.cores import LSTM
 from jaxseq.data import Addition
 from jaxseq.pipelines.gradient_flow.memory_training import HELD_OUT, MemoryModel, Trainer
-from jaxseq.pipelines.gradient_flow.part import Say, Values, check_counts
+from jaxseq.pipelines.gradient_flow.part import Say, Values, check_counts, check_positive
 from jaxseq.plotting import Curve, CurvePanel, draw_curves
 from jaxseq.training import OptimizerConfig
 from jaxseq.typing import Array, Float, PyTree
@@ -40,7 +40,9 @@ class ForgetBias:
 
     def __post_init__(self) -> None:
         check_counts("forget_bias", biases=len(self.biases), steps=self.steps, every=self.every)
-        check_counts("forget_bias", sequences=self.sequences)
+        check_counts("forget_bias", sequences=self.sequences, features=self.features, batch_size=self.batch_size)
+        check_counts("forget_bias", 2, length=self.length)
+        check_positive("forget_bias", learning_rate=self.learning_rate)
         if self.shown_bias not in self.biases:
             raise ValueError(f"forget_bias shown_bias={self.shown_bias} is none of biases={self.biases}")
 

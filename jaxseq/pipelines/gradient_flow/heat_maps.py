@@ -13,7 +13,7 @@ from jaxseq.analysis import loss_flow
 from jaxseq.cores import Attention, make_core
 from jaxseq.data import Addition, MemoryBatch
 from jaxseq.pipelines.gradient_flow.memory_training import HELD_OUT, MemoryModel, Trainer, prediction_error
-from jaxseq.pipelines.gradient_flow.part import Say, Values, check_counts
+from jaxseq.pipelines.gradient_flow.part import Say, Values, check_counts, check_positive
 from jaxseq.plotting import HeatMap, draw_heat_maps
 from jaxseq.training import OptimizerConfig
 from jaxseq.typing import Array, Carry, Float, PyTree, Scalar
@@ -40,6 +40,9 @@ class HeatMaps:
 
     def __post_init__(self) -> None:
         check_counts("heat_maps", cores=len(self.cores), probes=self.probes, steps=self.steps, every=self.every)
+        check_counts("heat_maps", features=self.features, batch_size=self.batch_size)
+        check_counts("heat_maps", 2, length=self.length)
+        check_positive("heat_maps", learning_rate=self.learning_rate)
 
     def compute(self, seed: int, say: Say) -> Values:
         """By core: the steps, the norms at each position for each of them, and the held-out errors."""

@@ -12,6 +12,7 @@ import optax
 from jaxseq import training
 from jaxseq.cores import Core
 from jaxseq.data import Addition, CopyMemory, MemoryBatch, TemporalOrder
+from jaxseq.distribution import Placement
 from jaxseq.testing.compilation import jitted
 from jaxseq.training import Aux, OptimizerConfig, TrainState
 from jaxseq.typing import Array, Carry, Features, Float, Key, PyTree, Scalar, Sequence
@@ -106,8 +107,11 @@ class Trainer:
         self._start = jitted(start)  # compiled fast: it runs once for a seed
 
     def start(self, seed: int) -> TrainState:
-        """The state before the first step."""
-        return self._start(jax.random.key(seed), self.task(0).inputs[:1, :1])
+        """The state before the first step; raises ValueError if training needs more memory than there is."""
+        given, init = (jax.random.key(seed), self.task(0).inputs[:1, :1]), self.model.init
+        check = Placement(None).check_memory
+        check(lambda *given: init(*given)["params"], *given, optimizer=self.optimizer, sizes=("features",))
+        return self._start(*given)
 
     def run(self, state: TrainState, every: int) -> Iterator[Progress]:
         """Train to the last step, and yield after each ``every`` steps (the last piece may be shorter)."""

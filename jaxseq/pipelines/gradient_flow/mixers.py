@@ -8,7 +8,7 @@ import numpy as np
 from jaxseq.cores import make_core
 from jaxseq.data import Addition, CopyMemory
 from jaxseq.pipelines.gradient_flow.memory_training import MemoryModel, MemoryTask, Trainer
-from jaxseq.pipelines.gradient_flow.part import Say, Values, check_counts
+from jaxseq.pipelines.gradient_flow.part import Say, Values, check_counts, check_positive
 from jaxseq.plotting import Curve, CurvePanel, draw_curves
 from jaxseq.training import OptimizerConfig
 
@@ -31,7 +31,10 @@ class Mixers:
     """Of Adam, constant; the gradient's norm is clipped at 1."""
 
     def __post_init__(self) -> None:
-        check_counts("mixers", cores=len(self.cores), steps=self.steps, every=self.every)
+        check_counts("mixers", cores=len(self.cores), steps=self.steps, every=self.every, features=self.features)
+        check_counts("mixers", batch_size=self.batch_size, copy_blank=self.copy_blank)
+        check_counts("mixers", 2, addition_length=self.addition_length)
+        check_positive("mixers", learning_rate=self.learning_rate)
 
     def _tasks(self, seed: int) -> dict[str, MemoryTask]:
         size = self.batch_size

@@ -24,8 +24,15 @@ class Part(Protocol):
         """The main numbers, by name."""
 
 
-def check_counts(part: str, **counts: int) -> None:
-    """Raises ValueError unless every count is at least 1."""
+def check_counts(part: str, least: int = 1, **counts: int) -> None:
+    """Raises ValueError unless every count is at least ``least``."""
     for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"{part}: {name} must be at least 1, not {count}")
+        if count < least:
+            raise ValueError(f"{part}: {name} must be at least {least}, not {count}")
+
+
+def check_positive(part: str, **numbers: float | int) -> None:
+    """Raises ValueError unless every number is above 0; none may be NaN."""
+    for name, number in numbers.items():
+        if not number > 0:
+            raise ValueError(f"{part}: {name} must be above 0, not {number}")

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxseq.analysis import carry_flow, norm_bound
 from jaxseq.cores import Elman
-from jaxseq.pipelines.gradient_flow.part import Say, Values, check_counts
+from jaxseq.pipelines.gradient_flow.part import Say, Values, check_counts, check_positive
 from jaxseq.plotting import Curve, CurvePanel, draw_curves
 from jaxseq.typing import Array, Float, Key, PyTree
 
@@ -40,6 +40,9 @@ class SingularValues:
     def __post_init__(self) -> None:
         check_counts("singular_values", features=self.features, length=self.length, sequences=self.sequences)
         check_counts("singular_values", largest=len(self.largest), chain=self.chain)
+        for sigma in self.largest:
+            check_positive("singular_values", largest=sigma)
+        check_positive("singular_values", radius=self.radius, coupling=self.coupling)
 
     def compute(self, seed: int, say: Say) -> Values:
         """The norms and bounds of each matrix against lag, and those of the chain with the power of its radius."""

@@ -1,0 +1,93 @@
+"""Every numeric field of every experiment refuses by name what it cannot use; found in the dataclasses themselves."""
+
+import dataclasses
+
+import pytest
+
+from jaxseq.pipelines.config_fields import configure
+from jaxseq.training import OptimizerConfig, TrainConfig, check_numbers
+from jaxseq.training.settings import ANY_NUMBER
+from tests.reliability.fields import EXPERIMENTS, Case, bases, build, cases, legal, numbers
+
+
+def refusal(case: Case, base: object) -> str | None:
+    """The message of the ValueError that refuses a case, or None."""
+    try:
+        check_numbers(build(case, base))
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_a_number_that_a_field_cannot_use_is_refused_by_its_name(experiment):
+    configs, wrong = dict(bases(experiment)), []
+    for case in cases(experiment):
+        said = refusal(case, configs[case.base])
+        if said is None and not legal(case):
+            wrong.append(f"{case} is accepted")
+        elif said is not None and (case.path[-1] not in said or "\n" in said or len(said) > 500):
+            wrong.append(f"{case}: {said[:300]}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_a_new_field_is_covered_by_being_there():
+    @dataclasses.dataclass(frozen=True)
+    class Inner:
+        rates: tuple[float, float] = (0.1, 0.2)
+
+    @dataclasses.dataclass(frozen=True)
+    class Config:
+        inner: Inner = Inner()
+        size: int | None = None
+        table: dict[str, float] = dataclasses.field(default_factory=dict)
+        free: float = dataclasses.field(default=float("inf"), metadata={ANY_NUMBER: True})
+
+    found = [(".".join(path), index) for path, index, _ in numbers(Config())]
+    assert found == [("inner.rates", 0), ("inner.rates", 1), ("size", None), ("free", None)]
+    check_numbers(Config())
+    for wrong, said in (
+        (Config(inner=Inner((0.1, float("nan")))), "^inner.rates must be finite, not nan$"),
+        (Config(size=2**31), f"^size must be from -2147483647 to 2147483647, not {2**31}$"),
+        (Config(size=10**5000), "^size must be .* an integer of 16610 bits$"),
+        (Config(table={"a": 1e300}), r"^table.a must be from -3.4\S+ to 3.4\S+, not 1e\+300$"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            check_numbers(wrong)
+
+
+def test_numbers_in_texts_are_refused_before_a_config_is_used():
+    @dataclasses.dataclass(frozen=True)
+    class Config:
+        seed: int = 0
+        rate: float = 1.0
+        train: TrainConfig = TrainConfig()
+        optimizer: OptimizerConfig = OptimizerConfig()
+
+    assert configure(Config, {"seed": str(2**32 - 1)}).seed == 2**32 - 1
+    for field, value in {
+        "seed": 2**32,
+        "rate": "nan",
+        "train.steps": 10**30,
+        "b2": "inf",
+        "warmup_steps": 2**63,
+    }.items():
+        with pytest.raises(ValueError, match=rf"{field}.*must be"):
+            configure(Config, {field: str(value)})
+    with pytest.raises(ValueError, match=r"^seed must be from 0 to 4294967295, not -1$"):
+        configure(Config, {"seed": "-1"})
+
+
+def accepted() -> list[Case]:
+    """The cases of which no field is refused, each class and field once."""
+    found: dict[tuple, Case] = {}
+    for experiment in EXPERIMENTS:
+        configs = dict(bases(experiment))
+        for case in cases(experiment):
+            owner = configs[case.base]
+            for name in case.path[:-1]:
+                owner = getattr(owner, name)
+            kind = experiment if len(case.path) == 1 else type(owner).__name__
+            if case.index in (None, 0) and refusal(case, configs[case.base]) is None:
+                found.setdefault((kind, case.path[-1], str(case.value)), case)
+    return list(found.values())
