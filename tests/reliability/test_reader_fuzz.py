@@ -265,7 +265,7 @@ def within(seconds: float):
         raise AssertionError(f"no answer after {seconds} seconds")
 
     before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
     try:
         yield
     finally:
@@ -482,6 +482,22 @@ def test_a_cache_that_is_no_file_is_named_at_once_and_stays(tmp_path, kind):
     with within(SECONDS), pytest.raises(ValueError, match=f"{file.name}: a {kind}, not a "):
         build()
     assert file.lstat() == before
+
+
+@pytest.mark.parametrize("name", [*DOCUMENTS, "texts", "pairs jsonl"])
+def test_a_key_given_twice_and_deep_values_are_named(folder, name):
+    case = CASES[name]
+    for content, word in [
+        (b'{"twice": 1, "twice": 2}', "the key 'twice' is given twice"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"a": ' * 100_000, "nested too deeply"),
+        (b"{" + b",".join(b'"%d": 1' % index for index in range(200_000)) + b', "7": 2}', "the key '7' is given twice"),
+    ]:
+        (folder / case.file).write_bytes(content)
+        try:
+            assert any(word in line for line in said_of(folder, case))
+        finally:
+            (folder / case.file).unlink()
 
 
 def test_a_gzip_bomb_is_refused_before_it_fills_the_memory(tmp_path, monkeypatch):
