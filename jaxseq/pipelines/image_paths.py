@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jaxseq.data.images import ImageFiles, ResizeMode
 from jaxseq.data.readers import first_names
-from jaxseq.files import printable
+from jaxseq.terminal import printable
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
 """Of the files that are taken from a folder, in either case."""
