@@ -81,6 +81,8 @@ class Config:
         for name, bound in (minimum | {"seed": 0, "split_seed": 0}).items():
             if getattr(self, name) < bound:
                 raise ValueError(f"{name} must be at least {bound}, not {getattr(self, name)}")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be above 0, not {self.temperature}")
         decoding.SamplingOptions(self.temperature)  # refuses what it cannot use
         truncation = self.train.truncation
         if self.batches != "streams" and truncation != "zero":
