@@ -2,14 +2,15 @@
 
     python benchmarks/run_folder.py                                  # 10 MB and 1 GB of parameters, a few minutes
     python benchmarks/run_folder.py --against ../before              # the same with another checkout, in turn
-    python benchmarks/run_folder.py --megabytes 10 --rounds 9
+    python benchmarks/run_folder.py --megabytes 10 --turns 5
     python benchmarks/run_folder.py --table                          # what was measured, in Markdown
 
 The state is a language model's with Adam's moments, three times its parameters, of random numbers, which no store can
-compress. Each size and checkout has a process of its own; the checkouts take turns, round by round, the first place
-going round. What is restored is compared with what was saved, bit for bit, before anything is timed. Files are read
-from the system's page cache, so that the figures are those of the code and not of a disk; what is written is flushed
-where the code flushes it. Rows go to benchmarks/results/run_folder-DEVICE.jsonl, one a size and checkout.
+compress. Each turn is a process of its own, one at a time, since 1 GB of parameters take 12 GB of memory; the checkouts
+take turns, the first place going round. In each turn what is restored is compared with what was saved, bit for bit,
+before anything is timed. Files are read from the system's page cache, so that the figures are those of the code and not
+of a disk; what is written is flushed where the code flushes it. Rows go to benchmarks/results/run_folder-DEVICE.jsonl,
+one a size and checkout, with medians over all turns.
 """
 
 import argparse
@@ -101,7 +102,7 @@ def prepare(folder: Path, parameter_bytes: float) -> Case:
     optimizer = training.make_optimizer(training.OptimizerConfig(), 10)
     state = training.create_state(params, optimizer, key=jax.random.key(0))
     state = jax.tree.map(
-        lambda x: jax.device_put(random.standard_normal(x.shape, np.float32)) if x.dtype == np.float32 else x, state
+        lambda x: jax.device_put(random.random(x.shape, np.float32)) if x.dtype == np.float32 else x, state
     )
     run = training.Run.open(folder / "run", config, fingerprint="random")
     generator.save(run)
@@ -154,79 +155,70 @@ def check(case: Case) -> None:
             raise ArithmeticError("what was restored differs from what was saved")
 
 
-def work(folder: Path, megabytes: float) -> None:
-    """The process of a case: a line of facts, then the seconds of a round for each line that comes in."""
+def work(folder: Path, megabytes: float, rounds: int) -> None:
+    """The process of a turn: prints a line with the seconds of each round and the bytes of the state."""
     case = prepare(folder, megabytes * 1e6)
     check(case)
     parameter_bytes, state_bytes = (sum(x.nbytes for x in jax.tree.leaves(t)) for t in (case.state.params, case.state))
-    facts = {"package": str(Path(training.__file__).parents[2]), "parameter_bytes": parameter_bytes}
-    print(json.dumps(facts | {"state_bytes": state_bytes}), flush=True)
-    for number, _ in enumerate(sys.stdin, 1):
-        print(json.dumps(one_round(case, number)), flush=True)
+    facts = {"parameter_bytes": parameter_bytes, "state_bytes": state_bytes}
+    print(json.dumps({"facts": facts, "rounds": [one_round(case, number + 1) for number in range(rounds)]}))
 
 
-def start(checkout: Path, folder: Path, megabytes: float) -> subprocess.Popen[str]:
-    """The process of a case, with the package of this checkout."""
+def turn(checkout: Path, folder: Path, megabytes: float, rounds: int) -> Row:
+    """What the process of a turn prints, with the package of this checkout; raises RuntimeError if it fails."""
     known = {"PYTHONPATH": str(checkout), "JAXSEQ_COMPILATION_CACHE": "", "JAX_PLATFORMS": "cpu"}
-    words = [sys.executable, __file__, "--work", str(folder), "--megabytes", str(megabytes)]
-    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    return subprocess.Popen(words, env=os.environ | known, **pipes)
+    words = [sys.executable, __file__, "--work", str(folder), "--megabytes", str(megabytes), "--rounds", str(rounds)]
+    done = subprocess.run(words, env=os.environ | known, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"the process has ended with code {done.returncode}: {done.stderr[-300:]}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-def answer(process: subprocess.Popen[str]) -> Row:
-    """The next line of a process; raises RuntimeError if it has ended."""
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("{"):
-            return json.loads(line)
-    raise RuntimeError(f"the process has ended with code {process.wait()}")
+def measure(checkouts: dict[str, Path], megabytes: float, turns: int, rounds: int, folder: Path) -> list[Row]:
+    """One row a checkout: medians of the seconds of all rounds.
 
-
-def ask(process: subprocess.Popen[str]) -> dict[str, float]:
-    """The seconds of one more round."""
-    assert process.stdin is not None
-    process.stdin.write("\n")
-    process.stdin.flush()
-    return answer(process)
-
-
-def measure(checkouts: dict[str, Path], megabytes: float, rounds: int, folder: Path) -> list[Row]:
-    """One row a checkout: medians of the seconds of all rounds but the first, which warms up."""
-    needed, free = 2 * 3 * megabytes * 1e6 * len(checkouts), shutil.disk_usage(folder).free
-    if free < 1.2 * needed:
-        raise OSError(f"{folder} has {free / 1e9:.1f} GB free, but {1.2 * needed / 1e9:.1f} GB are needed")
-    processes = {}
-    for name, checkout in checkouts.items():
-        (folder / name).mkdir()
-        processes[name] = start(checkout, folder / name, megabytes)
-    try:
-        facts = {name: answer(process) for name, process in processes.items()}
-        found: dict[str, list[dict[str, float]]] = {name: [] for name in processes}
-        names = list(processes)
-        for number in range(rounds + 1):
-            for name in names[number % len(names) :] + names[: number % len(names)]:
-                seconds = ask(processes[name])
-                if number:
-                    found[name].append(seconds)
-    finally:
-        for process in processes.values():
-            process.kill()
-            process.wait()
-        for name in processes:
-            shutil.rmtree(folder / name, ignore_errors=True)
-    commits = {name: commit_of(checkout) for name, checkout in checkouts.items()}
+    Raises:
+        OSError: too little disk or memory is free.
+    """
+    state = 3 * megabytes * 1e6
+    needs = {"disk": (2.5 * state, shutil.disk_usage(folder).free), "memory": (4 * state, available_memory())}
+    for name, (needed, free) in needs.items():
+        if free < needed:
+            raise OSError(
+                f"{megabytes:g} MB of parameters need {needed / 1e9:.1f} GB of {name}; {free / 1e9:.1f} are free"
+            )
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in checkouts}
+    facts: dict[str, Row] = {}
+    names = list(checkouts)
+    for number in range(turns):
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            with tempfile.TemporaryDirectory(dir=folder) as inner:
+                made = turn(checkouts[name], Path(inner), megabytes, rounds)
+            found[name] += made["rounds"]
+            facts[name] = made["facts"]
     return [
         {
             "name": name,
-            "commit": commits[name],
+            "commit": commit_of(checkout),
             "megabytes": megabytes,
+            "turns": turns,
             "rounds": rounds,
-            **{fact: value for fact, value in facts[name].items() if fact != "package"},
+            **facts[name],
             "median_s": medians(found[name]),
+            "best_s": {quantity: min(seconds[quantity] for seconds in found[name]) for quantity in found[name][0]},
             **environment(),
         }
-        for name in processes
+        for name, checkout in checkouts.items()
     ]
+
+
+def available_memory() -> float:
+    """Bytes that programs can take; infinite where the system does not tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return math.inf
+    return next((1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), math.inf)
 
 
 def medians(rounds: Sequence[dict[str, float]]) -> dict[str, float]:
@@ -273,7 +265,8 @@ def main() -> None:
     """Measure what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", nargs="+", type=float, default=[10.0, 1000.0], help="of parameters")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--turns", type=int, default=3, help="processes of each size and checkout")
+    parser.add_argument("--rounds", type=int, default=3, help="of each turn")
     parser.add_argument("--against", type=Path, help="another checkout, measured in turn")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="on the disk that is measured")
     parser.add_argument("--table", action="store_true", help="print what was measured; run nothing")
@@ -281,7 +274,7 @@ def main() -> None:
     options = parse_arguments(parser)
     output = RESULTS / f"run_folder-{device_name()}.jsonl"
     if options.work is not None:
-        work(options.work, options.megabytes[0])
+        work(options.work, options.megabytes[0], options.rounds)
         return
     if options.table:
         print(table([json.loads(line) for line in output.read_text().splitlines()]))
@@ -291,8 +284,7 @@ def main() -> None:
         checkouts["before"] = options.against.resolve()
     rows: list[Row] = []
     for megabytes in options.megabytes:
-        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-            rows += measure(checkouts, megabytes, options.rounds, Path(folder))
+        rows += measure(checkouts, megabytes, options.turns, options.rounds, options.folder)
         print(table(rows[-len(checkouts) :]), flush=True)
     output.write_text("".join(json.dumps(row) + "\n" for row in rows))
     print(f"\nwritten: {output.relative_to(RESULTS.parent.parent)}")
