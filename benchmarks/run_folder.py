@@ -112,32 +112,38 @@ def prepare(folder: Path, parameter_bytes: float) -> Case:
 
 
 def one_round(case: Case, step: int) -> dict[str, float]:
-    """Seconds of each operation and of its parts."""
+    """Seconds of each operation and of its parts, and the CPU seconds of all its threads."""
     seconds: dict[str, float] = {}
     with contextlib.ExitStack() as stack:
         for part, names in PARTS["save"].items():
             stack.enter_context(timed(seconds, checkpoints, names, f"save: {part}"))
+        stack.enter_context(clocks(seconds, "save"))
         start = time.perf_counter()
         case.store.save(step, case.state, {})
         seconds["save: training waits"] = time.perf_counter() - start
         if not case.store.wait():
             raise OSError("the checkpoint could not be written")
-        seconds["save"] = time.perf_counter() - start
     with contextlib.ExitStack() as stack:
         for part, names in PARTS["restore"].items():
             stack.enter_context(timed(seconds, checkpoints, names, f"restore: {part}"))
-        start = time.perf_counter()
+        stack.enter_context(clocks(seconds, "restore"))
         restored = case.store.restore_latest(case.state)
         jax.block_until_ready(restored)
-        seconds["restore"] = time.perf_counter() - start
         del restored
-    with timed(seconds, training.SavedRun, ["restore_parameters"], "load_run: parameters"):
-        start = time.perf_counter()
+    with timed(seconds, training.SavedRun, ["restore_parameters"], "load_run: parameters"), clocks(seconds, "load_run"):
         loaded = pipelines.load_run(case.run.path, pipelines.TextGenerator)
         jax.block_until_ready(loaded.params)
-        seconds["load_run"] = time.perf_counter() - start
     seconds["load_run: besides parameters"] = seconds["load_run"] - seconds["load_run: parameters"]
     return seconds
+
+
+@contextlib.contextmanager
+def clocks(seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Seconds by the clock, and CPU seconds, which other processes disturb less."""
+    start, cpu_start = time.perf_counter(), time.process_time()
+    yield
+    seconds[name] = time.perf_counter() - start
+    seconds[f"{name}: CPU"] = time.process_time() - cpu_start
 
 
 def check(case: Case) -> None:

@@ -138,7 +138,7 @@ def marked(room: str):
 
 
 @needs_mounts
-@pytest.mark.parametrize("room", map(marked, ROOM))
+@pytest.mark.parametrize("room", [marked(room) for room in ROOM])
 def test_a_run_on_a_full_disk_says_so_and_goes_on_when_there_is_room(whole, tmp_path, room):
     full, again, before, after = on_small_disk(whole, tmp_path, ROOM[room](whole.pages))
     check_disturbed(full, before, room)
