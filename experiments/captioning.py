@@ -16,6 +16,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -114,11 +115,9 @@ def main(config: Config) -> dict[str, Any]:
     arrays = captioner.blank(), np.zeros((1, 1), np.int32)
     optimizer = training.make_optimizer(config.optimizer, config.train.steps)
 
-    def initial_params(*given: Any) -> Any:
-        return captioner.model.init(*given)["params"]
-
-    sizes = "features", "layers", "feed_forward"
-    placement.check_memory(initial_params, init_key, *arrays, optimizer=optimizer, sizes=sizes)  # before features
+    init, sizes = partial(initial_params, captioner), ("features", "layers", "feed_forward")
+    shapes = placement.check_memory(init, init_key, *arrays, optimizer=optimizer, sizes=sizes)  # before features
+    check_searches(config, captioner, shapes, len(corpus.test.images))
     examples = Data(corpus, {name: captioner.source(part.images, config.cache) for name, part in corpus.parts.items()})
     batches = make_batches(config, captioner, examples)
     fingerprint = batches.fingerprint + corpus.sha256 + weights
@@ -129,7 +128,7 @@ def main(config: Config) -> dict[str, Any]:
         loss = placement.loss(make_loss(config, captioner))
         evaluate = make_evaluation(captioner.on(placement), examples, config.task.tokenizer)
         with placement.ambient(), Prefetch(placement.batches(batches)) as ahead:
-            params = placement.build(initial_params, init_key, *arrays)
+            params = placement.build(init, init_key, *arrays)
             if backbone is not None and captioner.frozen is None:
                 params = pipelines.with_backbone(params, backbone)
             state = placement.place(training.create_state(params, optimizer, key=key))
@@ -196,6 +195,19 @@ def make_captioner(config: Config, corpus: CaptionCorpus) -> tuple[Captioner, An
     options: dict[str, Any] = {"image_size": corpus.train.images.size, "resize": config.task.resize}
     options |= {"search": config.search, "max_length": longest + longest // 2 + 1, "frozen": frozen}
     return Captioner(model, vocabulary, **options), backbone, weights
+
+
+def initial_params(captioner: Captioner, key: jax.Array, *arrays: Any) -> Any:
+    """The parameters before training."""
+    return captioner.model.init(key, *arrays)["params"]
+
+
+def check_searches(config: Config, captioner: Captioner, params: Any, count: int) -> None:
+    """Check, before training, the searches that follow it; ``params`` are shapes."""
+    given: dict[str, Any] = {"vocab_size": captioner.vocabulary.size, "max_length": captioner.max_length}
+    for name, beams in {"beams": config.search.beams, "compared_beams": config.compared_beams}.items():
+        search = dataclasses.replace(config.search, beams=beams, coverage=0.0)
+        pipelines.check_beams(captioner.model, params, captioner.blank(), search, count=count, name=name, **given)
 
 
 def make_batches(config: Config, captioner: Captioner, examples: Data) -> CaptionBatches:

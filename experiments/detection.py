@@ -19,6 +19,7 @@ import importlib.util
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -29,6 +30,7 @@ from tyro.conf import OmitArgPrefixes, subcommand
 
 from jaxseq import analysis, distribution, ops, pipelines, training
 from jaxseq.analysis import Found
+from jaxseq.analysis.coco_libraries import coco_classes
 from jaxseq.data.detection import DetectionBatch, DetectionBatches, DetectionCorpus
 from jaxseq.data.images import Prefetch
 from jaxseq.data.proposals import Proposals, SelectiveSearch, SlidingWindows
@@ -127,8 +129,7 @@ def main(config: Config) -> dict[str, Any]:
     if config.smoke:
         config = smoke(config)
     placement = distribution.Placement.on(config.mesh)
-    if config.detector.model == "rcnn" and importlib.util.find_spec("sklearn") is None:
-        raise ImportError('R-CNN needs scikit-learn: pip install "jaxseq[images]"')  # before anything is trained
+    check_libraries(config)
     corpus = config.task.corpus(config.split_seed, config.cache)
     print(corpus.summary(), flush=True)
     check_objects(config, corpus)
@@ -139,11 +140,8 @@ def main(config: Config) -> dict[str, Any]:
     key, init_key = jax.random.split(jax.random.key(config.seed))
     optimizer = training.make_optimizer(config.optimizer, config.train.steps)
 
-    def initial_params(*given: Any) -> Any:
-        return detector.model.init(*given)["params"]
-
-    blank, sizes = detector.blank(), ("hidden", "pooled_size")
-    placement.check_memory(initial_params, init_key, *blank, optimizer=optimizer, sizes=sizes)  # before the proposals
+    init, blank, sizes = partial(initial_params, detector), detector.blank(), ("hidden", "pooled_size")
+    placement.check_memory(init, init_key, *blank, optimizer=optimizer, sizes=sizes)  # before the proposals
     backbone, weights = read_backbone(config)
     examples = Data(corpus, {name: propose(config, part.images) for name, part in corpus.parts.items()})
     batches = make_batches(config, examples)
@@ -156,7 +154,7 @@ def main(config: Config) -> dict[str, Any]:
             detector.write(run)
         loss = placement.loss(make_loss(config, detector, dropout=config.detector.dropout > 0))
         with placement.ambient(), Prefetch(placement.batches(batches)) as ahead:
-            params = placement.build(initial_params, init_key, *blank)
+            params = placement.build(init, init_key, *blank)
             if backbone is not None:
                 params = pipelines.with_backbone(params, backbone)
             state = placement.place(training.create_state(params, optimizer, key=key))
@@ -205,6 +203,19 @@ def smoke(config: Config) -> Config:
         changed["linear"] = dataclasses.replace(config.linear, fit_images=8)
     changed["detector"] = dataclasses.replace(config.detector, hidden=8, pooled_size=2, regions=8)
     return dataclasses.replace(config, **changed)
+
+
+def initial_params(detector: Detector, key: jax.Array, *arrays: Any) -> Any:
+    """The parameters before training."""
+    return detector.model.init(key, *arrays)["params"]
+
+
+def check_libraries(config: Config) -> None:
+    """Raises ImportError, before anything is trained, if a library of what follows training is not installed."""
+    if config.detector.model == "rcnn" and importlib.util.find_spec("sklearn") is None:
+        raise ImportError('R-CNN needs scikit-learn: pip install "jaxseq[images]"')
+    if config.coco != "numpy":
+        coco_classes(config.coco)
 
 
 def propose(config: Config, images: Any) -> Proposals:

@@ -156,6 +156,7 @@ def generate(config: Config, generator: pipelines.TextGenerator, params: Any, st
     common: dict[str, Any] = {"max_length": config.max_length, "end_token": end, "constraints": constraints}
     print(f"{config.run}: {generator.config.core} at step {step_number}; {method}", flush=True)
 
+    check_memory(config, generator, prompted)
     make = partial(stream, token_bytes=generator.token_bytes) if config.stream else decode
     results = read_results(config, generator, distribution.whole_arrays(make(config, step, prompted, common)))
     for result in results:
@@ -193,6 +194,14 @@ def method_of(config: Config) -> str:
         asked = search or f"{len(config.prompt)} prompts, samples={config.samples}"
         raise ValueError(f"stream prints one text of one prompt, made without beams; not {asked}")
     return f"beam search, {search}" if search else f"sampling, {sampling}" if sampling else "greedy"
+
+
+def check_memory(config: Config, generator: pipelines.TextGenerator, prompted: decoding.Prefilled) -> None:
+    """Refuse more beams or samples than the memory holds."""
+    count, name = (config.samples or 1, "samples") if config.beams is None else (config.beams, "beams")
+    row = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), prompted.carry)
+    sizes = {"vocab_size": generator.vocabulary.size, "max_length": config.max_length}
+    pipelines.check_decoding_memory(row, count * len(config.prompt), **sizes, name=name)
 
 
 def prompt_rows(config: Config) -> list[str]:

@@ -12,7 +12,7 @@ corpus; with --split-seed 1 and 2: 1.901 and 1.966, 1.871 and 1.872). generate.p
 import dataclasses
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,9 @@ from jaxseq import data, decoding, distribution, ops, pipelines, training
 from jaxseq.models import LanguageModel
 from jaxseq.models.configs import LanguageModelConfig
 from jaxseq.training import resumable_field
+
+SIZES = ("features", "layers", "feed_forward", "vocabulary_size")
+"""The fields that determine the number of parameters."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +81,9 @@ class Config:
         for name, bound in (minimum | {"seed": 0, "split_seed": 0}).items():
             if getattr(self, name) < bound:
                 raise ValueError(f"{name} must be at least {bound}, not {getattr(self, name)}")
-        if self.samples and not self.temperature > 0:
+        if not self.temperature > 0:
             raise ValueError(f"temperature must be above 0, not {self.temperature}")
+        decoding.SamplingOptions(self.temperature)  # refuses what it cannot use
         truncation = self.train.truncation
         if self.batches != "streams" and truncation != "zero":
             raise ValueError(f"batches={self.batches} are no streams: train.truncation must be zero, not {truncation}")
@@ -103,12 +107,8 @@ def main(config: Config) -> dict[str, Any]:
     key, init_key, sample_key = jax.random.split(jax.random.key(config.seed), 3)
     optimizer = training.make_optimizer(config.optimizer, config.train.steps)
 
-    def initial_params() -> Any:
-        tokens = jnp.zeros((config.batch_size, config.length), jnp.int32)
-        return model.init(init_key, model.initial_carry((config.batch_size,), config.context), tokens)["params"]
-
-    sizes = "features", "layers", "feed_forward", "vocabulary_size"
-    placement.check_memory(initial_params, optimizer=optimizer, sizes=sizes)  # before a folder is created
+    init = partial(initial_params, config, model)
+    placement.check_memory(init, init_key, optimizer=optimizer, sizes=SIZES)  # before a folder is created
     carry = model.initial_carry((config.batch_size,), config.context)
 
     fingerprint = fingerprint_of(config, batches, corpus)
@@ -119,7 +119,7 @@ def main(config: Config) -> dict[str, Any]:
         print(f"LZMA with the training text as its dictionary: {lzma:.3f} bits per character", flush=True)
         evaluate = make_evaluation(config, generator, corpus, placement)
         with placement.ambient():
-            params = placement.build(initial_params)
+            params = placement.build(init, init_key)
             state = placement.place(training.create_state(params, optimizer, carry=carry, key=key))
             print(placement.describe(state, config.batch_size), flush=True)
             chosen = ops.used_implementations(partial(forward, model), params, carry, batches(0))
@@ -144,18 +144,22 @@ def main(config: Config) -> dict[str, Any]:
             "train_seconds": run.train_seconds,
         }
         run.write_results(results)
-        sampling = decoding.SamplingOptions(config.temperature if config.samples else 1.0)
-        length = config.sample_length
+        sampling, length = decoding.SamplingOptions(config.temperature), config.sample_length
         texts = generator.sample(params, config.samples, sampling, key=sample_key, max_length=length)
         report = training.write_report(run, title=f"Language model: {config.model.core}", samples=texts)
-    print(
-        f"held-out text: {results['bits_per_character']:.3f} bits per character "
-        f"(LZMA primed with the training text: {lzma:.3f}; "
-        f"{corpus.overlap:.1%} of its 50-character runs also stand in the training text)\n"
-        f"--- a sample ---\n{texts[0] if texts else ''}\n---\nreport: {report}\n"
-        f"more text: python -m jaxseq generate --run {config.run}"
-    )
+    print(summary(results, texts))
+    print(f"report: {report}\nmore text: python -m jaxseq generate --run {config.run}")
     return results
+
+
+def summary(results: dict[str, Any], texts: Sequence[str]) -> str:
+    """The main numbers, and the first sample if there is one."""
+    lines = [
+        f"held-out text: {results['bits_per_character']:.3f} bits per character "
+        f"(LZMA primed with the training text: {results['lzma_bits_per_character']:.3f}; "
+        f"{results['held_out_overlap']:.1%} of its 50-character runs also stand in the training text)"
+    ]
+    return "\n".join([*lines, *(["--- a sample ---", texts[0], "---"] if texts else [])])
 
 
 def read(config: Config) -> data.Corpus:
@@ -168,8 +172,16 @@ def read(config: Config) -> data.Corpus:
 def smoke(config: Config) -> Config:
     """The same experiment with small sizes."""
     train = dataclasses.replace(config.train, steps=20, log_every=5, checkpoint_every=10)
-    model = dataclasses.replace(config.model, features=16)
-    return dataclasses.replace(config, train=train, model=model, batch_size=4, length=16, samples=1, sample_length=40)
+    model, samples = dataclasses.replace(config.model, features=16), min(config.samples, 1)
+    return dataclasses.replace(
+        config, train=train, model=model, batch_size=4, length=16, samples=samples, sample_length=40
+    )
+
+
+def initial_params(config: Config, model: LanguageModel, key: jax.Array) -> Any:
+    """The parameters before training."""
+    tokens = jnp.zeros((config.batch_size, config.length), jnp.int32)
+    return model.init(key, model.initial_carry((config.batch_size,), config.context), tokens)["params"]
 
 
 def make_batches(config: Config, documents: list[Any], separator: int) -> Any:

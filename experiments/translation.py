@@ -45,6 +45,9 @@ Model = (
     | Annotated[TransformerTranslator, subcommand("model:transformer")]
 )
 
+SIZES = ("features", "layers", "feed_forward", "vocabulary_size")
+"""The fields that determine the number of parameters."""
+
 
 @dataclass(frozen=True)
 class Config:
@@ -145,10 +148,8 @@ def main(config: Config) -> dict[str, Any]:
     corpus = config.task.corpus(config.split_seed, 32 if config.smoke else 1000)
     print(corpus.summary(), flush=True)
     translator = make_translator(config, corpus)
-    model, ends = (
-        translator.model,
-        {"separator": translator.target.separator, "source_end": translator.source.separator},
-    )
+    model = translator.model
+    ends = {"separator": translator.target.separator, "source_end": translator.source.separator}
     pairs = translator.encode_pairs(corpus.train)
     batches = data.BucketedPairs(pairs, config.batch_size, num_buckets=config.buckets, seed=config.seed, **ends)
     print(f"batches of {config.batch_size}: shapes {batches.shapes}, {batches.fill_ratio:.0%} filled", flush=True)
@@ -156,12 +157,9 @@ def main(config: Config) -> dict[str, Any]:
     arrays = inputs(batches(0))
     optimizer = training.make_optimizer(config.optimizer, config.train.steps)
 
-    def initial_params(*given: Any) -> Any:
-        return model.init(*given)["params"]
-
-    sizes = "features", "layers", "feed_forward", "vocabulary_size"
-    placement.check_memory(initial_params, init_key, *arrays, optimizer=optimizer, sizes=sizes)  # before a folder
-    analysis.translation_scores(["a"], ["a"], tokenize=config.bleu_tokenize)
+    init = partial(initial_params, model)
+    shapes = placement.check_memory(init, init_key, *arrays, optimizer=optimizer, sizes=SIZES)  # before a folder
+    check_evaluation(config, translator, shapes, arrays[0], len(corpus.held_out))
 
     change = config.allow_config_change
     fingerprint = batches.fingerprint + corpus.sha256
@@ -173,7 +171,7 @@ def main(config: Config) -> dict[str, Any]:
         steps = config.train.steps or config.model.default_steps
         scheduled = ScheduledBatches(batches, config.scheduled_sampling, steps)
         with placement.ambient():
-            params = placement.build(initial_params, init_key, *arrays)
+            params = placement.build(init, init_key, *arrays)
             state = placement.place(training.create_state(params, optimizer, key=key))
             print(placement.describe(state, config.batch_size), flush=True)
             chosen = ops.used_implementations(loss, params, (), scheduled(0), key)
@@ -209,8 +207,8 @@ def smoke(config: Config) -> Config:
 
     train = dataclasses.replace(config.train, steps=10, log_every=5, checkpoint_every=5, eval_every=None)
     model = resized(config.model, features=16, num_heads=2, layers=1)
-    task = resized(config.task, num_pairs=64)
-    return dataclasses.replace(config, train=train, model=model, task=task, batch_size=8, samples=1)
+    task, samples = resized(config.task, num_pairs=64), min(config.samples, 1)
+    return dataclasses.replace(config, train=train, model=model, task=task, batch_size=8, samples=samples)
 
 
 def make_translator(config: Config, corpus: data.ParallelCorpus) -> pipelines.Translator:
@@ -224,6 +222,18 @@ def make_translator(config: Config, corpus: data.ParallelCorpus) -> pipelines.Tr
     max_length = max(config.task.length_extrapolation * (longest + longest // 2), held_out) + 1
     search, buckets = config.search, config.buckets
     return pipelines.Translator(config.model, source, target, search=search, num_buckets=buckets, max_length=max_length)
+
+
+def initial_params(model: EncoderDecoder, key: jax.Array, *arrays: Any) -> Any:
+    """The parameters before training."""
+    return model.init(key, *arrays)["params"]
+
+
+def check_evaluation(config: Config, translator: pipelines.Translator, params: Any, source: Any, count: int) -> None:
+    """Check, before training, the options of what follows it; ``params`` and ``source`` are shapes."""
+    analysis.translation_scores(["a"], ["a"], tokenize=config.bleu_tokenize)
+    sizes: dict[str, Any] = {"vocab_size": translator.target.size, "max_length": translator.max_length}
+    pipelines.check_beams(translator.model, params, source, config.search, count=count, **sizes)
 
 
 def inputs(batch: data.PairBatch) -> tuple[Any, ...]:
@@ -315,7 +325,8 @@ def write_report(
     name, figures, folder = type(config.model).__name__, dict[str, Path](), run.path / "figures"
     folder.mkdir(exist_ok=True)
     try:
-        alignments = translator.alignments(params, [(row["source"], row["found"]) for row in rows[:4]])
+        pairs = [(row["source"], row["found"]) for row in rows[:4]]
+        alignments = translator.alignments(params, pairs) if pairs else []
         if alignments:
             caption = "Alignments: what was written (rows) by what was read (columns)"
             figures[caption] = plotting.draw_alignments(alignments, folder / "alignments.png")

@@ -32,7 +32,7 @@ def library_tables(
     Raises:
         ImportError: the library is not installed.
     """
-    coco, evaluation = _classes(library)
+    coco, evaluation = coco_classes(library)
     with contextlib.redirect_stdout(io.StringIO()):
         truth = _dataset(coco, wanted, sizes, iscrowd=wanted.ignored.astype(int).tolist())
         guess = _dataset(coco, detections, sizes, score=detections.scores.tolist())
@@ -67,8 +67,12 @@ def _dataset(coco: Any, items: Detections | Wanted, sizes: tuple[int, int], **co
     return made
 
 
-def _classes(library: str) -> tuple[Any, Any]:
-    """The library's classes of a data set and of an evaluation."""
+def coco_classes(library: str) -> tuple[Any, Any]:
+    """The library's classes of a data set and of an evaluation.
+
+    Raises:
+        ImportError: the library is not installed.
+    """
     try:
         if library == "pycocotools":
             from pycocotools.coco import COCO

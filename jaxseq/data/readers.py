@@ -9,6 +9,7 @@ offset of the first byte that is not UTF-8. Only regular files are read, and lin
 import gzip
 import os
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -175,9 +176,14 @@ def read_folder(path: str | Path, *, suffixes: tuple[str, ...] = SUFFIXES) -> Re
             + "".join(f"; {printable(line)}" for line in [*skipped, *passed_over][:1])
         )
     if others:
-        more = f" and {len(others) - 3:,} more" if len(others) > 3 else ""
-        passed_over.insert(0, f"{path}: {len(others):,} files with other suffixes: {', '.join(others[:3])}{more}")
+        passed_over.insert(0, f"{path}: {len(others):,} files with other suffixes: {first_names(others)}")
     return Reading(tuple(documents), tuple(paths), tuple(printable(line) for line in [*skipped, *passed_over]))
+
+
+def first_names(names: Sequence[str]) -> str:
+    """The first three names and the number of the others, for a message."""
+    more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
+    return printable(", ".join(names[:3])) + more
 
 
 def _files(folder: Path) -> tuple[list[Path], list[str]]:

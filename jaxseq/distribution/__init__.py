@@ -2,7 +2,7 @@
 
 from jaxseq.distribution.batches import PlacedBatches, PlacedStreams, RowBatches, own_rows, place_rows, whole_arrays
 from jaxseq.distribution.collectives import Collective, collectives, traffic_by_axes
-from jaxseq.distribution.memory import device_memory
+from jaxseq.distribution.memory import check_memory, device_memory
 from jaxseq.distribution.mesh import AXES, BATCH_AXES, format_mesh, make_mesh, parse_mesh
 from jaxseq.distribution.placement import Placement
 from jaxseq.distribution.processes import initialize_processes
@@ -22,6 +22,7 @@ __all__ = [
     "Placement",
     "RowBatches",
     "array_table",
+    "check_memory",
     "collectives",
     "device_memory",
     "format_mesh",

@@ -1,4 +1,4 @@
-"""Whether a model's training state fits the memory of the devices, from shapes alone, before any array is made."""
+"""Whether arrays fit the memory of the devices, from their sizes alone, before any is made."""
 
 import contextlib
 import math
@@ -15,30 +15,34 @@ CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 """The control groups of this process, and where their files are (Linux)."""
 
 
-def check_state_memory(params: PyTree, needed: int, device: jax.Device, sizes: Sequence[str]) -> None:
-    """Check that the memory of a device holds its part of a training state.
+def check_memory(needed: int, device: jax.Device, what: str, lower: Sequence[str]) -> None:
+    """Check that the memory of a device holds so many bytes.
 
     Args:
-        params: the parameters; arrays, or ``jax.ShapeDtypeStruct``.
-        needed: the bytes of parameters, gradients and the optimizer's state in the memory of the device. Activations
-            and copies are not counted: a state that passes may still not fit.
-        device: the device.
-        sizes: the options to lower, for the message.
+        needed: the bytes.
+        device: the device; with one of a CPU, the memory of the machine counts.
+        what: what needs them, for the message.
+        lower: the names of the options to lower, for the message.
 
     Raises:
-        ValueError: names the number of parameters, the bytes and the options.
+        ValueError: it does not; names the bytes needed and there, and the options.
     """
     available = device_memory(device)
-    if available is None or needed <= available:
-        return
-    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
-    path, largest = max(jax.tree_util.tree_leaves_with_path(params), key=lambda row: math.prod(row[1].shape))
-    name = f"{jax.tree_util.keystr(path, simple=True, separator='/')} {list(largest.shape)}"
-    where = "this machine" if device.platform == "cpu" else f"a device ({device.device_kind})"
-    raise ValueError(
-        f"the model has {count:,} parameters (the largest: {name}); with gradients and the optimizer's state they need "
-        f"{_gigabytes(needed)} of memory, but {where} has {_gigabytes(available)}: lower {' or '.join(sizes)}"
-    )
+    if available is not None and needed > available:
+        where = "this machine" if device.platform == "cpu" else f"a device ({device.device_kind})"
+        names = " or ".join([", ".join(lower[:-1]), lower[-1]] if lower[1:] else lower)
+        raise ValueError(
+            f"{what} {_gigabytes(needed)} of memory, but {where} has {_gigabytes(available)}: lower {names}"
+        )
+
+
+def largest_parameter(params: PyTree) -> str:
+    """The number of parameters, and the name and shape of the largest array, in words."""
+    rows = jax.tree_util.tree_leaves_with_path(params)
+    path, largest = max(rows, key=lambda row: math.prod(row[1].shape))
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    count = sum(math.prod(leaf.shape) for _, leaf in rows)
+    return f"{count:,} parameters (the largest: {name} {list(largest.shape)})"
 
 
 def device_memory(device: jax.Device) -> int | None:

@@ -22,7 +22,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxseq.distribution.batches import PlacedBatches, PlacedStreams, batch_spec, place_rows, rows_spec, whole_arrays
-from jaxseq.distribution.memory import check_state_memory
+from jaxseq.distribution.memory import check_memory, largest_parameter
 from jaxseq.distribution.mesh import BATCH_AXES, format_mesh, make_mesh
 from jaxseq.distribution.processes import initialize_processes
 from jaxseq.distribution.report import format_placement
@@ -78,8 +78,8 @@ class Placement:
             sizes: the options of the model that determine the number of parameters, for the message.
 
         Raises:
-            ValueError: parameters, gradients and the optimizer's state do not fit the memory of the devices
-                (``check_state_memory``).
+            ValueError: parameters, gradients and the optimizer's state do not fit the memory of the devices.
+                Activations, a moving average and copies are not counted: a model that passes may still not fit.
         """
         params = jax.eval_shape(function, *args)
         with jax.numpy_dtype_promotion("standard"):
@@ -88,7 +88,8 @@ class Placement:
         needed = 2 * self._device_bytes(params) + self._device_bytes(opt_state)
         if devices[0].platform == "cpu":  # its devices share the memory of the machine
             needed *= len(devices)
-        check_state_memory(params, needed, devices[0], sizes)
+        what = f"the model has {largest_parameter(params)}; they, gradients and the optimizer's state need"
+        check_memory(needed, devices[0], what, sizes)
         return params
 
     def _device_bytes(self, tree: PyTree) -> int:

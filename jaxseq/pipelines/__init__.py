@@ -17,7 +17,7 @@ from jaxseq.pipelines.image_paths import image_paths, read_images
 from jaxseq.pipelines.pair_tasks import Dates, Digits, Files, Names, Reversal, Words
 from jaxseq.pipelines.pretrained import FrozenEncoder, find_weights, read_backbone, with_backbone
 from jaxseq.pipelines.saved import LoadedRun, Pipeline, load_run
-from jaxseq.pipelines.search import SearchConfig
+from jaxseq.pipelines.search import SearchConfig, check_beams, check_decoding_memory
 from jaxseq.pipelines.text_generator import TextGenerator, cut_at, token_bytes
 from jaxseq.pipelines.translator import Translator
 from jaxseq.pipelines.truncation_gradients import BiasRow, PathGradients, TruncationGradients, bias_rows
@@ -62,6 +62,8 @@ __all__ = [
     "Words",
     "attention_on_boxes",
     "bias_rows",
+    "check_beams",
+    "check_decoding_memory",
     "check_user_cores",
     "cut_at",
     "detection_rows",

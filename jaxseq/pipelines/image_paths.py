@@ -5,22 +5,29 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxseq.data.images import ImageFiles, ResizeMode
+from jaxseq.data.readers import first_names
+from jaxseq.terminal import printable
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
 """Of the files that are taken from a folder, in either case."""
 
 
 def image_paths(given: Sequence[Path]) -> list[Path]:
-    """The files, and those of folders, in the order of their names.
+    """The files, and those of folders, in the order of their names; what else a folder holds is named on stderr.
 
     Raises:
         ValueError: a folder without image files.
+        OSError: a folder cannot be listed; names it.
     """
     paths: list[Path] = []
     for path in given:
         within = [path]
         if path.is_dir():
-            within = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+            entries = sorted(path.iterdir())
+            within = [file for file in entries if file.suffix.lower() in SUFFIXES]
+            if others := [file.name for file in entries if file.suffix.lower() not in SUFFIXES]:
+                line = f"{len(others):,} folders and files with other suffixes: {first_names(others)}"
+                print(f"passed over: {printable(str(path))}: {line}", file=sys.stderr)
         if not within:
             raise ValueError(f"{path} has no image files ({', '.join(sorted(SUFFIXES))})")
         paths += within

@@ -13,6 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxseq import training, weights
 from jaxseq.encoders.image import Backbone, ImageEncoder, pretrained_parameters
+from jaxseq.files import read_regular
 from jaxseq.models import CaptionerConfig
 from jaxseq.models.detection import DetectorConfig
 from jaxseq.typing import Array, Float, PyTree, Shaped
@@ -123,12 +124,15 @@ class FrozenEncoder:
         """The encoder that ``save`` wrote.
 
         Raises:
-            RunFolderError: the file is missing, or its SHA-256 is another.
+            RunFolderError: the file is missing or no regular file, or its SHA-256 is another.
         """
         file = folder / FILE
-        if not file.is_file():
-            raise training.RunFolderError(f"{folder} has no {FILE}")
-        found = hashlib.sha256(file.read_bytes()).hexdigest()
+        try:
+            found = hashlib.sha256(read_regular(file)).hexdigest()
+        except FileNotFoundError:
+            raise training.RunFolderError(f"{folder} has no {FILE}") from None
+        except ValueError as error:
+            raise training.RunFolderError(str(error)) from None
         if found != sha256:
             raise training.RunFolderError(f"{file} has the SHA-256 {found[:16]}..., not {sha256[:16]}... as saved")
         return cls(backbone, unflatten_dict(weights.read_weights(file), sep="/"))

@@ -12,7 +12,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from jaxseq import decoding
-from jaxseq.distribution import whole_arrays
+from jaxseq.distribution import check_memory, whole_arrays
 from jaxseq.models import Encoded, EncoderDecoder
 from jaxseq.typing import Key, PyTree
 
@@ -38,6 +38,71 @@ class SearchConfig:
 
 
 GREEDY = SearchConfig()
+
+BATCH_SIZE = 64
+"""Sources that translators and captioners decode at once."""
+
+WORKING_SPACE = 4
+"""The memory of a step of decoding over that of its carry, logits and tokens: the carry in its new order, and what the
+model computes."""
+
+
+def check_beams(
+    model: EncoderDecoder,
+    params: PyTree,
+    source: Any,
+    search: SearchConfig,
+    *,
+    count: int,
+    vocab_size: int,
+    max_length: int,
+    name: str = "beams",
+) -> None:
+    """Check, before training, that there are so many sequences and that the memory holds the beams of a batch.
+
+    Args:
+        model, params, source: the model, and the shapes of its parameters and of a batch of its inputs.
+        search: its beams are checked.
+        count: the number of all sources.
+        vocab_size, max_length: of the outputs.
+        name: the option, for the message.
+
+    Raises:
+        ValueError: too many beams.
+    """
+    most = vocab_size ** min(max_length, search.beams.bit_length())  # a larger power is not needed
+    if search.beams > most:
+        raise ValueError(f"{name}={search.beams}, but there are only {most} outputs of {max_length} tokens")
+    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), source)
+
+    def row(params: PyTree, source: Any) -> PyTree:
+        encoded = model.apply({"params": params}, source, method="encode")
+        return encoded, model.apply({"params": params}, encoded, (1,), max_length, method="initial_carry")
+
+    state, rows = jax.eval_shape(row, params, one), min(BATCH_SIZE, count)
+    check_decoding_memory(state, rows * search.beams, vocab_size=vocab_size, max_length=max_length, name=name)
+
+
+def check_decoding_memory(row: PyTree, count: int, *, vocab_size: int, max_length: int, name: str) -> None:
+    """Check that the memory of all devices holds what decoding needs for ``count`` hypotheses at once.
+
+    This is taken to be ``WORKING_SPACE`` times what it keeps of them from step to step.
+
+    Args:
+        row: what the model keeps of one hypothesis, such as its carry; arrays, or ``jax.ShapeDtypeStruct``.
+        count: the number of hypotheses.
+        vocab_size: each has logits.
+        max_length: each has a table of its tokens.
+        name: the option that gives their number, for the message.
+
+    Raises:
+        ValueError: it does not.
+    """
+    sizes = [math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(row)]
+    device = jax.local_devices()[0]
+    devices = 1 if device.platform == "cpu" else jax.device_count()
+    needed = WORKING_SPACE * count * (sum(sizes) + 4 * (vocab_size + max_length)) // devices
+    check_memory(needed, device, f"{count:,} hypotheses at once ({name}) need", (name, "max_length"))
 
 
 def _unplaced(tree: PyTree) -> PyTree:

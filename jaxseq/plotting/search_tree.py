@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from jaxseq.plotting.labels import text_label
 from jaxseq.plotting.style import BLUE, INK, MUTED, RED, SOFT, figure_format, make_figure, save_figure
 
 
@@ -99,7 +100,9 @@ def _draw_branch(
     )
     weight = "bold" if on_path else "normal"
     ink = color if pruned else INK
-    axes.text(x, y + 0.02, name(node.token), fontsize=9, va="bottom", color=ink, weight=weight, parse_math=False)
+    label = text_label(name(node.token))
+    style = {"fontsize": 9, "va": "bottom", "color": ink, "weight": weight, "family": label.families}
+    axes.text(x, y + 0.02, label.texts[0], parse_math=False, **style)
     rank = "" if node.rank is None else f"  #{node.rank + 1}"
     numbers = f"{node.probability:.2f}  ({node.log_probability:.2f}){rank}"
     axes.text(x, y - 0.06, numbers, color=RED if rank else SOFT, fontsize=6.5, va="top")

@@ -5,19 +5,33 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxseq.plotting.style import BLUE, GRID, INK, PALE, RED, SOFT, make_figure, require_matplotlib, save_figure
+from jaxseq.plotting.style import (
+    BLUE,
+    GRID,
+    INK,
+    PALE,
+    RED,
+    SOFT,
+    figure_format,
+    make_figure,
+    require_matplotlib,
+    save_figure,
+)
 
 
 def draw_training_curves(
-    rows: Sequence[Mapping[str, Any]], folder: Path, *, clip_norm: float | None = None
+    rows: Sequence[Mapping[str, Any]], folder: Path, *, clip_norm: float | None = None, suffix: str = ".png"
 ) -> dict[str, Path]:
-    """Write one PNG for each metric that ``rows`` (of ``metrics.jsonl``) has values of; returns the files by title.
+    """Write one figure for each metric that ``rows`` (of ``metrics.jsonl``) has values of; returns the files by title.
 
-    ``loss.png``, ``bits_per_character.png``, ``exact_match.png``, ``learning_rate.png``, ``gradient_norm.png``.
+    ``loss.png``, ``bits_per_character.png``, ``exact_match.png``, ``learning_rate.png``, ``gradient_norm.png``; with
+    another ``suffix``, SVG or PDF.
 
     Raises:
+        ValueError: another suffix.
         ImportError: matplotlib is not installed.
     """
+    figure_format(f"figure{suffix}")
     require_matplotlib()
     folder.mkdir(parents=True, exist_ok=True)
     drawings = {
@@ -38,7 +52,7 @@ def draw_training_curves(
         axes = figure.subplots()
         _style_axes(axes, title)
         draw(axes)
-        files[title] = save_figure(figure, folder / f"{name.rpartition('/')[2]}.png")
+        files[title] = save_figure(figure, folder / f"{name.rpartition('/')[2]}{suffix}")
     return files
 
 

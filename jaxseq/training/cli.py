@@ -20,6 +20,7 @@ from jaxseq import terminal
 from jaxseq.terminal import printable, shorten
 from jaxseq.training.errors import TrainingError
 from jaxseq.training.interrupts import EXIT_INTERRUPTED, ending_signals
+from jaxseq.training.settings import check_numbers
 
 C = TypeVar("C")
 
@@ -28,9 +29,6 @@ FLAG = re.compile(r"(--[A-Za-z][\w.-]*)(=|$)")
 
 OUT_OF_MEMORY = re.compile(r"(.*out of memory|RESOURCE_EXHAUSTED)[:,]?\s*", re.IGNORECASE)
 LOWER = "lower batch_size, length, features or beams"
-LARGE = 2**31
-"""From this size on an integer may overflow."""
-
 EMPTY_PATH = Path("")
 """What an empty text is read as where a path is asked for: ``check_values`` refuses this object."""
 
@@ -75,28 +73,27 @@ def run_cli(
     empty path, and a text that is not UTF-8. On a terminal, control characters in what is printed are shown as escapes
     (``terminal.Output``). A reader of the output that ends, as ``head`` does, does not end the experiment.
     """
-    made: list[C] = []
     with terminal.standard_outputs(), one_line_warnings(), ending_signals():
         try:
             check_repeated_flags(sys.argv[1:], repeatable)
-            made.append(parse_arguments(config, description))
-            check_values(made[0])
-            main(made[0])
+            made = parse_arguments(config, description)
+            check_values(made)
+            main(made)
             sys.stdout.flush()
         except KeyboardInterrupt:
             resumes = "; the same command resumes from the last checkpoint" if resumable else ""
             print(f"interrupted{resumes}", file=sys.stderr)
             sys.exit(EXIT_INTERRUPTED)
         except Exception as error:
-            fail(error, made[0] if made else None)
+            fail(error)
 
 
-def fail(error: Exception, config: object) -> NoReturn:
+def fail(error: Exception) -> NoReturn:
     """Print an error in one line, or its frames if JAXSEQ_TRACEBACK is set, and exit with code 1."""
     if os.environ.get("JAXSEQ_TRACEBACK"):
         traceback.print_exception(error)
         sys.exit(1)
-    lines = shorten(describe_error(error, config)).split("\n")
+    lines = shorten(describe_error(error)).split("\n")
     lists = any(line.startswith("  ") for line in lines)  # fields, files or checkpoints, one in a line
     line = "error: " + shorten(("\n" if lists else " ").join(map(printable, lines)))
     print(line, file=sys.stderr)
@@ -105,13 +102,8 @@ def fail(error: Exception, config: object) -> NoReturn:
     raise exits
 
 
-def describe_error(error: Exception, config: object = None) -> str:
-    """What a user reads about an error.
-
-    Args:
-        error: what ``main`` raised.
-        config: whose large integers are named after an overflow.
-    """
+def describe_error(error: Exception) -> str:
+    """What a user reads about an error."""
     text = str(error).strip()
     first = shorten(text.split("\n")[0]) or "no message"
     memory = OUT_OF_MEMORY.match(first)
@@ -119,9 +111,7 @@ def describe_error(error: Exception, config: object = None) -> str:
         detail = (first[memory.end() :] if memory else text and first).rstrip(".")
         return f"out of memory{detail and f' ({detail})'}; {LOWER}"
     if isinstance(error, OverflowError):
-        large = [f"{name}={value}" for name, value in values_of(config) if type(value) is int and abs(value) >= LARGE]
-        named = f": {', '.join(shorten(one, 100) for one in large)}" if large else ""
-        return f"a number is too large ({first}){named}"
+        return f"a number is too large ({first})"
     if isinstance(error, RecursionError):
         return f"values are nested too deeply ({first})"
     if isinstance(error, jax.errors.JaxRuntimeError):
@@ -170,15 +160,14 @@ def check_values(config: object, prefix: str = "") -> None:
     """Check what the types of a config's fields, or of one value of this name, do not say.
 
     Raises:
-        ValueError: an empty path, a text that is not UTF-8, or an integer of more than 64 bits; names the field.
+        ValueError: an empty path, a text that is not UTF-8, or a number that ``check_numbers`` refuses; names it.
     """
+    check_numbers(config, prefix)
     for name, value in values_of(config, prefix):
         if value is EMPTY_PATH:
             raise ValueError(f'{name}="" is no path: give a file or a folder ("." is the working folder)')
         if isinstance(value, str) and re.search("[\ud800-\udfff]", value):
             raise ValueError(f"{name}={shorten(printable(value), 100)} is not UTF-8")
-        if isinstance(value, int) and not -(2**63) <= value < 2**63:
-            raise ValueError(f"{name}={shorten(str(value), 100)} is too large")
 
 
 def values_of(config: object, name: str = "") -> Iterator[tuple[str, object]]:

@@ -74,6 +74,8 @@ def _check_number(value: int | float | np.number, name: str) -> None:
     seed = re.search(r"(^|[._ ])seed$", name) is not None
     if not whole and not math.isfinite(value):
         raise ValueError(f"{name} must be finite, not {value}")
+    if seed and value < 0:
+        raise ValueError(f"{name} must be at least 0, not {value}")
     low, high = (0, LARGEST_SEED) if seed else (-LARGEST_INTEGER, LARGEST_INTEGER)
     if not whole:
         low, high = -LARGEST_FLOAT, LARGEST_FLOAT  # type: ignore[assignment]

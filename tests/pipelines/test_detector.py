@@ -291,6 +291,7 @@ def test_folders_stand_for_their_image_files_and_what_is_no_image_is_named_and_c
     (folder / "2.jpeg").write_bytes(b"no image")
     paths = image_paths([tmp_path / "gone.png", folder, first[0]])
     assert paths == [tmp_path / "gone.png", *first, folder / "2.jpeg", first[0]]
+    assert "folder: 1 folders and files with other suffixes: notes.txt" in capsys.readouterr().err
     images = read_images(paths, SIZE, "pad")
     assert images.kept == (1, 2, 4)
     told = capsys.readouterr().err

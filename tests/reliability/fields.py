@@ -2,15 +2,18 @@
 
 import dataclasses
 import importlib
+import sys
 import types
 import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxseq import training
 from jaxseq.models import CaptionerConfig
 from jaxseq.models.detection import DetectorConfig
 from jaxseq.pipelines import SearchConfig
+from jaxseq.training import check_numbers, cli
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENTS = tuple(sorted(file.stem for file in (ROOT / "experiments").glob("*.py") if file.stem != "__init__"))
@@ -160,3 +163,53 @@ def build(case: Case, base: Any) -> Any:
         return dataclasses.replace(config, **{name: value})
 
     return put(base, case.path)
+
+
+def refusal(case: Case, base: Any) -> str | None:
+    """The message of the ValueError that refuses a case, or None."""
+    try:
+        check_numbers(build(case, base))
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def accepted(experiment: str) -> list[Case]:
+    """The cases that are not refused, one for each class, field and value."""
+    configs, found = dict(bases(experiment)), dict[tuple, Case]()
+    for case in cases(experiment):
+        owner = configs[case.base]
+        for name in case.path[:-1]:
+            owner = getattr(owner, name)
+        if case.index in (None, 0) and refusal(case, configs[case.base]) is None:
+            found.setdefault((type(owner), case.path[-1], case.value), case)
+    return list(found.values())
+
+
+READS = {"generate": "language_model", "translate": "translation", "caption": "captioning", "detect": "detection"}
+"""The experiments that read a run folder of another."""
+
+
+def small(experiment: str, case: Case, folder: Path) -> Any:
+    """The config that a case changes, in the sizes of a smoke run; those that read a run find it in the folder."""
+    module, base = importlib.import_module(f"experiments.{experiment}"), dict(bases(experiment))[case.base]
+    if experiment in READS:
+        given: dict[str, Any] = {"text": ("abc",)} if experiment == "translate" else {}
+        given |= {"images": (folder / "image.png",)} if experiment in ("caption", "detect") else {}
+        return dataclasses.replace(base, run=folder / READS[experiment] / "base", **given)
+    base = dataclasses.replace(base, run=folder / experiment / "case", smoke=True)
+    if experiment == "gradient_flow" and len(case.path) > 1:
+        base = dataclasses.replace(base, parts=(case.path[0].replace("_", "-"),))
+    if hasattr(base, "cache"):
+        base = dataclasses.replace(base, cache=folder / "cache")
+    if not hasattr(module, "smoke"):
+        return base
+    return dataclasses.replace(module.smoke(base), smoke=False)  # so that the case is not overwritten
+
+
+if __name__ == "__main__":  # EXPERIMENT NUMBER FOLDER: the experiment with this accepted case, as a command does it
+    experiment, chosen = sys.argv[1], accepted(sys.argv[1])[int(sys.argv[2])]
+    config = small(experiment, chosen, Path(sys.argv[3]))
+    cli.tyro = types.SimpleNamespace(cli=lambda *_, **__: build(chosen, config))
+    sys.argv[1:] = []
+    training.run_cli(importlib.import_module(f"experiments.{experiment}").main, type(config), None)

@@ -126,7 +126,8 @@ def environment(tmp_path_factory):
 @pytest.mark.slow
 def test_control_characters_of_a_model_reach_no_terminal(tmp_path, environment):
     text = tmp_path / "a\x1b[1m.txt"
-    text.write_text("\x1b[31m\x9b1m\x07 \x1b]0;title\x07\n" * 200)
+    lines = [f"\x1b[31m{n * 7919 % 10007} \x9b1m{n**3}\x07 \x1b]0;{n}\x07\n" for n in range(800)]
+    text.write_text("".join(lines), encoding="utf-8")
     run = ["--run", tmp_path / "run\x1b[1m"]
     command = python("language_model", "--smoke", "--text", text, "--split", "tail", *run, "--train.steps", "20")
     code, shown = on_a_terminal(*command, env=environment)

@@ -1,22 +1,17 @@
 """Every numeric field of every experiment refuses by name what it cannot use; found in the dataclasses themselves."""
 
 import dataclasses
+import os
+import shutil
+import subprocess
+import sys
 
 import pytest
 
 from jaxseq.pipelines.config_fields import configure
 from jaxseq.training import OptimizerConfig, TrainConfig, check_numbers
 from jaxseq.training.settings import ANY_NUMBER
-from tests.reliability.fields import EXPERIMENTS, Case, bases, build, cases, legal, numbers
-
-
-def refusal(case: Case, base: object) -> str | None:
-    """The message of the ValueError that refuses a case, or None."""
-    try:
-        check_numbers(build(case, base))
-    except ValueError as error:
-        return str(error)
-    return None
+from tests.reliability.fields import EXPERIMENTS, READS, ROOT, accepted, bases, cases, legal, numbers, refusal
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -74,20 +69,32 @@ def test_numbers_in_texts_are_refused_before_a_config_is_used():
     }.items():
         with pytest.raises(ValueError, match=rf"{field}.*must be"):
             configure(Config, {field: str(value)})
-    with pytest.raises(ValueError, match=r"^seed must be from 0 to 4294967295, not -1$"):
+    with pytest.raises(
+        ValueError, match=r"^seed=-1: seed must be at least 0, not -1$|^seed must be at least 0, not -1$"
+    ):
         configure(Config, {"seed": "-1"})
 
 
-def accepted() -> list[Case]:
-    """The cases of which no field is refused, each class and field once."""
-    found: dict[tuple, Case] = {}
-    for experiment in EXPERIMENTS:
-        configs = dict(bases(experiment))
-        for case in cases(experiment):
-            owner = configs[case.base]
-            for name in case.path[:-1]:
-                owner = getattr(owner, name)
-            kind = experiment if len(case.path) == 1 else type(owner).__name__
-            if case.index in (None, 0) and refusal(case, configs[case.base]) is None:
-                found.setdefault((kind, case.path[-1], str(case.value)), case)
-    return list(found.values())
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_a_number_that_is_accepted_gives_results_or_one_line(tmp_path, experiment):
+    """A process for each case: it ends with code 0, or with code 1 and one line, and never hangs."""
+    chosen, wrong = accepted(experiment), []
+    environment = os.environ | {"JAXSEQ_COMPILATION_CACHE": str(tmp_path / "compiled"), "PYTHONPATH": str(ROOT)}
+    if chosen and experiment in READS:
+        read = READS[experiment]
+        command = [f"experiments/{read}.py", "--smoke", "--run", str(tmp_path / read / "base")]
+        subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, check=True, timeout=600)
+        if experiment in ("caption", "detect"):
+            image = pytest.importorskip("PIL.Image", reason="pillow is not installed (extra `images`)")
+            image.new("RGB", (32, 32), (90, 120, 30)).save(tmp_path / "image.png")
+    for index, case in enumerate(chosen):
+        command = [sys.executable, "-m", "tests.reliability.fields", experiment, str(index), str(tmp_path)]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+        lines = done.stderr.strip().splitlines()
+        refused = done.returncode == 1 and lines and lines[-1].startswith("error: ")
+        if (done.returncode and not refused) or "Traceback" in done.stderr:
+            wrong.append(f"{case}: code {done.returncode}: {done.stderr[-1500:]}")
+        print(case, done.returncode, *lines[-1:], flush=True)
+        shutil.rmtree(tmp_path / experiment / "case", ignore_errors=True)
+    assert not wrong, "\n".join(wrong)

@@ -99,15 +99,15 @@ def handlers():
         signal.signal(number, handler)
 
 
-def failing(error, monkeypatch, capsys, config=Config, words=()):
+def failing(error, monkeypatch, capsys):
     """The code and the lines on stderr of a command whose main raises an error."""
 
     def main(_):
         raise error
 
-    monkeypatch.setattr(sys, "argv", ["program", *words])
+    monkeypatch.setattr(sys, "argv", ["program"])
     with pytest.raises(SystemExit) as stopped:
-        run_cli(main, config, None)
+        run_cli(main, Config, None)
     return stopped.value.code, capsys.readouterr().err
 
 
@@ -125,7 +125,7 @@ def failing(error, monkeypatch, capsys, config=Config, words=()):
          "error: out of memory (allocating 9 bytes); lower"),
         (JaxRuntimeError("INTERNAL: dispatching: Out of memory allocating 9 bytes."), "out of memory (allocating 9 b"),
         (JaxRuntimeError("INTERNAL: a fault\nin many\nlines"), "error: jax: INTERNAL: a fault\n"),
-        (OverflowError("int too large"), "error: a number is too large (int too large): train.steps=3000000000\n"),
+        (OverflowError("int too large"), "error: a number is too large (int too large)\n"),
         (RecursionError("maximum recursion depth"), "error: values are nested too deeply (maximum recursion depth)\n"),
         (KeyError("core"), "error: unexpected KeyError: 'core'; this is a fault of "),
         (AttributeError("x\nlines"), "error: unexpected AttributeError: x; this is a fault of "),
@@ -135,7 +135,7 @@ def failing(error, monkeypatch, capsys, config=Config, words=()):
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )  # fmt: skip
 def test_an_error_is_one_line_without_control_characters(error, said, monkeypatch, capsys):
-    code, shown = failing(error, monkeypatch, capsys, words=["--train.steps", "3000000000"])
+    code, shown = failing(error, monkeypatch, capsys)
     assert code == 1 and said in shown and shown.startswith("error: ")
     assert "Traceback" not in shown
     assert shown.count("\n") == 1 or isinstance(error, TrainingError)
@@ -180,7 +180,7 @@ class Values:
         (["--files", "a", ""], 'files="" is no path'),
         (["--prompt", "a", "b\udcff"], "prompt=b\\udcff is not UTF-8"),
         (["--regex", "\udcff\x1b"], "regex=\\udcff\\x1b is not UTF-8"),
-        (["--part.steps", str(10**30)], f"part.steps={10**30} is too large"),
+        (["--part.steps", str(10**30)], "part.steps must be from "),
     ],
 )
 def test_values_that_no_type_refuses_are_refused_by_name(words, said, monkeypatch, capsys):
@@ -189,7 +189,7 @@ def test_values_that_no_type_refuses_are_refused_by_name(words, said, monkeypatc
         run_cli(pytest.fail, Values, None)
     assert stopped.value.code == 1 and capsys.readouterr().err.startswith(f"error: {said}")
     field, _, value = said.partition("=")
-    if "UTF-8" not in said:
+    if value and "UTF-8" not in said:
         with pytest.raises(ValueError, match=re.escape(said)):
             configure(Values, {field: "a ''" if field == "files" else value.split()[0].strip('"')})
 

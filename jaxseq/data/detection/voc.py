@@ -18,6 +18,7 @@ from jaxseq.data.detection.xml_items import number_in, only_child, read_xml, tex
 from jaxseq.data.images.decoding import ImageError
 from jaxseq.data.images.found_files import ImageOptions, hash_part, is_below
 from jaxseq.data.images.json_items import Fault
+from jaxseq.data.readers import first_names
 from jaxseq.files import given_path
 
 LISTS = ("test", "val", "train", "trainval")
@@ -121,8 +122,10 @@ def _box(element: Element, place: str) -> Corners:
 
 def _listed(found: FoundScenes, folder: Path, seed: int) -> dict[str, str | None]:
     """The part of each image that the lists name; None: by its name and the seed."""
-    entries = os.listdir(folder / "Annotations")
-    annotated = sorted(name.removesuffix(".xml") for name in entries if name.endswith(".xml"))
+    entries = sorted(os.listdir(folder / "Annotations"))
+    annotated = [name.removesuffix(".xml") for name in entries if name.endswith(".xml")]
+    if others := [name for name in entries if not name.endswith(".xml")]:
+        found.skip(str(folder / "Annotations"), f"{len(others):,} names without .xml: {first_names(others)}")
     lists = {name: folder / "ImageSets" / "Main" / f"{name}.txt" for name in LISTS}
     lists = {name: path for name, path in lists.items() if os.path.lexists(path)}
     if not lists:

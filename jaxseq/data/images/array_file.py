@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -21,10 +22,12 @@ from jaxtyping import Shaped, UInt8
 
 from jaxseq.files import named_errors, open_regular, parse_json
 
+DTYPE = re.compile(r"[<>|][biufcV][0-9]{1,4}")
 MAGIC = b"jaxseq array 1\n\0"
 DIGEST_SIZE = 16
 FOOTER_SIZE = 8 + DIGEST_SIZE + len(MAGIC)
 NEW_SECONDS = 60.0
+MAX_DIMENSIONS, MAX_SIDE = 32, 2**48
 
 
 class ArrayFileError(ValueError):
@@ -136,12 +139,15 @@ def open_array_file(path: Path, *, verify: bool = True) -> StoredArray:
         described = file.read(length)
         try:
             fields = parse_json(described)
+            if not DTYPE.fullmatch(fields["dtype"]):
+                raise ValueError("not the name of a dtype of numbers")
             shape, dtype = tuple(int(side) for side in fields["shape"]), np.dtype(fields["dtype"])
             count, description = shape[0], dict(fields["description"])
-        except (ValueError, KeyError, TypeError, IndexError, OverflowError, SyntaxError):
+        except (ValueError, KeyError, TypeError, IndexError, OverflowError):
             raise ArrayFileError("its description is damaged") from None
         data = math.prod(shape) * dtype.itemsize
-        if min(shape) < 0 or dtype.hasobject or size != data + count * DIGEST_SIZE + length + FOOTER_SIZE:
+        possible = min(shape) >= 0 and max(shape) < MAX_SIDE and len(shape) <= MAX_DIMENSIONS
+        if not possible or size != data + count * DIGEST_SIZE + length + FOOTER_SIZE:
             raise ArrayFileError("its size is wrong")
         file.seek(data)
         digests = file.read(count * DIGEST_SIZE)
