@@ -1,7 +1,10 @@
 """Code that a run folder names is run only with permission."""
 
 import dataclasses
+import importlib.util
 import json
+import marshal
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -75,6 +78,17 @@ def test_code_that_was_edited_is_refused_before_it_runs(mine, tmp_path, how):
     assert not (tmp_path / "ran").exists()
     with pytest.warns(training.CheckpointWarning, match="code of core: SHA-256"):
         assert load(run, **access, accept_changes=True).step == 1
+
+
+def test_bytecode_beside_the_file_is_not_run(mine, tmp_path):
+    file, run = mine
+    other = compile(f"open({str(tmp_path / 'other')!r}, 'w')\n" + CORE, str(file), "exec")
+    cached = Path(importlib.util.cache_from_source(str(file)))
+    cached.parent.mkdir(exist_ok=True)
+    header = importlib.util.MAGIC_NUMBER + (1).to_bytes(4, "little") + importlib.util.source_hash(file.read_bytes())
+    cached.write_bytes(header + marshal.dumps(other))  # of the kind that Python does not compare with the file
+    assert load(run, core=(f"{file}:Mine",)).step == 1
+    assert (tmp_path / "ran").exists() and not (tmp_path / "other").exists()
 
 
 def test_files_changed_consistently_are_refused_by_name(mine):
