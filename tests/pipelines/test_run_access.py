@@ -1,7 +1,10 @@
 """Code that a run folder names is run only with permission."""
 
 import dataclasses
+import importlib.util
 import json
+import marshal
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +12,9 @@ import pytest
 
 from experiments import language_model
 from jaxseq import data, training
-from jaxseq.models.configs import LanguageModelConfig
-from jaxseq.pipelines import RunAccess, TextGenerator, load_run
-from jaxseq.training import CheckpointMismatchError, RunFolderError
+from jaxseq.models.configs import AttentionTranslator, LanguageModelConfig
+from jaxseq.pipelines import RunAccess, SearchConfig, TextGenerator, Translator, load_run
+from jaxseq.training import CheckpointMismatchError, RunFolderError, provenance
 
 CORE = """
 from pathlib import Path
@@ -77,6 +80,17 @@ def test_code_that_was_edited_is_refused_before_it_runs(mine, tmp_path, how):
         assert load(run, **access, accept_changes=True).step == 1
 
 
+def test_bytecode_beside_the_file_is_not_run(mine, tmp_path):
+    file, run = mine
+    other = compile(f"open({str(tmp_path / 'other')!r}, 'w')\n" + CORE, str(file), "exec")
+    cached = Path(importlib.util.cache_from_source(str(file)))
+    cached.parent.mkdir(exist_ok=True)
+    header = importlib.util.MAGIC_NUMBER + (1).to_bytes(4, "little") + importlib.util.source_hash(file.read_bytes())
+    cached.write_bytes(header + marshal.dumps(other))  # of the kind that Python does not compare with the file
+    assert load(run, core=(f"{file}:Mine",)).step == 1
+    assert (tmp_path / "ran").exists() and not (tmp_path / "other").exists()
+
+
 def test_files_changed_consistently_are_refused_by_name(mine):
     file, run = mine
     access = {"core": (f"{file}:Mine",)}
@@ -115,3 +129,18 @@ def test_a_finished_run_whose_config_was_edited_is_refused(mine):
     (run / "environment.json").write_text(json.dumps(environment | {"data_fingerprint": "other"}))
     with pytest.raises(RunFolderError, match="data fingerprint: none -> other"):
         saved.verify_config(dataclasses.replace(saved.config_as(language_model.Config), seed=0))
+
+
+def test_other_search_or_length_of_translations_is_another_definition():
+    words = data.Characters("abc")
+    translator = Translator(AttentionTranslator(features=4), words, words, max_length=9)
+    stored = provenance.provenance_to_json(provenance.Provenance(model=translator.definition()))
+    others = {
+        "search.beams: 1 -> 3": translator.with_search(SearchConfig(beams=3)),
+        "max_length: SHA-256": translator.with_search(translator.search, 8),
+        "num_buckets: SHA-256": Translator(translator.config, words, words, max_length=9, num_buckets=3),
+    }
+    for said, other in others.items():
+        now = provenance.Provenance(model=other.definition())
+        (line,) = provenance.provenance_differences(stored, now)
+        assert line.startswith(said)
