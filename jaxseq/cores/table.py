@@ -48,7 +48,7 @@ CORES: dict[str, type[Core]] = {
 
 
 class _SourceLoader(importlib.machinery.SourceFileLoader):
-    """Compiles the file itself: bytecode in ``__pycache__`` may be that of other code, which a SHA-256 does not tell."""
+    """Compiles the file itself: bytecode in ``__pycache__`` may be other code, which no SHA-256 tells."""
 
     def get_code(self, fullname: str) -> types.CodeType:
         return self.source_to_code(self.get_data(self.path), self.path)

@@ -49,6 +49,13 @@ class SavedRun:
             raise RunFolderError(f"{self.path} has no {name}")
         return value
 
+    def read_object(self, name: str) -> dict[str, JSON]:
+        """As ``read``; raises RunFolderError for JSON that is no object, too."""
+        value = self.read(name)
+        if not isinstance(value, dict):
+            raise RunFolderError(f"{self.path / name} must hold an object, not a {type(value).__name__}")
+        return value
+
     def provenance(self) -> dict[str, JSON]:
         """What the newest checkpoint that can be read belongs to; empty if there is none or none is stored."""
         return self._checkpoints(UNKNOWN).newest_provenance()
@@ -62,7 +69,7 @@ class SavedRun:
         Raises:
             RunFolderError: they differ; the message names the fields.
         """
-        data = self.read(ENVIRONMENT).get("data_fingerprint")
+        data = self.read_object(ENVIRONMENT).get("data_fingerprint")
         differences = provenance_differences(self.provenance(), Provenance(config, None, str(data)))
         if differences and not self.files.accept_changes:
             told = "\n  ".join(differences)

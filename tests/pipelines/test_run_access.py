@@ -14,6 +14,7 @@ from experiments import language_model
 from jaxseq import data, training
 from jaxseq.models.configs import AttentionTranslator, LanguageModelConfig
 from jaxseq.pipelines import RunAccess, SearchConfig, TextGenerator, Translator, load_run
+from jaxseq.pipelines.finished_runs import read_finished_run
 from jaxseq.training import CheckpointMismatchError, RunFolderError, provenance
 
 CORE = """
@@ -129,6 +130,17 @@ def test_a_finished_run_whose_config_was_edited_is_refused(mine):
     (run / "environment.json").write_text(json.dumps(environment | {"data_fingerprint": "other"}))
     with pytest.raises(RunFolderError, match="data fingerprint: none -> other"):
         saved.verify_config(dataclasses.replace(saved.config_as(language_model.Config), seed=0))
+
+
+@pytest.mark.parametrize("name", ["environment.json", "results.json"])
+def test_a_finished_run_with_json_of_another_type_is_named(mine, name):
+    _, run = mine
+    (run / "checksums.json").unlink()
+    (run / "results.json").write_text("{}")
+    assert read_finished_run(run, language_model.Config).results == {}
+    (run / name).write_text("[]")
+    with pytest.raises(RunFolderError, match=f"{name} must hold an object, not a list"):
+        read_finished_run(run, language_model.Config)
 
 
 def test_other_search_or_length_of_translations_is_another_definition():
