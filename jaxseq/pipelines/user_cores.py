@@ -79,7 +79,8 @@ def permit_code(model: JSON, access: RunAccess, stored: Mapping[str, JSON], fold
         try:
             now = stored_part(_sha256(permitted[field]), part)
         except (OSError, ValueError) as error:
-            raise training.RunFolderError(f"{folder} uses the core {name!r}: {error}") from None
+            where = "" if given else f"; if it is elsewhere now, name it: --core FOLDER/{label}"
+            raise training.RunFolderError(f"{folder} uses the core {name!r}: {error}{where}") from None
         if part in stored and stored[part] != now and not access.accept_changes:
             raise training.RunFolderError(
                 f"{permitted[field].rpartition(':')[0]} differs from the file that {folder} was trained with "

@@ -94,8 +94,7 @@ def test_bytecode_beside_the_file_is_not_run(mine, tmp_path):
 
 def test_files_changed_consistently_are_refused_by_name(mine):
     file, run = mine
-    access = {"core": (f"{file}:Mine",)}
-    (run / "checksums.json").unlink()
+    access, files = {"core": (f"{file}:Mine",)}, training.RunFiles(run)
     for name, before, after, said in (
         ("text_generator.json", '"precision": "float32"', '"precision": "bfloat16"', "model.precision: 'float32' ->"),
         ("text_generator.json", '"dropout": 0.1', '"dropout": 0.2', "model.dropout: 0.1 -> 0.2"),
@@ -105,12 +104,16 @@ def test_files_changed_consistently_are_refused_by_name(mine):
     ):
         content = (run / name).read_text()
         assert before in content
-        (run / name).write_text(content.replace(before, after))
+        files.write(name, json.loads(content.replace(before, after)))
         with pytest.raises((CheckpointMismatchError, RunFolderError)) as error:
             load(run, **(access if "elman" not in said else {}))
         assert said in str(error.value)
-        (run / name).write_text(content)
+        files.write(name, json.loads(content))
     assert load(run, **access).step == 1
+    (run / "checksums.json").unlink()
+    with pytest.raises(RunFolderError, match=r"text_generator\.json has no checksum in checksums\.json"):
+        load(run, **access)
+    assert load(run, **access, accept_changes=True).step == 1
 
 
 def test_a_finished_run_whose_config_was_edited_is_refused(mine):
@@ -121,13 +124,14 @@ def test_a_finished_run_whose_config_was_edited_is_refused(mine):
     (run / "config.json").write_text(json.dumps(config | {"seed": 7}))
     with pytest.raises(RunFolderError, match=r"config.json is not what the run wrote"):
         training.read_run(run)
-    (run / "checksums.json").unlink()
+    files = training.RunFiles(run)
+    files.write("config.json", config | {"seed": 7})
     saved = training.read_run(run)
     with pytest.raises(RunFolderError, match="config seed: 0 -> 7"):
         saved.verify_config(saved.config_as(language_model.Config))
     environment = json.loads((run / "environment.json").read_text())
-    (run / "config.json").write_text(json.dumps(config))
-    (run / "environment.json").write_text(json.dumps(environment | {"data_fingerprint": "other"}))
+    files.write("config.json", config)
+    files.write("environment.json", environment | {"data_fingerprint": "other"})
     with pytest.raises(RunFolderError, match="data fingerprint: none -> other"):
         saved.verify_config(dataclasses.replace(saved.config_as(language_model.Config), seed=0))
 
@@ -135,10 +139,10 @@ def test_a_finished_run_whose_config_was_edited_is_refused(mine):
 @pytest.mark.parametrize("name", ["environment.json", "results.json"])
 def test_a_finished_run_with_json_of_another_type_is_named(mine, name):
     _, run = mine
-    (run / "checksums.json").unlink()
-    (run / "results.json").write_text("{}")
+    files = training.RunFiles(run)
+    files.write("results.json", {})
     assert read_finished_run(run, language_model.Config).results == {}
-    (run / name).write_text("[]")
+    files.write(name, [])
     with pytest.raises(RunFolderError, match=f"{name} must hold an object, not a list"):
         read_finished_run(run, language_model.Config)
 
