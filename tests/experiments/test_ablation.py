@@ -546,8 +546,10 @@ def test_configs_of_the_experiments_are_set_by_texts():
 def test_runs_of_the_language_model_are_compared(language_model_run, tmp_path):
     run, twin = language_model_run[0].run, tmp_path / "b"
     shutil.copytree(run, twin)
-    config = json.loads((twin / "config.json").read_text())
-    (twin / "config.json").write_text(json.dumps(config | {"model": config["model"] | {"tied": True}, "samples": 9}))
+    shutil.rmtree(twin / "checkpoints")  # which store the config
+    files = training.RunFiles(twin)
+    config = files.read("config.json")
+    files.write("config.json", config | {"model": config["model"] | {"tied": True}, "samples": 9})
     report = main(Config(compare=(run, twin), metric=("bits_per_character",)))
     assert [*by_label(report, "bits_per_character")["model.tied=True"]["differences"].values()] == [0.0]
 
