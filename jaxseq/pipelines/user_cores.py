@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import shlex
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,12 @@ NO_ACCESS = RunAccess()
 def is_user_core(name: object) -> bool:
     """Whether a field's value names a core in a file, FILE.py:CLASS."""
     return isinstance(name, str) and name.rpartition(":")[0].endswith(".py")
+
+
+def core_flags(names: Sequence[str]) -> str:
+    """The options of a command line that permit those of the cores that are in files: `` --core FILE.py:CLASS``."""
+    named = dict.fromkeys(name for name in names if is_user_core(name))
+    return f" --core {shlex.join(named)}" if named else ""
 
 
 def model_parts(config: Any) -> dict[str, object]:

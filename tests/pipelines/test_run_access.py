@@ -13,7 +13,7 @@ import pytest
 from experiments import language_model
 from jaxseq import data, training
 from jaxseq.models.configs import AttentionTranslator, LanguageModelConfig
-from jaxseq.pipelines import RunAccess, SearchConfig, TextGenerator, Translator, load_run
+from jaxseq.pipelines import RunAccess, SearchConfig, TextGenerator, Translator, core_flags, load_run
 from jaxseq.pipelines.finished_runs import read_finished_run
 from jaxseq.training import CheckpointMismatchError, RunFolderError, provenance
 
@@ -67,6 +67,11 @@ def test_code_runs_only_where_it_is_named_or_trusted(mine, tmp_path):
     assert load(run, core=(f"{moved}:Mine",)).step == 1
     with pytest.raises(RunFolderError, match=r"uses no core 'other.py:Other'"):
         load(run, core=(f"{moved}:Mine", "other.py:Other"))
+
+
+def test_the_flags_that_permit_cores_are_told():
+    assert core_flags(["lstm", "attention"]) == ""
+    assert core_flags(["a b.py:Mine", "lstm", "a b.py:Mine", "c.py:D"]) == " --core 'a b.py:Mine' c.py:D"
 
 
 @pytest.mark.parametrize("how", [{"trust": True}, {"core": True}], ids=["trust", "core"])
