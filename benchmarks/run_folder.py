@@ -10,7 +10,7 @@ compress. Each turn is a process of its own, one at a time, since 1 GB of parame
 take turns, the first place going round. In each turn what is restored is compared with what was saved, bit for bit,
 before anything is timed. Files are read from the system's page cache, so that the figures are those of the code and not
 of a disk; what is written is flushed where the code flushes it. Rows go to benchmarks/results/run_folder-DEVICE.jsonl,
-one a size and checkout, with medians over all turns.
+one a size and checkout, with medians over all turns; rows of other sizes are kept.
 """
 
 import argparse
@@ -292,8 +292,14 @@ def main() -> None:
     for megabytes in options.megabytes:
         rows += measure(checkouts, megabytes, options.turns, options.rounds, options.folder)
         print(table(rows[-len(checkouts) :]), flush=True)
+    known = [json.loads(line) for line in output.read_text().splitlines()] if output.exists() else []
+    rows = sorted([row for row in known if row["megabytes"] not in options.megabytes] + rows, key=_size)
     output.write_text("".join(json.dumps(row) + "\n" for row in rows))
     print(f"\nwritten: {output.relative_to(RESULTS.parent.parent)}")
+
+
+def _size(row: Row) -> float:
+    return row["megabytes"]
 
 
 if __name__ == "__main__":

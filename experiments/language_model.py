@@ -148,7 +148,8 @@ def main(config: Config) -> dict[str, Any]:
         texts = generator.sample(params, config.samples, sampling, key=sample_key, max_length=length)
         report = training.write_report(run, title=f"Language model: {config.model.core}", samples=texts)
     print(summary(results, texts))
-    print(f"report: {report}\nmore text: python -m jaxseq generate --run {config.run}")
+    flags = pipelines.core_flags(config.model.cores)
+    print(f"report: {report}\nmore text: python -m jaxseq generate --run {config.run}{flags}")
     return results
 
 

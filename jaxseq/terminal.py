@@ -98,25 +98,34 @@ def discard(stream: IO[Any]) -> None:
             os.close(nothing)
 
 
+def _open_standard_descriptors() -> None:
+    """Open those of 0, 1 and 2 that are closed: a file of a run would get the number, and what C++ writes to stderr."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free
+
+
 @contextlib.contextmanager
 def standard_outputs() -> Iterator[None]:
     """In the block, ``sys.stdout`` and ``sys.stderr`` are an ``Output``; they are flushed at its end.
 
-    Characters that standard output cannot encode are written as escapes.
+    Characters that standard output cannot encode are written as escapes. What is written to a closed one (``>&-``) goes
+    into nothing.
     """
     before = sys.stdout, sys.stderr
+    _open_standard_descriptors()
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
-    made = [
-        stream if stream is None else Output(stream, name)
-        for stream, name in zip(before, ("standard output", "standard error"), strict=True)
-    ]
-    sys.stdout, sys.stderr = cast(list[TextIO], made)
-    try:
-        yield
-    finally:
-        sys.stdout, sys.stderr = before
-        for output in made:
-            if output is not None:
+    with open(os.devnull, "w", encoding="utf-8") as nothing:
+        names = ("standard output", "standard error")
+        made = [Output(stream or nothing, name) for stream, name in zip(before, names, strict=True)]
+        sys.stdout, sys.stderr = cast(list[TextIO], made)
+        try:
+            yield
+        finally:
+            sys.stdout, sys.stderr = before
+            for output in made:
                 with contextlib.suppress(OSError):
                     output.flush()

@@ -2,6 +2,7 @@
 
 import io
 import os
+import subprocess
 import sys
 import unicodedata
 
@@ -79,3 +80,25 @@ def test_a_full_disk_is_named_once():
     named = pytest.raises(OSError, match="No space left on device: 'standard output'")
     with open("/dev/full", "w", encoding="utf-8") as stream, named:  # and it closes without an error
         print("text", file=Output(stream, "standard output"), flush=True)
+
+
+def test_closed_standard_streams_are_replaced_by_nothing(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    with standard_outputs():
+        print("lost", flush=True)
+        print("lost", file=sys.stderr, flush=True)
+        assert not sys.stdout.isatty() and not sys.stderr.isatty()
+    assert sys.stdout is None and sys.stderr is None
+
+
+def test_no_file_gets_the_number_of_a_closed_standard_stream(tmp_path):
+    code = (
+        "import os, sys; from jaxseq.terminal import standard_outputs\n"
+        "with standard_outputs():\n"
+        "    file = open(sys.argv[1], 'w'); file.write(str(file.fileno())); os.write(2, b'lost')"
+    )
+    file = tmp_path / "number"
+    command = f'exec "{sys.executable}" -c "$1" "$2" <&- >&- 2>&-'
+    assert subprocess.run(["bash", "-c", command, "bash", code, str(file)], timeout=60).returncode == 0
+    assert int(file.read_text()) > 2

@@ -2,7 +2,9 @@
 
 import ast
 import dataclasses
+import importlib.machinery
 import importlib.util
+import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,6 +47,13 @@ CORES: dict[str, type[Core]] = {
 }
 
 
+class _SourceLoader(importlib.machinery.SourceFileLoader):
+    """Compiles the file itself: bytecode in ``__pycache__`` may be other code, which no SHA-256 tells."""
+
+    def get_code(self, fullname: str) -> types.CodeType:
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
 def find_core(name: str) -> type[Core]:
     """The core of that name in ``CORES``, or the class that a user's own file defines, ``FILE.py:CLASS``.
 
@@ -58,11 +67,12 @@ def find_core(name: str) -> type[Core]:
         return CORES[name]
     if not Path(file).is_file():
         raise ValueError(f"core {name!r}: there is no file {file}")
-    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
-    assert spec is not None and spec.loader is not None
+    loader = _SourceLoader(Path(file).stem, str(Path(file).absolute()))
+    spec = importlib.util.spec_from_file_location(Path(file).stem, loader.path, loader=loader)
+    assert spec is not None
     module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        loader.exec_module(module)
     except Exception as error:
         raise ValueError(f"core {name!r}: {file} does not import: {type(error).__name__}: {error}") from error
     core = getattr(module, attribute, None)

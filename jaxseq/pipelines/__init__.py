@@ -22,7 +22,7 @@ from jaxseq.pipelines.text_generator import TextGenerator, cut_at, token_bytes
 from jaxseq.pipelines.translator import Translator
 from jaxseq.pipelines.truncation_gradients import BiasRow, PathGradients, TruncationGradients, bias_rows
 from jaxseq.pipelines.truncation_runs import TruncationRun, TruncationRuns
-from jaxseq.pipelines.user_cores import RunAccess, check_user_cores
+from jaxseq.pipelines.user_cores import RunAccess, check_user_cores, core_flags
 
 __all__ = [
     "ArraySource",
@@ -65,6 +65,7 @@ __all__ = [
     "check_beams",
     "check_decoding_memory",
     "check_user_cores",
+    "core_flags",
     "cut_at",
     "detection_rows",
     "draw_detector_report",

@@ -151,10 +151,11 @@ class Captioner(Pipeline):
         return cls(fields.model, vocabulary, **options)
 
     def definition(self) -> dict[str, object]:
-        """What the parameters mean."""
+        """What the parameters mean, and how a caption is searched."""
         frozen = "" if self.frozen is None else self.frozen.fingerprint
         images = {"image_size": self.image_size, "resize": self.resize, "frozen encoder": frozen}
-        return model_parts(self.config) | {"vocabulary": self.vocabulary.to_json(), **images}
+        search = {"search": self.search, "max_length": self.max_length}
+        return model_parts(self.config) | {"vocabulary": self.vocabulary.to_json(), **images, **search}
 
     def write(self, run: training.Run) -> None:
         """Write the model's config, how it decodes, the vocabulary, and a frozen encoder."""

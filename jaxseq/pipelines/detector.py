@@ -150,9 +150,9 @@ class Detector(Pipeline):
         )
 
     def definition(self) -> dict[str, object]:
-        """What the parameters mean."""
+        """What the parameters mean, and how scored regions become detections."""
         images = {"image_size": self.image_size, "resize": self.resize, "class_names": self.class_names}
-        proposals = {"proposals": self.proposals, "num_proposals": self.num_proposals}
+        proposals = {"proposals": self.proposals, "num_proposals": self.num_proposals, "detection": self.detection}
         return model_parts(self.config) | images | proposals
 
     def write(self, run: training.Run) -> None:

@@ -40,7 +40,8 @@ def read_finished_run(folder: Path, kind: type) -> FinishedRun:
     config: object = saved.config_as(kind)
     saved.verify_config(config)
     ignored = IGNORED_FIELDS | resumable_fields(config)
-    return FinishedRun(folder, ignored, saved.config, saved.read("environment.json"), saved.read("results.json"))
+    environment, results = (saved.read_object(name) for name in ("environment.json", "results.json"))
+    return FinishedRun(folder, ignored, saved.config, environment, results)
 
 
 def field_differences(old: dict[str, Any], new: dict[str, Any], ignored: set[str]) -> list[str]:

@@ -78,9 +78,10 @@ class Translator(Pipeline):
         return cls(fields.model, source, target, search=fields.search, **options)
 
     def definition(self) -> dict[str, object]:
-        """What the parameters mean."""
+        """What the parameters mean, and how a translation is searched."""
         vocabularies = {"source vocabulary": self.source.to_json(), "target vocabulary": self.target.to_json()}
-        return model_parts(self.config) | vocabularies
+        search = {"search": self.search, "num_buckets": self.num_buckets, "max_length": self.max_length}
+        return model_parts(self.config) | vocabularies | search
 
     def write(self, run: training.Run) -> None:
         """Write the model's config, how it decodes, and the vocabularies."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import shlex
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,12 @@ NO_ACCESS = RunAccess()
 def is_user_core(name: object) -> bool:
     """Whether a field's value names a core in a file, FILE.py:CLASS."""
     return isinstance(name, str) and name.rpartition(":")[0].endswith(".py")
+
+
+def core_flags(names: Sequence[str]) -> str:
+    """The options of a command line that permit those of the cores that are in files: `` --core FILE.py:CLASS``."""
+    named = dict.fromkeys(name for name in names if is_user_core(name))
+    return f" --core {shlex.join(named)}" if named else ""
 
 
 def model_parts(config: Any) -> dict[str, object]:
@@ -79,7 +86,8 @@ def permit_code(model: JSON, access: RunAccess, stored: Mapping[str, JSON], fold
         try:
             now = stored_part(_sha256(permitted[field]), part)
         except (OSError, ValueError) as error:
-            raise training.RunFolderError(f"{folder} uses the core {name!r}: {error}") from None
+            where = "" if given else f"; if it is elsewhere now, name it: --core FOLDER/{label}"
+            raise training.RunFolderError(f"{folder} uses the core {name!r}: {error}{where}") from None
         if part in stored and stored[part] != now and not access.accept_changes:
             raise training.RunFolderError(
                 f"{permitted[field].rpartition(':')[0]} differs from the file that {folder} was trained with "

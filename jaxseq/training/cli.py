@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import io
 import os
 import re
 import sys
@@ -64,7 +65,7 @@ def run_cli(
     - 0: done.
     - 1: an error, one line on stderr. Files, settings, too little memory: the line names the cause and what to change.
       Any other exception is called unexpected. The environment variable JAXSEQ_TRACEBACK=1 shows the frames.
-    - 2: wrong arguments.
+    - 2: arguments that are no options of the experiment or not of their types; tyro's message tells them.
     - 75 (EXIT_INTERRUPTED): stopped by SIGINT, SIGTERM or SIGHUP. If the experiment is ``resumable``, the same command
       resumes; while it trains, the state is saved first.
     - 76 (EXIT_HUNG): a step took too long, and the process ended itself (``Watchdog``).
@@ -138,22 +139,37 @@ def _place(error: BaseException) -> str:
 
 
 def parse_arguments(config: type[C], description: str | None) -> C:
-    """The config that tyro reads from the command line; its messages show the arguments' control characters escaped."""
+    """The config that tyro reads from the command line; its messages show the arguments' control characters escaped.
+
+    Raises:
+        ValueError: what a dataclass of the config refuses.
+        SystemExit: after the help, or a message of tyro's.
+    """
     options: dict[str, Any] = {"description": description, "registry": PATH_RULE}
+    nothing = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(nothing), contextlib.redirect_stderr(nothing):
+            return tyro.cli(config, **options)
+    except SystemExit as error:
+        refused = _refused_value(error)
+        if refused is not None:
+            raise refused from None
+        code = error.code
     # tyro formats its help and its messages for terminals itself.
     outputs = [cast(TextIO, getattr(stream, "unescaped", stream)) for stream in (sys.stdout, sys.stderr)]
     with contextlib.redirect_stdout(outputs[0]), contextlib.redirect_stderr(outputs[1]):
-        arguments = sys.argv[1:]
-        escaped = [printable(word) for word in arguments]
-        if escaped == arguments:
-            return tyro.cli(config, **options)
-        try:
-            with open(os.devnull, "w", errors="replace") as nothing, contextlib.redirect_stderr(nothing):
-                return tyro.cli(config, **options)
-        except SystemExit as error:
-            if error.code:
-                tyro.cli(config, args=escaped, **options)
-            raise
+        tyro.cli(config, args=[printable(word) for word in sys.argv[1:]], **options)
+    sys.exit(code)
+
+
+def _refused_value(error: BaseException | None) -> ValueError | None:
+    """The ValueError of a ``__post_init__`` that led to an error, if there is one."""
+    while error is not None:
+        frames = traceback.extract_tb(error.__traceback__)
+        if isinstance(error, ValueError) and any(frame.name == "__post_init__" for frame in frames):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def check_values(config: object, prefix: str = "") -> None:

@@ -176,6 +176,10 @@ def _enter(files: RunFiles, config: object, fingerprint: str) -> dict[str, JSON]
 def _check_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise RunFolderError(f"{folder} is a file, not a run folder")
+    links = [path for path in (folder.iterdir() if folder.is_dir() else ()) if path.is_symlink() and path.is_dir()]
+    if links:
+        told = f"{links[0]} is a link to a folder, in which the run would write and delete files"
+        raise RunFolderError(f"{told}. Use a link to the whole run folder instead")
     if not folder.is_dir() or (folder / CONFIG).exists():
         return
     # A run that was killed before its first file was complete leaves the lock, a checksum and a temporary file.

@@ -58,6 +58,10 @@ class RunFiles:
             warnings.warn(told, CheckpointWarning, stacklevel=3)
         return value
 
+    def has_checksum(self, name: str) -> bool:
+        """Whether ``checksums.json`` has the file."""
+        return name in self._checksums()
+
     def _content(self, name: str) -> tuple[bytes | None, bool]:
         """The bytes of a file, and whether their checksum is known or none is stored."""
         known = self._checksums().get(name)

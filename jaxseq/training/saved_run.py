@@ -11,7 +11,7 @@ from jaxseq.training.checkpoints import Checkpoints, Restored
 from jaxseq.training.errors import RunFolderError
 from jaxseq.training.provenance import UNKNOWN, Provenance, provenance_differences
 from jaxseq.training.run import CHECKPOINTS, CONFIG, ENVIRONMENT
-from jaxseq.training.run_files import RunFiles
+from jaxseq.training.run_files import CHECKSUMS, RunFiles
 from jaxseq.training.settings import from_json
 from jaxseq.typing import PyTree
 
@@ -42,11 +42,22 @@ class SavedRun:
         """The value of a JSON file of the run, such as ``results.json``.
 
         Raises:
-            RunFolderError: there is no such file, it differs from what the run wrote, or holds no JSON.
+            RunFolderError: there is no such file, it differs from what the run wrote, or holds no JSON; or it has no
+                checksum although the run's version writes them.
         """
         value = self.files.read(name)
         if value is None:
             raise RunFolderError(f"{self.path} has no {name}")
+        if not self.files.has_checksum(name) and not self.files.accept_changes and self.provenance():
+            told = f"{self.path / name} has no checksum in {CHECKSUMS}, which was deleted or changed"
+            raise RunFolderError(f"{told}. Restore it, or accept the change (--accept-changes)")
+        return value
+
+    def read_object(self, name: str) -> dict[str, JSON]:
+        """As ``read``; raises RunFolderError for JSON that is no object, too."""
+        value = self.read(name)
+        if not isinstance(value, dict):
+            raise RunFolderError(f"{self.path / name} must hold an object, not a {type(value).__name__}")
         return value
 
     def provenance(self) -> dict[str, JSON]:
@@ -62,7 +73,7 @@ class SavedRun:
         Raises:
             RunFolderError: they differ; the message names the fields.
         """
-        data = self.read(ENVIRONMENT).get("data_fingerprint")
+        data = self.read_object(ENVIRONMENT).get("data_fingerprint")
         differences = provenance_differences(self.provenance(), Provenance(config, None, str(data)))
         if differences and not self.files.accept_changes:
             told = "\n  ".join(differences)

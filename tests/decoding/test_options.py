@@ -73,6 +73,7 @@ def test_new_parameters_and_values_of_beam_options_need_no_new_compilation() -> 
     assert counts[0] > 0 and counts == counts[:1] * 3
 
 
+@pytest.mark.full
 def test_options_of_the_same_values_compile_once() -> None:
     step, traces = counting_step()
     bound, counts = Partial(step, table(0)), []

@@ -310,10 +310,10 @@ def test_wrong_options_are_said(run, options, said):
         (lambda folder: shutil.rmtree(folder), "run is not a run folder: it does not exist"),
         (lambda folder: (folder / "config.json").unlink(), "run is not a run folder: it has no config.json"),
         (lambda folder: (folder / "text_generator.json").unlink(), "run has no text_generator.json"),
-        (lambda folder: (folder / "text_generator.json").write_text('{"depth": 3}'), "no TextGenerator: .*depth"),
-        (lambda folder: (folder / "text_generator.json").write_text("[]"), r"no TextGenerator: .* not \[\]"),
+        (lambda folder: written(folder, "text_generator.json", {"depth": 3}), "no TextGenerator: .*depth"),
+        (lambda folder: written(folder, "text_generator.json", []), r"no TextGenerator: .* not \[\]"),
         (lambda folder: (folder / "text_generator.json").write_text("{"), "text_generator.json is not valid JSON"),
-        (lambda folder: (folder / "vocabulary.json").write_text('"x"'), "not the JSON of a vocabulary"),
+        (lambda folder: written(folder, "vocabulary.json", "x"), "not the JSON of a vocabulary"),
         (lambda folder: shutil.rmtree(folder / "checkpoints"), "run has no checkpoint yet"),
         (
             lambda folder: edit(folder, features=16),
@@ -336,16 +336,19 @@ def test_wrong_options_are_said(run, options, said):
 )
 def test_a_folder_that_is_no_such_run_is_said(run, tmp_path, change, said):
     shutil.copytree(run, tmp_path / "run")
-    (tmp_path / "run" / "checksums.json").unlink()  # whose message would come first
     change(tmp_path / "run")
     with pytest.raises(training.TrainingError, match=said):
         made(tmp_path / "run")
 
 
 def edit(folder: Path, **changes) -> None:
-    file = folder / "text_generator.json"
-    described = json.loads(file.read_text())
-    file.write_text(json.dumps(described | {"model": described["model"] | changes}))
+    described = json.loads((folder / "text_generator.json").read_text())
+    written(folder, "text_generator.json", described | {"model": described["model"] | changes})
+
+
+def written(folder: Path, name: str, value: object) -> None:
+    """Write another value with its checksum."""
+    training.RunFiles(folder).write(name, value)
 
 
 def call(run: Path, *arguments: str) -> subprocess.CompletedProcess:

@@ -14,6 +14,7 @@ from jaxseq.pipelines.gradient_flow import Clipping, HeatMaps, Mixers
 from jaxseq.training import ConfigMismatchError, read_json
 
 
+@pytest.mark.full
 def test_the_same_command_computes_nothing_again(tmp_path, monkeypatch, capsys):
     config = Config(run=tmp_path / "run", smoke=True, parts=("heat-maps",), heat_maps=HeatMaps(cores=("mingru",)))
     with unoptimized():

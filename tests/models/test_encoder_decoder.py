@@ -142,6 +142,7 @@ def test_the_source_is_read_and_gradients_reach_every_parameter(name: str) -> No
     assert np.abs(forward(SOURCE, TOKENS, SOURCE_IDS, IDS) - forward(other, TOKENS, SOURCE_IDS, IDS)).max() > 1e-3
 
 
+@pytest.mark.full
 @A_FEW
 def test_it_decodes_greedily_and_with_beams_over_the_memory(name: str) -> None:
     model, _ = model_and_variables(name)

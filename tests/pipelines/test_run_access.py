@@ -1,7 +1,10 @@
 """Code that a run folder names is run only with permission."""
 
 import dataclasses
+import importlib.util
 import json
+import marshal
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +12,10 @@ import pytest
 
 from experiments import language_model
 from jaxseq import data, training
-from jaxseq.models.configs import LanguageModelConfig
-from jaxseq.pipelines import RunAccess, TextGenerator, load_run
-from jaxseq.training import CheckpointMismatchError, RunFolderError
+from jaxseq.models.configs import AttentionTranslator, LanguageModelConfig
+from jaxseq.pipelines import RunAccess, SearchConfig, TextGenerator, Translator, core_flags, load_run
+from jaxseq.pipelines.finished_runs import read_finished_run
+from jaxseq.training import CheckpointMismatchError, RunFolderError, provenance
 
 CORE = """
 from pathlib import Path
@@ -65,6 +69,11 @@ def test_code_runs_only_where_it_is_named_or_trusted(mine, tmp_path):
         load(run, core=(f"{moved}:Mine", "other.py:Other"))
 
 
+def test_the_flags_that_permit_cores_are_told():
+    assert core_flags(["lstm", "attention"]) == ""
+    assert core_flags(["a b.py:Mine", "lstm", "a b.py:Mine", "c.py:D"]) == " --core 'a b.py:Mine' c.py:D"
+
+
 @pytest.mark.parametrize("how", [{"trust": True}, {"core": True}], ids=["trust", "core"])
 def test_code_that_was_edited_is_refused_before_it_runs(mine, tmp_path, how):
     file, run = mine
@@ -77,10 +86,20 @@ def test_code_that_was_edited_is_refused_before_it_runs(mine, tmp_path, how):
         assert load(run, **access, accept_changes=True).step == 1
 
 
+def test_bytecode_beside_the_file_is_not_run(mine, tmp_path):
+    file, run = mine
+    other = compile(f"open({str(tmp_path / 'other')!r}, 'w')\n" + CORE, str(file), "exec")
+    cached = Path(importlib.util.cache_from_source(str(file)))
+    cached.parent.mkdir(exist_ok=True)
+    header = importlib.util.MAGIC_NUMBER + (1).to_bytes(4, "little") + importlib.util.source_hash(file.read_bytes())
+    cached.write_bytes(header + marshal.dumps(other))  # of the kind that Python does not compare with the file
+    assert load(run, core=(f"{file}:Mine",)).step == 1
+    assert (tmp_path / "ran").exists() and not (tmp_path / "other").exists()
+
+
 def test_files_changed_consistently_are_refused_by_name(mine):
     file, run = mine
-    access = {"core": (f"{file}:Mine",)}
-    (run / "checksums.json").unlink()
+    access, files = {"core": (f"{file}:Mine",)}, training.RunFiles(run)
     for name, before, after, said in (
         ("text_generator.json", '"precision": "float32"', '"precision": "bfloat16"', "model.precision: 'float32' ->"),
         ("text_generator.json", '"dropout": 0.1', '"dropout": 0.2', "model.dropout: 0.1 -> 0.2"),
@@ -90,12 +109,16 @@ def test_files_changed_consistently_are_refused_by_name(mine):
     ):
         content = (run / name).read_text()
         assert before in content
-        (run / name).write_text(content.replace(before, after))
+        files.write(name, json.loads(content.replace(before, after)))
         with pytest.raises((CheckpointMismatchError, RunFolderError)) as error:
             load(run, **(access if "elman" not in said else {}))
         assert said in str(error.value)
-        (run / name).write_text(content)
+        files.write(name, json.loads(content))
     assert load(run, **access).step == 1
+    (run / "checksums.json").unlink()
+    with pytest.raises(RunFolderError, match=r"text_generator\.json has no checksum in checksums\.json"):
+        load(run, **access)
+    assert load(run, **access, accept_changes=True).step == 1
 
 
 def test_a_finished_run_whose_config_was_edited_is_refused(mine):
@@ -106,12 +129,39 @@ def test_a_finished_run_whose_config_was_edited_is_refused(mine):
     (run / "config.json").write_text(json.dumps(config | {"seed": 7}))
     with pytest.raises(RunFolderError, match=r"config.json is not what the run wrote"):
         training.read_run(run)
-    (run / "checksums.json").unlink()
+    files = training.RunFiles(run)
+    files.write("config.json", config | {"seed": 7})
     saved = training.read_run(run)
     with pytest.raises(RunFolderError, match="config seed: 0 -> 7"):
         saved.verify_config(saved.config_as(language_model.Config))
     environment = json.loads((run / "environment.json").read_text())
-    (run / "config.json").write_text(json.dumps(config))
-    (run / "environment.json").write_text(json.dumps(environment | {"data_fingerprint": "other"}))
+    files.write("config.json", config)
+    files.write("environment.json", environment | {"data_fingerprint": "other"})
     with pytest.raises(RunFolderError, match="data fingerprint: none -> other"):
         saved.verify_config(dataclasses.replace(saved.config_as(language_model.Config), seed=0))
+
+
+@pytest.mark.parametrize("name", ["environment.json", "results.json"])
+def test_a_finished_run_with_json_of_another_type_is_named(mine, name):
+    _, run = mine
+    files = training.RunFiles(run)
+    files.write("results.json", {})
+    assert read_finished_run(run, language_model.Config).results == {}
+    files.write(name, [])
+    with pytest.raises(RunFolderError, match=f"{name} must hold an object, not a list"):
+        read_finished_run(run, language_model.Config)
+
+
+def test_other_search_or_length_of_translations_is_another_definition():
+    words = data.Characters("abc")
+    translator = Translator(AttentionTranslator(features=4), words, words, max_length=9)
+    stored = provenance.provenance_to_json(provenance.Provenance(model=translator.definition()))
+    others = {
+        "search.beams: 1 -> 3": translator.with_search(SearchConfig(beams=3)),
+        "max_length: SHA-256": translator.with_search(translator.search, 8),
+        "num_buckets: SHA-256": Translator(translator.config, words, words, max_length=9, num_buckets=3),
+    }
+    for said, other in others.items():
+        now = provenance.Provenance(model=other.definition())
+        (line,) = provenance.provenance_differences(stored, now)
+        assert line.startswith(said)

@@ -6,6 +6,7 @@ from jaxseq.analysis import compare_to_base
 from jaxseq.plotting import draw_comparisons
 
 
+@pytest.mark.full
 def test_a_difference_that_excludes_0_is_red_and_no_other(tmp_path):
     pytest.importorskip("matplotlib", reason="the plots extra is not installed")
     from matplotlib.image import imread

@@ -15,7 +15,14 @@ from jax.errors import JaxRuntimeError
 
 from jaxseq.pipelines.config_fields import configure
 from jaxseq.terminal import printable
-from jaxseq.training import EXIT_INTERRUPTED, TrainingError, check_outputs, check_repeated_flags, run_cli
+from jaxseq.training import (
+    EXIT_INTERRUPTED,
+    OptimizerConfig,
+    TrainingError,
+    check_outputs,
+    check_repeated_flags,
+    run_cli,
+)
 from jaxseq.training.console import format_progress
 from jaxseq.training.interrupts import SignalHandler
 
@@ -140,6 +147,30 @@ def test_an_error_is_one_line_without_control_characters(error, said, monkeypatc
     assert "Traceback" not in shown
     assert shown.count("\n") == 1 or isinstance(error, TrainingError)
     assert all(printable(line) == line for line in shown.split("\n"))
+
+
+@dataclass(frozen=True)
+class Checked:
+    part: OptimizerConfig = OptimizerConfig()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--part.b2", "2"], 1, "error: optimizer b2 must be in [0, 1), not 2.0\n"),
+        (["--part.b2", "x"], 2, "Value error"),
+        (["--part.b3", "2"], 2, "Unrecognized options"),
+        (["--help"], 0, "--part.b2"),
+    ],
+)
+def test_what_a_dataclass_refuses_is_one_line_and_wrong_arguments_are_tyros(words, code, said, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["program", *words])
+    with pytest.raises(SystemExit) as stopped:
+        run_cli(pytest.fail, Checked, None)
+    shown = capsys.readouterr()
+    assert stopped.value.code == code and said in shown.out + shown.err
+    assert ("error: " in shown.err) == (code == 1) and shown.err.count("\n") >= 2 * (code == 2)
+    assert code != 1 or shown.err.count("\n") == 1
 
 
 def test_a_huge_error_is_cut(monkeypatch, capsys):

@@ -159,6 +159,16 @@ def test_a_folder_with_other_things_is_refused_and_left_alone(tmp_path):
         start(tmp_path / "thesis.tex")
 
 
+def test_a_link_to_a_folder_in_a_run_is_refused(tmp_path):
+    start(tmp_path / "run")
+    (tmp_path / "run" / "figures").symlink_to(tmp_path)
+    with pytest.raises(RunFolderError, match=r"figures is a link to a folder"):
+        start(tmp_path / "run")
+    (tmp_path / "linked").symlink_to(tmp_path / "run")
+    (tmp_path / "run" / "figures").unlink()
+    start(tmp_path / "linked")
+
+
 def test_a_run_killed_before_its_first_file_can_begin_again(tmp_path):
     (tmp_path / ".lock").write_text("process 1")
     (tmp_path / ".config.json.1.tmp").write_text("{")

@@ -18,7 +18,7 @@ from jaxseq.training import EXIT_INTERRUPTED, Checkpoints, read_json_lines
 
 SCRIPT = Path(__file__).with_name("several_processes.py")
 STEPS = 10
-TEXT_FILES = ["checkpoints", "config.json", "environment.json", "metrics.jsonl", "parameters.json"]
+TEXT_FILES = ["checkpoints", "checksums.json", "config.json", "environment.json", "metrics.jsonl", "parameters.json"]
 
 
 class Starter:

@@ -170,6 +170,7 @@ def test_a_step_is_traced_once():
     assert step._cache_size() == 1
 
 
+@pytest.mark.full
 def test_double_precision_stays_double(x64):
     optimizer = make_optimizer(OptimizerConfig(warmup_steps=2, clip_value=0.1), 20)
     params, carry = initial_params(dtype=jnp.float64), initial_carry(jnp.float64)

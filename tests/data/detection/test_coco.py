@@ -293,6 +293,7 @@ FIELDS = {
 }
 
 
+@pytest.mark.full
 @given(st.data())
 @settings(deadline=None, max_examples=50)
 def test_any_json_is_read_or_refused(tmp_path_factory, data):

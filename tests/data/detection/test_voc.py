@@ -249,6 +249,7 @@ FRAGMENTS = st.sampled_from(
 ) | st.text(max_size=5)
 
 
+@pytest.mark.full
 @given(st.data())
 @settings(deadline=None, max_examples=50)
 def test_any_xml_is_read_or_named(tmp_path_factory, data):

@@ -28,8 +28,10 @@ MAKE = {
 """The module of an experiment, and a small config of it."""
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("experiment", MAKE)
+@pytest.mark.parametrize(
+    "experiment",
+    [pytest.param(name, marks=pytest.mark.full if name == "language_model" else pytest.mark.slow) for name in MAKE],
+)
 def test_without_samples_the_report_is_written_without_them(tmp_path, experiment):
     if experiment in ("captioning", "detection"):
         pytest.importorskip("skimage", reason="scikit-image is not installed (extra `images`)")
@@ -47,7 +49,9 @@ def test_without_samples_the_report_is_written_without_them(tmp_path, experiment
         ("translation", {"bleu_tokenize": "no"}, "unknown tokenizer"),
         ("captioning", {"search": SearchConfig(beams=10**9)}, r"beams.*lower beams or max_length"),
         ("detection", {"coco": "pycocotools"}, "COCO's scores by pycocotools need it"),
-        ("detection", {"hidden": 10**8}, "parameters .* lower hidden or pooled_size"),
+        pytest.param(
+            "detection", {"hidden": 10**8}, "parameters .* lower hidden or pooled_size", marks=pytest.mark.slow
+        ),
         ("translation", {"model": "huge"}, "parameters .* lower features, layers, feed_forward or vocabulary_size"),
         ("language_model", {"features": 3 * 10**6}, "18,000,.* parameters .* lower features"),
     ],
