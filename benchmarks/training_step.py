@@ -101,7 +101,8 @@ def jaxseq_loss(case: Case) -> tuple[Any, Callable]:
     carry = model.initial_carry((case.batch,))
 
     def loss(params: Any, carry: Any, batch: jax.Array, key: Any) -> tuple[jax.Array, training.Aux]:
-        _, logits = model.apply({"params": params}, carry, batch[:, :-1])  # type: ignore[misc]
+        applied: Any = model.apply({"params": params}, carry, batch[:, :-1])
+        logits = applied[1]
         entropy = training.cross_entropy(logits, batch[:, 1:], jnp.ones(batch[:, 1:].shape, bool))
         return entropy.mean, training.Aux(carry, {}, entropy.count)
 
@@ -129,7 +130,7 @@ def _jax_candidate(name: str, step: Callable, state: Any, case: Case) -> Candida
     batch = jnp.asarray(case.tokens())
     start = time.perf_counter()
     executable = step.lower(state, batch).compile()  # type: ignore[attr-defined]
-    facts = {"compile_s": time.perf_counter() - start}
+    facts: dict[str, Any] = {"compile_s": time.perf_counter() - start}
     facts["temp_bytes"] = getattr(executable.memory_analysis(), "temp_size_in_bytes", None)
 
     def once() -> float:
@@ -178,8 +179,8 @@ def flax_step(case: Case) -> Candidate:
     optimizer = optax.chain(optax.clip_by_global_norm(CLIP), optax.adamw(RATE, weight_decay=DECAY, mask=mask))
 
     def loss(params: Any, batch: jax.Array) -> jax.Array:
-        logits = model.apply(params, batch[:, :-1])
-        return optax.softmax_cross_entropy_with_integer_labels(logits, batch[:, 1:]).mean()  # type: ignore[arg-type]
+        logits: Any = model.apply(params, batch[:, :-1])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch[:, 1:]).mean()
 
     @partial(jax.jit, donate_argnums=0)
     def step(state: Any, batch: jax.Array) -> Any:
@@ -271,7 +272,9 @@ def run_case(name: str, repeats: int, only: set[str]) -> list[dict[str, Any]]:
 def step_flops(case: Case) -> float:
     """Three times the FLOPs of the forward pass's matrix products."""
     params, loss = jaxseq_loss(case)
-    return 3.0 * analysis.program_flops(lambda params, batch: loss(params, batch)[0], params, jnp.asarray(case.tokens()))
+    return 3.0 * analysis.program_flops(
+        lambda params, batch: loss(params, batch)[0], params, jnp.asarray(case.tokens())
+    )
 
 
 def show(rows: list[dict[str, Any]]) -> None:
