@@ -171,7 +171,7 @@ def work(folder: Path, megabytes: float, rounds: int) -> None:
 
 
 def turn(checkout: Path, folder: Path, megabytes: float, rounds: int) -> Row:
-    """What the process of a turn prints, with the package of this checkout; raises RuntimeError if it fails."""
+    """The output of the process of a turn with the package of this checkout; raises RuntimeError if it fails."""
     known = {"PYTHONPATH": str(checkout), "JAXSEQ_COMPILATION_CACHE": "", "JAX_PLATFORMS": "cpu"}
     words = [sys.executable, __file__, "--work", str(folder), "--megabytes", str(megabytes), "--rounds", str(rounds)]
     done = subprocess.run(words, env=os.environ | known, capture_output=True, text=True)

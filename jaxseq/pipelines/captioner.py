@@ -19,12 +19,11 @@ from jaxseq.ops.keys import fold_in_each
 from jaxseq.pipelines.pretrained import BATCH_SIZE as FEATURE_BATCH
 from jaxseq.pipelines.pretrained import FrozenEncoder
 from jaxseq.pipelines.saved import Pipeline
-from jaxseq.pipelines.search import GREEDY, Found, Search, SearchConfig
+from jaxseq.pipelines.search import BATCH_SIZE, GREEDY, Found, Search, SearchConfig
 from jaxseq.pipelines.user_cores import model_parts
 from jaxseq.typing import Float, Int, Integer, Key, PyTree, Shaped
 
 FILE, VOCABULARY = "captioner.json", "vocabulary.json"
-BATCH_SIZE = 64
 
 
 @dataclass(frozen=True)
@@ -151,7 +150,7 @@ class Captioner(Pipeline):
         return cls(fields.model, vocabulary, **options)
 
     def definition(self) -> dict[str, object]:
-        """What the parameters mean, and how a caption is searched."""
+        """The parts that define what the parameters mean, and how a caption is searched."""
         frozen = "" if self.frozen is None else self.frozen.fingerprint
         images = {"image_size": self.image_size, "resize": self.resize, "frozen encoder": frozen}
         search = {"search": self.search, "max_length": self.max_length}

@@ -150,7 +150,7 @@ class Detector(Pipeline):
         )
 
     def definition(self) -> dict[str, object]:
-        """What the parameters mean, and how scored regions become detections."""
+        """The parts that define what the parameters mean, and how scored regions become detections."""
         images = {"image_size": self.image_size, "resize": self.resize, "class_names": self.class_names}
         proposals = {"proposals": self.proposals, "num_proposals": self.num_proposals, "detection": self.detection}
         return model_parts(self.config) | images | proposals

@@ -36,7 +36,7 @@ class Pipeline(abc.ABC):
 
     @abc.abstractmethod
     def definition(self) -> Mapping[str, object]:
-        """What the parameters mean, as ``Run.define_model`` takes it: the model's config, vocabularies, sizes."""
+        """The parts for ``Run.define_model`` that define what the parameters mean: config, vocabularies, sizes."""
 
     @abc.abstractmethod
     def write(self, run: training.Run) -> None:

@@ -49,7 +49,7 @@ class TextGenerator(Pipeline):
         return cls(fields.model, data.vocabulary_from_json(saved.read(VOCABULARY)), fields.attention_lookback)
 
     def definition(self) -> dict[str, object]:
-        """What the parameters mean."""
+        """The parts that define what the parameters mean."""
         lookback, vocabulary = self.attention_lookback, self.vocabulary.to_json()
         return model_parts(self.config) | {"attention_lookback": lookback, "vocabulary": vocabulary}
 

@@ -15,12 +15,11 @@ from jaxseq.files import JSON
 from jaxseq.models import alignment
 from jaxseq.models.configs import AttentionTranslator, RNNTranslator, TransformerTranslator
 from jaxseq.pipelines.saved import Pipeline
-from jaxseq.pipelines.search import GREEDY, Search, SearchConfig
+from jaxseq.pipelines.search import BATCH_SIZE, GREEDY, Search, SearchConfig
 from jaxseq.pipelines.user_cores import model_parts
 from jaxseq.typing import PyTree
 
 FILE, SOURCE_VOCABULARY, TARGET_VOCABULARY = "translator.json", "source_vocabulary.json", "target_vocabulary.json"
-BATCH_SIZE = 64
 
 TranslatorConfig: TypeAlias = RNNTranslator | AttentionTranslator | TransformerTranslator
 
@@ -78,7 +77,7 @@ class Translator(Pipeline):
         return cls(fields.model, source, target, search=fields.search, **options)
 
     def definition(self) -> dict[str, object]:
-        """What the parameters mean, and how a translation is searched."""
+        """The parts that define what the parameters mean, and how a translation is searched."""
         vocabularies = {"source vocabulary": self.source.to_json(), "target vocabulary": self.target.to_json()}
         search = {"search": self.search, "num_buckets": self.num_buckets, "max_length": self.max_length}
         return model_parts(self.config) | vocabularies | search

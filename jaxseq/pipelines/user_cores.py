@@ -41,7 +41,7 @@ def core_flags(names: Sequence[str]) -> str:
 
 
 def model_parts(config: Any) -> dict[str, object]:
-    """What a model's config contributes to ``Run.define_model``: its fields, and the SHA-256 of users' files.
+    """The parts of a model's config for ``Run.define_model``: its fields, and the SHA-256 of users' files.
 
     Folders of users' files are left out, so that a run may be used on another machine.
     """
@@ -108,7 +108,7 @@ def check_user_cores(names: Sequence[str], features: int, options: Sequence[str]
     Raises:
         ValueError: a core breaks a law or fails; the message names the law.
     """
-    chosen = dict.fromkeys(name for name in names if ".py:" in name)
+    chosen = dict.fromkeys(name for name in names if is_user_core(name))
     if not chosen:
         return
     from jaxseq.testing import ContractError, check_core  # imports chex, which fails where no temporary file fits

@@ -104,7 +104,7 @@ def fail(error: Exception) -> NoReturn:
 
 
 def describe_error(error: Exception) -> str:
-    """What a user reads about an error."""
+    """The text that a user reads about an error."""
     text = str(error).strip()
     first = shorten(text.split("\n")[0]) or "no message"
     memory = OUT_OF_MEMORY.match(first)
@@ -126,7 +126,7 @@ def describe_error(error: Exception) -> str:
 
 
 def _place(error: BaseException) -> str:
-    """Whose code raised an error: jaxseq, or a file and its line, which is neither Python's nor of another package."""
+    """The origin of an error: jaxseq, or a file and line that are neither Python's nor of another package."""
     package = Path(terminal.__file__).resolve().parent
     ours = (str(package), str(package.parent / "experiments"))
     others = tuple(sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib"))
@@ -142,7 +142,7 @@ def parse_arguments(config: type[C], description: str | None) -> C:
     """The config that tyro reads from the command line; its messages show the arguments' control characters escaped.
 
     Raises:
-        ValueError: what a dataclass of the config refuses.
+        ValueError: a value that a dataclass of the config refuses.
         SystemExit: after the help, or a message of tyro's.
     """
     options: dict[str, Any] = {"description": description, "registry": PATH_RULE}

@@ -16,7 +16,7 @@ from jaxseq.training.settings import config_differences, from_json, resumable_fi
 
 
 class Provenance(NamedTuple):
-    """Whatever is None is neither stored nor compared."""
+    """Fields that are None are neither stored nor compared."""
 
     config: object | None = None
     """The config of the experiment, a dataclass. Its resumable fields are not compared."""
@@ -30,7 +30,7 @@ UNKNOWN = Provenance()
 
 
 def provenance_to_json(provenance: Provenance) -> dict[str, JSON]:
-    """What a manifest stores."""
+    """The JSON that a manifest stores."""
     made: dict[str, JSON] = {}
     if provenance.config is not None:
         made["config"] = to_json(provenance.config)

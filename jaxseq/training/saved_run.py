@@ -61,7 +61,7 @@ class SavedRun:
         return value
 
     def provenance(self) -> dict[str, JSON]:
-        """What the newest checkpoint that can be read belongs to; empty if there is none or none is stored."""
+        """The provenance of the newest readable checkpoint; empty if there is none, or it stores none."""
         return self._checkpoints(UNKNOWN).newest_provenance()
 
     def verify_config(self, config: object) -> None:

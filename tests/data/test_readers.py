@@ -1,6 +1,5 @@
 """Readers: what cannot be read is one clear line, and never another exception."""
 
-import contextlib
 import gzip
 import os
 
@@ -18,6 +17,7 @@ from jaxseq.data import (
     readers,
     text_corpus,
 )
+from tests.another_user import another_user
 
 
 def write(folder, name: str, raw: bytes):
@@ -25,24 +25,6 @@ def write(folder, name: str, raw: bytes):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(raw)
     return path
-
-
-@contextlib.contextmanager
-def another_user(folder):
-    """As a user who is not root, who owns the folder: permissions do not hold for root."""
-    if os.geteuid():
-        yield
-        return
-    for path in (folder, *folder.rglob("*")):
-        os.chown(path, 65534, 65534)
-    for parent in folder.parents:
-        if not parent.stat().st_mode & 0o001:
-            parent.chmod(parent.stat().st_mode | 0o011)
-    os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
 
 
 def one_line(error) -> str:
@@ -178,7 +160,7 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path):
     write(tmp_path, "closed/b.txt", b"b")
     write(tmp_path, "c.txt", b"c").chmod(0)
     (tmp_path / "closed").chmod(0)
-    with another_user(tmp_path):
+    with another_user(tmp_path, owner=True):
         reading = read_folder(tmp_path)
         with pytest.raises(ValueError, match=r"closed: no readable text.*a folder that cannot be listed: Permission"):
             read_folder(tmp_path / "closed")

@@ -20,6 +20,7 @@ from reader_cases import CASES, Case, picture, write_surroundings
 
 from jaxseq import data
 from jaxseq.data import images, readers
+from tests.another_user import another_user
 
 SECONDS = 10
 """A reader of a small file that takes longer hangs."""
@@ -225,22 +226,6 @@ KINDS: dict[str, Callable[[Path], Any]] = {
     "unreadable": unreadable,
     "socket": a_socket,
 }
-
-
-@contextlib.contextmanager
-def another_user(folder: Path):
-    """As a user who is not root, for whom permissions hold."""
-    if os.geteuid():
-        yield
-        return
-    for parent in (folder, *folder.parents):
-        if not parent.stat().st_mode & 0o001:
-            parent.chmod(parent.stat().st_mode | 0o011)
-    os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX files")
