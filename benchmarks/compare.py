@@ -4,13 +4,14 @@
     python benchmarks/compare.py --before ../before       # about 8 minutes on 2 CPU cores
     python benchmarks/compare.py --before ../before --case lstm attention-2048 --repeats 15
     python benchmarks/compare.py --before-flags="" --after-flags="--xla_flag=value" --name flag
+    python benchmarks/compare.py --before-environment JAXSEQ_MALLOC=off --case steps --name malloc
 
 Each side runs in a process of its own, which compiles every case first. Then the two processes take turns, one run
 at a time, and the order alternates. A row holds the median time of the side before over the median time of the side
 after: above 1 means that the side after is faster. Cases use calls that both checkouts share: cores by name, forward
 and backward or forward alone (``-forward``), of a batch or of a single row (``-row``), with documents and padding
 (``-documents``) or without; ``attention``; a decoding step with a cache; greedy decoding of one row or more, with an
-end token (``-end``) or without. Checksums of the first results are compared as well. The rows go to
+end token (``-end``) or without; training steps (the cases of ``training_step.py``; ``steps`` for all). Checksums of the first results are compared as well. The rows go to
 ``benchmarks/results/compare-NAME-DEVICE.json``.
 """
 
@@ -50,6 +51,15 @@ CORE_CASES = {
 ROW_CASES = ("elman", "gru", "lstm", "slstm", "mingru", "lru", "rglru", "gla")
 """Cores that are also timed on a single row of 256 steps, 64 features."""
 
+STEPS = (
+    "step-lstm-256-1-32-128",
+    "step-lstm-256-2-32-128",
+    "step-transformer-128-2-32-128",
+    "step-transformer-256-4-16-128",
+    "step-transformer-256-4-4-512",
+)
+"""Training steps: the model of ``training_step.py``, its width, layers, batch and length."""
+
 OTHERS = (
     *(f"{name}-row{part}" for name in ROW_CASES for part in ("", "-forward")),
     *(f"{name}-forward" for name in ("lstm", "mingru", "lru", "rglru")),
@@ -65,6 +75,7 @@ OTHERS = (
     "greedy-rglru",
     "greedy-attention",
     *(f"greedy-{name}-{batch}-end" for name in ("lstm", "attention") for batch in (1, 8, 32)),
+    *STEPS,
 )
 
 
@@ -148,9 +159,19 @@ def greedy_case(name: str, batch: str = "1", end: str = "") -> Callable[[], Any]
     return lambda: greedy(step, carry, tokens, max_length=64, end_token=unused if end else None).tokens
 
 
+def step_case(name: str) -> Callable[[], Any]:
+    """A training step, which goes on from its own state; the result is the loss."""
+    sys.path.append(str(Path(__file__).parent))
+    from training_step import Case, jaxseq_step
+
+    return jaxseq_step(Case.parse(name)).step
+
+
 def make_case(name: str) -> Callable[[], Any]:
     """The function that runs a case once."""
     kind, *options = name.split("-")
+    if kind == "step":
+        return step_case("-".join(options))
     if kind == "decode":
         return decode_case(*options)
     if kind == "greedy":
@@ -180,10 +201,11 @@ def worker() -> None:
 
 
 class Side:
-    """A worker process that imports jaxseq from a folder, with its own ``XLA_FLAGS`` if they are given."""
+    """A worker process that imports jaxseq from a folder, with its own environment."""
 
-    def __init__(self, folder: Path, flags: str | None) -> None:
+    def __init__(self, folder: Path, flags: str | None, variables: list[str]) -> None:
         environment = os.environ | {"PYTHONPATH": str(folder), "XLA_FLAGS": XLA_FLAGS}
+        environment |= dict(variable.split("=", 1) for variable in variables)
         if flags is not None:
             environment |= {"XLA_FLAGS": flags, "JAXSEQ_XLA_FLAGS": "off"}
         command = [sys.executable, __file__, "--worker"]
@@ -235,23 +257,27 @@ def main() -> None:
     parser.add_argument("--before", type=Path, default=HERE, help="a folder with another checkout")
     parser.add_argument("--before-flags", help="XLA_FLAGS of the side before; default: those that jaxseq sets")
     parser.add_argument("--after-flags", help="XLA_FLAGS of the side after; default: those that jaxseq sets")
+    for side in ("before", "after"):
+        name = f"--{side}-environment"
+        parser.add_argument(name, nargs="+", default=[], metavar="NAME=VALUE", help=f"variables of the side {side}")
     parser.add_argument("--name", default="checkouts", help="the name of the results")
-    parser.add_argument("--case", nargs="+", choices=[*CORE_CASES, *OTHERS], default=[*CORE_CASES, *OTHERS])
+    parser.add_argument("--case", nargs="+", choices=[*CORE_CASES, *OTHERS, "steps"], default=[*CORE_CASES, *OTHERS])
     parser.add_argument("--repeats", type=int, default=15)
     options = parse_arguments(parser)
     if not (options.before / "jaxseq" / "__init__.py").is_file():
         raise SystemExit(f"{options.before} holds no checkout of jaxseq")
-    before, after = Side(options.before.resolve(), options.before_flags), Side(HERE, options.after_flags)
+    before = Side(options.before.resolve(), options.before_flags, options.before_environment)
+    after = Side(HERE, options.after_flags, options.after_environment)
     rows = []
-    for name in options.case:
+    for name in [case for name in options.case for case in (STEPS if name == "steps" else (name,))]:
         rows.append(compare(before, after, name, options.repeats))
         row = rows[-1]
         times = f"{row['before_ms']:10.2f} ms {row['after_ms']:10.2f} ms"
         checks = f"results differ by {row['relative_difference_of_results']:.1e}"
         print(f"{name:22}{times}   before/after {row['before_over_after']:.3f}   {checks}", flush=True)
     path = RESULTS / f"compare-{options.name}-{device_name()}.json"
-    flags = {"before_flags": options.before_flags, "after_flags": options.after_flags}
-    path.write_text(json.dumps({**environment(), **flags, "rows": rows}, indent=1) + "\n")
+    sides = {name: value for name, value in vars(options).items() if name.startswith(("before_", "after_"))}
+    path.write_text(json.dumps({**environment(), **sides, "rows": rows}, indent=1) + "\n")
     print(f"written: {path.relative_to(HERE)}")
 
 

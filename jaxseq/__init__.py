@@ -1,15 +1,18 @@
 """jaxseq: recurrence and attention under one functional contract, in JAX.
 
 The subpackages are imported when they are first used: ``import jaxseq; jaxseq.cores.LSTM``. The import appends a
-flag to ``XLA_FLAGS``, without which XLA computes wrong numbers on CPUs: see ``jaxseq.xla_flags``.
+flag to ``XLA_FLAGS``, without which XLA computes wrong numbers on CPUs (``jaxseq.xla_flags``), and sets options of glibc's
+malloc, without which a step spends a third of its time on new pages (``jaxseq.malloc``).
 """
 
 import importlib
 import types
 
+from jaxseq.malloc import set_malloc_options
 from jaxseq.xla_flags import set_xla_flags
 
 set_xla_flags()
+set_malloc_options()
 
 __version__ = "0.1.0"
 
@@ -24,6 +27,7 @@ __all__ = [
     "files",
     "launch",
     "layers",
+    "malloc",
     "models",
     "ops",
     "pipelines",
