@@ -1,8 +1,8 @@
 """jaxseq: recurrence and attention under one functional contract, in JAX.
 
 The subpackages are imported when they are first used: ``import jaxseq; jaxseq.cores.LSTM``. The import appends a
-flag to ``XLA_FLAGS``, without which XLA computes wrong numbers on CPUs (``jaxseq.xla_flags``), and sets options of glibc's
-malloc, without which a step spends a third of its time on new pages (``jaxseq.malloc``).
+flag to ``XLA_FLAGS``, without which XLA computes wrong numbers on CPUs (``jaxseq.xla_flags``), and sets options of
+glibc's malloc, without which a step on a CPU spends up to a third of its time on new pages (``jaxseq.malloc``).
 """
 
 import importlib

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -12,6 +11,7 @@ from jaxseq.cores.core import Core, StateCarry
 from jaxseq.cores.heads import resolve_num_heads
 from jaxseq.layers.attention_positions import AttentionPositions, attention_positions
 from jaxseq.layers.capture import SELF_ATTENTION, record
+from jaxseq.layers.dense import Dense
 from jaxseq.ops import AttentionImplementation, attention, attention_weights, masks, segments
 from jaxseq.ops.inputs import check_leaves
 from jaxseq.typing import Array, DType, Features, Float, Int, SegmentIds, Sequence
@@ -168,9 +168,9 @@ class Attention(Core):
         needed = jax.eval_shape(lambda: self.make_carry(batch, max(*slots, 1) - 1))
         check_leaves("Attention is given a carry", carry, needed, "initial_carry")
 
-    def _dense(self, name: str, features: int) -> nn.Dense:
+    def _dense(self, name: str, features: int) -> Dense:
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        return nn.Dense(features, use_bias=self.use_bias, name=name, **types)
+        return Dense(features, use_bias=self.use_bias, name=name, **types)
 
     def _project(self, name: str, xs: Sequence, heads: int, size: int) -> Float[Array, "*B T N H"]:
         return self._dense(name, heads * size)(xs).reshape(*xs.shape[:-1], heads, size)

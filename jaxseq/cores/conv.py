@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxseq.cores.core import StateCore
+from jaxseq.layers.dense import Dense
 from jaxseq.ops import causal_convolution
 from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array, Features, Float, SegmentIds, Sequence
@@ -41,7 +42,7 @@ class Conv(StateCore):
         """Convolves the whole input at once."""
         if xs.shape[-1] != self.features:
             precision = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-            xs = nn.Dense(self.features, use_bias=False, name="input", **precision)(xs)
+            xs = Dense(self.features, use_bias=False, name="input", **precision)(xs)
         shape = (self.kernel_size, self.features, self.features)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, self.param_dtype).astype(self.dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype).astype(self.dtype)

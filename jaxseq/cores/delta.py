@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxseq.cores.core import StateCore
 from jaxseq.cores.heads import resolve_num_heads
 from jaxseq.cores.mamba2 import TAPS, MatrixState, log_rates, short_kernel, small_steps
+from jaxseq.layers.dense import Dense
 from jaxseq.ops import causal_convolution, delta_rule
 from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array, DType, Features, Float, SegmentIds, Sequence
@@ -55,8 +56,8 @@ class Delta(StateCore):
         heads = resolve_num_heads(self.features, self.num_heads)
         matrix, window = state
 
-        def dense(name: str, features: int, bias: bool = False, dtype: DType = self.dtype) -> nn.Dense:
-            return nn.Dense(features, bias, dtype, self.param_dtype, bias_init=small_steps, name=name)
+        def dense(name: str, features: int, bias: bool = False, dtype: DType = self.dtype) -> Dense:
+            return Dense(features, bias, dtype, self.param_dtype, bias_init=small_steps, name=name)
 
         # The state's precision from here on: normalising a vector near zero amplifies its rounding errors.
         projected = dense("query_key_value", 3 * self.features)(xs).astype(matrix.dtype)

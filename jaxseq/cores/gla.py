@@ -2,12 +2,13 @@
 
 from typing import NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jaxseq.cores.core import StateCore
 from jaxseq.cores.heads import resolve_num_heads
+from jaxseq.layers.dense import Dense
+from jaxseq.layers.layer_norm import LayerNorm
 from jaxseq.ops import linear_attention
 from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array, Features, Float, SegmentIds, Sequence
@@ -53,7 +54,7 @@ class GLA(StateCore):
         heads, key_size, size = self._sizes()
 
         def dense(name: str, features: int, x: Array, bias: bool = False) -> Array:
-            return nn.Dense(features, use_bias=bias, dtype=self.dtype, param_dtype=self.param_dtype, name=name)(x)
+            return Dense(features, use_bias=bias, dtype=self.dtype, param_dtype=self.param_dtype, name=name)(x)
 
         def by_head(x: Array) -> Array:
             return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)
@@ -66,6 +67,6 @@ class GLA(StateCore):
         wide = state.S.dtype
         log_decay = jax.nn.log_sigmoid(by_head(gate).astype(wide)) / self.temperature
         S, out = linear_attention(state.S, query, key, value.astype(wide), log_decay, segment_ids=segment_ids)
-        norm = nn.LayerNorm(self.epsilon, dtype=wide, param_dtype=wide, force_float32_reductions=False, name="norm")
+        norm = LayerNorm(wide, wide, self.epsilon, name="norm")
         out = norm(out).reshape(*xs.shape[:-1], self.features).astype(self.dtype)
         return GLAState(S), dense("out", self.features, jax.nn.swish(dense("gate", self.features, xs, bias=True)) * out)

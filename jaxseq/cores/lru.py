@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxseq.cores.core import StateCore
+from jaxseq.layers.dense import Dense
 from jaxseq.ops import linear_recurrence
 from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array, DType, Features, Float, Key, SegmentIds, Sequence
@@ -77,11 +78,11 @@ class LRU(StateCore):
         ys = self._linear("C", self.features, 2.0)(parts) + jnp.broadcast_to(skip, xs.shape) * xs
         return Complex(h.real, h.imag), ys
 
-    def _linear(self, name: str, features: int, scale: float) -> nn.Dense:
+    def _linear(self, name: str, features: int, scale: float) -> Dense:
         """A linear map with normal entries of variance ``scale`` over the number of inputs."""
         init = nn.initializers.variance_scaling(scale, "fan_in", "normal")
         kwargs = {"dtype": self.dtype, "param_dtype": self.param_dtype, "kernel_init": init}
-        return nn.Dense(features, use_bias=False, name=name, **kwargs)
+        return Dense(features, use_bias=False, name=name, **kwargs)
 
     def _ring(self, key: Key[Array, ""], shape: tuple[int, ...], dtype: DType) -> Float[Array, "H"]:
         """ν for |λ|² uniform between ``r_min²`` and ``r_max²``, that is, λ uniform on the ring."""

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from jaxseq.cores.core import StateCore
 from jaxseq.cores.heads import resolve_num_heads
+from jaxseq.layers.dense import Dense
 from jaxseq.ops import causal_convolution, linear_attention
 from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array, DType, Features, Float, Key, SegmentIds, Sequence
@@ -62,7 +63,7 @@ class Mamba2(StateCore):
         heads, width = self._sizes()
         matrix, window = state
         channels = width + 2 * self.state_size
-        columns = nn.Dense(
+        columns = Dense(
             width + channels + heads, use_bias=False, dtype=self.dtype, param_dtype=self.param_dtype, name="in"
         )(xs)
         gate, mixed, step = jnp.split(columns, [width, width + channels], axis=-1)
@@ -83,7 +84,7 @@ class Mamba2(StateCore):
         ys = (ys + skip[..., None] * x).reshape(gate.shape) * jax.nn.silu(gate.astype(matrix.dtype))
         norm: dict[str, Any] = {"dtype": matrix.dtype, "param_dtype": matrix.dtype, "force_float32_reductions": False}
         ys = nn.RMSNorm(self.epsilon, **norm, name="norm")(ys).astype(self.dtype)
-        ys = nn.Dense(self.features, use_bias=False, dtype=self.dtype, param_dtype=self.param_dtype, name="out")(ys)
+        ys = Dense(self.features, use_bias=False, dtype=self.dtype, param_dtype=self.param_dtype, name="out")(ys)
         return MatrixState(matrix, window), ys
 
 

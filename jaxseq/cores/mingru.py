@@ -1,11 +1,11 @@
 """The minimal gated unit that is linear in its state."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jaxseq.cores.core import StateCore
 from jaxseq.cores.recurrent import zero_state
+from jaxseq.layers.dense import Dense
 from jaxseq.ops import linear_recurrence
 from jaxseq.ops.recurrence.cells import Hidden
 from jaxseq.typing import Features, SegmentIds, Sequence
@@ -24,7 +24,7 @@ class MinGRU(StateCore):
 
     def mix(self, state: Hidden, xs: Sequence, segment_ids: SegmentIds | None) -> tuple[Hidden, Features]:
         """Gate and candidate for the whole input, then one linear recurrence."""
-        both = nn.Dense(2 * self.features, dtype=self.dtype, param_dtype=self.param_dtype)(xs)
+        both = Dense(2 * self.features, dtype=self.dtype, param_dtype=self.param_dtype)(xs)
         gate, candidate = jnp.split(both.astype(state.h.dtype), 2, axis=-1)
         update = jax.nn.sigmoid(gate)
         h, hs = linear_recurrence(state.h, 1 - update, update * candidate, segment_ids=segment_ids)

@@ -1,11 +1,11 @@
 """The minimal LSTM that is linear in its state."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jaxseq.cores.core import StateCore
 from jaxseq.cores.recurrent import zero_state
+from jaxseq.layers.dense import Dense
 from jaxseq.ops import linear_recurrence
 from jaxseq.ops.recurrence.cells import Hidden
 from jaxseq.typing import Features, SegmentIds, Sequence
@@ -25,7 +25,7 @@ class MinLSTM(StateCore):
 
     def mix(self, state: Hidden, xs: Sequence, segment_ids: SegmentIds | None) -> tuple[Hidden, Features]:
         """Gates and candidate for the whole input, then one linear recurrence."""
-        projected = nn.Dense(3 * self.features, dtype=self.dtype, param_dtype=self.param_dtype)(xs)
+        projected = Dense(3 * self.features, dtype=self.dtype, param_dtype=self.param_dtype)(xs)
         forget, write, candidate = jnp.split(projected.astype(state.h.dtype), 3, axis=-1)
         keep = jax.nn.sigmoid(jax.nn.log_sigmoid(forget) - jax.nn.log_sigmoid(write))
         h, hs = linear_recurrence(state.h, keep, (1 - keep) * candidate, segment_ids=segment_ids)

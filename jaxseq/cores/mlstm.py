@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from jaxseq.cores.core import StateCore
 from jaxseq.cores.heads import resolve_num_heads
+from jaxseq.layers.dense import Dense
 from jaxseq.ops import MLSTMState, mlstm
 from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array, DType, Features, SegmentIds, Sequence
@@ -44,7 +45,7 @@ class MLSTM(StateCore):
         heads, size = self._sizes()
 
         def dense(name: str, features: int, **options: Any) -> Array:
-            return nn.Dense(features, dtype=self.dtype, param_dtype=self.param_dtype, name=name, **options)(xs)
+            return Dense(features, dtype=self.dtype, param_dtype=self.param_dtype, name=name, **options)(xs)
 
         def by_head(x: Array) -> Array:
             return x.reshape(*x.shape[:-1], heads, size)

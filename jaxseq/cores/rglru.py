@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxseq.cores.core import StateCore
 from jaxseq.cores.heads import resolve_num_heads
 from jaxseq.cores.recurrent import zero_state
+from jaxseq.layers.dense import Dense
 from jaxseq.ops import linear_recurrence, segments
 from jaxseq.ops.recurrence.cells import Hidden
 from jaxseq.precision import at_least_float32
@@ -57,9 +58,7 @@ class RGLRU(StateCore):
         """Gates for the whole input, then one linear recurrence."""
         dtype = state.h.dtype
         if xs.shape[-1] != self.features:
-            dense = nn.Dense(
-                self.features, use_bias=False, dtype=self.dtype, param_dtype=self.param_dtype, name="input"
-            )
+            dense = Dense(self.features, use_bias=False, dtype=self.dtype, param_dtype=self.param_dtype, name="input")
             xs = dense(xs)
         recurrence_gate = jax.nn.sigmoid(self._gate("recurrence_gate", xs).astype(dtype))
         input_gate = jax.nn.sigmoid(self._gate("input_gate", xs).astype(dtype))

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from jaxseq.cores import StateCarry
 from jaxseq.decoders.decoder import Decoder
+from jaxseq.layers.dense import Dense
 from jaxseq.ops import segments
 from jaxseq.ops.inputs import check_inputs
 from jaxseq.precision import at_least_float32
@@ -66,7 +67,7 @@ class Bridge(nn.Module):
 
         def project(name: str, zeros: Float[Array, "*B F"]) -> Float[Array, "*B F"]:
             types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-            dense = nn.Dense(zeros.shape[-1], name=f"{name}_{count}", parent=self, **types)  # else the decoder's
+            dense = Dense(zeros.shape[-1], name=f"{name}_{count}", parent=self, **types)  # else the decoder's
             new = dense(summary.astype(self.dtype))
             if new.shape != zeros.shape:
                 raise ValueError(

@@ -9,6 +9,7 @@ from jaxseq.layers.attention_positions import (
     attention_positions,
 )
 from jaxseq.layers.capture import capture_weights
+from jaxseq.layers.dense import Dense
 from jaxseq.layers.embedding import Embedding
 from jaxseq.layers.feed_forward import FeedForward
 from jaxseq.layers.fusion import Fusion
@@ -31,6 +32,7 @@ __all__ = [
     "AdditiveAttention",
     "Alibi",
     "AttentionPositions",
+    "Dense",
     "DotAttention",
     "Embedding",
     "FeedForward",

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax.numpy as jnp
 
+from jaxseq.layers.dense import Dense
 from jaxseq.typing import Array, DType, Float
 
 
@@ -20,6 +21,6 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B F"]:
         """Applies the layer to every position."""
-        hidden = nn.Dense(self.hidden, dtype=self.dtype, param_dtype=self.param_dtype)(x)
-        out = nn.Dense(self.features, dtype=self.dtype, param_dtype=self.param_dtype)
+        hidden = Dense(self.hidden, dtype=self.dtype, param_dtype=self.param_dtype)(x)
+        out = Dense(self.features, dtype=self.dtype, param_dtype=self.param_dtype)
         return out(self.activation(hidden))

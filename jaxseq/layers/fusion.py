@@ -5,6 +5,7 @@ from typing import Literal, TypeAlias, get_args
 import flax.linen as nn
 import jax.numpy as jnp
 
+from jaxseq.layers.dense import Dense
 from jaxseq.typing import Array, DType, Float
 
 FusionKind: TypeAlias = Literal["add", "multiply", "concat"]
@@ -38,5 +39,5 @@ class Fusion(nn.Module):
             return jnp.concatenate([x, context], axis=-1)
         bias_init = nn.initializers.zeros if self.kind == "add" else nn.initializers.ones
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        context = nn.Dense(x.shape[-1], bias_init=bias_init, name="context", **types)(context)
+        context = Dense(x.shape[-1], bias_init=bias_init, name="context", **types)(context)
         return x + context if self.kind == "add" else x * context

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from jaxseq.layers.attention_positions import ScoreBias
 from jaxseq.layers.capture import MEMORY_ATTENTION, record
+from jaxseq.layers.dense import Dense
 from jaxseq.ops import AttentionImplementation, attention, attention_weights, masked_softmax, masks, segments
 from jaxseq.ops.attention.masks import Mask
 from jaxseq.ops.inputs import check_inputs, check_leading
@@ -168,12 +169,12 @@ class MemoryAttention(nn.Module, abc.ABC):
         return jnp.where(kept, weights / (1 - self.attention_dropout), jnp.zeros_like(weights))
 
     @final
-    def dense(self, features: int, use_bias: bool = False) -> nn.Dense:
+    def dense(self, features: int, use_bias: bool = False) -> Dense:
         """A linear layer of this module's dtypes, for ``projections``."""
-        return nn.Dense(features, use_bias=use_bias, dtype=self.dtype, param_dtype=self.param_dtype)
+        return Dense(features, use_bias=use_bias, dtype=self.dtype, param_dtype=self.param_dtype)
 
     @final
-    def value_projection(self) -> nn.Dense | None:
+    def value_projection(self) -> Dense | None:
         """The projection of the values to ``value_features``; None if that is None."""
         return None if self.value_features is None else self.dense(self.value_features)
 

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, cast, get_args
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -11,6 +10,7 @@ from jaxseq.decoders import Bridge, Decoder, make_decoder
 from jaxseq.encoders import make_encoder
 from jaxseq.encoders.image import Backbone, ImageEncoder
 from jaxseq.layers import Embedding
+from jaxseq.layers.dense import Dense
 from jaxseq.models.configs import NUM_HEADS, Precision, check_fields, dtypes
 from jaxseq.models.encoder_decoder import EncoderDecoder
 from jaxseq.models.image_backbones import FROM_SCRATCH, build_backbone, check_backbone, starts_trained
@@ -139,7 +139,7 @@ class CaptionerConfig:
             self._encoder(),
             Embedding(vocab_size, self.features, scale=scale, **types),
             self._decoder(),
-            head=None if self.tied else nn.Dense(vocab_size, **types),
+            head=None if self.tied else Dense(vocab_size, **types),
             bridge=None if self.attends else Bridge("max", **types),
             dropout=self.dropout,
             logits_dtype=POLICIES[self.precision].output,

@@ -8,12 +8,12 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, TypeAlias
 
-import flax.linen as nn
-
 from jaxseq.cores import Pointwise, Stacked, block, make_core
 from jaxseq.decoders import Bridge, Decoder, make_decoder
 from jaxseq.encoders import Encoder, TextEncoder, make_encoder
 from jaxseq.layers import ATTENTIONS, Embedding
+from jaxseq.layers.dense import Dense
+from jaxseq.layers.layer_norm import LayerNorm
 from jaxseq.models.encoder_decoder import EncoderDecoder
 from jaxseq.models.language_model import LanguageModel
 from jaxseq.precision import POLICIES
@@ -67,11 +67,11 @@ class LanguageModelConfig:
             options: dict[str, Any] = {"feed_forward": hidden or None, "norm": norm, "dropout": self.dropout}
             cores = [block(core, **options, **types) for core in cores]
         if norm == "pre":
-            cores.append(Pointwise(nn.LayerNorm(**types), self.features))
+            cores.append(Pointwise(LayerNorm(**types), self.features))
         return LanguageModel(
             Embedding(vocab_size, self.features, **types),
             Stacked(tuple(cores)),
-            head=None if self.tied else nn.Dense(vocab_size, **types),
+            head=None if self.tied else Dense(vocab_size, **types),
             dropout=self.dropout,
             logits_dtype=policy.output,
         )
@@ -338,7 +338,7 @@ def _translator(
         TextEncoder(source, encoder, config.dropout),
         source if config.tied == "all" else target,
         decoder,
-        head=nn.Dense(target_size, **types) if config.tied == "none" else None,
+        head=Dense(target_size, **types) if config.tied == "none" else None,
         bridge=bridge,
         dropout=config.dropout,
         logits_dtype=POLICIES[config.precision].output,

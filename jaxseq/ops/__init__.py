@@ -20,6 +20,7 @@ from jaxseq.ops.convolution import (
     depthwise_2d,
 )
 from jaxseq.ops.implementations import used_implementations
+from jaxseq.ops.layer_norm import layer_norm
 from jaxseq.ops.linear import (
     ChunkwiseImplementation,
     LinearRecurrenceImplementation,
@@ -77,6 +78,7 @@ __all__ = [
     "gru_reset_before",
     "hardmax",
     "images",
+    "layer_norm",
     "linear_attention",
     "linear_attention_reference",
     "linear_recurrence",

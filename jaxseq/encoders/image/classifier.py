@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from jaxseq.encoders.image.backbone import Backbone
 from jaxseq.encoders.image.image_encoder import pooled
+from jaxseq.layers.dense import Dense
 from jaxseq.ops.images import normalize
 from jaxseq.typing import Array, DType, Float, Shaped
 
@@ -21,5 +22,5 @@ class ImageClassifier(nn.Module):
     def __call__(self, images: Shaped[Array, "*B Y X C"]) -> Float[Array, "*B V"]:
         """The logits of images of pixels 0..255."""
         normalized = normalize(images, self.backbone.mean, self.backbone.std, self.dtype)
-        head = nn.Dense(self.num_classes, dtype=self.dtype, param_dtype=self.param_dtype, name="head")
+        head = Dense(self.num_classes, dtype=self.dtype, param_dtype=self.param_dtype, name="head")
         return head(pooled(self.backbone(normalized)))

@@ -9,6 +9,7 @@ import numpy as np
 from jaxseq.encoders.encoder import Encoder
 from jaxseq.encoders.image.backbone import Backbone
 from jaxseq.encoders.image.convolution import with_coordinates
+from jaxseq.layers.dense import Dense
 from jaxseq.ops import images as image_ops
 from jaxseq.ops import positions
 from jaxseq.typing import Array, DType, Features, Float, SegmentIds, Shaped
@@ -111,7 +112,7 @@ class RegionProjection(nn.Module):
         if self.positions == "coordinates":
             x = with_coordinates(x)
         if self.features is not None:
-            x = nn.Dense(self.features, dtype=self.dtype, param_dtype=self.param_dtype, name="dense")(x)
+            x = Dense(self.features, dtype=self.dtype, param_dtype=self.param_dtype, name="dense")(x)
         if self.positions == "sinusoidal":
             return x + jnp.broadcast_to(sinusoids(*x.shape[-3:]).astype(x.dtype), x.shape)
         if self.positions == "learned":

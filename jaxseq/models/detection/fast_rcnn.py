@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxseq.encoders.image import Backbone
+from jaxseq.layers.dense import Dense
 from jaxseq.models.detection.region_scores import RegionScores, decoded, scaled
 from jaxseq.models.detection.regions import NormalizedBackbone, Pooling, RegionFeatures, pool_regions
 from jaxseq.precision import at_least_float32
@@ -58,8 +59,8 @@ class FastRCNN(nn.Module):
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         self.image = NormalizedBackbone(self.backbone, self.dtype)
         self.region = RegionFeatures(self.hidden, self.dropout, **types)
-        self.classes = nn.Dense(self.num_classes + 1, kernel_init=nn.initializers.normal(0.01), **types)
-        self.boxes = nn.Dense(4 * self.num_classes, kernel_init=nn.initializers.normal(0.001), **types)
+        self.classes = Dense(self.num_classes + 1, kernel_init=nn.initializers.normal(0.01), **types)
+        self.boxes = Dense(4 * self.num_classes, kernel_init=nn.initializers.normal(0.001), **types)
 
     def feature_map(self, images: Shaped[Array, "*B Y X C"]) -> Float[Array, "*B _Y _X F"]:
         """The map that all regions of an image share."""

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxseq.encoders.image import Backbone
+from jaxseq.layers.dense import Dense
 from jaxseq.models.detection.regions import NormalizedBackbone, RegionFeatures
 from jaxseq.ops.images import resize
 from jaxseq.ops.regions import warp_regions
@@ -60,7 +61,7 @@ class RCNN(nn.Module):
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         self.image = NormalizedBackbone(self.backbone, self.dtype)
         self.region = RegionFeatures(self.hidden, self.dropout, **types)
-        self.classes = nn.Dense(self.num_classes + 1, kernel_init=nn.initializers.normal(0.01), **types)
+        self.classes = Dense(self.num_classes + 1, kernel_init=nn.initializers.normal(0.01), **types)
 
     def crops(self, images: Shaped[Array, "*B Y X C"], boxes: Float[Array, "*B R 4"]) -> Float[Array, "*B R _Y _X C"]:
         """The warped regions, in pixels; what lies outside of the image is the backbone's mean."""

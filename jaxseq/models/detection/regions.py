@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxseq.encoders.image import Backbone
+from jaxseq.layers.dense import Dense
 from jaxseq.ops.images import normalize
 from jaxseq.ops.regions import roi_align, roi_max_pool
 from jaxseq.typing import Array, DType, Float, Shaped
@@ -37,7 +38,7 @@ class RegionFeatures(nn.Module):
         """One vector for each region; dropout is active exactly if a ``dropout`` key is given."""
         x = pooled.astype(self.dtype)
         for name in ("fc6", "fc7"):
-            x = nn.relu(nn.Dense(self.hidden, dtype=self.dtype, param_dtype=self.param_dtype, name=name)(x))
+            x = nn.relu(Dense(self.hidden, dtype=self.dtype, param_dtype=self.param_dtype, name=name)(x))
             if self.dropout:
                 x = nn.Dropout(self.dropout)(x, deterministic=not self.has_rng("dropout"))
         return x
