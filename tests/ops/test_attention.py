@@ -1,5 +1,6 @@
 """Attention: the fast form against the equation, values and gradients, for every mask and odd sizes."""
 
+import importlib
 import math
 from functools import partial
 from inspect import unwrap
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from compilation import jitted
-from small_tiles import tiled
+from small_tiles import tiled, unrolled
 
 from jaxseq.ops import attention, attention_implementation, attention_reference, attention_weights, masked_softmax
 from jaxseq.ops.attention.masks import (
@@ -93,12 +94,12 @@ def test_tiles_equal_the_equation_in_value_and_gradients(name: str, x64: None) -
     @jitted
     def both(inputs, mask, bias):
         more = {"mask": mask, "bias": bias, "soft_cap": soft_cap}
-        fast = _value_and_grads(lambda *qkv: tiled(*qkv, **more), *inputs)
-        plain = _value_and_grads(lambda *qkv: attention_reference(*qkv, **more), *inputs)
-        return fast, plain
+        forms = tiled, unrolled, attention_reference
+        return [_value_and_grads(lambda *qkv, f=f: f(*qkv, **more), *inputs) for f in forms]
 
-    for fast, plain in zip(*both(_inputs(), mask, bias), strict=True):
+    for fast, short, plain in zip(*both(_inputs(), mask, bias), strict=True):
         np.testing.assert_allclose(fast, plain, rtol=0, atol=1e-10)
+        np.testing.assert_allclose(short, plain, rtol=0, atol=1e-10)
         assert np.isfinite(plain).all()
         assert name == "nothing" or np.abs(plain).max() > 1e-3
 
@@ -108,13 +109,11 @@ def test_odd_lengths_and_one_head(shape: tuple[int, int], x64: None) -> None:
     t, s = shape
     inputs = _normal(0, 1, t, 1, 3), _normal(1, 1, s, 1, 3), _normal(2, 1, s, 1, 3), _normal(3, 1, t, 1, 3)
     mask = causal(offset=max(s - t, 0))
-    both = jitted(
-        lambda *x: [
-            _value_and_grads(partial(f, mask=mask), *x) for f in (partial(tiled, tiles=(16, 16)), attention_reference)
-        ]
-    )
-    for fast, plain in zip(*both(*inputs), strict=True):
+    forms = partial(tiled, tiles=(16, 16)), unrolled, attention_reference
+    all_of_them = jitted(lambda *x: [_value_and_grads(partial(f, mask=mask), *x) for f in forms])
+    for fast, short, plain in zip(*all_of_them(*inputs), strict=True):
         np.testing.assert_allclose(fast, plain, rtol=0, atol=1e-10)
+        np.testing.assert_allclose(short, plain, rtol=0, atol=1e-10)
 
 
 def test_programs_side_by_side_and_larger_tiles_give_the_same(x64: None) -> None:
@@ -126,6 +125,39 @@ def test_programs_side_by_side_and_larger_tiles_give_the_same(x64: None) -> None
         fast = jitted(tiled_attention, static_argnums=4)
         out = fast(*_inputs()[:3], parts, Plan(1 / math.sqrt(H), 32, 16, programs))
         np.testing.assert_allclose(out, plain, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["dense by head", pytest.param("alibi positions", marks=pytest.mark.full)])
+def test_parts_of_the_batch_after_one_another_give_the_same(
+    name: str, x64: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = importlib.import_module("jaxseq.ops.attention.unrolled")  # the package has a function of this name
+    monkeypatch.setattr(module, "MAX_SCORES", N * T * S)
+    mask, bias, _ = _masks()[name]
+
+    @jitted
+    def both(inputs, mask, bias):
+        return [
+            _value_and_grads(lambda *qkv, f=f: f(*qkv, mask=mask, bias=bias), *inputs)
+            for f in (unrolled, attention_reference)
+        ]
+
+    for parts, plain in zip(*both(_inputs(), mask, bias), strict=True):
+        np.testing.assert_allclose(parts, plain, rtol=0, atol=1e-10)
+
+
+def test_tiles_that_a_causal_mask_leaves_empty_are_not_computed() -> None:
+    x = jax.ShapeDtypeStruct((1, 512, 1, 16), jnp.float32)
+    ids = jax.ShapeDtypeStruct((1, 512), jnp.int32)
+
+    def flops(mask_of) -> float:
+        def f(q, k, v, ids):
+            return attention(q, k, v, mask=mask_of(ids), implementation="unrolled")
+
+        return jax.jit(f).lower(x, x, x, ids).cost_analysis()["flops"]
+
+    assert flops(lambda ids: causal()) <= 0.7 * flops(lambda ids: None)
+    assert flops(lambda ids: causal() & segments(ids, ids)) <= 0.8 * flops(lambda ids: segments(ids, ids))
 
 
 def test_the_equation_is_the_textbook_one(x64: None) -> None:
@@ -155,7 +187,7 @@ def test_the_equation_keeps_forward_mode_and_second_derivatives(x64: None) -> No
 
 def test_a_row_with_nothing_to_see_gives_zeros_and_zero_gradients(x64: None) -> None:
     mask = causal(offset=-4)
-    for implementation in ("reference", "tiles"):
+    for implementation in ("reference", "tiles", "unrolled"):
         f = partial(attention, mask=mask, implementation=implementation)
         out, dq, dk, dv = jitted(partial(_value_and_grads, f))(*_inputs())
         assert (out[:, :4] == 0).all()
@@ -202,7 +234,7 @@ def test_memory_grows_with_the_length() -> None:
     assert temporary("tiles", 4096) <= 2.2 * temporary("tiles", 2048)
 
 
-@pytest.mark.parametrize("implementation", ["reference", "decode", "tiles"])
+@pytest.mark.parametrize("implementation", ["reference", "decode", "unrolled", "tiles"])
 def test_nan_in_what_is_ruled_out_poisons_nothing(implementation: str, x64: None) -> None:
     inputs = _inputs()
     q_ids = jnp.asarray([[0] * 3 + [1] * 18, [2] * 21])
@@ -265,7 +297,7 @@ def test_the_form_for_few_queries_equals_the_equation(name: str, x64: None) -> N
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("implementation", ["tiles", pytest.param("decode", marks=pytest.mark.full)])
+@pytest.mark.parametrize("implementation", ["tiles", "unrolled", "decode"])
 @pytest.mark.full
 def test_no_queries_keys_rows_heads_or_features(implementation: str) -> None:
     query, key, value, _ = _inputs("float32")
@@ -282,7 +314,7 @@ def test_no_queries_keys_rows_heads_or_features(implementation: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "implementation", ["tiles", *(pytest.param(x, marks=pytest.mark.full) for x in ("decode", "reference"))]
+    "implementation", ["tiles", *(pytest.param(x, marks=pytest.mark.full) for x in ("decode", "reference", "unrolled"))]
 )
 def test_vmap_over_no_rows_and_gradients_of_no_rows(implementation: str) -> None:
     none = tuple(x[:0] for x in _inputs("float32"))
@@ -379,7 +411,10 @@ def test_auto_says_what_it_takes_and_takes_it() -> None:
     assert attention_implementation(query[:, :1], key, value, causal(offset=S)) == "decode"
     assert attention_implementation(query[:, :1], key[:, :1], value[:, :1]) == "reference"
     long = jnp.zeros((1, 1024, N, H))
-    assert attention_implementation(long, long, long, causal()) == "tiles"
+    assert attention_implementation(long, long, long, causal()) == "unrolled"
+    assert attention_implementation(*[long.astype(jnp.bfloat16)] * 3, causal()) == "tiles"
+    longer = jnp.zeros((1, 1025, N, H))
+    assert attention_implementation(longer, longer, longer, causal()) == "tiles"
     auto, plain = attention(query, key, value), attention(query, key, value, implementation="reference")
     np.testing.assert_array_equal(auto, plain)
 

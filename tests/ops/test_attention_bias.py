@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from compilation import jitted
-from small_tiles import tiled
+from small_tiles import tiled, unrolled
 
 from jaxseq.ops import attention, attention_reference, attention_weights
 from jaxseq.ops.attention.masks import causal, dense_by_head, padding
@@ -44,7 +44,8 @@ def _close(actual: Any, expected: Any, atol: float = 1e-10) -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_an_array_of_any_shape_that_broadcasts_equals_the_equation(shape: tuple[int, ...], x64: None) -> None:
     few = partial(attention, implementation="decode")
-    functions = (attention_reference, tiled) if len(shape) == 3 else (attention_reference, tiled, few)
+    forms = (attention_reference, tiled, unrolled)
+    functions = forms if len(shape) == 3 else (*forms, few)
 
     @jitted
     def all_of_them(inputs, bias):
@@ -73,7 +74,7 @@ def test_minus_infinity_hides_as_a_mask_does(x64: None) -> None:
             partial(call, attention_reference, {"mask": dense_by_head(seen)}), inputs, jnp.where(seen, bias, 0)
         )
         return masked[:-1], *(
-            _derivatives(partial(call, f, {}), inputs, bias)[:-1] for f in (attention_reference, tiled)
+            _derivatives(partial(call, f, {}), inputs, bias)[:-1] for f in (attention_reference, tiled, unrolled)
         )
 
     masked, *infinite = three_ways(_inputs(), bias, jnp.asarray(seen))
@@ -93,7 +94,7 @@ def test_nan_in_the_bias_of_hidden_pairs_poisons_nothing(x64: None) -> None:
         def call(f, *x):
             return f(*x[:3], bias=x[3], mask=padding(real))
 
-        return [_derivatives(partial(call, f), inputs, bias) for f in (attention_reference, tiled)]
+        return [_derivatives(partial(call, f), inputs, bias) for f in (attention_reference, unrolled)]
 
     plain, fast = both(_inputs(), bias)
     poisoned = both(_inputs(), jnp.where(real[:, None, None], bias, jnp.nan))

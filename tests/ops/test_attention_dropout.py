@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from compilation import jitted
-from small_tiles import tiled
+from small_tiles import tiled, unrolled
 
 from jaxseq.ops import attention, attention_reference, attention_weights
 from jaxseq.ops.attention.dropout import make_dropout
@@ -51,10 +51,11 @@ def test_tiles_and_equation_drop_the_same_weights_forward_and_backward(x64: None
             out, pullback = jax.vjp(lambda *x: f(*x[:3], bias=x[3], **options), *inputs[:3], bias)
             return out, *pullback(inputs[3])
 
-        return [derivatives(f) for f in (attention_reference, tiled)]
+        return [derivatives(f) for f in (attention_reference, tiled, unrolled)]
 
-    plain, fast = both(_inputs(), bias, jax.random.key(3))
-    _close(fast, plain)
+    plain, *others = both(_inputs(), bias, jax.random.key(3))
+    for fast in others:
+        _close(fast, plain)
     other = both(_inputs(), bias, jax.random.key(4))
     assert np.abs(other[0][0] - plain[0]).max() > 0.1
 
@@ -67,6 +68,7 @@ def test_the_draw_depends_on_no_implementation_and_no_size_of_tiles(x64: None) -
         partial(attention, implementation="decode"),
         partial(attention, implementation="tiles"),
         partial(tiled, tiles=(16, 5)),
+        unrolled,
     )
     plain, *others = jitted(
         lambda *x: [_value_and_grads(partial(f, dropout_rate=0.5, dropout_key=key), *x) for f in forms]
@@ -122,7 +124,7 @@ def test_under_vmap_every_call_has_its_key(x64: None) -> None:
     keys = jax.random.split(jax.random.key(5, impl="rbg"), B)
 
     def one(key, *inputs):
-        return _value_and_grads(partial(tiled, dropout_rate=0.4, dropout_key=key), *inputs)
+        return _value_and_grads(partial(unrolled, dropout_rate=0.4, dropout_key=key), *inputs)
 
     each = [jitted(one)(key, *(x[i] for x in inputs)) for i, key in enumerate(keys)]
     _close(jitted(jax.vmap(one))(keys, *inputs), jax.tree.map(lambda *x: jnp.stack(x), *each))

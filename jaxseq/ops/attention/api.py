@@ -23,12 +23,16 @@ from jaxseq.ops.attention.ring import gathered_attention, ring_attention
 from jaxseq.ops.attention.tiles import attention_tiles, choose_plan
 from jaxseq.ops.implementations import choose_implementation, implementation_scope, unavailable
 from jaxseq.ops.sequence_axis import SequenceAxis, find_sequence_axis, find_tensor_axis
+from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array, Float, Key
 
-AttentionImplementation = Literal["auto", "reference", "decode", "tiles", "cudnn"]
+AttentionImplementation = Literal["auto", "reference", "decode", "unrolled", "tiles", "cudnn"]
 
 REFERENCE_MAX_SCORES = 8192
 """Up to this many scores a head, "auto" takes "reference"."""
+
+UNROLLED_MAX_LENGTH, UNROLLED_MAX_SCORES = 1024, 2**22
+"""On a CPU, "auto" takes "unrolled" for at most that many queries and keys, and scores of all heads."""
 
 TILES_MIN_QUERIES = 16
 """With fewer queries (a decoding step), "auto" takes "decode" on a CPU and "reference" elsewhere."""
@@ -69,7 +73,8 @@ def attention(
             implementation, and are not stored for the gradient.
         dropout_key: needed if the rate is positive.
         implementation: "reference" is the equation, with T × S scores in memory; "decode" is the same for a few
-            queries, without a transposed copy of keys and values; "tiles" has O(T) memory in reverse and forward mode,
+            queries, without a transposed copy of keys and values; "unrolled" is "tiles" without loops, for up to about
+            1000 positions on a CPU; "tiles" has O(T) memory in reverse and forward mode,
             and in forward over reverse mode (reverse over reverse mode stores what the loops over tiles carry);
             "cudnn" is ``jax.nn.dot_product_attention`` on a CUDA device, with one reverse-mode gradient; "auto"
             chooses (``attention_implementation``). Ask for "tiles" to use forward mode where "auto" takes "cudnn".
@@ -121,7 +126,7 @@ def _on_one_device(
             query, scale = _scale_query(query, scale), 1.0
         if chosen == "cudnn":
             return attention_cudnn(query, key, value, parts.mask, scale)
-        plan = choose_plan(query, key, parts.mask, float(scale), soft_cap)
+        plan = choose_plan(query, key, parts.mask, float(scale), soft_cap, unrolled=chosen == "unrolled")
         return zero_hidden_queries(attention_tiles(query, key, value, parts, plan), parts.mask)
 
 
@@ -183,11 +188,15 @@ def attention_implementation(
     """The implementation that ``"auto"`` takes for this call on the default device, for reports.
 
     cuDNN where it can compute exactly this call; the reference for few scores or few queries (a decoding step), for
-    which a CPU takes "decode"; else tiles.
+    which a CPU takes "decode"; on a CPU the unrolled form for short sequences; else tiles.
     """
     if why_not_cudnn(query, key, value, mask, bias, soft_cap, dropout_rate) is None:
         return "cudnn"
     T, S = query.shape[-3], key.shape[-3]
     if T < TILES_MIN_QUERIES < S and jax.default_backend() == "cpu":
         return "decode"
-    return "reference" if T < TILES_MIN_QUERIES or T * S <= REFERENCE_MAX_SCORES else "tiles"
+    if T < TILES_MIN_QUERIES or T * S <= REFERENCE_MAX_SCORES:
+        return "reference"
+    wide = at_least_float32(query.dtype) == query.dtype
+    short = max(T, S) <= UNROLLED_MAX_LENGTH and query.shape[-2] * T * S <= UNROLLED_MAX_SCORES
+    return "unrolled" if jax.default_backend() == "cpu" and wide and short else "tiles"

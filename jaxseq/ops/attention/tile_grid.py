@@ -26,6 +26,8 @@ class Plan(NamedTuple):
     soft_cap: float | None = None
     constant_loops: bool = False
     """Loops of constant length, through which reverse mode can pass: for second derivatives."""
+    unrolled: bool = False
+    """The functions of ``unrolled``, without loops over tiles."""
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
+from jaxseq.ops.attention import unrolled
 from jaxseq.ops.attention.masks import Mask
 from jaxseq.ops.attention.parts import Parts
+from jaxseq.ops.attention.products import dot, dot_rows, row_deltas, scale_query
 from jaxseq.ops.attention.tile_grid import Plan, make_grid
 from jaxseq.ops.attention.tiled import MIN_SCORE
 from jaxseq.ops.batch_shards import by_batch_shard, tensor_shards
@@ -38,6 +40,9 @@ from jaxseq.typing import Array
 
 TILE = 512
 """Queries and keys of a tile; on a CPU one or two of them at a time (measured: docs/performance.md)."""
+
+UNROLLED_TILE, UNROLLED_TILES = 128, 4
+"""The unrolled form has tiles of at least 128 queries and keys, and about four of them along each axis."""
 
 NARROW_WINDOW, NARROW_TILE, NARROW_MIN_HEADS = 256, 128, 4
 """For a window of up to 256 keys and at least 4 heads: tiles of 128, of many heads at a time."""
@@ -62,14 +67,21 @@ def attention_tiles(query: Array, key: Array, value: Array, parts: Parts, plan: 
     return out.reshape(*batch, *out.shape[1:])
 
 
-def choose_plan(query: Array, key: Array, mask: Mask | None, scale: float, soft_cap: float | None) -> Plan:
+def choose_plan(
+    query: Array, key: Array, mask: Mask | None, scale: float, soft_cap: float | None, unrolled: bool = False
+) -> Plan:
     """Tiles as even as the lengths allow, small ones for a narrow window; the batch is not used, which vmap hides."""
     (T, N), (S, M) = query.shape[-3:-1], key.shape[-3:-1]
     share = N // M
+    cap = None if soft_cap is None else float(soft_cap)
 
     def tile(length: int, limit: int) -> int:
         count = max(-(-length // limit), 1)
         return -(-length // (16 * count)) * 16
+
+    if unrolled:
+        size = tile(max(T, S), max(UNROLLED_TILE, max(T, S) // UNROLLED_TILES))
+        return Plan(scale, size, size, 1, cap, unrolled=True)
 
     width = None if mask is None else mask.visibility().window
     if width is not None and width <= NARROW_WINDOW and N >= NARROW_MIN_HEADS:
@@ -80,7 +92,7 @@ def choose_plan(query: Array, key: Array, mask: Mask | None, scale: float, soft_
     if jax.default_backend() == "cpu":  # whose batched products take no bfloat16
         room = 2 * TILE * TILE // (share * row_tile * column_tile)
         programs = max(room, 1) if at_least_float32(query.dtype) == query.dtype else 1
-    return Plan(scale, row_tile, column_tile, programs, None if soft_cap is None else float(soft_cap))
+    return Plan(scale, row_tile, column_tile, programs, cap)
 
 
 def tiled_attention(query: Array, key: Array, value: Array, parts: Parts, plan: Plan) -> Array:
@@ -143,6 +155,8 @@ def _forward(plan: Plan, operands: Operands) -> Operands:
     if 0 in (query.shape[0], key.shape[2]):
         nothing = jnp.zeros(shape, wide)
         return Operands(None, (jnp.zeros((*shape, value.shape[3]), query.dtype), nothing, nothing), ())
+    if plan.unrolled:
+        return Operands(None, unrolled.forward(plan, operands.rows), ())
     grid = make_grid(plan, query, key, parts.arrays)
 
     def group(_: None, xs: tuple) -> tuple[None, tuple[Array, ...]]:
@@ -153,11 +167,11 @@ def _forward(plan: Plan, operands: Operands) -> Operands:
 
             def column(masked: bool, j: Array, carry: tuple) -> tuple:
                 highest, total, mixed = carry
-                s, _ = grid.scores(_dot(q, keys_t[j]), program, i, j, masked=masked)
+                s, _ = grid.scores(dot(q, keys_t[j]), program, i, j, masked=masked)
                 higher = jnp.maximum(highest, s.max(-1))
                 shrink, p = jnp.exp(highest - higher), jnp.exp(s - higher[..., None])
                 kept = grid.drop(program, i, j)(p).astype(values.dtype)
-                return higher, total * shrink + p.sum(-1), mixed * shrink[..., None] + _dot(kept, values[j])
+                return higher, total * shrink + p.sum(-1), mixed * shrink[..., None] + dot(kept, values[j])
 
             total = jnp.zeros(q.shape[:-1], wide)
             mixed = jnp.zeros((*q.shape[:-1], values.shape[-1]), wide)
@@ -167,7 +181,7 @@ def _forward(plan: Plan, operands: Operands) -> Operands:
 
         return None, lax.scan(row, None, (queries, jnp.arange(grid.rows), order, counts))[1]
 
-    xs = grid.tile_rows(_scaled(query, plan)), grid.tile_columns(key).mT, grid.tile_columns(value)
+    xs = grid.tile_rows(scale_query(query, plan.scale)), grid.tile_columns(key).mT, grid.tile_columns(value)
     _, (out, *statistics) = lax.scan(group, None, (*xs, grid.program_indices(), *grid.order()))
     T = query.shape[1]
     statistics = [grid.untile_rows(x[..., None], T)[..., 0] for x in statistics]
@@ -180,6 +194,8 @@ def _tangent(plan: Plan, fixed: Operands, linear: Operands) -> Operands:
     d_query, d_key, d_value, d_weights = linear.rows
     if 0 in (query.shape[0], key.shape[2]):
         return Operands(None, (out, rest), ())
+    if plan.unrolled:
+        return Operands(None, unrolled.tangent(plan, fixed.rows, linear.rows), ())
     grid = make_grid(plan, query, key, parts.arrays if bias is None else parts.arrays._replace(bias=bias))
     d_bias = None if bias is None else bias.with_weights(d_weights).pad(*grid.lengths())
     wide = at_least_float32(query.dtype)
@@ -193,15 +209,15 @@ def _tangent(plan: Plan, fixed: Operands, linear: Operands) -> Operands:
             def column(masked: bool, j: Array, carry: tuple) -> tuple:
                 mean, mixed = carry
                 k, dk, v, dv = keys_t[j], d_keys_t[j], values[j], d_values[j]
-                s, slope = grid.scores(_dot(q, k), program, i, j, masked=masked)
+                s, slope = grid.scores(dot(q, k), program, i, j, masked=masked)
                 p = jnp.exp((s - most) - less)
-                ds = _dot(dq, k) + _dot(q, dk)
+                ds = dot(dq, k) + dot(q, dk)
                 ds = ds if slope is None else ds * slope
                 if d_bias is not None:
                     ds = (grid.split_heads(ds) + grid.evaluate(d_bias, program, i, j).astype(wide)).reshape(ds.shape)
                 p_ds = jnp.where(p == 0, 0, p * ds)
                 drop = grid.drop(program, i, j)
-                mixed += _dot(drop(p_ds).astype(v.dtype), v) + _dot(drop(p).astype(v.dtype), dv)
+                mixed += dot(drop(p_ds).astype(v.dtype), v) + dot(drop(p).astype(v.dtype), dv)
                 return mean + p_ds.sum(-1), mixed
 
             zeros = jnp.zeros(q.shape[:-1], wide), jnp.zeros((*q.shape[:-1], values.shape[-1]), wide)
@@ -211,7 +227,7 @@ def _tangent(plan: Plan, fixed: Operands, linear: Operands) -> Operands:
 
     T = query.shape[1]
     statistics = grid.tile_rows(highest[..., None], jnp.inf), grid.tile_rows(rest[..., None])
-    rows = grid.tile_rows(_scaled(query, plan)), grid.tile_rows(_scaled(d_query, plan)), *statistics
+    rows = grid.tile_rows(scale_query(query, plan.scale)), grid.tile_rows(scale_query(d_query, plan.scale)), *statistics
     columns = *(grid.tile_columns(x).mT for x in (key, d_key)), *(grid.tile_columns(x) for x in (value, d_value))
     _, (mean, mixed) = lax.scan(group, None, (rows, columns, grid.program_indices(), *grid.order()))
     mean, mixed = grid.untile_rows(mean[..., None], T), grid.untile_rows(mixed, T)
@@ -225,6 +241,8 @@ def _backward(plan: Plan, fixed: Operands, cotangents: Operands) -> Operands:
     if 0 in (query.shape[0], key.shape[2]):
         weights = None if bias is None else jnp.zeros_like(bias.weights)
         return Operands(None, (query, key, value, weights), ())
+    if plan.unrolled:
+        return Operands(None, unrolled.transpose(plan, fixed.rows, cotangents.rows), ())
     grid = make_grid(plan, query, key, parts.arrays if bias is None else parts.arrays._replace(bias=bias))
     wide = at_least_float32(query.dtype)
 
@@ -238,15 +256,15 @@ def _backward(plan: Plan, fixed: Operands, cotangents: Operands) -> Operands:
             def row(masked: bool, i: Array, carry: tuple) -> tuple:
                 dq_t, of_bias, dk, dv = carry
                 q, do = queries[i], cotangents[i]
-                s_t, slope_t = grid.scores(_dot_rows(k, q), program, i, j, transposed=True, masked=masked)
+                s_t, slope_t = grid.scores(dot_rows(k, q), program, i, j, transposed=True, masked=masked)
                 p_t = jnp.exp((s_t - most[i][:, None]) - less[i][:, None])
                 drop = grid.drop(program, i, j, transposed=True)
-                ds_t = p_t * (drop(_dot_rows(v, do)) - deltas[i][:, None])
+                ds_t = p_t * (drop(dot_rows(v, do)) - deltas[i][:, None])
                 if of_bias is not None:
                     of_bias = grid.add_bias_gradient(of_bias, ds_t, program, i, j)
                 ds_t = (ds_t if slope_t is None else ds_t * slope_t).astype(k.dtype)
-                dq_t = lax.dynamic_update_index_in_dim(dq_t, dq_t[i] + _dot(k_t, ds_t), i, 0)
-                return dq_t, of_bias, dk + _dot(ds_t, q), dv + _dot(drop(p_t).astype(k.dtype), do)
+                dq_t = lax.dynamic_update_index_in_dim(dq_t, dq_t[i] + dot(k_t, ds_t), i, 0)
+                return dq_t, of_bias, dk + dot(ds_t, q), dv + dot(drop(p_t).astype(k.dtype), do)
 
             zeros = jnp.zeros(k.shape, wide), jnp.zeros(v.shape, wide)
             dq_t, of_bias, dk, dv = grid.loop_over_live(order, counts, row, (*carry, *zeros))
@@ -258,11 +276,16 @@ def _backward(plan: Plan, fixed: Operands, cotangents: Operands) -> Operands:
         total = None if of_bias is None else grid.collect_bias_gradient(total, of_bias, program)
         return total, (dq_t.mT * plan.scale, dk, dv)
 
-    # A sum over the last axis of a product takes XLA's CPU backend 30 times as long as this.
-    delta = jnp.einsum("...h,...h->...", out.astype(wide), cotangent.astype(wide)) - d_logsumexp
+    delta = row_deltas(out, cotangent, d_logsumexp)
     most = grid.tile_rows(highest[..., None], jnp.inf)[..., 0]
     less, delta = (grid.tile_rows(x[..., None])[..., 0] for x in (rest, delta))
-    rows = grid.tile_rows(_scaled(query, plan)), grid.tile_rows(cotangent.astype(query.dtype)), most, less, delta
+    rows = (
+        grid.tile_rows(scale_query(query, plan.scale)),
+        grid.tile_rows(cotangent.astype(query.dtype)),
+        most,
+        less,
+        delta,
+    )
     columns = grid.tile_columns(key), grid.tile_columns(value)
     total = None if bias is None else jnp.zeros(bias.pad(*grid.lengths()).weights.shape, wide)
     xs = (rows, columns, grid.program_indices(), *grid.order(by_columns=True))
@@ -272,17 +295,3 @@ def _backward(plan: Plan, fixed: Operands, cotangents: Operands) -> Operands:
     if total is not None:
         total = lax.slice(total, (0,) * total.ndim, bias.weights.shape).astype(bias.weights.dtype)
     return Operands(None, (dq, dk, dv, total), ())
-
-
-def _scaled(query: Array, plan: Plan) -> Array:
-    return (query.astype(at_least_float32(query.dtype)) * plan.scale).astype(query.dtype)
-
-
-def _dot(left: Array, right: Array) -> Array:
-    return jnp.matmul(left, right, preferred_element_type=at_least_float32(left.dtype))
-
-
-def _dot_rows(left: Array, right: Array) -> Array:
-    """``left rightᵀ`` without transposing either operand."""
-    dims = (((2,), (2,)), ((0,), (0,)))
-    return lax.dot_general(left, right, dims, preferred_element_type=at_least_float32(left.dtype))
