@@ -19,6 +19,8 @@ from jax.custom_derivatives import SymbolicZero
 from jaxseq.ops import segments
 from jaxseq.ops.batched_primitive import Operands, batched_call, batched_linear_call
 from jaxseq.ops.recurrence.pointwise import Step, trace_step, without_h
+from jaxseq.ops.row_groups import scan_rows
+from jaxseq.ops.rows import sum_rows
 from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array, Float
 
@@ -108,15 +110,14 @@ def _slice_chunk(x: Array | None, at: Any, length: int) -> Any:
     return None if x is None else jnp.swapaxes(lax.dynamic_slice_in_dim(x, at, length, axis=1), 0, 1)
 
 
-def _recurrent_product(h: Float[Array, "B P"], R: Float[Array, "N H G K"]) -> tuple[Array, ...]:
-    """``h R`` by one product, split into gates."""
+def _recurrent_product(h: Float[Array, "B P"], R: Float[Array, "N H G K"]) -> Float[Array, "B GF"]:
+    """``h R`` by one product, gate by gate."""
     heads, size, gates, out = R.shape
     low = h.astype(R.dtype)
     if heads == 1:
-        r = low @ R.reshape(size, gates * out)
-        return tuple(part.astype(h.dtype) for part in jnp.split(r, gates, axis=-1))
+        return (low @ R.reshape(size, gates * out)).astype(h.dtype)
     r = jnp.einsum("bnh,nhgk->bgnk", low.reshape(len(h), heads, size), R)
-    return tuple(r[:, g].reshape(h.shape).astype(h.dtype) for g in range(gates))
+    return r.reshape(len(h), gates * heads * out).astype(h.dtype)
 
 
 def _recurrent_product_transpose(d_r: Float[Array, "B GF"], R: Array) -> Float[Array, "B P"]:
@@ -139,17 +140,18 @@ def _run_chunk(step: Step, weights: Weights, rows: Rows, state: tuple, at: Any, 
     z = _slice_chunk(rows.xs, at, length)
     if weights.kernel is not None:
         z = z @ weights.kernel
-    bias = None if weights.bias is None else jnp.split(weights.bias.astype(dtype)[None], gates, axis=-1)
+    bias = None if weights.bias is None else weights.bias.astype(dtype)[None]
 
     def body(state: tuple, inputs: tuple) -> tuple:
         z_t, start, real = inputs
         old = segments.reset(state, start)
-        r = _recurrent_product(old[0], weights.R)
-        x = [a.astype(dtype) for a in jnp.split(z_t, gates, axis=-1)]
-        x = x if bias is None else list(map(jnp.add, x, bias))
+        all_r = _recurrent_product(old[0], weights.R)
+        all_x = z_t.astype(dtype) if bias is None else z_t.astype(dtype) + bias
+        known = _joint_activations(step, all_x, all_r)
+        x, r = (jnp.split(a, gates, axis=-1) for a in (all_x, all_r))
         z = [a + b if s else a for a, b, s in zip(x, r, step.summed, strict=True)]
         read = (*z, *(r[g] for g in step.others), *_read_by_cell(weights, old))
-        new, activations = step(weights.cell, read)
+        new, activations = step(weights.cell, read, known)
         cell_h = None
         if weights.output is not None:
             cell_h = new[0]
@@ -159,7 +161,19 @@ def _run_chunk(step: Step, weights: Weights, rows: Rows, state: tuple, at: Any, 
         kept = tuple(a for a, n in zip(read[:others], step.needed, strict=False) if n)
         return new, (new, activations, kept, cell_h)
 
-    return lax.scan(body, state, (z, _slice_chunk(rows.start, at, length), _slice_chunk(rows.real, at, length)))
+    return scan_rows(body, state, (z, _slice_chunk(rows.start, at, length), _slice_chunk(rows.real, at, length)))
+
+
+def _joint_activations(step: Step, x: Float[Array, "B GF"], r: Float[Array, "B GF"]) -> tuple | None:
+    """The activations of the joint gates by one function, as ``known`` for the step; None without such gates."""
+    if step.joint is None:
+        return None
+    first, factors, kept = step.joint
+    width = x.shape[-1] // len(step.summed)
+    rows = slice(first * width, (first + len(factors)) * width)
+    joint = jnp.tanh((x[:, rows] + r[:, rows]) * jnp.repeat(jnp.asarray(factors, x.dtype), width)[None])
+    values = dict(zip(kept, jnp.split(joint, len(factors), axis=-1), strict=True))
+    return tuple((None, values[i]) if i in values else None for i in range(len(step.kept)))
 
 
 def _read_by_cell(weights: Weights, state: tuple) -> tuple:
@@ -249,7 +263,7 @@ def _pullback(static: Static, fixed: Operands, cotangents: list) -> Operands:
         found = Weights(
             d_cell,
             None if weights.kernel is None else _transposed_product(x, d_z),
-            None if weights.bias is None else d_x.sum((0, 1)),
+            None if weights.bias is None else sum_rows(d_x),
             _weight_gradient(before[0].astype(low), d_r.astype(low), weights.R),
             None if cell_h is None else _weight_gradient(cell_h.astype(low), d_h.astype(low), weights.output),
         )
@@ -296,7 +310,7 @@ def _reverse(step: Step, slopes: tuple, recurrent: tuple, d_state: tuple, along:
         d_all = tuple(d_old) if real is None else tuple(map(jnp.add, d_old, d_held))
         return segments.reset(d_all, start), (d_r, tuple(d_z[g] for g in step.others), d_new, d_h)
 
-    result: tuple = lax.scan(body, d_state, (along, slopes), reverse=True)
+    result: tuple = scan_rows(body, d_state, (along, slopes), reverse=True)
     d_state, (d_r, d_alone, d_new, d_h) = result
     if not step.others:
         return d_state, (d_r, d_r, d_new, d_h)

@@ -6,6 +6,7 @@ vectorises; several of slices of one buffer in one loop it does not (75 against 
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -51,6 +52,15 @@ def _linearized_jvp(name: str, primals: tuple, tangents: tuple) -> tuple[Array, 
     return y, d_y + (d_u - d_u_0) * SLOPES[name](y)
 
 
+class JointGates(NamedTuple):
+    """Neighbouring gates whose first use is ``tanh(factor · z)``, so that one function serves all of them."""
+
+    first: int
+    factors: tuple[float, ...]
+    kept: tuple[int, ...]
+    """The index of each gate's value among the activations."""
+
+
 class Step(NamedTuple):
     """A traced cell; its inputs are z (``x + r`` where a gate reads nothing else, else x), the other r, the state."""
 
@@ -63,6 +73,7 @@ class Step(NamedTuple):
     """For each input, whether each part of the new state depends on it."""
     needed: tuple[bool, ...]
     """For each input, whether the Jacobian or the own parameters' gradient needs it once the activations are known."""
+    joint: JointGates | None = None
 
     @property
     def others(self) -> tuple[int, ...]:
@@ -72,7 +83,11 @@ class Step(NamedTuple):
     def __call__(
         self, parameters: Sequence[Array], inputs: Sequence[Array], known: Any = None
     ) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
-        """The new state and the activations, for inputs ``[*A, F]``; ``known`` is the result of ``linearize``."""
+        """The new state and the activations, for inputs ``[*A, F]``.
+
+        ``known`` is the result of ``linearize``; or pairs of None and the value of an activation, and None for the
+        activations that are to be computed.
+        """
 
         def row(parameters: tuple, inputs: tuple, known: Any) -> tuple:
             state, found = _interpret(self.jaxpr, (*parameters, *inputs), self.kept, known)
@@ -197,7 +212,9 @@ def trace_step(rebuild: Callable[[Any], Callable], parameters: Sequence[Array], 
         and e.outvars[0].aval.shape == state[0].shape
         and not any(e.invars[0] is end for end in ends)
     )
-    step = Step(closed, summed, kept, tuple(_dependent(jaxpr, v) for v in jaxpr.invars[count:]), ())
+    reads = tuple(_dependent(jaxpr, v) for v in jaxpr.invars[count:])
+    joint = _joint_gates(jaxpr, jaxpr.invars[count : count + gates], summed, kept)
+    step = Step(closed, summed, kept, reads, (), joint)
     inputs = [*gate, *others, *jax.tree.leaves(state)]
 
     def derivatives(parameters: Any, inputs: Any, activations: Any) -> Any:
@@ -216,8 +233,9 @@ def _interpret(closed: Any, inputs: Sequence[Array], kept: Sequence[int], known:
     found: list[tuple[Array, Array]] = []
     for i, equation in enumerate(jaxpr.eqns):
         arguments = [_value(v, values) for v in equation.invars]
-        if i in kept and known is not None:
-            u_0, y = known[len(found)]
+        given = known[len(found)] if i in kept and known is not None else None
+        if given is not None:
+            u_0, y = given
             out = y if u_0 is None else _linearized(equation.primitive.name, arguments[0], u_0, y)
         else:
             out = equation.primitive.bind(*arguments, **equation.primitive.get_bind_params(equation.params))
@@ -234,6 +252,28 @@ def _value(variable: Any, values: dict) -> Any:
 
 def _is_literal(variable: Any) -> bool:
     return hasattr(variable, "val")
+
+
+def _joint_gates(jaxpr: Any, z: Sequence[Any], summed: Sequence[bool], kept: Sequence[int]) -> JointGates | None:
+    """The first neighbouring gates that are joint; None for fewer than two."""
+    scaled = {v: (gate, 1.0) for gate, v in enumerate(z) if summed[gate]}
+    for e in jaxpr.eqns:
+        gates = [scaled[v] for v in e.invars if not _is_literal(v) and v in scaled]
+        factors = [float(v.val) for v in e.invars if _is_literal(v)]
+        if e.primitive.name == "add" and gates and not factors and any(v in z for v in e.invars):
+            scaled[e.outvars[0]] = gates[0]  # the only reader of a summed gate adds the zeros in place of r
+        if e.primitive.name == "mul" and gates and factors and gates[0][1] == 1:
+            scaled[e.outvars[0]] = gates[0][0], factors[0]
+    found: dict[int, tuple[float, int]] = {}
+    for position, equation in enumerate(jaxpr.eqns[i] for i in kept):
+        gate, factor = scaled.get(equation.invars[0], (None, 1.0))
+        if equation.primitive.name == "tanh" and gate is not None:
+            found.setdefault(gate, (factor, position))
+    first = min(found, default=0)
+    run = list(itertools.takewhile(found.__contains__, range(first, len(z))))
+    if len(run) < 2:
+        return None
+    return JointGates(first, tuple(found[g][0] for g in run), tuple(found[g][1] for g in run))
 
 
 def _reads_only_sum(jaxpr: Any, x: Any, r: Any) -> bool:

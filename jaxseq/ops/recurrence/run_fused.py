@@ -15,7 +15,7 @@ from jaxseq.ops.recurrence.fused import Rows, Static, Weights, fused
 from jaxseq.ops.recurrence.pointwise import trace_cell
 from jaxseq.typing import Array, Float, SegmentIds
 
-CHUNK = 16
+CHUNK = 32
 """Steps of a chunk (measured: docs/performance.md)."""
 
 
