@@ -11,8 +11,8 @@ at a time, and the order alternates. A row holds the median time of the side bef
 after: above 1 means that the side after is faster. Cases use calls that both checkouts share: cores by name, forward
 and backward or forward alone (``-forward``), of a batch or of a single row (``-row``), with documents and padding
 (``-documents``) or without; ``attention``; a decoding step with a cache; greedy decoding of one row or more, with an
-end token (``-end``) or without; training steps (the cases of ``training_step.py``; ``steps`` for all). Checksums of the first results are compared as well. The rows go to
-``benchmarks/results/compare-NAME-DEVICE.json``.
+end token (``-end``) or without; training steps (the cases of ``training_step.py``; ``steps`` for all). Checksums of
+the first results are compared as well. The rows go to ``benchmarks/results/compare-NAME-DEVICE.json``.
 """
 
 import argparse
@@ -269,7 +269,7 @@ def main() -> None:
     before = Side(options.before.resolve(), options.before_flags, options.before_environment)
     after = Side(HERE, options.after_flags, options.after_environment)
     rows = []
-    for name in [case for name in options.case for case in (STEPS if name == "steps" else (name,))]:
+    for name in [name for chosen in options.case for name in (STEPS if chosen == "steps" else (chosen,))]:
         rows.append(compare(before, after, name, options.repeats))
         row = rows[-1]
         times = f"{row['before_ms']:10.2f} ms {row['after_ms']:10.2f} ms"

@@ -11,7 +11,16 @@ PACKAGE = Path(__file__).resolve().parents[1] / "jaxseq"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 LEVELS = {"typing": 0, "precision": 1, "ops": 2, "layers": 3, "cores": 4, "encoders": 5, "decoders": 5, "models": 6}
-LEVELS |= {"testing": 7, "pipelines": 8, "__main__": 9, "xla_flags": 0, "malloc": 0, "files": 0, "terminal": 0, "launch": 1}
+LEVELS |= {
+    "testing": 7,
+    "pipelines": 8,
+    "__main__": 9,
+    "xla_flags": 0,
+    "malloc": 0,
+    "files": 0,
+    "terminal": 0,
+    "launch": 1,
+}
 SIDE_ROOMS = {"decoding", "training", "data", "analysis", "distribution"}
 """They import typing, precision, ops and plotting, and never one another; pipelines puts them together."""
 
@@ -100,7 +109,9 @@ def test_a_folders_init_hands_names_on_and_defines_nothing(path):
         elif isinstance(node, ast.Assign):
             assert {getattr(target, "id", None) for target in node.targets} <= names
         elif isinstance(node, ast.Expr):
-            assert isinstance(node.value, ast.Constant) or (root and ast.unparse(node) in ("set_xla_flags()", "set_malloc_options()"))
+            assert isinstance(node.value, ast.Constant) or (
+                root and ast.unparse(node) in ("set_xla_flags()", "set_malloc_options()")
+            )
         else:
             assert isinstance(node, ast.Import | ast.ImportFrom), ast.unparse(node)
 
