@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from jaxseq.ops import segments
 from jaxseq.ops.ids import check_ids
+from jaxseq.ops.rows import multiply_rows
 from jaxseq.typing import Array, DType, Float, Int, Shaped
 
 
@@ -66,4 +67,4 @@ class Embedding(nn.Module):
 
     def attend(self, x: Shaped[Array, "*B D"]) -> Float[Array, "*B V"]:
         """``x · vᵀ`` for the vector v of every token: an output layer tied to the embedding (Press & Wolf 2017)."""
-        return x.astype(self.dtype) @ self._rows().T
+        return multiply_rows(x.astype(self.dtype), self._rows().T)

@@ -61,7 +61,16 @@ def scaled(scale, state: cells.Hidden, x, r) -> cells.Hidden:
     return cells.Hidden(jnp.tanh(scale * x[0] + scale * r[0]))
 
 
+def normed(gain, state: cells.Hidden, x, r) -> cells.Hidden:
+    """A cell that mixes its units."""
+    both = jnp.concatenate([x[0] + r[0], r[1]])
+    both = (both - both.mean()) * jax.lax.rsqrt(both.var() + 1)
+    left, right = jnp.split(both, 2)
+    return cells.Hidden(jnp.tanh(gain * left + x[1]) + 0.5 * right * state.h)
+
+
 OWN = {
+    "own-norm": Case(lambda own: Partial(normed, own), (F,), 2, cells.Hidden),
     "own-state": Case(lambda own: remembering, (0,), 1, Remembering),
     "own-products": Case(lambda own: Partial(products, own), (F,), 2, cells.Hidden),
     "own-on-inputs": Case(lambda own: Partial(scaled, own), (F,), 1, cells.Hidden),
@@ -95,7 +104,7 @@ def cases() -> Iterator[Any]:
     for name in (*CELLS, *OWN):
         for heads in (1, 2):
             for ids in (None, IDS):
-                ordinary = name == "lstm" if ids is None else heads == 1 or name in ("gru", "lstm")
+                ordinary = name == "lstm" if ids is None else heads == 1 or name in ("gru", "lstm", "own-norm")
                 marks = () if ordinary else pytest.mark.full
                 yield pytest.param(
                     name, heads, ids, marks=marks, id=f"{name}-{heads}-{'whole' if ids is None else 'ragged'}"
@@ -118,12 +127,29 @@ def test_values_and_gradients_are_those_of_the_plain_scan(name: str, heads: int,
         close(got, want)
 
 
+@pytest.mark.parametrize("groups", [1, 2, pytest.param(3, marks=pytest.mark.full)])
+def test_groups_of_rows_give_the_same(groups: int, x64: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jaxseq.ops.row_groups.count_cores", lambda: groups)
+    monkeypatch.setattr("jaxseq.ops.row_groups.MIN_ROWS", 1)
+    case, ids = CELLS["lstm"], np.concatenate([IDS, IDS[:2]])
+    args = arguments(case, batch=(5,))
+    want, got = jitted(lambda *a: [jax.value_and_grad(scalar(case, run, ids), (0, 1, 2, 3))(*a) for run in RUNS])(*args)
+    close(got, want)
+
+
+RUNS = recurrence_reference, recurrence
+
+
 @pytest.mark.parametrize(
     ("name", "residuals"),
-    [("elman-tanh", "chunks"), pytest.param("peephole-lstm", "activations", marks=pytest.mark.full)],
+    [
+        ("elman-tanh", "chunks"),
+        pytest.param("peephole-lstm", "activations", marks=pytest.mark.full),
+        pytest.param("own-norm", "activations", marks=pytest.mark.full),
+    ],
 )
 def test_forward_mode_and_second_derivatives_are_open(name: str, residuals: str, x64: None) -> None:
-    case = CELLS[name]
+    case = {**CELLS, **OWN}[name]
     args = arguments(case, batch=(1,), time=3)
     along = arguments(case, batch=(1,), time=3, seed=1)
 

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import jax
-import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from jaxseq.ops import segments
@@ -15,6 +14,7 @@ from jaxseq.ops.recurrence.pipeline import recurrence_across_devices
 from jaxseq.ops.recurrence.pointwise import reads_h, trace_cell, without_h
 from jaxseq.ops.recurrence.reference import recurrence_reference
 from jaxseq.ops.recurrence.run_fused import run_fused
+from jaxseq.ops.rows import add_to_rows, multiply_rows
 from jaxseq.ops.sequence_axis import find_sequence_axis
 from jaxseq.typing import Array, Float, SegmentIds
 
@@ -127,8 +127,8 @@ def project(
     xs: Float[Array, "*B T D"], kernel: Float[Array, "D GF"], bias: Float[Array, " GF"], gates: int
 ) -> Float[Array, "*B T {gates} F"]:
     """``xs @ kernel + bias`` for all gates."""
-    out = xs @ kernel
-    return (out + jnp.broadcast_to(bias, out.shape)).reshape(*xs.shape[:-1], gates, bias.shape[0] // gates)
+    out = add_to_rows(multiply_rows(xs, kernel), bias)
+    return out.reshape(*xs.shape[:-1], gates, bias.shape[0] // gates)
 
 
 def _choose(
@@ -146,7 +146,7 @@ def _choose(
     auto = "reference" if traced is None else "fused"
     chosen = choose_implementation("recurrence", implementation, RecurrenceImplementation, lambda: auto)
     if chosen == "fused" and traced is None:
-        raise unavailable("recurrence", "fused", f"it needs a pointwise cell of floats, but this one uses {reason}")
+        raise unavailable("recurrence", "fused", f"it needs a cell of floats of one dtype, but this one uses {reason}")
     return chosen, traced
 
 

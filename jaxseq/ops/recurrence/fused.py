@@ -249,12 +249,12 @@ def _pullback(static: Static, fixed: Operands, cotangents: list) -> Operands:
         before = tuple(jnp.concatenate([a[None], s[:-1]]) for a, s in zip(kept.first, states, strict=True))
         before = segments.reset(before, start)
         read = _fill_inputs(step, inputs, _read_by_cell(weights, before))
-        slopes = step.jacobian(weights.cell, read, activations)
-        d_state, (d_r, d_x, d_new, d_h) = _reverse(
-            step, slopes, (R_transposed, weights.output), d_state, (_slice_chunk(d_ys, at, length), start, real)
-        )
+        derivatives = step.derivatives(weights.cell, read, activations)
+        along = _slice_chunk(d_ys, at, length), start, real
+        recurrent = R_transposed, weights.output
+        d_state, (d_r, d_x, d_new, d_h) = _reverse(step, weights.cell, derivatives, recurrent, d_state, along)
         low = weights.R.dtype
-        d_cell = _cell_gradient(step, weights.cell, read, activations, d_new)
+        d_cell = step.pull_parameters(weights.cell, read, activations, d_new) if weights.cell else ()
         d_z = d_x.astype(rows.xs.dtype)
         x = _slice_chunk(rows.xs, at, length)
         d_xs = jnp.swapaxes(d_z if kernel_back is None else d_z @ kernel_back, 0, 1)
@@ -284,17 +284,15 @@ def _fill_inputs(step: Step, inputs: tuple, before: tuple) -> list[Array]:
     return [next(kept) if n else jnp.zeros_like(before[0]) for n in step.needed[:count]] + list(before)
 
 
-def _reverse(step: Step, slopes: tuple, recurrent: tuple, d_state: tuple, along: tuple) -> tuple:
+def _reverse(
+    step: Step, parameters: tuple, derivatives: tuple, recurrent: tuple, d_state: tuple, along: tuple
+) -> tuple:
     """The reverse loop of a chunk: the state's cotangent; of each step those of r, x, the cell's new state and h."""
     gates, total = len(step.summed), len(step.reads)
     R_transposed, output = recurrent
 
-    def mixed(d_new: tuple, row: tuple) -> Array:
-        terms = [d * s for d, s in zip(d_new, row, strict=True) if s is not None]
-        return functools.reduce(jnp.add, terms) if terms else jnp.zeros_like(d_new[0])
-
     def body(d_state: tuple, inputs: tuple) -> tuple:
-        (d_y, start, real), slopes = inputs
+        (d_y, start, real), derivatives = inputs
         d_state = (d_state[0] + d_y.astype(d_state[0].dtype), *d_state[1:])
         none = tuple(jnp.zeros_like(d) for d in d_state)
         d_new, d_held = segments.hold(d_state, none, real), segments.hold(none, d_state, real)
@@ -302,7 +300,7 @@ def _reverse(step: Step, slopes: tuple, recurrent: tuple, d_state: tuple, along:
         if output is not None:
             d_h = d_new[0]
             d_new = ((d_h.astype(output.dtype) @ output.T).astype(d_h.dtype), *d_new[1:])
-        d_in = [mixed(d_new, row) for row in slopes]
+        d_in = step.pull(parameters, derivatives, d_new)
         d_z, d_other, d_old = d_in[:gates], iter(d_in[gates:]), d_in[total - len(d_state) :]
         d_r = jnp.concatenate([d if s else next(d_other) for d, s in zip(d_z, step.summed, strict=True)], axis=-1)
         d_recurrent = _recurrent_product_transpose(d_r, R_transposed)
@@ -310,7 +308,7 @@ def _reverse(step: Step, slopes: tuple, recurrent: tuple, d_state: tuple, along:
         d_all = tuple(d_old) if real is None else tuple(map(jnp.add, d_old, d_held))
         return segments.reset(d_all, start), (d_r, tuple(d_z[g] for g in step.others), d_new, d_h)
 
-    result: tuple = scan_rows(body, d_state, (along, slopes), reverse=True)
+    result: tuple = scan_rows(body, d_state, (along, derivatives), reverse=True)
     d_state, (d_r, d_alone, d_new, d_h) = result
     if not step.others:
         return d_state, (d_r, d_r, d_new, d_h)
@@ -318,13 +316,6 @@ def _reverse(step: Step, slopes: tuple, recurrent: tuple, d_state: tuple, along:
     parts = zip(jnp.split(d_r, gates, axis=-1), step.summed, strict=True)
     d_x = jnp.concatenate([d if s else next(alone) for d, s in parts], axis=-1)
     return d_state, (d_r, d_x, d_new, d_h)
-
-
-def _cell_gradient(step: Step, parameters: tuple, read: list, activations: tuple, d_new: tuple) -> tuple:
-    if not parameters:
-        return ()
-    known = step.linearize(parameters, read, activations)
-    return jax.vjp(lambda parameters: step(parameters, read, known)[0], parameters)[1](d_new)[0]
 
 
 def _weight_gradient(h: Float[Array, "K B F"], d_r: Float[Array, "K B GF"], R: Array) -> Array:

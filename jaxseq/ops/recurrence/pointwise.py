@@ -1,8 +1,12 @@
-"""Analysis of a pointwise cell: which activations to store, and its Jacobian, one number for each pair of units.
+"""Analysis of a cell: which activations to store, and its derivatives.
 
-The cell is traced once for a single row. Its transcendental functions (those whose slope follows from their value) are
-returned beside the state, so that nothing is computed twice and each is a loop of its own, which XLA's CPU backend
-vectorises; several of slices of one buffer in one loop it does not (75 against 10 us a step, measured).
+The Jacobian of a pointwise cell is one number for each pair of inputs and parts of the new state, and unit. A cell that
+mixes the units of a row, as a norm does, is differentiated step by step.
+
+The cell is traced once for a single row. The transcendental functions of a pointwise cell (those whose slope follows
+from their value) are returned beside the state, so that nothing is computed twice and each is a loop of its own, which
+XLA's CPU backend vectorises; several of slices of one buffer in one loop it does not (75 against 10 us a step,
+measured).
 """
 
 import functools
@@ -17,6 +21,7 @@ from jax.tree_util import Partial
 
 from jaxseq.ops.batch_shards import outside_mesh
 from jaxseq.ops.recurrence.cells import Cell
+from jaxseq.ops.rows import sum_rows
 from jaxseq.typing import Array
 
 SLOPES: dict[str, Callable] = {
@@ -74,6 +79,8 @@ class Step(NamedTuple):
     needed: tuple[bool, ...]
     """For each input, whether the Jacobian or the own parameters' gradient needs it once the activations are known."""
     joint: JointGates | None = None
+    mixes_units: bool = False
+    """Whether the cell is not pointwise: then it has no activations, and all inputs are needed."""
 
     @property
     def others(self) -> tuple[int, ...]:
@@ -103,6 +110,44 @@ class Step(NamedTuple):
             return tuple(_interpret(self.jaxpr, (*parameters, *inputs), self.kept, known)[1])
 
         return _map_rows(row, inputs)(tuple(parameters), tuple(inputs), tuple(activations))
+
+    def derivatives(
+        self, parameters: Sequence[Array], inputs: Sequence[Array], activations: Sequence[Array]
+    ) -> tuple[Any, ...]:
+        """What ``pull`` reads: the Jacobian of a pointwise cell, else the inputs."""
+        return tuple(inputs) if self.mixes_units else self.jacobian(parameters, inputs, activations)
+
+    def pull(self, parameters: Sequence[Array], derivatives: tuple[Any, ...], d_new: Sequence[Array]) -> list[Array]:
+        """The cotangents of the inputs of a step, for those of its new state."""
+        if self.mixes_units:
+            return list(jax.vjp(lambda *inputs: self(parameters, inputs)[0], *derivatives)[1](tuple(d_new)))
+
+        def mixed(row: tuple) -> Array:
+            terms = [d * s for d, s in zip(d_new, row, strict=True) if s is not None]
+            return functools.reduce(jnp.add, terms) if terms else jnp.zeros_like(d_new[0])
+
+        return [mixed(row) for row in derivatives]
+
+    def pull_parameters(
+        self,
+        parameters: Sequence[Array],
+        inputs: Sequence[Array],
+        activations: Sequence[Array],
+        d_new: Sequence[Array],
+    ) -> tuple[Array, ...]:
+        """The cotangents of the cell's own parameters, summed over all rows."""
+        known = self.linearize(parameters, inputs, activations)
+
+        def row(inputs: tuple, known: tuple, d_new: tuple) -> tuple[Array, ...]:
+            return jax.vjp(lambda p: self(p, inputs, known)[0], tuple(parameters))[1](d_new)[0]
+
+        for _ in range(inputs[-1].ndim - 1):
+            row = jax.vmap(row)
+        found = row(tuple(inputs), known, tuple(d_new))
+        return tuple(
+            sum_rows(d) if p.ndim == 1 else d.sum(tuple(range(d.ndim - p.ndim)))
+            for d, p in zip(found, parameters, strict=True)
+        )
 
     def jacobian(
         self, parameters: Sequence[Array], inputs: Sequence[Array], activations: Sequence[Array]
@@ -145,13 +190,13 @@ class _TracedCell:
 
 
 def trace_cell(cell: Cell, state: Any, gates: int) -> tuple[Partial | None, str | None]:
-    """The cell for the fused implementation, its parameters bound; or None and the reason why it is not pointwise."""
+    """The cell for the fused implementation, its parameters bound; or None and the reason why it takes none."""
     row = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape[-1:], s.dtype), state)
     gate = (row[0],) * gates
     with outside_mesh():
         closed, out = jax.make_jaxpr(lambda s, x, r: cell(s, x, r), return_shape=True)(row, gate, gate)
     parameters = [c for c in closed.consts if isinstance(c, jax.core.Tracer)]
-    reason = first_non_pointwise(closed.jaxpr)
+    reason = None
     if len({s.dtype for s in jax.tree.leaves(state)}) > 1:
         reason = "states of several dtypes"
     if not all(jnp.issubdtype(p.dtype, jnp.inexact) for p in parameters):
@@ -213,9 +258,11 @@ def trace_step(rebuild: Callable[[Any], Callable], parameters: Sequence[Array], 
         and not any(e.invars[0] is end for end in ends)
     )
     reads = tuple(_dependent(jaxpr, v) for v in jaxpr.invars[count:])
+    inputs = [*gate, *others, *jax.tree.leaves(state)]
+    if first_non_pointwise(raw) is not None:
+        return Step(closed, summed, (), reads, (True,) * len(inputs), mixes_units=True)
     joint = _joint_gates(jaxpr, jaxpr.invars[count : count + gates], summed, kept)
     step = Step(closed, summed, kept, reads, (), joint)
-    inputs = [*gate, *others, *jax.tree.leaves(state)]
 
     def derivatives(parameters: Any, inputs: Any, activations: Any) -> Any:
         known = step.linearize(parameters, inputs, activations)

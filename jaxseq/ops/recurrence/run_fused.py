@@ -12,7 +12,7 @@ from jaxseq.ops import segments
 from jaxseq.ops.batch_shards import Split, by_batch_shard, tensor_shards, vary_alike
 from jaxseq.ops.recurrence.cells import Cell
 from jaxseq.ops.recurrence.fused import Rows, Static, Weights, fused
-from jaxseq.ops.recurrence.pointwise import trace_cell
+from jaxseq.ops.recurrence.pointwise import first_non_pointwise, trace_cell
 from jaxseq.typing import Array, Float, SegmentIds
 
 CHUNK = 32
@@ -107,7 +107,12 @@ def _on_heads(cell: Cell, weights: tuple, rows: tuple, length: int, recompute: b
 
 
 def _splits(cell: Cell, traced: Partial, width: int) -> bool:
-    """Whether the cell can be traced for a part of the units: its parameters, all bound by Partial, are one a unit."""
+    """Whether the cell can be traced for a part of the units.
+
+    It is pointwise, and its parameters, all bound by Partial, are one a unit.
+    """
+    if first_non_pointwise(traced.func.jaxpr) is not None:
+        return False
     leaves = jax.tree.leaves(cell) if isinstance(cell, Partial) else []
     bound = {id(leaf) for leaf in leaves}
     return all(jnp.shape(leaf) in ((), (width,)) for leaf in leaves) and all(
