@@ -1,14 +1,14 @@
 """The models of ``training_step.py`` in torch, with jaxseq's parameters."""
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
-
-VOCABULARY = 128
 
 
 class Block(nn.Module):
@@ -36,42 +36,41 @@ class Model(nn.Module):
 
     def __init__(self, case: Any):
         super().__init__()
-        self.embedding = nn.Embedding(VOCABULARY, case.width)
+        width, layers = case.config.features, case.config.layers
+        self.dropout = case.config.dropout
+        self.embedding = nn.Embedding(case.vocabulary, width)
         self.lstm, self.blocks, self.norm = None, nn.ModuleList(), None
         if case.model == "lstm":
-            self.lstm = nn.LSTM(case.width, case.width, case.layers, batch_first=True)
-            for layer in range(case.layers):  # jaxseq has one bias: the other stays 0
+            self.lstm = nn.LSTM(width, width, layers, batch_first=True)
+            for layer in range(layers):  # jaxseq has one bias: the other stays 0
                 getattr(self.lstm, f"bias_hh_l{layer}").requires_grad_(False)
         else:
-            self.blocks.extend(Block(case.width, case.num_heads) for _ in range(case.layers))
-            self.norm = nn.LayerNorm(case.width, eps=1e-6)
-        self.head = nn.Linear(case.width, VOCABULARY)
+            self.blocks.extend(Block(width, case.num_heads) for _ in range(layers))
+            self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.head = nn.Linear(width, case.vocabulary)
 
     def forward(self, tokens: Any) -> Any:
         """The logits."""
-        x = self.embedding(tokens)
+        x = self._dropped(self.embedding(tokens))
         if self.lstm is not None:
             x = self.lstm(x)[0]
         for block in self.blocks:
             x = block(x)
-        return self.head(x if self.norm is None else self.norm(x))
+        return self.head(self._dropped(x if self.norm is None else self.norm(x)))
+
+    def _dropped(self, x: Any) -> Any:
+        return functional.dropout(x, self.dropout) if self.dropout else x
 
 
 def build(case: Any, params: Mapping[str, Any]) -> Model:
-    """The model with these parameters of jaxseq's.
-
-    Raises:
-        ValueError: torch has no such model.
-    """
-    if case.model not in ("lstm", "transformer"):
-        raise ValueError(f"torch has no module for {case.model}")
+    """The model with these parameters of jaxseq's."""
     model = Model(case)
     _set(model.embedding.weight, params["embedding"]["table"])
     _linear(model.head, params["head"])
     cores = params["core"]
-    for layer in range(case.layers):
+    for layer in range(case.config.layers):
         if model.lstm is not None:
-            core, size = cores[f"cores_{layer}"], case.width
+            core, size = cores[f"cores_{layer}"], case.config.features
             recurrent = core["recurrent"][0].transpose(1, 2, 0).reshape(4 * size, size)
             _set(getattr(model.lstm, f"weight_ih_l{layer}"), core["kernel"].T)
             _set(getattr(model.lstm, f"weight_hh_l{layer}"), recurrent)
@@ -88,8 +87,50 @@ def build(case: Any, params: Mapping[str, Any]) -> Model:
         _linear(block.up, feed["core"]["layer"]["Dense_0"])
         _linear(block.down, feed["core"]["layer"]["Dense_1"])
     if model.norm is not None:
-        _norm(model.norm, cores[f"cores_{case.layers}"]["layer"])
+        _norm(model.norm, cores[f"cores_{case.config.layers}"]["layer"])
     return model
+
+
+class Step:
+    """A training step from jaxseq's parameters, on the device of JAX's default backend; calling it gives the loss.
+
+    Raises:
+        RuntimeError: JAX has a GPU and this torch none.
+    """
+
+    def __init__(self, case: Any, params: Mapping[str, Any], *, compiled: bool, rate: float, decay: float, clip: float):
+        device = jax.default_backend()
+        if device == "gpu":
+            if not torch.cuda.is_available():
+                raise RuntimeError("this torch has no GPU")
+            device = "cuda"
+            torch.set_float32_matmul_precision("high")  # TF32, as XLA's default
+        self.model, self.clip = build(case, params).to(device), clip
+        self.optimizer, form = adamw(self.model, rate, decay)
+        tokens = torch.tensor(case.tokens(), dtype=torch.long, device=device)
+        inputs, targets = tokens[:, :-1], tokens[:, 1:]
+        half = case.config.precision == "bfloat16"
+
+        def loss() -> Any:
+            with torch.autocast(device, dtype=torch.bfloat16, enabled=half):
+                logits = self.model(inputs)
+            return functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+
+        self.loss = torch.compile(loss) if compiled else loss
+        self.facts: dict[str, Any] = {"adamw": form}
+        if compiled:
+            start = time.perf_counter()
+            self.loss().backward()
+            self.facts["compile_s"] = time.perf_counter() - start
+
+    def __call__(self) -> float:
+        """Forward, backward, clip, update."""
+        self.optimizer.zero_grad(set_to_none=True)
+        value = self.loss()
+        value.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
+        self.optimizer.step()
+        return float(value.detach())
 
 
 def adamw(model: Model, rate: float, decay: float) -> tuple[Any, str]:
