@@ -16,7 +16,7 @@ the work that one operation hands to other threads is not added.
 import collections
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,7 +84,7 @@ def breakdown(executable: Any, run: Callable[[], Any], repeats: int) -> list[Row
             for _ in range(repeats):
                 run()
         (file,) = Path(folder).rglob("*.xplane.pb")
-        lines = list(_events(jax.profiler.ProfileData.from_file(str(file)), module, instructions))
+        lines = _events(jax.profiler.ProfileData.from_file(str(file)), module, instructions)
     totals: dict[tuple[str, str], float] = collections.defaultdict(float)
     for line in lines:
         for name, nanoseconds in self_times(line).items():
@@ -122,8 +122,9 @@ def parse_program(text: str) -> dict[str, Instruction]:
     }
 
 
-def _events(profile: Any, module: str, instructions: Mapping[str, Instruction]) -> Iterator[list[Event]]:
-    """The events of the program, a list for each thread or stream."""
+def _events(profile: Any, module: str, instructions: Mapping[str, Instruction]) -> list[list[Event]]:
+    """The events of the program, a list for each thread, or for each stream of an accelerator."""
+    found: dict[bool, list[list[Event]]] = {True: [], False: []}
     for plane in profile.planes:
         for line in plane.lines:
             events = []
@@ -132,8 +133,9 @@ def _events(profile: Any, module: str, instructions: Mapping[str, Instruction]) 
                 name = stats.get("hlo_op", event.name)  # a GPU's events have the names of kernels
                 if name in instructions and stats.get("hlo_module", module) == module:
                     events.append(Event(name, event.start_ns, event.duration_ns))
-            if events:
-                yield events
+            found[plane.name.startswith("/device:")].append(events)
+    on_device = [events for events in found[True] if events]
+    return on_device or found[False]  # beside an accelerator the host's events are the launches
 
 
 def self_times(events: Iterable[Event]) -> dict[str, float]:

@@ -25,7 +25,7 @@ A row holds ``case``, ``name``, ``precision`` and the versions, and one of: ``le
 (of products, three times the forward's, counted in the plain equations) and ``fraction_of_products``, their rate over
 the product rate that the same run measures in that dtype (model FLOPs utilisation); those of compiled programs add
 ``compile_s`` and ``temp_bytes``; torch's ``loss_error``. With ``--profile`` jaxseq's row has ``profile``
-(``step_profile.breakdown``).
+(``step_profile.breakdown``), or ``profile_error``.
 """
 
 import argparse
@@ -197,7 +197,10 @@ def run_case(case: Case, repeats: int, only: set[str] | None = None, profile: bo
         if "forward" not in row["name"]:
             row |= {"flops": flops, "fraction_of_products": flops / row["median_s"] / ceiling}
         if profile and row["name"] == "jaxseq":
-            row["profile"] = breakdown(candidate.executable, candidate.step, PROFILED_STEPS)
+            try:
+                row["profile"] = breakdown(candidate.executable, candidate.step, PROFILED_STEPS)
+            except RuntimeError as error:
+                row["profile_error"] = str(error)
     return rows
 
 
@@ -248,6 +251,8 @@ def show(rows: list[Row]) -> None:
     for row in rows:
         if "profile" in row:
             print(table(row["profile"]), flush=True)
+        elif "profile_error" in row:
+            print(f"    no profile: {row['profile_error']}")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -6,6 +6,7 @@ A case is named ``model-width-layers-batch-length`` or ``model-width-layers-batc
 """
 
 import dataclasses
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -100,11 +101,13 @@ class Case:
 
     def peer_gap(self, peer: str) -> str | None:
         """Why flax or torch is left out, or None."""
-        if self.translates:
-            return "no equal: attention without biases in blocks that have them, or a decoder that attends step by step"
+        if self.name == "translation-transformer":
+            return f"{peer} has no equal: its attention has biases, or no layer of its Transformer has any"
+        if self.name == "translation-attention":
+            return f"{peer} has no module of a decoder with additive attention"
         if self.model not in ("lstm", "transformer"):
             return f"{peer} has no module for {self.model}"
-        return None
+        return None if importlib.util.find_spec(peer) else f"{peer} is not installed"
 
 
 NAMED = {
