@@ -14,8 +14,8 @@ blocks (LayerNorm, causal self-attention without positions, a GELU feed-forward 
 - ``jaxseq``: the model's config and ``training.make_train_step``.
 - ``jaxseq: forward``: the loss alone; a step should cost about three of them.
 - ``flax``: ``nn.RNN(OptimizedLSTMCell)``, ``MultiHeadDotProductAttention``, optax, in one jitted step.
-- ``torch``: ``nn.LSTM``, ``scaled_dot_product_attention``, fused AdamW where it exists, else ``foreach``; as it is and
-  through ``torch.compile``.
+- ``torch``: ``nn.LSTM``, ``scaled_dot_product_attention``, the layers of its Transformer for translation, fused AdamW
+  where it exists, else ``foreach``; as it is and through ``torch.compile``.
 
 Every candidate is timed in turn, a step each, and each goes on from its own state. torch starts from jaxseq's
 parameters, and the losses of the first three steps, without dropout, must agree with jaxseq's.

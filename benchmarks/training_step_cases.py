@@ -101,10 +101,10 @@ class Case:
 
     def peer_gap(self, peer: str) -> str | None:
         """Why flax or torch is left out, or None."""
-        if self.name == "translation-transformer":
-            return f"{peer} has no equal: its attention has biases, or no layer of its Transformer has any"
+        if self.translates and peer == "flax":
+            return "flax has no module of an encoder-decoder"
         if self.name == "translation-attention":
-            return f"{peer} has no module of a decoder with additive attention"
+            return "torch has no module of a decoder with additive attention"
         if self.model not in ("lstm", "transformer"):
             return f"{peer} has no module for {self.model}"
         return None if importlib.util.find_spec(peer) else f"{peer} is not installed"
