@@ -108,12 +108,12 @@ def figures(job: Job, seconds: float) -> list[str]:
 
 
 PARTS = {
-    "ops": Part(2.0, ops, "accelerator_ops"),
-    "cudnn": Part(1.2, lambda job, seconds: ops(job, seconds, "cudnn"), "accelerator_cudnn", cuda=True),
-    "training": Part(3.0, training, "training_step_bfloat16"),
-    "throughput": Part(3.5, throughput, "throughput"),
-    "decoding": Part(1.5, lambda job, seconds: throughput(job, seconds, "decode"), "throughput"),
-    "figures": Part(0.3, figures),
+    "ops": Part(3.0, ops, "accelerator_ops"),
+    "cudnn": Part(2.0, lambda job, seconds: ops(job, seconds, "cudnn"), "accelerator_cudnn", cuda=True),
+    "training": Part(4.0, training, "training_step_bfloat16"),
+    "throughput": Part(3.0, throughput, "throughput"),
+    "decoding": Part(1.2, lambda job, seconds: throughput(job, seconds, "decode"), "throughput"),
+    "figures": Part(0.2, figures),
 }
 
 
