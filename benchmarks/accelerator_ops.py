@@ -140,7 +140,7 @@ def op_cases(sizes: Sizes) -> list[Case]:
     heads, by_head = (B, T, N, H), (B, T, N)
     found = []
     for variant, which in (("", None), ("documents", ids)):
-        gates = (sequence, (F, 4 * F), (4 * F,), (N, F // N, 4, F // N))
+        gates: tuple = (sequence, (F, 4 * F), (4 * F,), (N, F // N, 4, F // N))
         found.append(Case("recurrence", f"lstm, {N} heads {variant}".strip(), partial(lstm, which), gates, ("fused",)))
         gates = (sequence, (F, 3 * F), (3 * F,), (1, F, 3, F), (F,))
         found.append(Case("recurrence", f"gru {variant}".strip(), partial(gru, which), gates, ("fused",)))

@@ -19,7 +19,7 @@ class _Registry:
 class _Spec:
     """In the place of the classes that annotations name."""
 
-    __class_getitem__ = classmethod(types.GenericAlias)
+    __class_getitem__: Any = classmethod(types.GenericAlias)
 
 
 def _put_in_place() -> None:

@@ -86,9 +86,10 @@ def breakdown(executable: Any, run: Callable[[], Any], repeats: int) -> list[Row
         (file,) = Path(folder).rglob("*.xplane.pb")
         lines = _events(jax.profiler.ProfileData.from_file(str(file)), module, instructions)
     totals: dict[tuple[str, str], float] = collections.defaultdict(float)
+    users = users_of(instructions)
     for line in lines:
         for name, nanoseconds in self_times(line).items():
-            totals[part_of(path_of(name, instructions))] += nanoseconds / repeats / 1e9
+            totals[part_of(path_of(name, instructions, users))] += nanoseconds / repeats / 1e9
     whole = sum(totals.values())
     if not whole:
         raise RuntimeError(f"the profile holds no operation of {module}")
@@ -152,29 +153,29 @@ def self_times(events: Iterable[Event]) -> dict[str, float]:
     return own
 
 
-def path_of(name: str, instructions: Mapping[str, Instruction]) -> str:
+def users_of(instructions: Mapping[str, Instruction]) -> dict[str, list[str]]:
+    """The instructions that read each one."""
+    users: dict[str, list[str]] = collections.defaultdict(list)
+    for name, instruction in instructions.items():
+        for operand in instruction.operands:
+            users[operand].append(name)
+    return users
+
+
+def path_of(name: str, instructions: Mapping[str, Instruction], users: Mapping[str, list[str]]) -> str:
     """The path of an instruction, or of the nearest one with a path: what it reads, else what reads it.
 
     A ``reduce-window`` is the first half of a reduction: the second half, which reads it, comes first.
     """
     if instructions[name].path:
         return instructions[name].path
-    ways = [_operands, _users]
+    ways: list[Callable[[str], Iterable[str]]] = [
+        lambda other: instructions[other].operands,
+        lambda other: users.get(other, ()),
+    ]
     if "reduce-window" in name:
         ways.reverse()
-    return next((path for way in ways if (path := _nearest(name, instructions, way(instructions)))), "")
-
-
-def _operands(instructions: Mapping[str, Instruction]) -> Callable[[str], Iterable[str]]:
-    return lambda name: instructions[name].operands
-
-
-def _users(instructions: Mapping[str, Instruction]) -> Callable[[str], Iterable[str]]:
-    users: dict[str, list[str]] = collections.defaultdict(list)
-    for name, instruction in instructions.items():
-        for operand in instruction.operands:
-            users[operand].append(name)
-    return lambda name: users[name]
+    return next((path for way in ways if (path := _nearest(name, instructions, way))), "")
 
 
 def _nearest(name: str, instructions: Mapping[str, Instruction], neighbours: Callable) -> str:
