@@ -1,6 +1,6 @@
 """Whole training steps: forward, backward, clipping, AdamW, against torch's and flax's modules.
 
-    python benchmarks/training_step.py                                  # all cases, about 20 minutes on 2 CPU cores
+    python benchmarks/training_step.py                                  # all cases, about 10 minutes on 2 CPU cores
     python benchmarks/training_step.py --case transformer-128-2-32-128 demo --repeats 15
     python benchmarks/training_step.py --case demo --profile            # jaxseq's step by part, from a profile
 
