@@ -10,12 +10,14 @@ anything else (a copy) takes the path of what it reads, then of what reads it; t
 
 Times are those of the threads that run the operations, without the operations inside them (the event of a ``while``
 spans those of its body that run in the same thread). Threads that run side by side add up to more than wall-clock time;
-the work that one operation hands to other threads is not added.
+the work that one operation hands to other threads is not added. The wall-clock time in which no operation is recorded is
+``no operation``: the start of a call, gaps, and work that XLA does not wait for in the event (a CPU's convolutions).
 """
 
 import collections
 import re
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +38,7 @@ PARTS = (
     "clip and optimizer",
     "rest",
     "unnamed",
+    "no operation",
 )
 
 INSTRUCTION = re.compile(r"\s*(?:ROOT )?%?([\w.\-]+) = ")
@@ -81,8 +84,10 @@ def breakdown(executable: Any, run: Callable[[], Any], repeats: int) -> list[Row
     instructions = parse_program(text)
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
+            start = time.perf_counter()
             for _ in range(repeats):
                 run()
+            wall = time.perf_counter() - start
         (file,) = Path(folder).rglob("*.xplane.pb")
         lines = _events(jax.profiler.ProfileData.from_file(str(file)), module, instructions)
     totals: dict[tuple[str, str], float] = collections.defaultdict(float)
@@ -90,9 +95,12 @@ def breakdown(executable: Any, run: Callable[[], Any], repeats: int) -> list[Row
     for line in lines:
         for name, nanoseconds in self_times(line).items():
             totals[part_of(path_of(name, instructions, users))] += nanoseconds / repeats / 1e9
-    whole = sum(totals.values())
-    if not whole:
+    if not totals:
         raise RuntimeError(f"the profile holds no operation of {module}")
+    totals["no operation", "update"] = (
+        max(0.0, wall - covered(event for line in lines for event in line) / 1e9) / repeats
+    )
+    whole = sum(totals.values())
     ordered = sorted(totals.items(), key=lambda item: -item[1])
     return [{"part": part, "pass": way, "seconds": s, "share": s / whole} for (part, way), s in ordered]
 
@@ -151,6 +159,16 @@ def self_times(events: Iterable[Event]) -> dict[str, float]:
         own[event.name] += event.duration
         open_events.append(event)
     return own
+
+
+def covered(events: Iterable[Event]) -> float:
+    """Nanoseconds in which at least one of the events runs."""
+    total, until = 0.0, float("-inf")
+    for event in sorted(events, key=lambda event: event.start):
+        stop = event.start + event.duration
+        total += max(0.0, stop - max(event.start, until))
+        until = max(until, stop)
+    return total
 
 
 def users_of(instructions: Mapping[str, Instruction]) -> dict[str, list[str]]:
@@ -232,7 +250,7 @@ def table(rows: Iterable[Row]) -> str:
     for row in rows:
         by_part[row["part"]][row["pass"]] += 1e3 * row["seconds"]
     whole = sum(sum(passes.values()) for passes in by_part.values())
-    lines = [f"    {'part':20}{'forward':>10}{'backward':>10}{'update':>10}   share   ({whole:.2f} ms of operations)"]
+    lines = [f"    {'part':20}{'forward':>10}{'backward':>10}{'update':>10}   share   ({whole:.2f} ms in all)"]
     for part in PARTS:
         if part in by_part:
             times = "".join(f"{by_part[part].get(way, 0.0):10.2f}" for way in ("forward", "backward", "update"))
