@@ -10,8 +10,8 @@ anything else (a copy) takes the path of what it reads, then of what reads it; t
 
 Times are those of the threads that run the operations, without the operations inside them (the event of a ``while``
 spans those of its body that run in the same thread). Threads that run side by side add up to more than wall-clock time;
-the work that one operation hands to other threads is not added. The wall-clock time in which no operation is recorded is
-``no operation``: the start of a call, gaps, and work that XLA does not wait for in the event (a CPU's convolutions).
+the work that one operation hands to other threads is not added. The wall-clock time in which no operation is recorded
+is ``no operation``: the start of a call, gaps, and work that XLA does not wait for in the event (a CPU's convolutions).
 """
 
 import collections
