@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test test-full test-next test-all lint format types bench lock clean
+.PHONY: demo test test-full test-next test-all lint format types bench accelerator lock clean
 
 demo: $(READY)  ## train the default language model on the embedded corpus and sample from it (about 3 minutes)
 	$(BIN)/python experiments/language_model.py --run runs/demo
@@ -42,6 +42,10 @@ bench: $(READY)  ## the benchmarks: ratios against flax, jax.nn and, where insta
 	$(BIN)/python benchmarks/detection.py
 	$(BIN)/python benchmarks/throughput.py --preset cpu
 	$(BIN)/python benchmarks/decoding.py --parts small steps
+
+# Not from .venv, whose jax has no GPU: PYTHON is an interpreter with jax[cuda13], flax, optax, orbax and the other needs.
+accelerator:  ## ops checked, cuDNN, training steps in bfloat16 and throughput on one GPU (10 minutes; PYTHON with a CUDA jax)
+	$(PYTHON) benchmarks/accelerator.py
 
 lock:  ## resolve requirements.lock again (needs uv)
 	uv pip compile pyproject.toml --universal --generate-hashes --no-emit-index-url --no-header \

@@ -33,6 +33,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optional_tyro  # noqa: F401  (before jaxseq.training)
 
 from jaxseq.training import check_repeated_flags
 

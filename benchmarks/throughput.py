@@ -13,7 +13,8 @@ at constant batch: single steps in a compiled loop at position T, with a cache o
 Compiled ahead of time, warmed up, timed in turn over two random input sets; the median and the spread. Outputs and
 gradients are checked first (``throughput_cases``); FLOPs and bytes are counted (``throughput_costs``) and held against
 ceilings measured in the same run. Rows are JSON lines (``--out``; ``--append`` keeps those there), written as they
-come: a mixer that fails, or needs more memory than there is, is a row that says so. Presets but ``quick`` write to
+come: a mixer that fails, or needs more memory than there is, is a row that says so. ``--limit-s`` ends a run in time:
+no case is started that would take longer than is left, judged by the longest before. Presets but ``quick`` write to
 ``benchmarks/results``. Figures (matplotlib, extra ``plots``) go to ``--figures``, by default a folder beside the rows.
 """
 
@@ -21,6 +22,7 @@ import argparse
 import dataclasses
 import json
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,15 +114,21 @@ PRESETS = {
 }
 
 
-def run(plan: Plan, out: Path, *, append: bool = False) -> list[Row]:
-    """Measure all cases; rows are printed and written as they come.
+def run(plan: Plan, out: Path, *, append: bool = False, limit_s: float = float("inf")) -> list[Row]:
+    """Measure all cases, or those that are expected to end within ``limit_s``; rows are written as they come.
 
     The ceilings are measured first, a dtype's before its first case.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
+    end, longest = time.monotonic() + limit_s, 0.0
     with out.open("a" if append else "w") as file:
-        for case, axes in plan.cases():
+        cases = list(plan.cases())
+        for number, (case, axes) in enumerate(cases):
+            start = time.monotonic()
+            if start + longest > end:
+                print(f"\n{len(cases) - number} of {len(cases)} cases left out: less than {longest:.0f} s were left")
+                break
             ceilings = matmul_ceiling(case.dtype), copy_ceiling(case.dtype)
             found = _measured(plan, case)
             for row in found:
@@ -129,6 +137,7 @@ def run(plan: Plan, out: Path, *, append: bool = False) -> list[Row]:
             file.flush()
             print_case(found)
             rows += found
+            longest = max(longest, time.monotonic() - start)
     return rows
 
 
@@ -208,13 +217,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, help="timings of each candidate at most")
     parser.add_argument("--check-length", type=int, help="positions whose outputs and gradients are checked")
     parser.add_argument("--peers", action="store_true", default=None, help="other libraries too, where installed")
+    parser.add_argument("--limit-s", type=float, default=float("inf"), help="seconds for all cases")
     parser.add_argument("--out", type=Path, help="the JSON lines")
     parser.add_argument("--append", action="store_true", help="keep the rows that are there")
     parser.add_argument("--figures", type=Path, help="folder for the figures")
     parser.add_argument("--redraw", type=Path, metavar="FILE", help="draw the figures of these rows, run nothing")
     given: dict[str, Any] = vars(parse_arguments(parser, arguments))
     preset, out, redraw = given.pop("preset"), given.pop("out"), given.pop("redraw")
-    append, figures = given.pop("append"), given.pop("figures")
+    append, figures, limit_s = given.pop("append"), given.pop("figures"), given.pop("limit_s")
     try:
         if redraw:
             rows = read_rows(redraw)
@@ -229,7 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         out = (Path("runs") if preset == "quick" else RESULTS) / f"throughput-{device_name()}.jsonl"
     if "float64" in plan.dtypes:
         jax.config.update("jax_enable_x64", True)
-    run(plan, out, append=append)
+    run(plan, out, append=append, limit_s=limit_s)
     print(f"\nwritten: {out}")
     rows = read_rows(out)
     print_crossovers(rows)
