@@ -57,6 +57,11 @@ STEPS = (
     "step-transformer-128-2-32-128",
     "step-transformer-256-4-16-128",
     "step-transformer-256-4-4-512",
+    "step-lru-256-2-32-128",
+    "step-conv-256-2-32-128",
+    "step-demo",
+    "step-translation-transformer",
+    "step-translation-attention",
 )
 """Training steps: the model of ``training_step.py``, its width, layers, batch and length."""
 
@@ -162,7 +167,8 @@ def greedy_case(name: str, batch: str = "1", end: str = "") -> Callable[[], Any]
 def step_case(name: str) -> Callable[[], Any]:
     """A training step, which goes on from its own state; the result is the loss."""
     sys.path.append(str(Path(__file__).parent))
-    from training_step import Case, jaxseq_step
+    from training_step import jaxseq_step
+    from training_step_cases import Case
 
     return jaxseq_step(Case.parse(name)).step
 
