@@ -186,9 +186,9 @@ def tangent(plan: Plan, fixed: tuple, linear: tuple) -> tuple[Array, Array]:
     """The tangents of output and log-sum-exp."""
     query, key, value, out, highest, rest, bias, parts = fixed
 
-    def run(parts: tuple, arrays: tuple, statistics: tuple, tangents: tuple) -> tuple[Array, Array]:
+    def run(both: tuple, arrays: tuple, statistics: tuple, tangents: tuple) -> tuple[Array, Array]:
         (query, key, value), (out, highest, rest), (d_query, d_key, d_value) = arrays, statistics, tangents
-        parts, d_bias = parts
+        parts, d_bias = both
         layout = _layout(plan, query, key, parts)
         wide = highest.dtype
         q, dq = (layout.split(scale_query(x, plan.scale)) for x in (query, d_query))

@@ -206,6 +206,12 @@ def trace_cell(cell: Cell, state: Any, gates: int) -> tuple[Partial | None, str 
     return Partial(_TracedCell(closed, jax.tree.structure(out)), parameters), None
 
 
+def is_pointwise(traced: Partial) -> bool:
+    """Whether a cell as ``trace_cell`` returns it does not mix its units."""
+    cell: Any = traced.func
+    return first_non_pointwise(cell.jaxpr) is None
+
+
 def reads_h(cell: Cell, state: Any, gates: int) -> bool:
     """Whether the cell reads h itself, and not only ``h R``."""
     row = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape[-1:], s.dtype), state)

@@ -12,7 +12,7 @@ from jaxseq.ops import segments
 from jaxseq.ops.batch_shards import Split, by_batch_shard, tensor_shards, vary_alike
 from jaxseq.ops.recurrence.cells import Cell
 from jaxseq.ops.recurrence.fused import Rows, Static, Weights, fused
-from jaxseq.ops.recurrence.pointwise import first_non_pointwise, trace_cell
+from jaxseq.ops.recurrence.pointwise import is_pointwise, trace_cell
 from jaxseq.typing import Array, Float, SegmentIds
 
 CHUNK = 32
@@ -111,7 +111,7 @@ def _splits(cell: Cell, traced: Partial, width: int) -> bool:
 
     It is pointwise, and its parameters, all bound by Partial, are one a unit.
     """
-    if first_non_pointwise(traced.func.jaxpr) is not None:
+    if not is_pointwise(traced):
         return False
     leaves = jax.tree.leaves(cell) if isinstance(cell, Partial) else []
     bound = {id(leaf) for leaf in leaves}
