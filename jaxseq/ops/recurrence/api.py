@@ -1,4 +1,4 @@
-"""Nonlinear recurrence over a pointwise cell: the public functions, their checks and the choice of implementation."""
+"""Nonlinear recurrence over a cell: the public functions, their checks and the choice of implementation."""
 
 import functools
 from collections.abc import Callable
@@ -39,8 +39,8 @@ def recurrence(
     ``lax.scan`` adds to them at every step. Forward mode and second derivatives are supported.
 
     Args:
-      cell: a pointwise equation (see ``jaxseq.ops.cells``), or a ``jax.tree_util.Partial`` of one whose first argument
-        is the cell's own parameters (they get gradients).
+      cell: the equation of a row (see ``jaxseq.ops.cells``), pointwise for the fastest gradient; or a
+        ``jax.tree_util.Partial`` of one whose first argument is the cell's own parameters (they get gradients).
       state: a NamedTuple of ``[*B, F]`` arrays; its first field is ``h``. Kept in its own dtype (float32 or wider).
       x: the input's projection for each gate, bias included.
       R: the recurrent matrix for each gate, block-diagonal over N heads of H units (one head: dense).
@@ -50,12 +50,14 @@ def recurrence(
       segment_ids: padded positions (0) are ignored; a change of id resets the state to zeros.
       residuals: what the forward pass stores for the gradient: ``"activations"`` (the cell's transcendental functions
         and its state: fastest) or ``"chunks"`` (√T states; the rest is recomputed by chunks: for long sequences).
-      implementation: ``"fused"``, ``"reference"`` (a plain scan), or ``"auto"``: fused for a pointwise cell, else the
-        reference (a cell with a norm, say). All run under ``jax.shard_map`` and on the devices of an ambient mesh.
+      implementation: ``"fused"``, ``"reference"`` (a plain scan), or ``"auto"``: fused where it can compute the call. A
+        cell that is not pointwise (it has a norm, say) is differentiated step by step in the fused form. All run under
+        ``jax.shard_map`` and on the devices of an ambient mesh.
 
     Raises:
       ValueError: the shapes of ``state``, ``x``, ``R`` and ``output_projection`` do not agree, an option is unknown,
-        ``"fused"`` is asked for a cell that is not pointwise, or an output projection for a cell that reads h.
+        ``"fused"`` is asked for a cell with states of several dtypes or parameters of integers, or an output projection
+        for a cell that reads h.
     """
     _check(state, x, R, output_projection, segment_ids, residuals)
     chosen, traced = _choose(cell, state, R.shape[2], output_projection, implementation)
