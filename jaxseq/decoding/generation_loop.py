@@ -11,6 +11,7 @@ from jaxseq.decoding.constraints import Rule, apply_constraints, next_states, st
 from jaxseq.decoding.end_tokens import fill_token, is_end
 from jaxseq.decoding.filters import draw_tokens, filter_candidates
 from jaxseq.decoding.options import SamplingOptions
+from jaxseq.decoding.stages import while_loop
 from jaxseq.decoding.step import read_tokens, repeat_leaves
 from jaxseq.ops.ids import nan_where_invalid
 from jaxseq.precision import at_least_float32
@@ -107,7 +108,7 @@ def generate_tokens(
         new = jnp.where(after.lengths > now.lengths, after.tokens, fill)
         return after, lax.dynamic_update_index_in_dim(tokens, new, now.position - start, axis=-1)
 
-    return lax.while_loop(condition, body, (state, buffer))
+    return while_loop(condition, body, (state, buffer), max_tokens=length)
 
 
 _STATIC_LOOP = ("length", "end_tokens")

@@ -17,6 +17,7 @@ from jaxseq.decoding.end_tokens import fill_token, is_end
 from jaxseq.decoding.filters import filter_logits
 from jaxseq.decoding.generation_loop import Sampler
 from jaxseq.decoding.options import SamplingOptions
+from jaxseq.decoding.stages import while_loop
 from jaxseq.decoding.step import document_ids, is_inside, step_of
 from jaxseq.ops.ids import nan_where_invalid
 from jaxseq.typing import Array, Bool, Carry, DType, Float, Int, Key
@@ -115,7 +116,9 @@ def decode(
     )
     states = tuple(rule.initial_state(rows, config.max_length) for rule in inputs.constraints)
     body = partial(_round, inputs, config)
-    return lax.while_loop(lambda state: ~jnp.all(state.done), body, _State(out, states, jnp.zeros(rows, bool))).out
+    state = _State(out, states, jnp.zeros(rows, bool))
+    sizes = {"max_tokens": config.max_length, "tokens_per_iteration": config.draft_length + 1}
+    return while_loop(lambda state: ~jnp.all(state.done), body, state, **sizes).out
 
 
 def _round(inputs: Inputs, config: Config, state: _State) -> _State:
