@@ -20,7 +20,7 @@ State = TypeVar("State")
 TOKENS_PER_STAGE = 32
 """A stage generates at least so many tokens: it must be worth its compilation and the copy of the cache."""
 
-MAX_STAGES = 4
+MAX_STAGES = 3
 """The largest number of stages, each of which is compiled."""
 
 
