@@ -1,7 +1,7 @@
 """Causal self-attention as a core: its carry is the key-value cache."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -52,7 +52,7 @@ class BoundedCache(Cache):
         """The number of positions that each row has read."""
         return self.position
 
-    def shortened(self, num_slots: int) -> Self:
+    def shortened(self, num_slots: int) -> "BoundedCache":
         """The cache with its first slots alone; it holds the same positions if they are no more than that."""
 
         def first(leaf: Array, axis: int) -> Array:
@@ -60,7 +60,7 @@ class BoundedCache(Cache):
 
         return self._replace(**{name: first(getattr(self, name), axis) for name, axis in _SLOT_AXES.items()})
 
-    def extended(self, longer: Self, num_slots: int) -> Self:
+    def extended(self, longer: "BoundedCache", num_slots: int) -> "BoundedCache":
         """The cache with more slots, those of a longer cache after its own."""
 
         def more(short: Array, long: Array, axis: int) -> Array:

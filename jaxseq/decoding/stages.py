@@ -7,7 +7,7 @@ loop, up to rounding: the slots that are left out are empty, and attention gives
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol, Self, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -36,10 +36,10 @@ class ShortenablePart(Protocol):
     def num_read(self) -> Int[Array, "*B"]:
         """The number of positions that each row has read: the position of its next token."""
 
-    def shortened(self, num_slots: int) -> Self:
+    def shortened(self, num_slots: int) -> "ShortenablePart":
         """The part with its first slots alone."""
 
-    def extended(self, longer: Self, num_slots: int) -> Self:
+    def extended(self, longer: Any, num_slots: int) -> "ShortenablePart":
         """The part with more slots, those of ``longer`` after its own."""
 
 
