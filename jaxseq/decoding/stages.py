@@ -61,7 +61,7 @@ def while_loop(
         max_tokens: the largest number of tokens that the loop reads, of which the number of stages follows.
         tokens_per_iteration: the number of positions that one iteration may fill.
     """
-    parts, join = _split(state)
+    parts, _ = _split(state)
     chosen = [i for i, part in enumerate(parts) if 0 < part.num_slots <= 2 * max_tokens]
     shortest = min((min(max_tokens, parts[i].num_slots) for i in chosen), default=0)
     count = min(MAX_STAGES, shortest // TOKENS_PER_STAGE) if jax.default_backend() == "cpu" else 0

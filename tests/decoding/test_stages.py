@@ -57,6 +57,9 @@ def short_stages(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], No
 def in_stages_and_in_one(set_stages: Callable[[int], None], context: int, decode: Decode) -> None:
     """Both results agree: integers exactly, log-probabilities and carries to rounding in float64."""
     model, params = model_of()
+    start = model.initial_carry((len(PROMPTS),), context)
+    apply = Partial(model.apply, params)
+    carry, first = prefill(apply, start, PROMPTS, LENGTHS, max_length=max(context - LONGEST + 1, 1))
     results, slots = [], []
     for count in (1, 4):
         set_stages(count)
@@ -68,10 +71,7 @@ def in_stages_and_in_one(set_stages: Callable[[int], None], context: int, decode
             seen |= {part.num_slots for part in parts if isinstance(part, BoundedCache)}
             return model.apply(params, carry, tokens, segment_ids)
 
-        bound = Partial(forward, params)
-        start = model.initial_carry((len(PROMPTS),), context)
-        carry, first = prefill(bound, start, PROMPTS, LENGTHS, max_length=max(context - LONGEST + 1, 1))
-        results.append(decode(bound, carry, first))
+        results.append(decode(Partial(forward, params), carry, first))
         slots.append(seen)
     one, several = results
     assert jax.tree.structure(one) == jax.tree.structure(several)
