@@ -20,6 +20,9 @@ State = TypeVar("State")
 TOKENS_PER_STAGE = 32
 """A stage generates at least so many tokens: it must be worth its compilation and the copy of the cache."""
 
+MIN_BYTES = 2**22
+"""Parts that are smaller in all are read in no time, and not worth a compilation."""
+
 MAX_STAGES = 3
 """The largest number of stages, each of which is compiled."""
 
@@ -64,7 +67,9 @@ def while_loop(
     parts, _ = _split(state)
     chosen = [i for i, part in enumerate(parts) if 0 < part.num_slots <= 2 * max_tokens]
     shortest = min((min(max_tokens, parts[i].num_slots) for i in chosen), default=0)
-    count = min(MAX_STAGES, shortest // TOKENS_PER_STAGE) if jax.default_backend() == "cpu" else 0
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves([parts[i] for i in chosen]))
+    worth = jax.default_backend() == "cpu" and size >= MIN_BYTES
+    count = min(MAX_STAGES, shortest // TOKENS_PER_STAGE) if worth else 0
     for stage in range(1, count):
         slots = {i: _slots_of_stage(parts[i].num_slots, max_tokens, stage, count) for i in chosen}
 

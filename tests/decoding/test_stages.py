@@ -49,8 +49,9 @@ def model_of() -> tuple[LanguageModel, Any]:
 
 @pytest.fixture
 def short_stages(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
-    """Sets the number of stages; the lengths here are too short for any."""
+    """Sets the number of stages; the lengths and caches here are too small for any."""
     monkeypatch.setattr(stages, "TOKENS_PER_STAGE", 2)
+    monkeypatch.setattr(stages, "MIN_BYTES", 0)
     yield lambda count: monkeypatch.setattr(stages, "MAX_STAGES", count)
 
 
