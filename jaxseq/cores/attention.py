@@ -42,6 +42,34 @@ class BoundedCache(Cache):
         """The number of earlier positions that the cache can hold."""
         return max(self.keys.shape[-3] - 1, 0)
 
+    @property
+    def num_slots(self) -> int:
+        """The number of slots. Until as many positions are read, position p is in slot p."""
+        return self.keys.shape[-3]
+
+    @property
+    def num_read(self) -> Int[Array, "*B"]:
+        """The number of positions that each row has read."""
+        return self.position
+
+    def shortened(self, num_slots: int) -> "BoundedCache":
+        """The cache with its first slots alone; it holds the same positions if they are no more than that."""
+
+        def first(leaf: Array, axis: int) -> Array:
+            return lax.slice_in_dim(leaf, 0, num_slots, axis=leaf.ndim + axis)
+
+        return self._replace(**{name: first(getattr(self, name), axis) for name, axis in _SLOT_AXES.items()})
+
+    def extended(self, longer: "BoundedCache", num_slots: int) -> "BoundedCache":
+        """The cache with more slots, those of a longer cache after its own."""
+
+        def more(short: Array, long: Array, axis: int) -> Array:
+            rest = lax.slice_in_dim(long, short.shape[axis], num_slots, axis=long.ndim + axis)
+            return jnp.concatenate([short, rest], axis=axis)
+
+        slots = _SLOT_AXES.items()
+        return self._replace(**{name: more(getattr(self, name), getattr(longer, name), axis) for name, axis in slots})
+
 
 class SlidingCache(Cache):
     """A cache that holds every position in the core's attention window."""
@@ -50,6 +78,10 @@ class SlidingCache(Cache):
     def context(self) -> None:
         """None: the cache holds every position that the window needs."""
         return
+
+
+_SLOT_AXES = {"keys": -3, "values": -3, "positions": -1, "documents": -1}
+"""The fields of a cache that have slots, and their axes."""
 
 
 class _Steps(NamedTuple):

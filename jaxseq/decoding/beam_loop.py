@@ -9,13 +9,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.tree_util import Partial
 
 from jaxseq.decoding.constraints import Constraint, Rule, next_states, stopped
 from jaxseq.decoding.end_tokens import is_end
 from jaxseq.decoding.options import Coverage
 from jaxseq.decoding.rows import top_k
+from jaxseq.decoding.stages import while_loop
 from jaxseq.decoding.step import gather_rows, is_traced, take_rows
 from jaxseq.typing import Array, Bool, Carry, Float, Int, Scalar
 
@@ -124,7 +124,7 @@ def _run_search(inputs: SearchInputs, state: SearchState, config: SearchConfig) 
     def condition(now: SearchState) -> Array:
         return (now.position < config.max_length) & ~jnp.all(now.done)
 
-    return lax.while_loop(condition, lambda now: expand(inputs, now, config)[0], state)
+    return while_loop(condition, lambda now: expand(inputs, now, config)[0], state, max_tokens=config.max_length)
 
 
 _search = jax.jit(_run_search, static_argnames="config")

@@ -11,6 +11,8 @@ from jaxseq.decoding.constraints import Rule, apply_constraints, next_states, st
 from jaxseq.decoding.end_tokens import fill_token, is_end
 from jaxseq.decoding.filters import draw_tokens, filter_candidates
 from jaxseq.decoding.options import SamplingOptions
+from jaxseq.decoding.rows import argmax
+from jaxseq.decoding.stages import while_loop
 from jaxseq.decoding.step import read_tokens, repeat_leaves
 from jaxseq.ops.ids import nan_where_invalid
 from jaxseq.precision import at_least_float32
@@ -107,7 +109,7 @@ def generate_tokens(
         new = jnp.where(after.lengths > now.lengths, after.tokens, fill)
         return after, lax.dynamic_update_index_in_dim(tokens, new, now.position - start, axis=-1)
 
-    return lax.while_loop(condition, body, (state, buffer))
+    return while_loop(condition, body, (state, buffer), max_tokens=length)
 
 
 _STATIC_LOOP = ("length", "end_tokens")
@@ -171,7 +173,7 @@ def _choose_tokens(
 ) -> tuple[Int[Array, "*B"], Float[Array, "*B"]]:
     """A token per row, and its log-probability under the distribution that it was drawn from."""
     if sampler is None:
-        best = jnp.argmax(logits, axis=-1)
+        best = argmax(logits)
         return best, jnp.zeros(best.shape, logits.dtype)
     keys = jax.vmap(jax.random.fold_in, (0, None))(sampler.keys.reshape(-1), position).reshape(sampler.keys.shape)
     return draw_tokens(keys, filter_candidates(logits, sampler.options))

@@ -17,6 +17,8 @@ from jaxseq.decoding.end_tokens import fill_token, is_end
 from jaxseq.decoding.filters import filter_logits
 from jaxseq.decoding.generation_loop import Sampler
 from jaxseq.decoding.options import SamplingOptions
+from jaxseq.decoding.rows import argmax
+from jaxseq.decoding.stages import while_loop
 from jaxseq.decoding.step import document_ids, is_inside, step_of
 from jaxseq.ops.ids import nan_where_invalid
 from jaxseq.typing import Array, Bool, Carry, DType, Float, Int, Key
@@ -115,7 +117,9 @@ def decode(
     )
     states = tuple(rule.initial_state(rows, config.max_length) for rule in inputs.constraints)
     body = partial(_round, inputs, config)
-    return lax.while_loop(lambda state: ~jnp.all(state.done), body, _State(out, states, jnp.zeros(rows, bool))).out
+    state = _State(out, states, jnp.zeros(rows, bool))
+    sizes = {"max_tokens": config.max_length, "tokens_per_iteration": config.draft_length + 1}
+    return while_loop(lambda state: ~jnp.all(state.done), body, state, **sizes).out
 
 
 def _round(inputs: Inputs, config: Config, state: _State) -> _State:
@@ -162,7 +166,7 @@ def _draft(inputs: Inputs, config: Config, state: _State) -> _Draft:
         carry, logits = step_of(inputs.draft)(carry, tokens)
         logits = _constrained(inputs.constraints, states, logits.astype(config.dtype), position + ahead, config)
         if sampler is None:
-            drawn, scores = jnp.argmax(logits, axis=-1), None
+            drawn, scores = argmax(logits), None
         else:
             scores = _scores(logits, sampler.options, position.ndim)
             drawn = _categorical(_keys(sampler, position + ahead, 0), scores)
@@ -186,7 +190,7 @@ def _verify(
     best = jnp.max(logits, axis=-1) if inputs.constraints else jnp.zeros(positions.shape, logits.dtype)
     possible = best[..., :-1] > -jnp.inf
     if sampler is None or drafted.scores is None:
-        chosen = jnp.argmax(logits, axis=-1).astype(drafted.tokens.dtype)
+        chosen = argmax(logits).astype(drafted.tokens.dtype)
         accepted = _count_leading((drafted.tokens == chosen[..., :-1]) & possible)
         return _Verified(accepted, _at(chosen, accepted), best)
     scores = _scores(logits, sampler.options, position.ndim)

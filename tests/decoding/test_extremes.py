@@ -16,6 +16,7 @@ from jaxseq.decoding import (
     beam_search,
     sample,
 )
+from jaxseq.decoding.rows import argmax
 
 LOGITS = np.array([1.0, 7.0, 300.0, -5.0], np.float32)
 STEP = Partial(lambda carry, tokens: (carry, jnp.broadcast_to(LOGITS, (*tokens.shape, 4))))
@@ -26,6 +27,13 @@ def test_a_huge_temperature_keeps_excluded_tokens_excluded():
     logits = jnp.array([[1.0, -jnp.inf, 2.0], [3e38, -jnp.inf, -3e38]])
     found = apply_temperature(logits, 3e38)
     assert np.isneginf(found[:, 1]).all() and not np.isnan(found).any()
+
+
+def test_argmax_is_that_of_numpy_for_any_values():
+    odd = [-np.inf, np.inf, np.nan, 0.0, -0.0, 1.0]
+    rows = np.random.default_rng(0).choice(odd, (200, 5)).astype(np.float32)
+    rows[:2] = [[-np.inf] * 5, [2.0] * 5]
+    assert np.array_equal(argmax(jnp.asarray(rows)), rows.argmax(-1))
 
 
 @pytest.mark.full
