@@ -225,7 +225,10 @@ class Attention(Core):
         bias = attention_positions(self.positions).bias(self, query.shape[-2], q, k, causal=True)
         if query.shape[-3] == 0:
             return query
-        mask = masks.causal(q, k) if self.window is None else masks.sliding_window(self.window, q, k)
+        if self.window is not None:
+            mask = masks.sliding_window(self.window, q, k)
+        else:  # without a cache the order of positions is that of their indices, which shows what tiles are empty
+            mask = masks.causal(q, k) if cached else masks.causal()
         if placed:
             mask = mask & masks.segments(here.documents, there.documents)
         if cached:

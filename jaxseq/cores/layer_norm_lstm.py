@@ -59,7 +59,9 @@ class LayerNormLSTM(StateCore):
         forced = forced_preactivations(lstm, self.forced_gates)
 
         def cell(recurrent_gain: Array, cell_gain: Array, cell_bias: Array, state: LSTMState, x: Any, r: Any) -> Any:
-            normed = jnp.split(self._norm(jnp.concatenate(r), recurrent_gain, jnp.zeros_like(recurrent_gain)), 4)
+            normed = jnp.split(
+                self._norm(jnp.concatenate(r), recurrent_gain, jnp.zeros(recurrent_gain.shape, recurrent_gain.dtype)), 4
+            )
             z = [a + b for a, b in zip(x, normed, strict=True)]
             i, f, g, o = (jnp.full_like(a, forced[k]) if k in forced else a for k, a in enumerate(z))
             c = sigmoid(f) * state.c + sigmoid(i) * jnp.tanh(g)

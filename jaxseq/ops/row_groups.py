@@ -31,10 +31,13 @@ def count_cores() -> int:
 
 
 def count_groups(rows: int) -> int:
-    """The number of groups into which a loop should split that many rows; 1 on an accelerator."""
+    """The number of groups into which a loop should split that many rows.
+
+    1 on an accelerator. Devices of one CPU share its cores; rows that are sharded over them would have to be moved.
+    """
     if jax.default_backend() != "cpu":
         return 1
-    return max(1, min(count_cores(), rows // MIN_ROWS, MAX_GROUPS))
+    return max(1, min(count_cores() // jax.local_device_count(), rows // MIN_ROWS, MAX_GROUPS))
 
 
 def scan_rows(body: Callable[[Any, Any], tuple], carry: Any, xs: Any, *, reverse: bool = False) -> tuple[Any, Any]:

@@ -19,9 +19,9 @@ MIN_ROWS = 64
 
 def sums_as_products(x: Array) -> bool:
     """Whether sums over this array are computed as matrix products: on a CPU, in one program, in at least float32."""
-    mesh = jax.sharding.get_abstract_mesh()
+    mesh, own = jax.sharding.get_abstract_mesh(), jax.typeof(x).sharding.mesh
     whole = mesh.empty or mesh.size == 1 or not (mesh.auto_axes or mesh.explicit_axes)
-    return whole and jax.default_backend() == "cpu" and at_least_float32(x.dtype) == x.dtype
+    return whole and not own.explicit_axes and jax.default_backend() == "cpu" and at_least_float32(x.dtype) == x.dtype
 
 
 def sum_rows(x: Float[Array, "*B F"]) -> Float[Array, " F"]:
@@ -79,7 +79,7 @@ def _multiply_transpose(_: None, fixed: Operands, cotangents: list[Array]) -> Op
 
 def row_products(x: Float[Array, "*B D"], y: Float[Array, "*B F"]) -> Float[Array, "D F"]:
     """``xᵀ y`` over all rows. XLA transposes the left factor, which is the narrower one."""
-    x, y = (a.reshape(-1, a.shape[-1]) for a in (x, y))
+    x, y = (a.reshape(math.prod(a.shape[:-1]), a.shape[-1]) for a in (x, y))
     return x.T @ y if x.shape[1] <= y.shape[1] else (y.T @ x).T
 
 

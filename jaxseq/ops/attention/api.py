@@ -20,7 +20,8 @@ from jaxseq.ops.attention.reference import (
     zero_hidden_queries,
 )
 from jaxseq.ops.attention.ring import gathered_attention, ring_attention
-from jaxseq.ops.attention.tiles import attention_tiles, choose_plan
+from jaxseq.ops.attention.tiles import NARROW_WINDOW, attention_tiles, choose_plan
+from jaxseq.ops.attention.unrolled import tiles_are_static
 from jaxseq.ops.implementations import choose_implementation, implementation_scope, unavailable
 from jaxseq.ops.sequence_axis import SequenceAxis, find_sequence_axis, find_tensor_axis
 from jaxseq.precision import at_least_float32
@@ -32,7 +33,10 @@ REFERENCE_MAX_SCORES = 8192
 """Up to this many scores a head, "auto" takes "reference"."""
 
 UNROLLED_MAX_LENGTH, UNROLLED_MAX_SCORES = 1024, 2**22
-"""On a CPU, "auto" takes "unrolled" for at most that many queries and keys, and scores of all heads."""
+"""On a CPU, "auto" takes "unrolled" for at most that many queries and keys, and scores of all heads.
+
+Half as many queries and keys where the tiles that the mask leaves empty depend on arrays: only loops skip those.
+"""
 
 TILES_MIN_QUERIES = 16
 """With fewer queries (a decoding step), "auto" takes "decode" on a CPU and "reference" elsewhere."""
@@ -197,6 +201,14 @@ def attention_implementation(
         return "decode"
     if T < TILES_MIN_QUERIES or T * S <= REFERENCE_MAX_SCORES:
         return "reference"
+    return "unrolled" if jax.default_backend() == "cpu" and _takes_unrolled(query, key, mask) else "tiles"
+
+
+def _takes_unrolled(query: Array, key: Array, mask: Mask | None) -> bool:
+    """Whether a CPU computes the call faster without loops: it is short, and the mask leaves no more tiles empty."""
+    (T, N), S = query.shape[-3:-1], key.shape[-3]
+    window = None if mask is None else mask.visibility().window
+    narrow = window is not None and window <= min(NARROW_WINDOW, max(T, S) // 4)
+    longest = UNROLLED_MAX_LENGTH if tiles_are_static(mask, T, S) else UNROLLED_MAX_LENGTH // 2
     wide = at_least_float32(query.dtype) == query.dtype
-    short = max(T, S) <= UNROLLED_MAX_LENGTH and query.shape[-2] * T * S <= UNROLLED_MAX_SCORES
-    return "unrolled" if jax.default_backend() == "cpu" and wide and short else "tiles"
+    return wide and not narrow and max(T, S) <= longest and N * T * S <= UNROLLED_MAX_SCORES

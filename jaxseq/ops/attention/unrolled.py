@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxseq.ops.attention.biases import DenseBias
 from jaxseq.ops.attention.masks import And, Mask
 from jaxseq.ops.attention.parts import Parts
 from jaxseq.ops.attention.products import dot, dot_rows, row_deltas, scale_query
@@ -128,6 +129,13 @@ def _static_live(mask: Mask | None, queries: int, keys: int, tile: int) -> Any:
     return live if isinstance(live, np.ndarray) else np.ones((1, 1), bool)
 
 
+def tiles_are_static(mask: Mask | None, queries: int, keys: int) -> bool:
+    """Whether shapes alone show which tiles the mask leaves empty."""
+    if isinstance(mask, And):
+        return tiles_are_static(mask.left, queries, keys) and tiles_are_static(mask.right, queries, keys)
+    return mask is None or isinstance(mask.tiles(queries, keys, 128, 128).live, np.ndarray)
+
+
 def _span(first: int, end: int, tile: int, limit: int) -> Span:
     return Span(first * tile, min(end * tile, limit) - first * tile)
 
@@ -142,7 +150,9 @@ def _materialize(arrays: tuple[Array, ...]) -> Array:
     Else XLA computes them again for each score that reads one of their numbers (twice the time of the exponential).
     """
     stacked = jnp.stack(arrays)
-    return dot(jnp.eye(len(arrays), dtype=stacked.dtype), stacked.reshape(len(arrays), -1)).reshape(stacked.shape)
+    one = jnp.eye(len(arrays), dtype=stacked.dtype)
+    flat = stacked.reshape(len(arrays), stacked[0].size)
+    return jnp.matmul(one, flat, precision=lax.Precision.HIGHEST).reshape(stacked.shape)
 
 
 def _of_keys(x: Array) -> Array:
@@ -232,7 +242,7 @@ def transpose(plan: Plan, fixed: tuple, cotangents: tuple) -> tuple[Array, Array
         dq_t = jnp.zeros((len(k), k.shape[2], layout.share, layout.queries), wide)
         found, of_bias = [], None
         if bias is not None:
-            of_bias = jnp.zeros((layout.batch, *bias.weights.shape[1:]), wide)
+            of_bias = jnp.zeros((1 if _is_shared(bias) else layout.batch, *bias.weights.shape[1:]), wide)
         for rows, columns in layout.by_columns():
             q_i, do_i, k_j, v_j = _rows(q, rows), _rows(do, rows), _cut(k, columns, 1), _cut(v, columns, 1)
             s_t, slope_t = layout.scores(dot_rows(k_j, q_i), rows, columns, transposed=True)
@@ -261,6 +271,7 @@ def transpose(plan: Plan, fixed: tuple, cotangents: tuple) -> tuple[Array, Array
 def _add_bias_gradient(bias: Any, total: Array, cotangent: Array, rows: Span, columns: Span) -> Array:
     """``total`` of each batch element plus a tile's gradient; ``cotangent`` is ``[B, M, columns, share, rows]``."""
     cotangent = cotangent.transpose(0, 1, 3, 4, 2)
+    cotangent = cotangent.sum(0, keepdims=True) if _is_shared(bias) else cotangent
     batch = len(cotangent)
     cotangent = cotangent.reshape(batch, -1, *cotangent.shape[3:])
 
@@ -268,6 +279,11 @@ def _add_bias_gradient(bias: Any, total: Array, cotangent: Array, rows: Span, co
         return bias.at_batch(index, batch).add_gradient(total, cotangent, rows, columns)
 
     return jax.vmap(one)(jnp.arange(batch), total, cotangent)
+
+
+def _is_shared(bias: Any) -> bool:
+    """Whether all elements of the batch have the same array as their bias."""
+    return isinstance(bias, DenseBias) and bias.weights.shape[0] == 1
 
 
 def _layout(plan: Plan, query: Array, key: Array, parts: Parts) -> Layout:
@@ -278,7 +294,8 @@ def _layout(plan: Plan, query: Array, key: Array, parts: Parts) -> Layout:
 def _by_parts(function: Callable, query: Array, key: Array, parts: Any, *arguments: Any) -> Any:
     """``function(parts, *arguments)``, or of a part of the batch after the other if the scores are too many for one.
 
-    The arrays of ``parts`` lead with the batch, or with a divisor of it; all others, and the results, with the batch.
+    The arrays of ``parts`` lead with the batch, or with a divisor of it; all others, and the results, with the batch. A
+    result may have one entry for each part instead.
     """
     batch, scores = query.shape[0], query.shape[1] * query.shape[2] * key.shape[1]
     count = next(n for n in range(1, batch + 1) if batch % n == 0 and (n == batch or batch // n * scores <= MAX_SCORES))
@@ -299,4 +316,4 @@ def _by_parts(function: Callable, query: Array, key: Array, parts: Any, *argumen
         if not is_shared
     ]
     found = lax.scan(body, None, split)[1]
-    return jax.tree.map(lambda x: x.reshape(batch, *x.shape[2:]), found)
+    return jax.tree.map(lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]), found)

@@ -327,9 +327,9 @@ def _weight_gradient(h: Float[Array, "K B F"], d_r: Float[Array, "K B GF"], R: A
 
 
 def _transposed_product(x: Float[Array, "K B D"], y: Float[Array, "K B F"]) -> Float[Array, "D F"]:
-    """``xᵀ y`` summed over time and batch."""
-    x, y = (a.reshape(-1, a.shape[-1]) for a in (x, y))
-    return lax.dot_general(x, y, (((0,), (0,)), ((), ())), preferred_element_type=at_least_float32(x.dtype))
+    """``xᵀ y`` summed over time and batch, which stay two dimensions: a mesh shards the batch alone."""
+    dims = (((0, 1), (0, 1)), ((), ()))
+    return lax.dot_general(x, y, dims, preferred_element_type=at_least_float32(x.dtype))
 
 
 def _tangent(static: Static, fixed: Operands, linear: Operands) -> Operands:

@@ -137,17 +137,26 @@ class Step(NamedTuple):
     ) -> tuple[Array, ...]:
         """The cotangents of the cell's own parameters, summed over all rows."""
         known = self.linearize(parameters, inputs, activations)
+        vectors = [p.ndim == 1 for p in parameters]
 
-        def row(inputs: tuple, known: tuple, d_new: tuple) -> tuple[Array, ...]:
-            return jax.vjp(lambda p: self(p, inputs, known)[0], tuple(parameters))[1](d_new)[0]
+        def with_parameters(some: Sequence[Array], others: Sequence[Array]) -> tuple[Array, ...]:
+            found, rest = iter(some), iter(others)
+            return tuple(next(found) if is_vector else next(rest) for is_vector in vectors)
+
+        own = [p for p, is_vector in zip(parameters, vectors, strict=True) if is_vector]
+        others = [p for p, is_vector in zip(parameters, vectors, strict=True) if not is_vector]
+
+        def row(inputs: tuple, known: tuple, d_new: tuple) -> list[Array]:
+            return jax.vjp(lambda p: self(with_parameters(p, others), inputs, known)[0], own)[1](d_new)[0]
 
         for _ in range(inputs[-1].ndim - 1):
             row = jax.vmap(row)
-        found = row(tuple(inputs), known, tuple(d_new))
-        return tuple(
-            sum_rows(d) if p.ndim == 1 else d.sum(tuple(range(d.ndim - p.ndim)))
-            for d, p in zip(found, parameters, strict=True)
-        )
+        # A vector's gradient for each row is no larger than the inputs, and is summed as a product.
+        of_own = [sum_rows(d) for d in row(tuple(inputs), known, tuple(d_new))] if own else []
+        if not others:
+            return with_parameters(of_own, [])
+        back = jax.vjp(lambda p: self(with_parameters(own, p), inputs, known)[0], others)[1]
+        return with_parameters(of_own, back(tuple(d_new))[0])
 
     def jacobian(
         self, parameters: Sequence[Array], inputs: Sequence[Array], activations: Sequence[Array]
