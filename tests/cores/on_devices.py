@@ -3,6 +3,7 @@
 python on_devices.py laws lstm mingru      # the law of devices
 python on_devices.py strangers             # the same for cores that are not in CORES
 python on_devices.py collectives lstm gru  # of compiled programs with gradients
+python on_devices.py explicit lstm         # arrays of an Explicit mesh, without an ambient mesh
 """
 
 import re
@@ -115,8 +116,24 @@ def check_collectives(names: list[str]) -> None:
             assert one.kind in kinds and not sizes_of & ROWS, f"{name} on {sizes}: {one}"
 
 
+def check_explicit(names: list[str]) -> None:
+    """Gradients by arrays whose types hold an Explicit mesh, which is not the ambient one, are those of one device."""
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Explicit,))
+    for name in names:
+        core = CORES[name](F)
+        carry, xs = core.initial_carry((4,)), jax.random.normal(jax.random.key(0), (4, T, F))
+        params = jax.jit(core.init)(jax.random.key(1), carry, xs)
+        gradient = jax.jit(jax.grad(lambda p, c, x, core=core: (core.apply(p, c, x)[1] ** 2).sum(), (0, 2)))
+        placed = jax.device_put(params, NamedSharding(mesh, P()))
+        rows = jax.device_put((carry, xs), NamedSharding(mesh, P("data")))
+        for got, want in zip(
+            jax.tree.leaves(gradient(placed, *rows)), jax.tree.leaves(gradient(params, carry, xs)), strict=True
+        ):
+            np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-3)
+
+
 if __name__ == "__main__":
-    CHECKS = {"laws": laws, "strangers": strangers, "collectives": check_collectives}
+    CHECKS = {"laws": laws, "strangers": strangers, "collectives": check_collectives, "explicit": check_explicit}
     words = sys.argv[1:]
     while words:
         length = next((i for i, word in enumerate(words[1:], 1) if word in CHECKS), len(words))
