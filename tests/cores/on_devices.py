@@ -117,13 +117,13 @@ def check_collectives(names: list[str]) -> None:
 
 
 def check_explicit(names: list[str]) -> None:
-    """Gradients by arrays whose types hold an Explicit mesh, which is not the ambient one, are those of one device."""
+    """Gradients of parameters whose types hold an Explicit mesh, not the ambient one, are those of one device."""
     mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Explicit,))
     for name in names:
         core = CORES[name](F)
         carry, xs = core.initial_carry((4,)), jax.random.normal(jax.random.key(0), (4, T, F))
         params = jax.jit(core.init)(jax.random.key(1), carry, xs)
-        gradient = jax.jit(jax.grad(lambda p, c, x, core=core: (core.apply(p, c, x)[1] ** 2).sum(), (0, 2)))
+        gradient = jax.jit(jax.grad(lambda p, c, x, core=core: (core.apply(p, c, x)[1] ** 2).sum()))
         placed = jax.device_put(params, NamedSharding(mesh, P()))
         rows = jax.device_put((carry, xs), NamedSharding(mesh, P("data")))
         for got, want in zip(
