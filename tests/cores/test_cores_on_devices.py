@@ -29,9 +29,12 @@ def test_two_devices_compute_what_one_does_and_exchange_weight_gradients_alone()
 
 @pytest.mark.full
 def test_every_core_computes_on_two_devices_what_it_does_on_one() -> None:
-    run_on(
-        2, "laws", *(name for name in CORES if name not in QUICK), "strangers", "explicit", "lstm", "gru", "attention"
-    )
+    run_on(2, "laws", *(name for name in CORES if name not in QUICK), "strangers")
+
+
+@pytest.mark.full
+def test_arrays_of_an_explicit_mesh_need_no_ambient_mesh_for_gradients_of_parameters() -> None:
+    run_on(2, "explicit", "lstm", "gru", "attention")
 
 
 @pytest.mark.full
