@@ -413,6 +413,12 @@ def test_auto_says_what_it_takes_and_takes_it() -> None:
     long = jnp.zeros((1, 1024, N, H))
     assert attention_implementation(long, long, long, causal()) == "unrolled"
     assert attention_implementation(*[long.astype(jnp.bfloat16)] * 3, causal()) == "tiles"
+    assert attention_implementation(long, long, long, sliding_window(64)) == "tiles"
+    ids = jnp.ones((1, 1024), jnp.int32)
+    packed = causal() & segments(ids, ids)
+    assert attention_implementation(long, long, long, packed) == "tiles"
+    short = long[:, :512]
+    assert attention_implementation(short, short, short, causal() & segments(ids[:, :512], ids[:, :512])) == "unrolled"
     longer = jnp.zeros((1, 1025, N, H))
     assert attention_implementation(longer, longer, longer, causal()) == "tiles"
     auto, plain = attention(query, key, value), attention(query, key, value, implementation="reference")
