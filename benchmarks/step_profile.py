@@ -135,14 +135,16 @@ def _events(profile: Any, module: str, instructions: Mapping[str, Instruction]) 
     """The events of the program, a list for each thread, or for each stream of an accelerator."""
     found: dict[bool, list[list[Event]]] = {True: [], False: []}
     for plane in profile.planes:
+        of_device = plane.name.startswith("/device:")
         for line in plane.lines:
             events = []
             for event in line.events:
-                stats = dict(event.stats)
+                # jaxlib 0.12 ends the process at the statistics of some events of the host.
+                stats = dict(event.stats) if of_device else {}
                 name = stats.get("hlo_op", event.name)  # a GPU's events have the names of kernels
                 if name in instructions and stats.get("hlo_module", module) == module:
                     events.append(Event(name, event.start_ns, event.duration_ns))
-            found[plane.name.startswith("/device:")].append(events)
+            found[of_device].append(events)
     on_device = [events for events in found[True] if events]
     return on_device or found[False]  # beside an accelerator the host's events are the launches
 
