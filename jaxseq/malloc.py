@@ -1,9 +1,9 @@
 """Options of glibc's malloc that ``import jaxseq`` sets: freed memory is kept and used again.
 
 XLA's CPU backend allocates the temporary buffer of a program at every call and frees it at the end. glibc maps such a
-large buffer anew each time, and the kernel fills its pages with zeros when they are first touched: about 30 % of the
-time of a training step on two cores (``benchmarks/compare.py malloc``). With these options large buffers come from the
-heap, which never shrinks: the process keeps the most memory that it ever used at one time.
+large buffer anew each time, and the kernel fills its pages with zeros when they are first touched. With these options
+large buffers come from the heap, which never shrinks: the process keeps the most memory that it ever used at one time.
+A training step on two cores is 1.06 to 1.37 times as fast (docs/performance.md, training steps).
 
 - ``M_MMAP_MAX = 0``: no mapping for a single buffer.
 - ``M_TRIM_THRESHOLD = 2**31 - 1``: the top of the heap is not returned to the kernel.

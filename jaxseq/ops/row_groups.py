@@ -1,8 +1,8 @@
 """Groups of rows that one loop body computes side by side, so that a CPU runs them on several cores.
 
 XLA's CPU backend runs most operations of a loop's body on one core each, but operations that do not depend on one
-another at the same time. Two halves of a batch in one body took 57 % of the time of the whole batch in a loop of LSTM
-steps on two cores; two loops, one for each half, run one after the other (``benchmarks/recurrence.py``).
+another at the same time: two halves of a batch in one body take less time than the whole batch. Two loops, one for
+each half, run one after the other.
 """
 
 import functools

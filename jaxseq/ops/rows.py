@@ -1,7 +1,7 @@
 """Sums over rows and over features, and linear maps of all rows: an added vector, a product with a matrix.
 
-XLA's CPU backend sums over the leading axes of ``[B, T, F]`` 20 times as slowly as it multiplies by a row of ones, and
-over the last axis three times (``benchmarks/rows.py``). Gradients of biases and norms are such sums.
+XLA's CPU backend sums over the leading axes of ``[32, 128, 512]`` in 2.4 ms, and multiplies by a row of ones in 0.14 ms
+(docs/performance.md, training steps). Gradients of biases and norms are such sums.
 """
 
 import math
