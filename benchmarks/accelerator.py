@@ -40,7 +40,7 @@ GRACE_S = 20.0
 
 @dataclass(frozen=True)
 class Job:
-    """What a part is made for."""
+    """The folder, device and size that a part is run for."""
 
     folder: Path
     device: str
@@ -67,7 +67,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a part."""
+    """The result of a part."""
 
     result: str
     """ok, failed or skipped."""
@@ -162,7 +162,7 @@ def end(process: subprocess.Popen) -> None:
 
 
 def wrong_rows(lines: Sequence[str]) -> list[str]:
-    """What the rows of jaxseq say went wrong, but for too little memory; a peer's error is the peer's."""
+    """The errors in the rows of jaxseq, without those of too little memory and those of peers."""
     if not lines:
         return ["no new rows"]
     rows = [json.loads(line) for line in lines]

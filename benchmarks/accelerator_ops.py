@@ -181,7 +181,7 @@ def attention_cases(sizes: Sizes) -> list[Case]:
 
 
 def cudnn_cases(sizes: Sizes) -> list[Case]:
-    """What cuDNN can compute: an LSTM in float32, attention in bfloat16; "auto" must take it."""
+    """Calls that cuDNN can compute: an LSTM in float32, attention in bfloat16; "auto" must take it."""
     B, T, F, N, H = sizes.B, sizes.T, sizes.F, sizes.N, sizes.H
     gates = ((B, T // 4, F), (F, 4 * F), (4 * F,), (1, F, 4, F))
     found = [

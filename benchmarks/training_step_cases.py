@@ -124,7 +124,7 @@ length (the larger of two buckets) and vocabulary; random tokens, no padding, an
 
 
 class Problem(NamedTuple):
-    """What a training step works on."""
+    """The parameters, loss and batch of a training step."""
 
     init: Callable[[], Any]
     """Makes the initial parameters."""

@@ -4,7 +4,8 @@ Forward, the inputs of a chunk are projected by one product, then the cell runs 
 states are stored. Backward, the Jacobians of a whole chunk are computed at once (the cell is pointwise: one number a
 unit). The reverse loop is left with sums of products and one matrix product a step; the gradients of the chunk's inputs
 and of the weights are products after it. So neither the projection nor the gates' cotangents are ever in memory for the
-whole sequence.
+whole sequence. A cell that mixes units has no such Jacobian: its inputs are stored, and the reverse loop differentiates
+it.
 """
 
 import functools

@@ -114,7 +114,7 @@ class Step(NamedTuple):
     def derivatives(
         self, parameters: Sequence[Array], inputs: Sequence[Array], activations: Sequence[Array]
     ) -> tuple[Any, ...]:
-        """What ``pull`` reads: the Jacobian of a pointwise cell, else the inputs."""
+        """The arguments of ``pull``: the Jacobian of a pointwise cell, else the inputs."""
         return tuple(inputs) if self.mixes_units else self.jacobian(parameters, inputs, activations)
 
     def pull(self, parameters: Sequence[Array], derivatives: tuple[Any, ...], d_new: Sequence[Array]) -> list[Array]:
