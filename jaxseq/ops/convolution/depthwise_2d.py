@@ -12,6 +12,7 @@ from jax.interpreters import ad, batching, mlir
 from jaxseq.ops.batch_shards import vary_alike
 from jaxseq.ops.convolution.convolution_2d import edges
 from jaxseq.ops.implementations import choose_implementation, implementation_scope
+from jaxseq.ops.rows import sum_rows
 from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array, Float
 
@@ -100,7 +101,7 @@ def _transpose_kernel(cotangent: Array, padded: Array, kernel: Any, *, stride: i
     shape = cotangent.shape[1:3]
 
     def weight(j: int, k: int) -> Array:
-        return (_tap(padded, j, k, shape, stride).astype(wide) * cotangent.astype(wide)).sum((0, 1, 2))
+        return sum_rows(_tap(padded, j, k, shape, stride).astype(wide) * cotangent.astype(wide))
 
     rows, columns = kernel.aval.shape[:2]
     return jnp.stack([jnp.stack([weight(j, k) for k in range(columns)]) for j in range(rows)]).astype(kernel.aval.dtype)

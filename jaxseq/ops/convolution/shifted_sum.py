@@ -14,6 +14,7 @@ from jax.interpreters import ad, batching, mlir
 
 from jaxseq.ops.batch_shards import vary_alike
 from jaxseq.ops.batched_primitive import mapped_axis_first
+from jaxseq.ops.rows import sum_rows
 from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array, Float, Int
 
@@ -70,9 +71,8 @@ def _transpose_rule(cotangent: Any, rows: Any, kernel: Any, *marks: Array, dilat
     length = cotangent.shape[-2]
     if ad.is_undefined_primal(kernel):
         wide = at_least_float32(cotangent.dtype)
-        axes = tuple(range(cotangent.ndim - 1))
         taps = (shift_rows(rows, groups, out_groups, j * dilation, length) for j in range(kernel.aval.shape[0]))
-        products = [(tap.astype(wide) * cotangent.astype(wide)).sum(axes) for tap in taps]
+        products = [sum_rows(tap.astype(wide) * cotangent.astype(wide)) for tap in taps]
         return None, jnp.stack(products).astype(kernel.aval.dtype), *nothing
     around = (kernel.shape[0] - 1) * dilation
     padding = [(0, 0)] * (cotangent.ndim - 2) + [(around, around)]
