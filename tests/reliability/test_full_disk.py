@@ -127,8 +127,8 @@ ROOM = {
     "not for config.json": lambda pages: 1,
     "for config.json alone": lambda pages: 2,
     "for no checkpoint": lambda pages: pages["first"] + pages["checkpoint"] // 2,
-    "for one checkpoint": lambda pages: pages["first"] + pages["checkpoint"] * 3 // 2,
-    "for all but the last checkpoint": lambda pages: pages["first"] + pages["checkpoint"] * 5 // 2,
+    "for one checkpoint": lambda pages: pages["first"] + pages["checkpoint"] * 7 // 4,
+    "for all but the last checkpoint": lambda pages: pages["first"] + pages["checkpoint"] * 11 // 4,
     "for all but the results": lambda pages: FILLED,
 }
 
@@ -144,8 +144,10 @@ def test_a_run_on_a_full_disk_says_so_and_goes_on_when_there_is_room(whole, tmp_
     check_disturbed(full, before, room)
     assert full.code == 1 and "No space left on device" in full.err, (room, full.err)
     assert ("checkpoints" if "checkpoint" in room else ".json") in full.err.splitlines()[-1], (room, full.err)
-    expected = {"for one checkpoint": 1, "for all but the last checkpoint": 2, "for all but the results": 3}
-    assert len(steps(before)) == expected.get(room, 0), (room, full.err)
+    fits = {"for one checkpoint": 1, "for all but the last checkpoint": 2, "for all but the results": 3}.get(room, 0)
+    # While Orbax writes, a checkpoint takes more room than afterwards, and how much depends on its threads.
+    least = fits - 1 if "checkpoint" in room and fits else fits
+    assert least <= len(steps(before)) <= fits, (room, full.err)
     check_finished(again, after, whole, room)
 
 
