@@ -26,6 +26,14 @@ def choose_implementation(op: str, implementation: str, known: Any, auto: Callab
     return auto() if implementation == "auto" else implementation
 
 
+def is_symbolic(*sizes: Any) -> bool:
+    """Whether one of the sizes is a symbolic dimension of ``jax.export``, as of a free time axis.
+
+    ``"auto"`` then takes the implementation whose program does not depend on it.
+    """
+    return not all(isinstance(size, int) for size in sizes)
+
+
 def unavailable(op: str, implementation: str, reason: str) -> ValueError:
     """The error of an implementation that cannot compute a call."""
     return ValueError(f"{op}: implementation={implementation!r} cannot do this call: {reason}")

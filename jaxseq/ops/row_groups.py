@@ -35,7 +35,7 @@ def count_groups(rows: int) -> int:
 
     1 on an accelerator. Devices of one CPU share its cores; rows that are sharded over them would have to be moved.
     """
-    if jax.default_backend() != "cpu":
+    if jax.default_backend() != "cpu" or not isinstance(rows, int):  # an export has a symbolic number of rows
         return 1
     return max(1, min(count_cores() // jax.local_device_count(), rows // MIN_ROWS, MAX_GROUPS))
 

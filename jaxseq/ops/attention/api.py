@@ -22,7 +22,7 @@ from jaxseq.ops.attention.reference import (
 from jaxseq.ops.attention.ring import gathered_attention, ring_attention
 from jaxseq.ops.attention.tiles import NARROW_WINDOW, attention_tiles, choose_plan
 from jaxseq.ops.attention.unrolled import tiles_are_static
-from jaxseq.ops.implementations import choose_implementation, implementation_scope, unavailable
+from jaxseq.ops.implementations import choose_implementation, implementation_scope, is_symbolic, unavailable
 from jaxseq.ops.sequence_axis import SequenceAxis, find_sequence_axis, find_tensor_axis
 from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array, Float, Key
@@ -191,12 +191,15 @@ def attention_implementation(
 ) -> str:
     """The implementation that ``"auto"`` takes for this call on the default device, for reports.
 
-    cuDNN where it can compute exactly this call; the reference for few scores or few queries (a decoding step), for
+    The reference where ``jax.export`` leaves the number of queries or keys free; cuDNN where it can compute exactly this
+    call; the reference for few scores or few queries (a decoding step), for
     which a CPU takes "decode"; on a CPU the unrolled form for short sequences; else tiles.
     """
+    T, S = query.shape[-3], key.shape[-3]
+    if is_symbolic(T, S):
+        return "reference"
     if why_not_cudnn(query, key, value, mask, bias, soft_cap, dropout_rate) is None:
         return "cudnn"
-    T, S = query.shape[-3], key.shape[-3]
     if T < TILES_MIN_QUERIES < S and jax.default_backend() == "cpu":
         return "decode"
     if T < TILES_MIN_QUERIES or T * S <= REFERENCE_MAX_SCORES:

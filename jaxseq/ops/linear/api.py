@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxseq.ops import segments
-from jaxseq.ops.implementations import choose_implementation, implementation_scope
+from jaxseq.ops.implementations import choose_implementation, implementation_scope, is_symbolic
 from jaxseq.ops.linear.across_devices import AcrossDevices
 from jaxseq.ops.linear.associative import associative
 from jaxseq.ops.linear.chunkwise_delta_rule import chunkwise_delta_rule
@@ -262,7 +262,7 @@ def _over_ranks(
 
 
 def _choose_chunkwise(op: str, implementation: str, steps: int, reference_max_steps: int) -> str:
-    auto = "reference" if steps <= reference_max_steps else "chunkwise"
+    auto = "reference" if is_symbolic(steps) or steps <= reference_max_steps else "chunkwise"
     return choose_implementation(op, implementation, ChunkwiseImplementation, lambda: auto)
 
 

@@ -8,7 +8,7 @@ import jax
 from jax.tree_util import Partial
 
 from jaxseq.ops import segments
-from jaxseq.ops.implementations import choose_implementation, implementation_scope, unavailable
+from jaxseq.ops.implementations import choose_implementation, implementation_scope, is_symbolic, unavailable
 from jaxseq.ops.recurrence.cells import Cell
 from jaxseq.ops.recurrence.pipeline import recurrence_across_devices
 from jaxseq.ops.recurrence.pointwise import reads_h, trace_cell, without_h
@@ -60,7 +60,7 @@ def recurrence(
         for a cell that reads h.
     """
     _check(state, x, R, output_projection, segment_ids, residuals)
-    chosen, traced = _choose(cell, state, R.shape[2], output_projection, implementation)
+    chosen, traced = _choose(cell, state, R.shape[2], x.shape[-3], output_projection, implementation)
     options: dict[str, Any] = {"output_projection": output_projection, "segment_ids": segment_ids}
     if axis := find_sequence_axis(x.shape[-3]):
         run = functools.partial(_run_segment, recurrence, residuals, chosen)
@@ -100,7 +100,7 @@ def recurrence_with_projection(
     gates = R.shape[2]
     shape = (*xs.shape[:-1], gates, bias.shape[0] // gates)
     _check(state, jax.ShapeDtypeStruct(shape, xs.dtype), R, output_projection, segment_ids, residuals)
-    chosen, traced = _choose(cell, state, gates, output_projection, implementation)
+    chosen, traced = _choose(cell, state, gates, xs.shape[-2], output_projection, implementation)
     options: dict[str, Any] = {"output_projection": output_projection, "segment_ids": segment_ids}
     if axis := find_sequence_axis(xs.shape[-2]):
         run = functools.partial(_run_segment, recurrence_with_projection, residuals, chosen)
@@ -134,7 +134,7 @@ def project(
 
 
 def _choose(
-    cell: Cell, state: Any, gates: int, output_projection: Array | None, implementation: str
+    cell: Cell, state: Any, gates: int, steps: int, output_projection: Array | None, implementation: str
 ) -> tuple[str, Any]:
     """The implementation, and the traced cell if that is the fused one."""
     traced: Any = None
@@ -145,7 +145,7 @@ def _choose(
             raise ValueError(f"output_projection of shape {output_projection.shape}: the cell must not read h itself")
     if implementation in ("auto", "fused"):
         traced, reason = trace_cell(cell, state, gates)
-    auto = "reference" if traced is None else "fused"
+    auto = "reference" if traced is None or is_symbolic(steps) else "fused"
     chosen = choose_implementation("recurrence", implementation, RecurrenceImplementation, lambda: auto)
     if chosen == "fused" and traced is None:
         raise unavailable("recurrence", "fused", f"it needs a cell of floats of one dtype, but this one uses {reason}")
