@@ -13,7 +13,6 @@ import contextlib
 import functools
 import itertools
 import os
-import re
 import shutil
 import warnings
 from collections.abc import Callable
@@ -25,6 +24,20 @@ import jax
 import orbax.checkpoint as ocp
 
 from jaxseq.files import JSON, sync_folder, write_json
+from jaxseq.training.checkpoint_folder import (
+    ARRAYS,
+    MANIFEST,
+    WRITING,
+    Entry,
+    StepChoice,
+    entries,
+    find_entry,
+    listed,
+    make_entry,
+    newest_best_step,
+    prune,
+    read_entry,
+)
 from jaxseq.training.errors import CheckpointError, CheckpointMismatchError, CheckpointWarning, ProcessError
 from jaxseq.training.manifest import (
     Body,
@@ -37,7 +50,6 @@ from jaxseq.training.manifest import (
     leaf_rows,
     make_manifest,
     one_line,
-    read_manifest,
     verify_files,
     verify_leaf,
 )
@@ -48,12 +60,8 @@ from jaxseq.training.shards import Snapshot, join_manifests, take_snapshot, veri
 from jaxseq.training.state import Ema, eval_params, init_ema
 from jaxseq.typing import PyTree
 
-MANIFEST = "manifest.json"
-ARRAYS = "arrays"
-WRITING = ".writing"
 ORBAX_TIMEOUT_S = 300
 """How long a process waits for the parts of the others; after that the checkpoint has failed on all."""
-_NAME = re.compile(r"(\d{8,})(?:\.(\d+))?")
 
 
 class Restored(NamedTuple):
@@ -64,12 +72,6 @@ class Restored(NamedTuple):
     meta: dict[str, JSON]
 
 
-class _Entry(NamedTuple):
-    step: int
-    generation: int  # a step that is saved again gets the next number; the older folder is deleted afterwards
-    name: str
-
-
 class _Parameters(NamedTuple):
     """The fields of a train state from which the parameters for evaluation are computed."""
 
@@ -78,13 +80,13 @@ class _Parameters(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints in a folder; the newest ``max_to_keep`` are kept. One run may write at a time.
+    """The checkpoints in a folder; the newest ``max_to_keep`` and the best are kept. One run may write at a time.
 
     All processes of a run make the same calls in the same order.
 
     Args:
         folder: of the checkpoints.
-        max_to_keep: the number of checkpoints kept.
+        max_to_keep: the number of newest checkpoints kept.
         provenance: what the parameters belong to. It is stored with each checkpoint, and a checkpoint with another one
             is refused.
         accept_changes: load a checkpoint with another provenance, with a warning.
@@ -112,12 +114,13 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps that are complete on disk, oldest first; they are verified only when loaded."""
-        return sorted({entry.step for entry in self._entries()})
+        return sorted({entry.step for entry in entries(self.folder)})
 
     def save(self, step: int, state: PyTree, meta: dict[str, JSON] | None = None) -> None:
         """Copy the state to the host, then write it in the background.
 
-        Waits for the previous save, and warns (CheckpointWarning) if it failed. ``meta`` is any JSON object.
+        Waits for the previous save, and warns (CheckpointWarning) if it failed. ``meta`` is any JSON object; the step
+        that its ``best`` names (``training.checkpoint_folder``) is kept.
         """
         self.wait()
         if jax.process_count() > 1:
@@ -175,28 +178,72 @@ class Checkpoints:
         self.wait()
         return self._newest(lambda entry: self._load(entry, template))
 
-    def restore_parameters(self, template: PyTree) -> Restored | None:
-        """``TrainState.eval_params`` of the newest valid checkpoint, or None if there is none.
+    def restore(self, template: PyTree, step: StepChoice) -> Restored | None:
+        """The state of a step, ``"latest"`` or ``"best"``; None if there is no checkpoint.
+
+        A step that is named, or the best one, is never replaced by another.
+
+        Raises:
+            CheckpointError: there is no such step, or it is corrupted; the message lists the steps there are.
+            CheckpointMismatchError: it belongs to another state.
+        """
+        self.wait()
+        return self._choose(step, lambda entry: self._load(entry, template))
+
+    def restore_parameters(
+        self, template: PyTree, *, step: StepChoice = "latest", averaged: bool = True
+    ) -> Restored | None:
+        """The parameters of a checkpoint, or None if there is none.
 
         ``template`` has the structure, shapes and dtypes of the parameters (``jax.ShapeDtypeStruct`` leaves will do);
         an optimizer and a carry are not needed. Every file is verified, and nothing is written, so that a run can be
-        read while it trains. Raises as ``restore_latest``.
+        read while it trains. Raises as ``restore_latest`` and ``restore``.
+
+        Args:
+            template: the parameters.
+            step: a step, ``"latest"`` or ``"best"``.
+            averaged: their moving average where the run keeps one, as ``TrainState.eval_params``; if False, the
+                parameters of the step itself.
         """
         self.wait()
-        return self._newest(lambda entry: self._load_parameters(entry, template))
+        return self._choose(step, lambda entry: self._load_parameters(entry, template, averaged))
+
+    def best_step(self) -> int | None:
+        """The step of the best checkpoint that the newest one names (``meta["best"]["step"]``), or None."""
+        return newest_best_step(self.folder)
 
     def newest_provenance(self) -> dict[str, JSON]:
         """The stored provenance of the newest checkpoint whose manifest is valid; empty if there is none."""
-        for entry in self._entries()[::-1]:
+        for entry in entries(self.folder)[::-1]:
             with contextlib.suppress(CorruptedError):
-                stored = read_manifest(self.folder / entry.name / MANIFEST, entry.step).get("provenance")
+                stored = read_entry(self.folder, entry).get("provenance")
                 return stored if isinstance(stored, dict) else {}
         return {}
 
-    def _newest(self, load: Callable[[_Entry], Restored]) -> Restored | None:
+    def _choose(self, step: StepChoice, load: Callable[[Entry], Restored]) -> Restored | None:
+        if step == "latest":
+            return self._newest(load)
+        found = from_primary(lambda: find_entry(self.folder, step))
+        if found is None:
+            return None
+        entry, restored, reason = Entry(*found), None, "another process cannot load it"
+        try:
+            restored = load(entry)
+        except CorruptedError as error:
+            if jax.process_count() == 1 and not (self.folder / entry.name).exists():  # the run has replaced it
+                return self._choose(step, load)
+            reason = str(error)
+        if agreed(restored is not None):
+            return restored
+        kind = "best checkpoint" if step == "best" else "checkpoint"
+        raise CheckpointError(
+            f"the {kind} (step {entry.step}) is corrupted: {reason} ({self.folder}){listed(self.folder)}"
+        )
+
+    def _newest(self, load: Callable[[Entry], Restored]) -> Restored | None:
         """The newest entry that loads, with a warning for each that was skipped."""
         skipped: list[str] = []
-        for entry in itertools.starmap(_Entry, from_primary(lambda: self._entries()[::-1])):
+        for entry in itertools.starmap(Entry, from_primary(lambda: entries(self.folder)[::-1])):
             restored, reason = None, None
             try:
                 restored = load(entry)
@@ -225,15 +272,9 @@ class Checkpoints:
             )
         return None
 
-    def _entries(self) -> list[_Entry]:
-        """Complete steps, oldest first."""
-        names = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
-        matches = [match for name in names if (match := _NAME.fullmatch(name))]
-        return sorted(_Entry(int(m.group(1)), int(m.group(2) or 0), m.group(0)) for m in matches)
-
     def _write(self, step: int, leaves: list[HostLeaf], meta: dict[str, JSON]) -> None:
         """In the background thread: write under a temporary name, rename, then delete older checkpoints."""
-        entry = self._make_folder(step)
+        entry = make_entry(self.folder, step)
         writing = self.folder / (entry.name + WRITING)
         try:
             with quiet():
@@ -242,19 +283,9 @@ class Checkpoints:
         except BaseException:
             shutil.rmtree(writing, ignore_errors=True)
             raise
-        self._prune(entry)
+        prune(self.folder, entry, self.max_to_keep, self._damaged)
 
-    def _make_folder(self, step: int) -> _Entry:
-        """Make the folder in which a step is written; delete what earlier attempts have left."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for leftover in self.folder.glob(f"*{WRITING}"):
-            shutil.rmtree(leftover, ignore_errors=True)
-        generation = 1 + max((e.generation for e in self._entries() if e.step == step), default=-1)
-        name = f"{step:08d}" + (f".{generation}" if generation else "")
-        (self.folder / (name + WRITING)).mkdir()
-        return _Entry(step, generation, name)
-
-    def _complete(self, entry: _Entry, rows: dict[str, LeafRow], meta: dict[str, JSON]) -> None:
+    def _complete(self, entry: Entry, rows: dict[str, LeafRow], meta: dict[str, JSON]) -> None:
         """Write the manifest and rename the folder."""
         writing = self.folder / (entry.name + WRITING)
         files = describe_files(writing / ARRAYS)
@@ -266,7 +297,7 @@ class Checkpoints:
 
     def _begin_shared(self, step: int, state: PyTree, meta: dict[str, JSON]) -> Callable[[], None]:
         """With several processes, in the main thread: copy the arrays; returns the rest, for the background thread."""
-        entry = _Entry(*from_primary(lambda: self._make_folder(step)))
+        entry = Entry(*from_primary(lambda: make_entry(self.folder, step)))
         snapshot = take_snapshot(state)
         tree = {slot(name): array for name, array in snapshot.arrays.items() if array.size}
         handler = ocp.PyTreeCheckpointHandler()
@@ -281,7 +312,7 @@ class Checkpoints:
 
     def _finish_shared(
         self,
-        entry: _Entry,
+        entry: Entry,
         snapshot: Snapshot,
         saver: ocp.AsyncCheckpointer,
         failed: Exception | None,
@@ -301,7 +332,7 @@ class Checkpoints:
         if is_primary():
             try:
                 self._complete(entry, join_manifests(writing, snapshot, jax.process_count()), meta)
-                self._prune(entry)
+                prune(self.folder, entry, self.max_to_keep, self._damaged)
             except Exception as error:
                 failed = failed or error
                 shutil.rmtree(writing, ignore_errors=True)
@@ -309,33 +340,19 @@ class Checkpoints:
         if failed is not None:
             raise failed
 
-    def _prune(self, newest: _Entry) -> None:
-        """Delete the steps before the newest ``max_to_keep`` valid ones, and those that the newest replaces."""
-        older = [entry for entry in self._entries() if entry <= newest]
-        valid = [entry for entry in older if entry.name not in self._damaged]
-        latest = {entry.step: entry for entry in valid}
-        kept = set(sorted(latest.values())[-self.max_to_keep :])
-        for entry in older:
-            if entry not in kept:
-                # Rename first: a partly deleted folder must not look like a checkpoint.
-                doomed = self.folder / (entry.name + WRITING)
-                with contextlib.suppress(OSError):
-                    os.rename(self.folder / entry.name, doomed)
-                    shutil.rmtree(doomed, ignore_errors=True)
+    def _load(self, entry: Entry, template: PyTree) -> Restored:
+        return self._load_leaves(entry, read_entry(self.folder, entry), template)
 
-    def _load(self, entry: _Entry, template: PyTree) -> Restored:
-        return self._load_leaves(entry, read_manifest(self.folder / entry.name / MANIFEST, entry.step), template)
-
-    def _load_parameters(self, entry: _Entry, template: PyTree) -> Restored:
+    def _load_parameters(self, entry: Entry, template: PyTree, averaged: bool) -> Restored:
         """Load the parameters and their average, if there is one, and no other leaves of the state."""
-        body = read_manifest(self.folder / entry.name / MANIFEST, entry.step)
+        body = read_entry(self.folder, entry)
         rows = {name: row for name, row in body["leaves"].items() if name.startswith((".params", ".ema"))}
         ema = jax.eval_shape(init_ema, template) if any(name.startswith(".ema") for name in rows) else None
         body["leaves"] = rows
         step, state, meta = self._load_leaves(entry, body, _Parameters(template, ema))
-        return Restored(step, eval_params(*state), meta)
+        return Restored(step, eval_params(*state) if averaged else state.params, meta)
 
-    def _load_leaves(self, entry: _Entry, body: Body, template: PyTree) -> Restored:
+    def _load_leaves(self, entry: Entry, body: Body, template: PyTree) -> Restored:
         """Load the leaves that the body has rows of; they and all files are verified."""
         folder = self.folder / entry.name
         self._check_provenance(entry, body)
@@ -361,7 +378,7 @@ class Checkpoints:
         leaves = [place(arrays[jax.tree_util.keystr(path)], leaf) for path, leaf in paths]
         return Restored(entry.step, jax.tree.unflatten(treedef, leaves), body["meta"])
 
-    def _check_provenance(self, entry: _Entry, body: Body) -> None:
+    def _check_provenance(self, entry: Entry, body: Body) -> None:
         """Refuse, or accept with a warning, a checkpoint that belongs to another config, model or data."""
         name = f"the checkpoint of step {entry.step} in {self.folder}"
         if not body.get("provenance"):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from jaxseq.files import JSON
+from jaxseq.training.checkpoint_folder import StepChoice
 from jaxseq.training.checkpoints import Checkpoints, Restored
 from jaxseq.training.errors import RunFolderError
 from jaxseq.training.provenance import UNKNOWN, Provenance, provenance_differences
@@ -79,18 +80,30 @@ class SavedRun:
             told = "\n  ".join(differences)
             raise RunFolderError(f"{self.path} was changed since its checkpoints were written:\n  {told}")
 
-    def restore_parameters(self, template: PyTree, model: Mapping[str, object] | None = None) -> Restored:
-        """The parameters of the newest valid checkpoint, averaged where the run keeps an average.
+    def restore_parameters(
+        self,
+        template: PyTree,
+        model: Mapping[str, object] | None = None,
+        *,
+        step: StepChoice = "latest",
+        averaged: bool = True,
+    ) -> Restored:
+        """The parameters of a checkpoint, averaged where the run keeps an average.
 
         Args:
             template: has their structure, shapes and dtypes (``jax.ShapeDtypeStruct`` leaves will do).
             model: the parts that define the model, as they were given to ``Run.define_model``, to be compared.
+            step: ``"latest"``, the newest valid checkpoint; ``"best"``, the one with the best ``train.best_metric``;
+                or a step.
+            averaged: if False, the parameters of the step itself, also where the run keeps an average.
 
         Raises:
             RunFolderError: the run has no checkpoint yet.
-            CheckpointError: no checkpoint is valid, or (CheckpointMismatchError) the newest belongs to another model.
+            CheckpointError: no checkpoint is valid, the chosen one is corrupted or does not exist (the message lists
+                the steps there are), or (CheckpointMismatchError) it belongs to another model.
         """
-        restored = self._checkpoints(Provenance(model=model)).restore_parameters(template)
+        checkpoints = self._checkpoints(Provenance(model=model))
+        restored = checkpoints.restore_parameters(template, step=step, averaged=averaged)
         if restored is None:
             raise RunFolderError(f"{self.path} has no checkpoint yet")
         return restored

@@ -263,7 +263,7 @@ def test_saving_a_step_again_replaces_it_only_when_complete(tmp_path, monkeypatc
 
 def test_the_manifest_has_the_checksum_of_each_leaf(tmp_path):
     saved(tmp_path, 2)
-    body = checkpoints.read_manifest(tmp_path / "00000002" / "manifest.json", 2)
+    body = manifest.read_manifest(tmp_path / "00000002" / "manifest.json", 2)
     row = body["leaves"]["['params']['kernel']"]
     kernel = np.asarray(state(2)["params"]["kernel"])
     assert row.pop("sha256") == hashlib.sha256(kernel.tobytes()).hexdigest()
@@ -358,3 +358,52 @@ def test_a_step_that_is_replaced_while_it_is_read_gives_way_to_the_newer_one(tmp
     monkeypatch.setattr(checkpoints, "verify_files", replaced_first)
     restored = store.restore_parameters(train_state(0, ema=False).params)
     assert restored.step == 2 and len(calls) == 2
+
+
+def kept_with_best(folder, bests, max_to_keep=2):
+    """Save a step for each best step that its meta names."""
+    store = Checkpoints(folder, max_to_keep=max_to_keep)
+    for step, best in bests.items():
+        store.save(step, train_state(step, ema=True), {} if best is None else {"best": {"step": best}})
+    store.close()
+    return Checkpoints(folder, max_to_keep=max_to_keep)
+
+
+def test_the_best_of_every_kept_checkpoint_is_kept(tmp_path):
+    store = kept_with_best(tmp_path, {1: 1, 2: 1, 3: 1, 4: 1, 5: 5, 6: 5})
+    assert store.steps() == [5, 6]
+    store = kept_with_best(tmp_path, {7: 5, 8: 8, 9: 8})
+    assert store.steps() == [8, 9]
+    store = kept_with_best(tmp_path, {10: 8, 11: 8})
+    assert store.steps() == [8, 10, 11] and store.best_step() == 8
+    store = kept_with_best(tmp_path, {12: 12})
+    assert store.steps() == [8, 11, 12], "if 12 is damaged, 11 needs the step that was the best then"
+    (tmp_path / "00000012" / "manifest.json").unlink()
+    assert store.best_step() == 8
+
+
+def test_parameters_of_a_step_of_the_best_and_without_the_average(tmp_path):
+    store, like = kept_with_best(tmp_path, {1: 1, 2: 1, 3: 1, 4: 1}), train_state(0, ema=False).params
+    for step, expected in ((1, 1), ("best", 1), (3, 3), ("latest", 4)):
+        whole = train_state(expected, ema=True)
+        averaged = store.restore_parameters(like, step=step)
+        assert averaged.step == expected and same(averaged.state, whole.eval_params)
+        assert same(store.restore_parameters(like, step=step, averaged=False).state, whole.params)
+        assert same(store.restore(train_state(0, ema=True), step).state, whole)
+
+
+def test_a_step_that_cannot_be_had_is_an_error_that_lists_the_others(tmp_path, untyped):
+    like = train_state(0, ema=False).params
+    assert Checkpoints(tmp_path / "none").restore_parameters(like, step="best") is None
+    store = kept_with_best(tmp_path, {3: None, 4: None})
+    with pytest.raises(CheckpointError, match=r"no checkpoint of step 2; there are checkpoints of the steps 3, 4$"):
+        store.restore_parameters(like, step=2)
+    with pytest.raises(CheckpointError, match=r"no best checkpoint: .*best_metric was not set; .*3, 4$"):
+        store.restore_parameters(like, step="best")
+    for wrong in ("newest", True, 3.0):
+        with pytest.raises(ValueError, match=r'step must be an integer, "latest" or "best", not'):
+            store.restore_parameters(like, step=wrong)
+    store = kept_with_best(tmp_path, {5: 4, 6: 4})
+    damage(tmp_path / "00000004" / "manifest.json", "cut")
+    with pytest.raises(CheckpointError, match=r"the best checkpoint \(step 4\) is corrupted: its manifest .*4, 5, 6$"):
+        store.restore_parameters(like, step="best")
