@@ -21,8 +21,10 @@ from typing import Any, ClassVar, NamedTuple, final
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jaxseq.cores.unbound import UnboundMethods
+from jaxseq.layers.capture import GATES, STATES, StepStates, keep_last, requested
 from jaxseq.ops import segments
 from jaxseq.ops.batch_shards import vary_alike
 from jaxseq.ops.inputs import check_inputs, check_leading, check_leaves
@@ -208,6 +210,8 @@ class StateCore(Core):
             )
         needed = jax.eval_shape(lambda: self.make_carry(batch, 0))
         check_leaves(f"{type(self).__name__} is given a carry", carry, needed, "initial_carry")
+        if requested(self, STATES):
+            keep_last(self, STATES, STATES, self._each_step(carry, xs, segment_ids))
         state, segment_id = _entering(carry, segment_ids)
         state, ys = self.mix(state, xs.astype(self.dtype), segment_ids)
         check_leaves(f"{type(self).__name__} returns from mix a state", state, needed.state, "initial_state")
@@ -217,6 +221,20 @@ class StateCore(Core):
                 f"{(*xs.shape[:-1], self.features)}"
             )
         return StateCarry(state, segment_id), ys.astype(self.dtype)
+
+    def _each_step(self, carry: StateCarry, xs: Sequence, segment_ids: SegmentIds | None) -> StepStates:
+        """The state after each position, by one call for each: the splitting law."""
+        core, variables, time = self.clone(parent=None), self.variables, xs.ndim - 2
+
+        def step(carry: StateCarry, position: tuple) -> tuple[StateCarry, StepStates]:
+            x, ids = position
+            (carry, _), recorded = core.apply(variables, carry, x, ids, mutable=[GATES])
+            gates = recorded.get(GATES, {}).get(GATES, {})
+            return carry, StepStates(carry.state, {name: gates[name].squeeze(time) for name in gates})
+
+        ids = None if segment_ids is None else jnp.moveaxis(segment_ids, -1, 0)[..., None]
+        _, steps = lax.scan(step, carry, (jnp.moveaxis(xs, time, 0)[..., None, :], ids))
+        return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, time), steps)
 
 
 def _entering(carry: StateCarry, segment_ids: SegmentIds | None) -> StateCarry:

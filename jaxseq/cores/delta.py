@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxseq.cores.core import StateCore
 from jaxseq.cores.heads import resolve_num_heads
 from jaxseq.cores.mamba2 import TAPS, MatrixState, log_rates, short_kernel, small_steps
+from jaxseq.layers.capture import record_gates
 from jaxseq.layers.dense import Dense
 from jaxseq.ops import causal_convolution, delta_rule
 from jaxseq.precision import at_least_float32
@@ -75,6 +76,7 @@ class Delta(StateCore):
             step = dense("decay", self.features, bias=True, dtype=matrix.dtype)(low).reshape(query.shape)
             rate = jnp.broadcast_to(rate[:, None], step.shape)
         log_decay = -rate * jax.nn.softplus(step)
+        record_gates(self, lambda: {"beta": beta, "alpha": jnp.exp(log_decay)})
         query, key = (vectors * _inverse_length(vectors, self.length_epsilon) for vectors in (query, key))
         matrix, ys = delta_rule(matrix, query, key, value, beta, log_decay, segment_ids=segment_ids)
         norm: dict[str, Any] = {"dtype": matrix.dtype, "param_dtype": matrix.dtype, "force_float32_reductions": False}

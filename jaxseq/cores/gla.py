@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from jaxseq.cores.core import StateCore
 from jaxseq.cores.heads import resolve_num_heads
+from jaxseq.layers.capture import record_gates
 from jaxseq.layers.dense import Dense
 from jaxseq.layers.layer_norm import LayerNorm
 from jaxseq.ops import linear_attention
@@ -66,6 +67,7 @@ class GLA(StateCore):
         gate = dense("decay", heads * key_size, dense("decay_low", self.gate_rank, xs), bias=True)
         wide = state.S.dtype
         log_decay = jax.nn.log_sigmoid(by_head(gate).astype(wide)) / self.temperature
+        record_gates(self, lambda: {"alpha": jnp.exp(log_decay)})
         S, out = linear_attention(state.S, query, key, value.astype(wide), log_decay, segment_ids=segment_ids)
         norm = LayerNorm(wide, wide, self.epsilon, name="norm")
         out = norm(out).reshape(*xs.shape[:-1], self.features).astype(self.dtype)

@@ -3,14 +3,17 @@
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from jaxseq.cores.core import StateCore
 from jaxseq.cores.heads import resolve_num_heads
 from jaxseq.cores.recurrent import forget_bias_init, orthogonal_blocks, zero_state
+from jaxseq.layers.capture import record_gates
 from jaxseq.ops import layer_norm, recurrence
 from jaxseq.ops.recurrence.cells import LSTMState, forced_preactivations, lstm, sigmoid
+from jaxseq.ops.recurrence.reference import recurrent_product, split_gates
 from jaxseq.ops.rows import multiply_rows
 from jaxseq.typing import Array, Features, Float, SegmentIds, Sequence
 
@@ -58,15 +61,28 @@ class LayerNormLSTM(StateCore):
         x = x.reshape(*x.shape[:-1], 4, self.features)
         forced = forced_preactivations(lstm, self.forced_gates)
 
-        def cell(recurrent_gain: Array, cell_gain: Array, cell_bias: Array, state: LSTMState, x: Any, r: Any) -> Any:
-            normed = jnp.split(
-                self._norm(jnp.concatenate(r), recurrent_gain, jnp.zeros(recurrent_gain.shape, recurrent_gain.dtype)), 4
-            )
+        def sums(recurrent_gain: Array, x: Any, r: Any) -> list[Array]:
+            zeros = jnp.zeros(recurrent_gain.shape, recurrent_gain.dtype)
+            normed = jnp.split(self._norm(jnp.concatenate(r), recurrent_gain, zeros), 4)
             z = [a + b for a, b in zip(x, normed, strict=True)]
-            i, f, g, o = (jnp.full_like(a, forced[k]) if k in forced else a for k, a in enumerate(z))
+            return [jnp.full_like(a, forced[k]) if k in forced else a for k, a in enumerate(z)]
+
+        def cell(recurrent_gain: Array, cell_gain: Array, cell_bias: Array, state: LSTMState, x: Any, r: Any) -> Any:
+            i, f, g, o = sums(recurrent_gain, x, r)
             c = sigmoid(f) * state.c + sigmoid(i) * jnp.tanh(g)
             return LSTMState(sigmoid(o) * jnp.tanh(self._norm(c, cell_gain, cell_bias)), c)
 
+        def gates() -> dict[str, Array]:
+            def row(x: Any, r: Any) -> dict[str, Array]:
+                i, f, g, o = sums(recurrent_gain, x, r)
+                return {"i": sigmoid(i), "f": sigmoid(f), "g": jnp.tanh(g), "o": sigmoid(o)}
+
+            for _ in range(xs.ndim - 2):
+                row = jax.vmap(row)
+            found = row(split_gates(x[..., 0, :, :]), recurrent_product(state.h, R))
+            return {name: value[..., None, :] for name, value in found.items()}
+
+        record_gates(self, gates)
         return recurrence(Partial(cell, recurrent_gain, cell_gain, cell_bias), state, x, R, segment_ids=segment_ids)
 
     def _norm(

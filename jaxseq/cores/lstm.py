@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from jaxseq.cores.core import StateCore
-from jaxseq.cores.recurrent import forget_bias_init, recurrent_weights, zero_state
+from jaxseq.cores.recurrent import forget_bias_init, recurrent_weights, run_cell, zero_state
 from jaxseq.ops import (
     Cell,
     LSTMImplementation,
@@ -15,7 +15,6 @@ from jaxseq.ops import (
     cells,
     cudnn_lstm,
     lstm_implementation,
-    recurrence_with_projection,
 )
 from jaxseq.precision import at_least_float32
 from jaxseq.typing import Features, SegmentIds, Sequence
@@ -79,7 +78,9 @@ class LSTM(StateCore):
         chosen: Any = lstm_implementation(state, xs, weights.R, **fits, implementation=asked)
         if chosen == "cudnn":
             return cudnn_lstm(state, xs, *weights, **fits)
-        return recurrence_with_projection(self._cell(), state, xs, *weights, implementation=chosen, **options)
+        if asked == "auto":  # fused, or the plain scan where the number of steps is symbolic
+            chosen = "auto"
+        return run_cell(self, self._cell(), state, xs, weights, implementation=chosen, **options)
 
     def _cell(self) -> Cell:
         """The plain cell, or the peephole cell with its weights bound."""

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from jaxseq.cores.core import StateCore
 from jaxseq.cores.heads import resolve_num_heads
+from jaxseq.layers.capture import record_gates
 from jaxseq.layers.dense import Dense
 from jaxseq.ops import causal_convolution, linear_attention
 from jaxseq.precision import at_least_float32
@@ -80,6 +81,7 @@ class Mamba2(StateCore):
         )
         step = jax.nn.softplus(step.astype(matrix.dtype) + step_bias)
         log_decay = -jnp.exp(log_rate) * step
+        record_gates(self, lambda: {"alpha": jnp.exp(log_decay)})
         matrix, ys = linear_attention(matrix, query, key, step[..., None] * x, log_decay, segment_ids=segment_ids)
         ys = (ys + skip[..., None] * x).reshape(gate.shape) * jax.nn.silu(gate.astype(matrix.dtype))
         norm: dict[str, Any] = {"dtype": matrix.dtype, "param_dtype": matrix.dtype, "force_float32_reductions": False}

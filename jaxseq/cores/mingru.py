@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from jaxseq.cores.core import StateCore
 from jaxseq.cores.recurrent import zero_state
+from jaxseq.layers.capture import record_gates
 from jaxseq.layers.dense import Dense
 from jaxseq.ops import linear_recurrence
 from jaxseq.ops.recurrence.cells import Hidden
@@ -27,5 +28,6 @@ class MinGRU(StateCore):
         both = Dense(2 * self.features, dtype=self.dtype, param_dtype=self.param_dtype)(xs)
         gate, candidate = jnp.split(both.astype(state.h.dtype), 2, axis=-1)
         update = jax.nn.sigmoid(gate)
+        record_gates(self, lambda: {"z": update})
         h, hs = linear_recurrence(state.h, 1 - update, update * candidate, segment_ids=segment_ids)
         return Hidden(h), hs

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from jaxseq.cores.core import StateCore
 from jaxseq.cores.recurrent import zero_state
+from jaxseq.layers.capture import record_gates
 from jaxseq.layers.dense import Dense
 from jaxseq.ops import linear_recurrence
 from jaxseq.ops.recurrence.cells import Hidden
@@ -28,5 +29,6 @@ class MinLSTM(StateCore):
         projected = Dense(3 * self.features, dtype=self.dtype, param_dtype=self.param_dtype)(xs)
         forget, write, candidate = jnp.split(projected.astype(state.h.dtype), 3, axis=-1)
         keep = jax.nn.sigmoid(jax.nn.log_sigmoid(forget) - jax.nn.log_sigmoid(write))
+        record_gates(self, lambda: {"f": jax.nn.sigmoid(forget), "i": jax.nn.sigmoid(write)})
         h, hs = linear_recurrence(state.h, keep, (1 - keep) * candidate, segment_ids=segment_ids)
         return Hidden(h), hs

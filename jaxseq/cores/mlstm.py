@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from jaxseq.cores.core import StateCore
 from jaxseq.cores.heads import resolve_num_heads
+from jaxseq.layers.capture import record_gates
 from jaxseq.layers.dense import Dense
 from jaxseq.ops import MLSTMState, mlstm
 from jaxseq.precision import at_least_float32
@@ -56,6 +57,8 @@ class MLSTM(StateCore):
         zeros = nn.initializers.zeros
         log_i = dense("input_gate", heads, kernel_init=zeros).astype(state.C.dtype)
         forget = dense("forget_gate", heads, kernel_init=zeros, bias_init=_three_to_six).astype(state.C.dtype)
+        output_gate = jax.nn.sigmoid(dense("output_gate", self.features))
+        record_gates(self, lambda: {"i": jnp.exp(log_i), "f": jax.nn.sigmoid(forget), "o": output_gate})
         state, out = mlstm(
             state,
             by_head(dense("query", self.features)),
@@ -65,7 +68,7 @@ class MLSTM(StateCore):
             jax.nn.log_sigmoid(forget),
             segment_ids=segment_ids,
         )
-        ys = jax.nn.sigmoid(dense("output_gate", self.features)) * out.reshape(*xs.shape[:-1], self.features)
+        ys = output_gate * out.reshape(*xs.shape[:-1], self.features)
         return state, ys
 
 

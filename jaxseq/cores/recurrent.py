@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 from jaxseq.cores.core import StateCore
 from jaxseq.cores.heads import resolve_num_heads
-from jaxseq.ops import Cell, Residuals, recurrence_with_projection
+from jaxseq.layers.capture import record_gates
+from jaxseq.ops import Cell, Residuals, gate_values, project, recurrence_with_projection
 from jaxseq.ops.recurrence.cells import Hidden
 from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array, DType, Features, Float, SegmentIds, Sequence
@@ -46,9 +47,7 @@ class Recurrent(StateCore):
     def mix(self, state: Any, xs: Sequence, segment_ids: SegmentIds | None) -> tuple[Any, Features]:
         """Runs the cell along the input."""
         weights = recurrent_weights(self, xs.shape[-1], self.gates, self.num_heads)
-        return recurrence_with_projection(
-            self.cell(), state, xs, *weights, segment_ids=segment_ids, residuals=self.residuals
-        )
+        return run_cell(self, self.cell(), state, xs, weights, segment_ids=segment_ids, residuals=self.residuals)
 
 
 class Weights(NamedTuple):
@@ -57,6 +56,19 @@ class Weights(NamedTuple):
     kernel: Float[Array, "D GF"]
     bias: Float[Array, " GF"]
     R: Float[Array, "N H G H"] | Float[Array, "1 P G F"]
+
+
+def run_cell(
+    core: StateCore, cell: Cell, state: Any, xs: Sequence, weights: Weights, **options: Any
+) -> tuple[Any, Features]:
+    """``recurrence_with_projection``; records the gates where the caller captures them, one position at a time."""
+
+    def gates() -> dict[str, Array]:
+        x = project(xs, weights.kernel, weights.bias, weights.R.shape[2])
+        return {name: value[..., None, :] for name, value in gate_values(cell, state, x[..., 0, :, :], weights.R).items()}
+
+    record_gates(core, gates)
+    return recurrence_with_projection(cell, state, xs, *weights, **options)
 
 
 def recurrent_weights(

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxseq.cores.core import StateCore
 from jaxseq.cores.heads import resolve_num_heads
 from jaxseq.cores.recurrent import zero_state
+from jaxseq.layers.capture import record_gates
 from jaxseq.layers.dense import Dense
 from jaxseq.ops import linear_recurrence, segments
 from jaxseq.ops.recurrence.cells import Hidden
@@ -62,6 +63,7 @@ class RGLRU(StateCore):
             xs = dense(xs)
         recurrence_gate = jax.nn.sigmoid(self._gate("recurrence_gate", xs).astype(dtype))
         input_gate = jax.nn.sigmoid(self._gate("input_gate", xs).astype(dtype))
+        record_gates(self, lambda: {"r": recurrence_gate, "i": input_gate})
         decay = self.param("Lambda", _slow_decay, (self.features,), self.param_dtype).astype(dtype)
         rate = jnp.broadcast_to(-STRENGTH * jax.nn.softplus(decay), xs.shape)
         log_a = rate * recurrence_gate

@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 
 from jaxseq.cores.core import StateCore
-from jaxseq.cores.recurrent import recurrent_weights, zero_state
-from jaxseq.ops import Residuals, cells, recurrence_with_projection
+from jaxseq.cores.recurrent import recurrent_weights, run_cell, zero_state
+from jaxseq.ops import Residuals, cells
 from jaxseq.typing import Array, DType, Features, SegmentIds, Sequence
 
 
@@ -36,7 +36,7 @@ class SLSTM(StateCore):
         """Runs the cell along the input."""
         weights = recurrent_weights(self, xs.shape[-1], 4, self.num_heads, self._bias_init)
         cell = cells.force_gates(cells.slstm, self.forced_gates)
-        return recurrence_with_projection(cell, state, xs, *weights, segment_ids=segment_ids, residuals=self.residuals)
+        return run_cell(self, cell, state, xs, weights, segment_ids=segment_ids, residuals=self.residuals)
 
     def _bias_init(self, key: Array, shape: tuple[int, ...], dtype: DType) -> Array:
         """Zeros, and 3 to 6 over every head for the forget gate."""

@@ -9,7 +9,7 @@ from jax import lax
 
 from jaxseq.decoders.decoder import AttentionCarry, MemoryDecoder
 from jaxseq.layers import Fusion, Memory
-from jaxseq.layers.capture import MEMORY_ATTENTION, record
+from jaxseq.layers.capture import MEMORY_ATTENTION, STATES, keep_last, record, requested
 from jaxseq.ops import segments
 from jaxseq.typing import Features, SegmentIds, Sequence
 
@@ -38,8 +38,13 @@ class AttentionDecoder(MemoryDecoder):
         params = {name: variables for name, (_, variables) in parts.items()}
         keys = jax.random.split(self.make_rng("dropout"), xs.shape[-2]) if self.has_rng("dropout") else None
         ids = None if segment_ids is None else jnp.moveaxis(segment_ids, -1, 0)
-        step = partial(_step, modules, params, memory)
-        carry, (ys, weights) = lax.scan(step, carry, (jnp.moveaxis(xs, -2, 0), ids, keys))
+        captured = [STATES] if requested(self, STATES) else []
+        step = partial(_step, modules, params, memory, captured)
+        carry, (ys, weights, states) = lax.scan(step, carry, (jnp.moveaxis(xs, -2, 0), ids, keys))
+        if captured:
+            time = xs.ndim - 2
+            states = jax.tree.map(lambda leaf: jnp.moveaxis(leaf.squeeze(time + 1), 0, time), states)
+            keep_last(self, STATES, "core", states.get(STATES, {}))
         record(self, MEMORY_ATTENTION, lambda: jnp.moveaxis(weights, 0, -2))
         return carry, jnp.moveaxis(ys, 0, -2)
 
@@ -52,9 +57,14 @@ class AttentionDecoder(MemoryDecoder):
 
 
 def _step(
-    modules: dict[str, Any], params: dict[str, Any], memory: Memory, carry: AttentionCarry, inputs: tuple
+    modules: dict[str, Any],
+    params: dict[str, Any],
+    memory: Memory,
+    captured: list[str],
+    carry: AttentionCarry,
+    inputs: tuple,
 ) -> tuple[AttentionCarry, tuple]:
-    """Attends from the state, joins the context to the input, and runs the core."""
+    """Attends from the state, joins the context to the input, and runs the core; ``captured`` are collections of it."""
     x, ids, key = inputs
     ids = None if ids is None else ids[..., None]
     core = carry.core if ids is None else modules["core"].reset_states(carry.core, ids)
@@ -62,8 +72,8 @@ def _step(
     rngs, own = (None, None) if key is None else ({"dropout": key}, {"dropout": jax.random.fold_in(key, 0)})
     context, weights = modules["attention"].apply(params["attention"], query, memory, method="read", rngs=own)
     joined = modules["fusion"].apply(params["fusion"], x[..., None, :], context)
-    core, ys = modules["core"].apply(params["core"], core, joined, ids, rngs=rngs)
+    (core, ys), states = modules["core"].apply(params["core"], core, joined, ids, rngs=rngs, mutable=captured)
     mean = weights.mean(-3)[..., 0, :].astype(carry.weights.dtype)
     if ids is not None:
         mean = jnp.where(segments.is_real(ids), mean, carry.weights)
-    return AttentionCarry(core, mean), (ys[..., 0, :], weights[..., 0, :])
+    return AttentionCarry(core, mean), (ys[..., 0, :], weights[..., 0, :], states)

@@ -8,7 +8,7 @@ from jaxseq.layers.attention_positions import (
     Rotary,
     attention_positions,
 )
-from jaxseq.layers.capture import capture_weights
+from jaxseq.layers.capture import StepStates, capture_states, capture_weights
 from jaxseq.layers.dense import Dense
 from jaxseq.layers.embedding import Embedding
 from jaxseq.layers.feed_forward import FeedForward
@@ -47,7 +47,9 @@ __all__ = [
     "Projections",
     "RelativeBuckets",
     "Rotary",
+    "StepStates",
     "Sublayer",
     "attention_positions",
+    "capture_states",
     "capture_weights",
 ]

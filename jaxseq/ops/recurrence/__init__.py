@@ -10,6 +10,7 @@ from jaxseq.ops.recurrence.api import (
 )
 from jaxseq.ops.recurrence.cells import Cell
 from jaxseq.ops.recurrence.cudnn import LSTMImplementation, cudnn_lstm, lstm_implementation
+from jaxseq.ops.recurrence.gate_values import gate_values
 from jaxseq.ops.recurrence.reference import plain_recurrence, recurrence_reference
 from jaxseq.ops.recurrence.reset_before import gru_reset_before
 
@@ -20,6 +21,7 @@ __all__ = [
     "Residuals",
     "cells",
     "cudnn_lstm",
+    "gate_values",
     "gru_reset_before",
     "lstm_implementation",
     "plain_recurrence",

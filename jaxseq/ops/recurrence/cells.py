@@ -244,7 +244,17 @@ class _ForcedCell:
 
     def __call__(self, *arguments: Any) -> Any:
         *own, state, x, r = arguments
-        x, r = list(x), list(r)
-        for gate, value in self.constants:
-            x[gate], r[gate] = jnp.full_like(x[gate], value), jnp.zeros_like(r[gate])
-        return self.equation(*own, state, x, r)
+        return self.equation(*own, state, *force_preactivations(self.constants, x, r))
+
+
+def force_preactivations(constants: tuple[tuple[int, float], ...], x: Gates, r: Gates) -> tuple[list, list]:
+    """``x`` and ``r`` with the sums of some gates, by position, replaced by constants."""
+    x, r = list(x), list(r)
+    for gate, value in constants:
+        x[gate], r[gate] = jnp.full_like(x[gate], value), jnp.zeros_like(r[gate])
+    return x, r
+
+
+def unforced(cell: Any) -> tuple[Any, tuple[tuple[int, float], ...]]:
+    """The equation of a cell without bound parameters, and its forced preactivations by position."""
+    return (cell.equation, cell.constants) if isinstance(cell, _ForcedCell) else (cell, ())

@@ -29,7 +29,7 @@ def recurrence_reference(
 
     def step(state: Any, x_t: Float[Array, "*B G F"]) -> Any:
         gates = tuple(x_t[..., g, :].astype(state[0].dtype) for g in range(x.shape[-2]))
-        r = _recurrent_product(state[0], R)
+        r = recurrent_product(state[0], R)
         if output_projection is None:
             return step_of_batch(state, gates, r)
         new = step_of_batch(without_h(state), gates, r)
@@ -94,16 +94,16 @@ def _hoist_weights(step: Callable, state: Any, x: Array, batch: tuple[int, ...])
     return hoisted, closed.consts
 
 
-def _split_gates(x: Float[Array, "*A G F"]) -> tuple[Float[Array, "*A F"], ...]:
+def split_gates(x: Float[Array, "*A G F"]) -> tuple[Float[Array, "*A F"], ...]:
     """One array a gate, by ``lax.split``, whose transpose is a single concatenation."""
     return tuple(jnp.squeeze(part, -2) for part in lax.split(x, (1,) * x.shape[-2], axis=x.ndim - 2))
 
 
-def _recurrent_product(h: Float[Array, "*B P"], R: Float[Array, "N H G K"]) -> tuple[Float[Array, "*B F"], ...]:
+def recurrent_product(h: Float[Array, "*B P"], R: Float[Array, "N H G K"]) -> tuple[Float[Array, "*B F"], ...]:
     """``h @ R``, one product a gate."""
     heads, size, _, _ = R.shape
     low = h.astype(R.dtype)
-    blocks = _split_gates(R)
+    blocks = split_gates(R)
     if heads == 1:
         return tuple((low @ R_g[0]).astype(h.dtype) for R_g in blocks)
     split = low.reshape(*low.shape[:-1], heads, size)
