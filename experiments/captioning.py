@@ -108,6 +108,7 @@ def main(config: Config) -> dict[str, Any]:
     if config.smoke:
         config = smoke(config)
     placement = distribution.Placement.on(config.mesh)
+    pipelines.check_user_cores(config.model.cores, config.model.features)
     corpus = config.task.corpus(config.split_seed, config.cache)
     print(corpus.summary(), flush=True)
     captioner, backbone, weights = make_captioner(config, corpus)

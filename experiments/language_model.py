@@ -195,11 +195,10 @@ def make_batches(config: Config, documents: list[Any], separator: int) -> Any:
 
 
 def fingerprint_of(config: Config, batches: Any, corpus: data.Corpus) -> str:
-    """Hash the inputs that are not in the config: batches, held-out text, and the file of a user's core."""
+    """Hash the inputs that are not in the config: batches, held-out text, and the files of users' cores."""
     digest = hashlib.sha256((batches.fingerprint + corpus.sha256).encode())
-    file = Path(config.model.core.rpartition(":")[0])
-    if file.suffix == ".py":
-        digest.update(file.read_bytes())
+    for core in pipelines.user_cores(config.model.core):
+        digest.update(Path(core.rpartition(":")[0]).read_bytes())
     return digest.hexdigest()
 
 

@@ -18,7 +18,7 @@ from jaxseq.cores.mlstm import MLSTM
 from jaxseq.cores.recurrent import Recurrent
 from jaxseq.cores.rglru import RGLRU
 from jaxseq.cores.slstm import SLSTM
-from jaxseq.cores.table import CORES, find_core, make_core
+from jaxseq.cores.table import CORES, check_options, core_name, find_core, make_core, split_cores
 from jaxseq.cores.wrappers import Pointwise, Positions, Residual, Stacked, block
 
 __all__ = [
@@ -48,6 +48,9 @@ __all__ = [
     "StateCarry",
     "StateCore",
     "block",
+    "check_options",
+    "core_name",
     "find_core",
     "make_core",
+    "split_cores",
 ]

@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import importlib.machinery
 import importlib.util
+import re
 import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from jaxseq.cores.minlstm import MinLSTM
 from jaxseq.cores.mlstm import MLSTM
 from jaxseq.cores.rglru import RGLRU
 from jaxseq.cores.slstm import SLSTM
+from jaxseq.cores.wrappers import Stacked
 
 CORES: dict[str, type[Core]] = {
     "elman": Elman,
@@ -52,6 +54,56 @@ class _SourceLoader(importlib.machinery.SourceFileLoader):
 
     def get_code(self, fullname: str) -> types.CodeType:
         return self.source_to_code(self.get_data(self.path), self.path)
+
+
+def split_cores(text: str) -> tuple[str, ...]:
+    """The cores of a list as a command line gives it, ``lstm,attention:window=32,lstm``.
+
+    Each is a name of ``find_core``, with its own options behind it, ``NAME:field=value:field=value``. Commas and colons
+    within brackets and quotes belong to a value.
+
+    Raises:
+      ValueError: an empty item.
+    """
+    items = _split(text, ",")
+    if not all(item.strip() for item in items):
+        raise ValueError(f"cores {text!r}: a name is missing; a list is NAME,NAME:field=value,...")
+    return tuple(item.strip() for item in items)
+
+
+def core_name(item: str) -> tuple[str, tuple[str, ...]]:
+    """The name of a core in a list, and its options."""
+    parts = _split(item, ":")
+    count = len(parts)
+    while count > 1 and re.match(r"\w+=", parts[count - 1]):
+        count -= 1
+    return ":".join(parts[:count]), tuple(parts[count:])
+
+
+def check_options(cores: str, options: Sequence[str]) -> None:
+    """Check that a list of several cores is given no further options.
+
+    Raises:
+      ValueError: it is.
+    """
+    if options and len(split_cores(cores)) > 1:
+        raise ValueError(f"core options {' '.join(options)} of several cores {cores}: write NAME:field=value in the list")
+
+
+def _split(text: str, separator: str) -> list[str]:
+    """The parts of a text between separators outside of brackets and quotes."""
+    parts, depth, quote = [""], 0, ""
+    for character in text:
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "'\"":
+            quote = character
+        depth += (character in "([{") - (character in ")]}") if not quote else 0
+        if character == separator and not quote and depth <= 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
 
 
 def find_core(name: str) -> type[Core]:
@@ -84,11 +136,19 @@ def find_core(name: str) -> type[Core]:
 def make_core(name: str, features: int, options: Sequence[str] = (), **fields: Any) -> Core:
     """The core of that name (``find_core``), with further fields as texts from a command line: ``["num_heads=8"]``.
 
-    Values are Python literals, or else text; they override ``fields``.
+    Values are Python literals, or else text; they override ``fields``. The name may have options behind it,
+    ``"attention:window=32"``. A list of several (``split_cores``) gives their ``Stacked``, with the same ``fields``.
 
     Raises:
-      ValueError: an unknown core, an option without ``=``, one that the core does not have, or one given twice.
+      ValueError: an unknown core, an option without ``=``, one that the core does not have, or one given twice;
+        ``options`` for a list, whose cores have their own.
     """
+    items = split_cores(name)
+    if len(items) > 1:
+        check_options(name, options)
+        return Stacked(tuple(make_core(item, features, **fields) for item in items))
+    name, own = core_name(name.strip())
+    options = (*own, *options)
     core = find_core(name)
     hidden = ("features", "dtype", "param_dtype", "parent", "name")
     known = {field.name: field for field in dataclasses.fields(core) if field.name not in hidden}

@@ -6,7 +6,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import jax.numpy as jnp
 
-from jaxseq.cores import Core, Positions, Stacked, block, make_core
+from jaxseq.cores import Core, Positions, Stacked, block, make_core, split_cores
 from jaxseq.cores.wrappers import JOINS
 from jaxseq.decoders.attention_decoder import AttentionDecoder
 from jaxseq.decoders.block import DecoderBlock
@@ -40,14 +40,15 @@ def make_decoder(
     param_dtype: DType = jnp.float32,
     epsilon: float = 1e-6,
 ) -> Decoder:
-    """A decoder around cores of one name.
+    """A decoder around cores of one name, or of a list.
 
     Args:
       kind: ``"rnn"`` reads a summary of the source (``RecurrentDecoder``), ``"attention"`` attends to the source from
         every state (``AttentionDecoder``), ``"transformer"`` is a stack of ``DecoderBlock``.
-      name: ``"transformer"`` (causal self-attention) or a name of ``jaxseq.cores.find_core``.
+      name: ``"transformer"`` (causal self-attention), a name of ``jaxseq.cores.make_core``, or a list of these
+        (``jaxseq.cores.split_cores``).
       features: the width of the output.
-      layers: the number of cores.
+      layers: the number of cores; of a list, the number of times that it is repeated.
       attention: a name of ``jaxseq.layers.ATTENTIONS``; not read by ``"rnn"``.
       fusion: joins the summary or context to each input (``layers.Fusion``); None for an ``"rnn"`` that reads the
         summary only through its initial state. Not read by ``"transformer"``.
@@ -75,14 +76,20 @@ def make_decoder(
         raise ValueError(f"fusion=None; kind='attention' needs one: {', '.join(FUSIONS)}")
     types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
     residual: dict[str, Any] = {"norm": norm, "dropout": dropout, "epsilon": epsilon, **types}
-    causal = name == "transformer"
+    names = split_cores(name) * layers
+    causal = "transformer" in names
     joined = positions in JOINS
     drops: dict[str, Any] = {"attention_dropout": attention_dropout}
     self_attention: dict[str, Any] = {}
     if causal:
         inner = "none" if joined else positions
         self_attention = {"positions": inner, "use_bias": True, "num_heads": num_heads, **drops}
-    cores = [make_core("attention" if causal else name, features, **self_attention, **types) for _ in range(layers)]
+    cores = [
+        make_core("attention", features, **self_attention, **types)
+        if name == "transformer"
+        else make_core(name, features, **types)
+        for name in names
+    ]
     multi_head = attention == "multi_head"
     sizes = {"num_heads": num_heads} if multi_head else {}
     attends = partial(ATTENTIONS[attention], features, **sizes, **drops, **types)

@@ -4,7 +4,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxseq.cores import Positions, make_core
+from jaxseq.cores import Positions, make_core, split_cores
 from jaxseq.cores.wrappers import JOINS
 from jaxseq.encoders.bidirectional import Bidirectional
 from jaxseq.encoders.core_encoder import CoreEncoder
@@ -35,9 +35,9 @@ def make_encoder(
     """An encoder of features: ``"transformer"`` (self-attention), or layers of the core of that name.
 
     Args:
-      name: ``"transformer"`` or a name of ``jaxseq.cores.find_core``.
+      name: ``"transformer"``, a name of ``jaxseq.cores.make_core``, or a list of these (``jaxseq.cores.split_cores``).
       features: the width of the output.
-      layers: the number of layers.
+      layers: the number of layers; of a list, the number of times that it is repeated.
       bidirectional: run a core in both directions, half the features each. Without it, forwards only.
       feed_forward: the width of the feed-forward layer; every layer is then a Transformer block. Without it, the first
         layer of cores has no residual, those above it have one.
@@ -57,12 +57,13 @@ def make_encoder(
       ValueError: an unknown core, or odd ``features`` for two directions.
     """
     types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
-    transformer = name == "transformer"
-    if bidirectional and not transformer and features % 2:
+    names = split_cores(name) * layers
+    transformer = "transformer" in names
+    if bidirectional and {*names} != {"transformer"} and features % 2:
         raise ValueError(f"features={features} must be even for bidirectional=True")
 
-    def mixer() -> Encoder:
-        if transformer:
+    def mixer(name: str) -> Encoder:
+        if name == "transformer":
             inner = "none" if positions in JOINS else positions
             heads: dict[str, Any] = {"num_heads": num_heads, "attention_dropout": attention_dropout}
             return SelfAttention(MultiHeadAttention(features, **heads, **types), inner)
@@ -70,13 +71,13 @@ def make_encoder(
             return CoreEncoder(make_core(name, features, **types))
         return Bidirectional(*(make_core(name, features // 2, **types) for _ in range(2)))
 
-    def block() -> EncoderBlock:
+    def block(name: str) -> EncoderBlock:
         layer = None if feed_forward is None else FeedForward(features, feed_forward, **types)
-        return EncoderBlock(mixer(), layer, norm=norm, dropout=dropout, epsilon=epsilon, **types)
+        return EncoderBlock(mixer(name), layer, norm=norm, dropout=dropout, epsilon=epsilon, **types)
 
-    bare = feed_forward is None and not transformer
-    encoders: list[Encoder] = [mixer()] if bare else []
-    encoders += [block() for _ in range(layers - bare)]
+    bare = feed_forward is None and names[0] != "transformer"
+    encoders: list[Encoder] = [mixer(names[0])] if bare else []
+    encoders += [block(name) for name in names[bare:]]
     ends_with_block = isinstance(encoders[-1], EncoderBlock)
     if transformer and positions in JOINS:
         encoders.insert(0, CoreEncoder(Positions(features, join=str(positions), **types)))

@@ -6,6 +6,7 @@ from typing import Any, Literal, TypeAlias, cast, get_args
 import jax
 import jax.numpy as jnp
 
+from jaxseq.cores import split_cores
 from jaxseq.decoders import Bridge, Decoder, make_decoder
 from jaxseq.encoders import make_encoder
 from jaxseq.encoders.image import Backbone, ImageEncoder
@@ -29,6 +30,9 @@ OPTIONS: dict[str, tuple[str, tuple[str, ...], Any]] = {
 }
 """The options that some decoders or encoders read: the field that chooses one, their names, the option's default."""
 
+OWN_CORES = {"rnn": "elman", "lstm": "lstm", "attention": "lstm", "transformer": "transformer"}
+"""The cores of each kind of decoder by default."""
+
 LEARNING_RATES = {"rnn": 2e-3, "lstm": 2e-3, "attention": 1.5e-3, "transformer": 1.5e-3}
 """Learning rates of an experiment by default."""
 
@@ -49,6 +53,10 @@ class CaptionerConfig:
     """
 
     decoder: CaptionDecoder = "attention"
+    """The kind of decoder."""
+    core: str | None = None
+    """Other cores than the decoder's own: a name in jaxseq.cores.CORES, FILE.py:CLASS, transformer (self-attention; not
+    for rnn and lstm), or a list of several with options: lstm,attention:window=32."""
     encoder: str = "small"
     """A name in jaxseq.encoders.image.BACKBONES."""
     pretrained: bool | None = None
@@ -59,7 +67,7 @@ class CaptionerConfig:
     features: int = 128
     """Width of the regions, the decoder and the embedding of words."""
     layers: int = 1
-    """Layers of the decoder."""
+    """Layers of the decoder; of a list of cores, the number of times that it is repeated."""
     attention: CaptionAttention | None = None
     """Comparison of the state with each region, by default multi_head (scaled dot products of projections); read by
     decoder=attention."""
@@ -82,6 +90,8 @@ class CaptionerConfig:
         if self.decoder not in get_args(CaptionDecoder):
             raise ValueError(f"decoder={self.decoder!r}; known: {', '.join(get_args(CaptionDecoder))}")
         check_backbone(self.encoder, None)
+        if self.core is not None and not self.attends and "transformer" in split_cores(self.core):
+            raise ValueError(f"core={self.core}: decoder={self.decoder} does not take transformer")
         sizes = ("layers", "num_heads", "feed_forward", "patch_size", "encoder_layers")
         check_fields(self, {"features": 2, **dict.fromkeys(sizes, 1)})
         for name, (field, readers, _) in OPTIONS.items():
@@ -109,6 +119,11 @@ class CaptionerConfig:
             raise ValueError(f"num_heads={heads} does not divide features={self.features}")
         if self.encoder == "patches" and self.features % 4:
             raise ValueError(f"features={self.features} must be a multiple of 4 for encoder=patches")
+
+    @property
+    def cores(self) -> tuple[str, ...]:
+        """The cores of the decoder, by name and options, but for self-attention."""
+        return tuple(item for item in split_cores(self.core or OWN_CORES[self.decoder]) if item != "transformer")
 
     @property
     def attends(self) -> bool:
@@ -158,8 +173,8 @@ class CaptionerConfig:
     def _decoder(self) -> Decoder:
         sizes = self.features, self.layers
         common: dict[str, Any] = {"dropout": self.dropout, **dtypes(self.precision)}
+        core = self.core or OWN_CORES[self.decoder]
         if self.attends:
-            core = "lstm" if self.decoder == "attention" else "transformer"
             kind = self.option("attention")
             common |= {
                 "num_heads": self.option("num_heads"),
@@ -167,7 +182,7 @@ class CaptionerConfig:
                 or self.features * (2 if self.decoder == "transformer" else 1),
             }
             return make_decoder("transformer", core, *sizes, attention=kind, **common)
-        return make_decoder("rnn", {"rnn": "elman", "lstm": "lstm"}[self.decoder], *sizes, fusion=None, **common)
+        return make_decoder("rnn", core, *sizes, fusion=None, **common)
 
 
 def caption_logits(

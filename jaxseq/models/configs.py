@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, TypeAlias
 
-from jaxseq.cores import Pointwise, Stacked, block, make_core
+from jaxseq.cores import Core, Pointwise, Stacked, block, check_options, core_name, make_core, split_cores
 from jaxseq.decoders import Bridge, Decoder, make_decoder
 from jaxseq.encoders import Encoder, TextEncoder, make_encoder
 from jaxseq.layers import ATTENTIONS, Embedding
@@ -27,15 +27,18 @@ class LanguageModelConfig:
     """An embedding, a stack of cores, a head."""
 
     core: str = "lstm"
-    """A name in jaxseq.cores.CORES, or FILE.py:CLASS for a core of your own."""
+    """A name in jaxseq.cores.CORES, FILE.py:CLASS for a core of your own, or a list of several, one above the other,
+    each with its own options: lstm,attention:window=32,lstm."""
     core_options: tuple[str, ...] = ()
-    """Further fields of the core: num_heads=8 peepholes=True."""
+    """Further fields of a single core: num_heads=8 peepholes=True."""
     features: int = 256
+    """The width of the embedding and of every layer."""
     layers: int = 1
+    """The number of layers; of a list of cores, the number of times that it is repeated."""
     block: Literal["auto", "none", "pre", "post"] = "auto"
     """Residual blocks with a norm before or after each core; auto: pre for attention or several layers, else none."""
     feed_forward: int | None = None
-    """Width of a feed-forward layer in each block, 0 for none; by default 4 x features for attention."""
+    """Width of a feed-forward layer in each block, 0 for none; by default 4 x features in the blocks of attention."""
     tied: bool = False
     """Use the transposed embedding as the head."""
     dropout: float = 0.1
@@ -46,8 +49,8 @@ class LanguageModelConfig:
 
     @property
     def cores(self) -> tuple[str, ...]:
-        """The names of the cores in the model."""
-        return (self.core,)
+        """The cores in the model, by name and options."""
+        return split_cores(self.core)
 
     def build(self, vocab_size: int, attention_lookback: int) -> LanguageModel:
         """The model; attention sees ``attention_lookback`` earlier positions.
@@ -56,16 +59,21 @@ class LanguageModelConfig:
             ValueError: an unknown core, or options that do not fit it.
         """
         policy, types = POLICIES[self.precision], dtypes(self.precision)
-        attention = self.core == "attention"
+        names = self.cores * self.layers
+        attends = [core_name(name)[0] == "attention" for name in names]
         norm = self.block
         if norm == "auto":
-            norm = "pre" if attention or self.layers > 1 else "none"
-        hidden = self.feed_forward if self.feed_forward is not None else 4 * self.features * attention
-        fields = types | ({"window": attention_lookback + 1} if attention else {})
-        cores = [make_core(self.core, self.features, self.core_options, **fields) for _ in range(self.layers)]
-        if norm != "none":
-            options: dict[str, Any] = {"feed_forward": hidden or None, "norm": norm, "dropout": self.dropout}
-            cores = [block(core, **options, **types) for core in cores]
+            norm = "pre" if any(attends) or len(names) > 1 else "none"
+        check_options(self.core, self.core_options)
+        cores: list[Core] = []
+        for name, attention in zip(names, attends, strict=True):
+            fields = types | ({"window": attention_lookback + 1} if attention else {})
+            core = make_core(name, self.features, self.core_options, **fields)
+            if norm != "none":
+                hidden = self.feed_forward if self.feed_forward is not None else 4 * self.features * attention
+                options: dict[str, Any] = {"feed_forward": hidden or None, "norm": norm, "dropout": self.dropout}
+                core = block(core, **options, **types)
+            cores.append(core)
         if norm == "pre":
             cores.append(Pointwise(LayerNorm(**types), self.features))
         return LanguageModel(
@@ -115,9 +123,9 @@ class RNNTranslator:
     default_learning_rate: ClassVar[float] = 3e-3
 
     encoder: str = "lstm"
-    """A name in jaxseq.cores.CORES, FILE.py:CLASS, or transformer."""
+    """A name in jaxseq.cores.CORES, FILE.py:CLASS, transformer, or a list of several with options: lstm,conv:width=3."""
     decoder: str = "lstm"
-    """A name in jaxseq.cores.CORES, or FILE.py:CLASS."""
+    """A name in jaxseq.cores.CORES, FILE.py:CLASS, or a list of several with options: lstm,attention:window=32."""
     bidirectional: bool = True
     """An encoder made of a core reads the source in both directions."""
     fusion: Literal["none", "add", "multiply", "concat"] = "none"
@@ -126,7 +134,7 @@ class RNNTranslator:
     """The decoder's initial state: a projection of the summary, or zeros (which needs a fusion)."""
     features: int = 128
     layers: int = 1
-    """Layers of the encoder and of the decoder."""
+    """Layers of the encoder and of the decoder; of a list of cores, the number of times that it is repeated."""
     norm: Literal["pre", "post"] = "pre"
     """Position of the norm in the residual layers above the first."""
     tied: Tied = "none"
@@ -163,9 +171,9 @@ class AttentionTranslator:
     default_learning_rate: ClassVar[float] = 3e-3
 
     encoder: str = "lstm"
-    """A name in jaxseq.cores.CORES, FILE.py:CLASS, or transformer."""
+    """A name in jaxseq.cores.CORES, FILE.py:CLASS, transformer, or a list of several with options: lstm,conv:width=3."""
     decoder: str = "lstm"
-    """A name in jaxseq.cores.CORES with a state h, or FILE.py:CLASS."""
+    """A name in jaxseq.cores.CORES with a state h, FILE.py:CLASS, or a list of several, one of them with a state h."""
     bidirectional: bool = True
     """An encoder made of a core reads the source in both directions."""
     attention: str = "additive"
@@ -178,7 +186,7 @@ class AttentionTranslator:
     """The decoder's initial state: a projection of the source's summary, or zeros."""
     features: int = 128
     layers: int = 1
-    """Layers of the encoder and of the decoder."""
+    """Layers of the encoder and of the decoder; of a list of cores, the number of times that it is repeated."""
     norm: Literal["pre", "post"] = "pre"
     """Position of the norm in the residual layers above the first."""
     tied: Tied = "none"
@@ -214,9 +222,11 @@ class TransformerTranslator:
     default_learning_rate: ClassVar[float] = 4e-3
 
     encoder: str = "transformer"
-    """The encoder's mixer: transformer (self-attention), a name in jaxseq.cores.CORES, or FILE.py:CLASS."""
+    """The encoder's mixer: transformer (self-attention), a name in jaxseq.cores.CORES, FILE.py:CLASS, or a list of
+    several with options: lstm,transformer."""
     decoder: str = "transformer"
-    """The decoder's mixer: transformer (masked self-attention), a name in jaxseq.cores.CORES, or FILE.py:CLASS."""
+    """The decoder's mixer: transformer (masked self-attention), a name in jaxseq.cores.CORES, FILE.py:CLASS, or a list
+    of several with options: rglru,rglru,attention:window=32."""
     bidirectional: bool = True
     """An encoder made of a core reads the source in both directions."""
     attention: str = "multi_head"
@@ -224,7 +234,7 @@ class TransformerTranslator:
     num_heads: int = 4
     features: int = 64
     layers: int = 2
-    """Blocks of the encoder and of the decoder."""
+    """Blocks of the encoder and of the decoder; of a list of cores, the number of times that it is repeated."""
     feed_forward: int | None = None
     """Width of the feed-forward layers; 4 x features if not given."""
     norm: Literal["pre", "post"] = "pre"
@@ -242,7 +252,7 @@ class TransformerTranslator:
 
     def __post_init__(self) -> None:
         check_fields(self, {"features": 2, "layers": 1, "num_heads": 1, "feed_forward": 1})
-        if self.positions == "concat" and (self.encoder, self.decoder) != ("transformer", "transformer"):
+        if self.positions == "concat" and _cores(self.encoder, self.decoder):
             raise ValueError(f"positions=concat needs self-attention on both sides: not {self.encoder}, {self.decoder}")
         if self.positions == "concat" and self.tied != "none":
             raise ValueError(f"tied={self.tied} needs embeddings of the model's width: not positions=concat")
@@ -301,21 +311,26 @@ def dtypes(precision: Precision) -> dict[str, Any]:
 
 
 def _cores(*names: str) -> tuple[str, ...]:
-    return tuple(name for name in names if name != "transformer")
+    return tuple(item for name in names for item in split_cores(name) if item != "transformer")
+
+
+def _self_attention(name: str) -> list[bool]:
+    """Whether each layer of a list of cores is self-attention."""
+    return [item == "transformer" for item in split_cores(name)]
 
 
 def _recurrent_encoder(
     name: str, features: int, layers: int, bidirectional: bool, num_heads: int, **common: Any
 ) -> Encoder:
     """An encoder of cores without feed-forward layers, or of Transformer blocks."""
-    hidden = 4 * features if name == "transformer" else None
+    hidden = 4 * features if all(_self_attention(name)) else None
     options: dict[str, Any] = {"bidirectional": bidirectional, "num_heads": num_heads, "feed_forward": hidden}
     return make_encoder(name, features, layers, **options, **common)
 
 
 def _bridge(encoder: str, bidirectional: bool, bridge: str, precision: Precision) -> Bridge:
     """A summary of the last positions of both directions if there are two, else the mean over positions."""
-    both = bidirectional and encoder != "transformer"
+    both = bidirectional and not _self_attention(encoder)[-1]
     return Bridge("first_and_last" if both else "mean", initial=bridge == "initial", **dtypes(precision))
 
 
@@ -332,8 +347,8 @@ def _translator(
     """The model around these parts: embeddings, scaled where self-attention reads them, and a head unless tied."""
     types, width = dtypes(config.precision), width or config.features
     scale = math.sqrt(width) if scale_embeddings else 1.0
-    source = Embedding(source_size, width, scale=scale if config.encoder == "transformer" else 1.0, **types)
-    target = Embedding(target_size, width, scale=scale if config.decoder == "transformer" else 1.0, **types)
+    source = Embedding(source_size, width, scale=scale if any(_self_attention(config.encoder)) else 1.0, **types)
+    target = Embedding(target_size, width, scale=scale if any(_self_attention(config.decoder)) else 1.0, **types)
     return EncoderDecoder(
         TextEncoder(source, encoder, config.dropout),
         source if config.tied == "all" else target,

@@ -22,7 +22,7 @@ from jaxseq.pipelines.text_generator import TextGenerator, cut_at, token_bytes
 from jaxseq.pipelines.translator import Translator
 from jaxseq.pipelines.truncation_gradients import BiasRow, PathGradients, TruncationGradients, bias_rows
 from jaxseq.pipelines.truncation_runs import TruncationRun, TruncationRuns
-from jaxseq.pipelines.user_cores import RunAccess, check_user_cores, core_flags
+from jaxseq.pipelines.user_cores import RunAccess, check_user_cores, core_flags, user_cores
 
 __all__ = [
     "ArraySource",
@@ -81,5 +81,6 @@ __all__ = [
     "read_images",
     "scene_slots",
     "token_bytes",
+    "user_cores",
     "with_backbone",
 ]

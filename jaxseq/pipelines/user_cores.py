@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxseq import training
-from jaxseq.cores import make_core
+from jaxseq.cores import core_name, make_core, split_cores
 from jaxseq.files import JSON, read_regular
 from jaxseq.training.provenance import stored_part
 
@@ -29,15 +29,23 @@ class RunAccess:
 NO_ACCESS = RunAccess()
 
 
-def is_user_core(name: object) -> bool:
-    """Whether a field's value names a core in a file, FILE.py:CLASS."""
-    return isinstance(name, str) and name.rpartition(":")[0].endswith(".py")
+def user_cores(value: object) -> list[str]:
+    """The cores in files, FILE.py:CLASS, that a field's value names, alone or in a list; without their options."""
+    if not isinstance(value, str) or ".py:" not in value:
+        return []
+    names = (core_name(item)[0] for item in split_cores(value))
+    return list(dict.fromkeys(name for name in names if name.rpartition(":")[0].endswith(".py")))
 
 
-def core_flags(names: Sequence[str]) -> str:
+def core_flags(cores: Sequence[str]) -> str:
     """The options of a command line that permit those of the cores that are in files: `` --core FILE.py:CLASS``."""
-    named = dict.fromkeys(name for name in names if is_user_core(name))
+    named = dict.fromkeys(name for core in cores for name in user_cores(core))
     return f" --core {shlex.join(named)}" if named else ""
+
+
+def _code_sha256(value: str) -> dict[str, str]:
+    """The SHA-256 of the file of each core in a file that a field's value names."""
+    return {name: hashlib.sha256(read_regular(name.rpartition(":")[0])).hexdigest() for name in user_cores(value)}
 
 
 def model_parts(config: Any) -> dict[str, object]:
@@ -45,14 +53,25 @@ def model_parts(config: Any) -> dict[str, object]:
 
     Folders of users' files are left out, so that a run may be used on another machine.
     """
-    named = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    files = {name: value for name, value in named.items() if is_user_core(value)}
-    code = {f"code of {name}": _sha256(value) for name, value in files.items()}
-    return {"model": dataclasses.replace(config, **{name: Path(x).name for name, x in files.items()}), **code}
+    parts: dict[str, object] = {}
+    labels = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if names := user_cores(value):
+            labels[field.name] = _renamed(value, {name: Path(name).name for name in names})
+            parts |= {_part(field.name, name, names): digest for name, digest in _code_sha256(value).items()}
+    return {"model": dataclasses.replace(config, **labels), **parts}
 
 
-def _sha256(core: str) -> str:
-    return hashlib.sha256(read_regular(core.rpartition(":")[0])).hexdigest()
+def _part(field: str, name: str, names: Sequence[str]) -> str:
+    """The name under which a manifest stores the SHA-256 of a core's file."""
+    return f"code of {field}" if len(names) == 1 else f"code of {field} {Path(name).name}"
+
+
+def _renamed(value: str, names: Mapping[str, str]) -> str:
+    """A list of cores with some of them named otherwise."""
+    items = [core_name(item) for item in split_cores(value)]
+    return ",".join(":".join((names.get(name, name), *options)) for name, options in items)
 
 
 def permit_code(model: JSON, access: RunAccess, stored: Mapping[str, JSON], folder: Path) -> JSON:
@@ -70,37 +89,57 @@ def permit_code(model: JSON, access: RunAccess, stored: Mapping[str, JSON], fold
     """
     if not isinstance(model, dict):
         return model
-    permitted = dict(model)
-    for field, name in model.items():
-        if not is_user_core(name):
-            continue
-        label = Path(name).name
-        given = [core for core in access.core if Path(core).name == label]
-        if not given and not access.trust:
-            raise training.RunFolderError(
-                f"{folder} uses the core {name!r}, whose code would run. Name it to permit it: "
-                f"--core {label} (with its folder), or --trust"
-            )
-        permitted[field] = given[0] if given else name
-        part = f"code of {field}"
+    permitted, used = dict(model), list[str]()
+    for field, value in model.items():
         try:
-            now = stored_part(_sha256(permitted[field]), part)
-        except (OSError, ValueError) as error:
-            where = "" if given else f"; if it is elsewhere now, name it: --core FOLDER/{label}"
-            raise training.RunFolderError(f"{folder} uses the core {name!r}: {error}{where}") from None
-        if part in stored and stored[part] != now and not access.accept_changes:
-            raise training.RunFolderError(
-                f"{permitted[field].rpartition(':')[0]} differs from the file that {folder} was trained with "
-                "(SHA-256). Restore it, or accept the change: --accept-changes"
-            )
-    unused = [core for core in access.core if core not in permitted.values()]
+            names = user_cores(value)
+        except ValueError as error:
+            raise training.RunFolderError(f"{folder}: {field}: {error}") from None
+        chosen = {name: _permitted(name, access, folder) for name in names}
+        if names:
+            permitted[field] = _renamed(str(value), chosen)
+            used += chosen.values()
+        for name in names:
+            _check_code(name, chosen[name], _part(field, name, names), access, stored, folder)
+    unused = [core for core in access.core if core not in used]
     if unused:
         raise training.RunFolderError(f"{folder} uses no core {', '.join(map(repr, unused))}")
     return permitted
 
 
+def _permitted(name: str, access: RunAccess, folder: Path) -> str:
+    """The core in a file that is to be imported, as the user names it or, if it is trusted, as the run does."""
+    label = Path(name).name
+    given = [core for core in access.core if Path(core).name == label]
+    if not given and not access.trust:
+        raise training.RunFolderError(
+            f"{folder} uses the core {name!r}, whose code would run. Name it to permit it: "
+            f"--core {label} (with its folder), or --trust"
+        )
+    return given[0] if given else name
+
+
+def _check_code(
+    name: str, chosen: str, part: str, access: RunAccess, stored: Mapping[str, JSON], folder: Path
+) -> None:
+    """Check that a file is the one that the run was trained with."""
+    label = Path(name).name
+    try:
+        now = stored_part(*_code_sha256(chosen).values(), part)
+    except (OSError, ValueError) as error:
+        where = "" if chosen in access.core else f"; if it is elsewhere now, name it: --core FOLDER/{label}"
+        raise training.RunFolderError(f"{folder} uses the core {name!r}: {error}{where}") from None
+    if part in stored and stored[part] != now and not access.accept_changes:
+        raise training.RunFolderError(
+            f"{chosen.rpartition(':')[0]} differs from the file that {folder} was trained with "
+            "(SHA-256). Restore it, or accept the change: --accept-changes"
+        )
+
+
 def check_user_cores(names: Sequence[str], features: int, options: Sequence[str] = ()) -> None:
     """Check those of the cores that a user's file defines (FILE.py:CLASS) against the main laws of the contract.
+
+    ``names`` are cores, or lists of cores, with their options.
 
     Splitting into single steps, padding, documents and the initial carry, with random parameters: some seconds for each
     core. ``features`` and ``options`` are as for ``make_core``.
@@ -108,7 +147,7 @@ def check_user_cores(names: Sequence[str], features: int, options: Sequence[str]
     Raises:
         ValueError: a core breaks a law or fails; the message names the law.
     """
-    chosen = dict.fromkeys(name for name in names if is_user_core(name))
+    chosen = dict.fromkeys(item for name in names for item in split_cores(name) if user_cores(item))
     if not chosen:
         return
     from jaxseq.testing import ContractError, check_core  # imports chex, which fails where no temporary file fits
