@@ -14,6 +14,7 @@ from jaxseq.pipelines.detection_report import draw_detector_report, precision_ta
 from jaxseq.pipelines.detection_tasks import CocoInstances, DetectionScenes, Voc
 from jaxseq.pipelines.detector import DetectionConfig, Detector
 from jaxseq.pipelines.image_paths import image_paths, read_images
+from jaxseq.pipelines.loading import Trained, load
 from jaxseq.pipelines.pair_tasks import Dates, Digits, Files, Names, Reversal, Words
 from jaxseq.pipelines.pretrained import FrozenEncoder, find_weights, read_backbone, with_backbone
 from jaxseq.pipelines.saved import LoadedRun, Pipeline, load_run
@@ -54,6 +55,7 @@ __all__ = [
     "Scenes",
     "SearchConfig",
     "TextGenerator",
+    "Trained",
     "Translator",
     "TruncationGradients",
     "TruncationRun",
@@ -73,6 +75,7 @@ __all__ = [
     "find_weights",
     "found_in_files",
     "image_paths",
+    "load",
     "load_run",
     "objects_in_files",
     "precision_table",

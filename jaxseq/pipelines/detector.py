@@ -128,6 +128,11 @@ class Detector(Pipeline):
         self._detect = jax.jit(self._detections)
         self._outputs = jax.jit(partial(_region_outputs, self.model)) if isinstance(self.model, RCNN) else None
 
+    @property
+    def vocabulary(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The names of the classes."""
+        return self.class_names
+
     @classmethod
     def rebuild(cls, saved: training.SavedRun, described: JSON) -> "Detector":
         """Rebuild from the files that ``write`` wrote."""

@@ -13,6 +13,7 @@ from jaxseq import training
 from jaxseq.distribution import Placement
 from jaxseq.files import JSON
 from jaxseq.pipelines.user_cores import NO_ACCESS, RunAccess, permit_code
+from jaxseq.training.checkpoint_folder import StepChoice
 from jaxseq.typing import PyTree
 
 
@@ -21,6 +22,9 @@ class Pipeline(abc.ABC):
 
     placement: Placement | None = None
     """Where a batch is computed (``on``)."""
+
+    vocabulary: Any
+    """What the model's outputs mean: a vocabulary, a pair of them, or names of classes."""
 
     file: ClassVar[str]
     """The JSON file that describes it in a run folder; its key ``model`` holds the model's config."""
@@ -80,16 +84,23 @@ class LoadedRun(Generic[P]):
     step: int
 
 
-def load_run(folder: str | os.PathLike, kind: type[P], access: RunAccess = NO_ACCESS) -> LoadedRun[P]:
-    """Rebuild the pipeline that a run saved, with the parameters of the newest valid checkpoint.
+def load_run(
+    folder: str | os.PathLike,
+    kind: type[P],
+    access: RunAccess = NO_ACCESS,
+    *,
+    step: StepChoice = "latest",
+    averaged: bool = True,
+) -> LoadedRun[P]:
+    """Rebuild the pipeline that a run saved, with the parameters of a checkpoint.
 
-    Averaged parameters are taken where the run keeps them. Nothing is locked or written, so that a run can be used
-    while it trains. Nothing of the folder is executed, unless ``access`` permits a core in a file.
+    Nothing is locked or written, so that a run can be used while it trains. Nothing of the folder is executed, unless
+    ``access`` permits a core in a file. ``step`` and ``averaged`` are as for ``SavedRun.restore_parameters``.
 
     Raises:
         RunFolderError: not a run folder, one without such a pipeline, one without a checkpoint, one whose files were
             changed, or one with a core in a file that is not permitted.
-        CheckpointError: no checkpoint is valid, or it belongs to another model.
+        CheckpointError: no checkpoint is valid, there is none of this step, or it belongs to another model.
     """
     saved = training.read_run(folder, accept_changes=access.accept_changes)
     described = saved.read(kind.file)
@@ -104,5 +115,5 @@ def load_run(folder: str | os.PathLike, kind: type[P], access: RunAccess = NO_AC
     except Exception as error:  # of any kind: the files may hold anything
         told = f"{type(error).__name__}: " * (not isinstance(error, ValueError)) + str(error)
         raise training.RunFolderError(f"{saved.path} holds no {kind.__name__}: {told}") from error
-    restored = saved.restore_parameters(shapes, definition)
+    restored = saved.restore_parameters(shapes, definition, step=step, averaged=averaged)
     return LoadedRun(pipeline, restored.state, restored.step)

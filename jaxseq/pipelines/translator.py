@@ -4,7 +4,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,13 @@ from jaxseq.typing import PyTree
 FILE, SOURCE_VOCABULARY, TARGET_VOCABULARY = "translator.json", "source_vocabulary.json", "target_vocabulary.json"
 
 TranslatorConfig: TypeAlias = RNNTranslator | AttentionTranslator | TransformerTranslator
+
+
+class Vocabularies(NamedTuple):
+    """The vocabularies of the sources and of the targets."""
+
+    source: data.Vocabulary
+    target: data.Vocabulary
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,11 @@ class Translator(Pipeline):
         self.model = config.build(source.size, target.size)
         self._search = Search(self.model, target.separator)
         self._alignment = jax.jit(partial(alignment, self.model))
+
+    @property
+    def vocabulary(self) -> Vocabularies:  # type: ignore[override]
+        """Both vocabularies."""
+        return Vocabularies(self.source, self.target)
 
     @classmethod
     def rebuild(cls, saved: training.SavedRun, described: JSON) -> "Translator":
