@@ -49,7 +49,7 @@ accelerator:  ## ops checked, cuDNN, training steps in bfloat16 and throughput o
 
 lock:  ## resolve requirements.lock again (needs uv)
 	uv pip compile pyproject.toml --universal --generate-hashes --no-emit-index-url --no-header \
-	  --extra plots --extra text --extra translation --extra images --extra pretrained --extra vision --extra tensorboard \
+	  --extra plots --extra text --extra translation --extra images --extra export --extra pretrained --extra vision --extra tensorboard \
 	  --extra dev -o requirements.lock
 
 $(READY): requirements.lock pyproject.toml

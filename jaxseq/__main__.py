@@ -8,6 +8,7 @@
     python -m jaxseq caption --run runs/scenes --images photograph.jpg
     python -m jaxseq train detection --model fast_rcnn --run runs/fast
     python -m jaxseq detect --run runs/fast --images photograph.jpg
+    python -m jaxseq export --run runs/demo --out exported
     python -m jaxseq analyze errata --run runs/errata
     python -m jaxseq ablation --vary features=128 --run runs/ablation
 
@@ -31,6 +32,7 @@ COMMANDS = {
     ("translate",): "translate texts with a trained translator",
     ("caption",): "caption images with a trained captioner",
     ("detect",): "detect objects in images with a trained detector",
+    ("export",): "export a trained model: safetensors, JSON, programs of jax.export",
     ("analyze", "scaled-dot"): "measure why attention scales its dot products",
     ("analyze", "errata"): "compute the number behind each entry of docs/errata.md",
     ("analyze", "truncation"): "measure the bias and the final loss of truncated back-propagation",

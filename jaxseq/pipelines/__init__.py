@@ -13,6 +13,7 @@ from jaxseq.pipelines.detection_measures import (
 from jaxseq.pipelines.detection_report import draw_detector_report, precision_table
 from jaxseq.pipelines.detection_tasks import CocoInstances, DetectionScenes, Voc
 from jaxseq.pipelines.detector import DetectionConfig, Detector
+from jaxseq.pipelines.exporting import export_model
 from jaxseq.pipelines.image_paths import image_paths, read_images
 from jaxseq.pipelines.loading import Trained, load
 from jaxseq.pipelines.pair_tasks import Dates, Digits, Files, Names, Reversal, Words
@@ -71,6 +72,7 @@ __all__ = [
     "cut_at",
     "detection_rows",
     "draw_detector_report",
+    "export_model",
     "file_image",
     "find_weights",
     "found_in_files",

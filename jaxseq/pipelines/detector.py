@@ -218,6 +218,10 @@ class Detector(Pipeline):
                 made.append(Found(kept.boxes[row][valid], kept.scores[row][valid], kept.classes[row][valid]))
         return made
 
+    def detect(self, params: PyTree, images: Array, boxes: Array) -> Detections:
+        """The detections in images ``[B Y X 3]`` given boxes ``[B P 4]``: the pure function of ``detections``."""
+        return self._detections(params, self.linear, images, boxes)
+
     def fit_linear_stages(
         self,
         params: PyTree,

@@ -117,8 +117,8 @@ def _recurrent_product(h: Float[Array, "B P"], R: Float[Array, "N H G K"]) -> Fl
     low = h.astype(R.dtype)
     if heads == 1:
         return (low @ R.reshape(size, gates * out)).astype(h.dtype)
-    r = jnp.einsum("bnh,nhgk->bgnk", low.reshape(len(h), heads, size), R)
-    return r.reshape(len(h), gates * heads * out).astype(h.dtype)
+    r = jnp.einsum("bnh,nhgk->bgnk", low.reshape(h.shape[0], heads, size), R)
+    return r.reshape(h.shape[0], gates * heads * out).astype(h.dtype)
 
 
 def _recurrent_product_transpose(d_r: Float[Array, "B GF"], R: Array) -> Float[Array, "B P"]:
@@ -126,8 +126,8 @@ def _recurrent_product_transpose(d_r: Float[Array, "B GF"], R: Array) -> Float[A
     if R.ndim == 2:
         return (d_r.astype(R.dtype) @ R).astype(d_r.dtype)
     heads, gates, size, _ = R.shape
-    low = d_r.astype(R.dtype).reshape(len(d_r), gates, heads, size)
-    return jnp.einsum("bgnk,ngkh->bnh", low, R).reshape(len(d_r), heads * size).astype(d_r.dtype)
+    low = d_r.astype(R.dtype).reshape(d_r.shape[0], gates, heads, size)
+    return jnp.einsum("bgnk,ngkh->bnh", low, R).reshape(d_r.shape[0], heads * size).astype(d_r.dtype)
 
 
 def _transpose_recurrent(R: Float[Array, "N H G K"]) -> Array:
