@@ -21,6 +21,7 @@ from jaxseq import terminal
 from jaxseq.terminal import printable, shorten
 from jaxseq.training.errors import TrainingError
 from jaxseq.training.interrupts import EXIT_INTERRUPTED, ending_signals
+from jaxseq.training.loggers import check_loggers
 from jaxseq.training.settings import check_numbers
 
 C = TypeVar("C")
@@ -79,6 +80,7 @@ def run_cli(
             check_repeated_flags(sys.argv[1:], repeatable)
             made = parse_arguments(config, description)
             check_values(made)
+            check_loggers(made)
             main(made)
             sys.stdout.flush()
         except KeyboardInterrupt:
