@@ -64,10 +64,11 @@ class WandbWriter:
     """Writes scalars for Weights & Biases; raises ImportError if wandb is not installed.
 
     Nothing is uploaded unless ``WandbConfig.mode`` or WANDB_MODE says ``online``: a login alone does not. The id of the
-    W&B run is stored in the run folder (``wandb.json``), and a resumed run continues the W&B run of this id, in a new
-    folder ``wandb/offline-run-<time>-<id>`` if it is offline. Steps of W&B only rise: rows of steps before the last one
-    that was logged are not logged again. They would have the same values, as a resumed run repeats its steps bit for
-    bit. The rows of that last step are logged again, because W&B holds them back until the next step.
+    W&B run is stored in the run folder (``wandb.json``), and a resumed run continues the W&B run of this id. W&B
+    cannot delete rows, and a killed process loses those that it holds in memory, so a resumed run logs all rows of
+    ``metrics.jsonl`` up to the step it resumes from again. Offline they go to a new folder
+    ``wandb/offline-run-<time>-<id>``: the newest one holds the whole run. Online, W&B ignores rows of steps that it
+    has; they have the same values, as a resumed run repeats its steps bit for bit.
     """
 
     def __init__(self, files: RunFiles, values: JSON, config: WandbConfig):
@@ -75,42 +76,49 @@ class WandbWriter:
         stored = files.read(WANDB_FILE)
         known = stored.get("id") if isinstance(stored, dict) else None
         self.id = known if isinstance(known, str) else secrets.token_hex(8)
-        if known is None:
+        if self.id != known:
             files.write(WANDB_FILE, {"id": self.id})
-        logged = [row["step"] for row in read_json_lines(files.folder / METRICS)] if known is not None else []
-        self._first = max(logged, default=0)
         self._config, self._folder, self._values = config, files.folder, values
+        self._resumed = 0
         self._run: Any = None
 
     def write(self, step: int, metrics: Mapping[str, object]) -> None:
         """Record the scalars; strings and missing values are ignored."""
-        if step >= self._first:
-            self._run = self._run or self._start()
-            self._run.log(scalars(metrics), step=step)
+        self._run = self._run or self._start()
+        self._run.log(scalars(metrics), step=step)
 
     def rewind(self, step: int) -> None:
-        """Do nothing: the rows up to the one that was logged last are left out when they are written again."""
+        """The next write begins with the rows of ``metrics.jsonl`` up to this step."""
+        self.close()
+        self._resumed = step
 
     def close(self) -> None:
-        """Write the last row and end the segment of the W&B run."""
+        """Write what W&B holds in memory."""
         if self._run is not None:
-            self._run.finish(quiet=True)
+            self._run.finish()
             self._run = None
 
     def _start(self) -> Any:
+        mode = wandb_mode(self._config)
+        if mode != "online":  # errors of wandb are reported over the network, too
+            os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
         settings = wandb.Settings(console="off", save_code=False, disable_git=True, silent=True, symlink=False)
-        return wandb.init(
+        run = wandb.init(
             project=self._config.project,
             name=self._config.name or self._folder.name,
             id=self.id,
             resume="allow",
             dir=str(self._folder),
             config=self._values,
-            mode=wandb_mode(self._config),
+            mode=mode,
             settings=settings,
         )
+        for row in read_json_lines(self._folder / METRICS):
+            if row["step"] <= self._resumed:
+                run.log(scalars({name: value for name, value in row.items() if name != "step"}), step=row["step"])
+        return run
 
 
 def wandb_mode(config: WandbConfig) -> Any:
