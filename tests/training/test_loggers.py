@@ -6,6 +6,7 @@ import importlib.util
 import json
 import struct
 import sys
+import time
 import tomllib
 import types
 from pathlib import Path
@@ -185,6 +186,7 @@ def test_wandb_itself_writes_the_whole_run_offline(tmp_path, monkeypatch):
 
     monkeypatch.delenv("WANDB_MODE", raising=False)
     write(tmp_path, 0, 4)
+    time.sleep(1.1)  # the names of W&B's folders have the second
     write(tmp_path, 2, 6)
     newest = max(tmp_path.glob("wandb/offline-run-*/*.wandb"), key=lambda file: file.stat().st_mtime_ns)
     logged = {}
