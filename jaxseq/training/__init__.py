@@ -29,7 +29,7 @@ from jaxseq.training.run import Run
 from jaxseq.training.run_files import RunFiles, read_json
 from jaxseq.training.saved_run import SavedRun, read_run
 from jaxseq.training.scheduled_sampling import scheduled_sampling
-from jaxseq.training.settings import check_numbers, from_json, resumable_field, to_json
+from jaxseq.training.settings import STEP_SCHEDULE, check_numbers, from_json, resumable_field, to_json
 from jaxseq.training.state import Ema, ParameterInfo, TrainState, create_state, parameter_table
 from jaxseq.training.step import make_train_step
 from jaxseq.training.train_config import TrainConfig
@@ -38,6 +38,7 @@ from jaxseq.training.truncation import Truncation, TruncationMode
 __all__ = [
     "EXIT_INTERRUPTED",
     "LOGGERS",
+    "STEP_SCHEDULE",
     "Aux",
     "Batches",
     "BestTracker",
