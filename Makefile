@@ -49,8 +49,8 @@ accelerator:  ## ops checked, cuDNN, training steps in bfloat16 and throughput o
 
 lock:  ## resolve requirements.lock again (needs uv)
 	uv pip compile pyproject.toml --universal --generate-hashes --no-emit-index-url --no-header \
-	  --extra plots --extra text --extra translation --extra images --extra export --extra pretrained --extra vision --extra tensorboard \
-	  --extra dev -o requirements.lock
+	  --extra plots --extra text --extra translation --extra images --extra export --extra pretrained --extra vision \
+	  --extra tensorboard --extra wandb --extra dev -o requirements.lock
 
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else f"jaxseq needs Python >= 3.11; {sys.executable} is {v.major}.{v.minor}: make PYTHON=/path/to/python3.11")'

@@ -163,7 +163,8 @@ def main(config: Config) -> dict[str, Any]:
 
 def smoke(config: Config) -> Config:
     """The same experiment with small sizes."""
-    train = dataclasses.replace(config.train, steps=6, log_every=2, checkpoint_every=3, eval_every=None)
+    evaluations = 3 if config.train.best_metric else None
+    train = dataclasses.replace(config.train, steps=6, log_every=2, checkpoint_every=3, eval_every=evaluations)
     sizes: dict[str, Any] = {"features": 8}
     if config.model.attends and config.model.attention in (None, "multi_head"):
         sizes["num_heads"] = 2

@@ -172,7 +172,8 @@ def read(config: Config) -> data.Corpus:
 
 def smoke(config: Config) -> Config:
     """The same experiment with small sizes."""
-    train = dataclasses.replace(config.train, steps=20, log_every=5, checkpoint_every=10)
+    evaluations = 10 if config.train.best_metric else config.train.eval_every
+    train = dataclasses.replace(config.train, steps=20, log_every=5, checkpoint_every=10, eval_every=evaluations)
     model, samples = dataclasses.replace(config.model, features=16), min(config.samples, 1)
     return dataclasses.replace(
         config, train=train, model=model, batch_size=4, length=16, samples=samples, sample_length=40

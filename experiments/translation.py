@@ -29,7 +29,7 @@ from jaxseq import analysis, data, distribution, ops, pipelines, plotting, train
 from jaxseq.models import EncoderDecoder
 from jaxseq.models.configs import AttentionTranslator, RNNTranslator, TransformerTranslator
 from jaxseq.pipelines import Dates, Digits, Files, Names, Reversal, Words
-from jaxseq.training import resumable_field
+from jaxseq.training import STEP_SCHEDULE, resumable_field
 
 Task = (
     Annotated[Dates, subcommand("task:dates")]
@@ -70,7 +70,7 @@ class Config:
     buckets: int = 2
     """Number of padded batch shapes; each batch contains pairs of similar length."""
     label_smoothing: float = 0.0
-    scheduled_sampling: float = 0.0
+    scheduled_sampling: float = dataclasses.field(default=0.0, metadata={STEP_SCHEDULE: True})
     """Scheduled sampling: probability at the end of training that the decoder reads its own token instead of the
     target's; it rises linearly from 0 (Bengio et al. 2015)."""
     seed: int = 0
@@ -205,7 +205,8 @@ def smoke(config: Config) -> Config:
     def resized(part: Any, **sizes: int) -> Any:
         return dataclasses.replace(part, **{name: size for name, size in sizes.items() if hasattr(part, name)})
 
-    train = dataclasses.replace(config.train, steps=10, log_every=5, checkpoint_every=5, eval_every=None)
+    evaluations = 5 if config.train.best_metric else None
+    train = dataclasses.replace(config.train, steps=10, log_every=5, checkpoint_every=5, eval_every=evaluations)
     model = resized(config.model, features=16, num_heads=2, layers=1)
     task, samples = resized(config.task, num_pairs=64), min(config.samples, 1)
     return dataclasses.replace(config, train=train, model=model, task=task, batch_size=8, samples=samples)

@@ -37,7 +37,7 @@ OUTSIDE = {
     "data": {"PIL", "babel", "jaxtyping", "num2words", "numpy", "skimage", "sklearn", "tokenizers"},
 }
 EXTRAS = ["PIL", "babel", "matplotlib", "num2words", "sacrebleu", "safetensors", "skimage", "sklearn"]
-EXTRAS += ["faster_coco_eval", "pycocotools", "tensorboardX", "tokenizers", "torch"]
+EXTRAS += ["faster_coco_eval", "pycocotools", "tensorboardX", "tokenizers", "torch", "wandb"]
 DEVELOPMENT = ["beartype", "hypothesis", "pytest", "mypy", "ruff"]
 
 

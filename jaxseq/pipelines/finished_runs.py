@@ -41,7 +41,7 @@ def read_finished_run(folder: Path, kind: type) -> FinishedRun:
     saved.verify_config(config)
     ignored = IGNORED_FIELDS | resumable_fields(config)
     environment, results = (saved.read_object(name) for name in ("environment.json", "results.json"))
-    return FinishedRun(folder, ignored, saved.config, environment, results)
+    return FinishedRun(folder, ignored, training.to_json(config), environment, results)
 
 
 def field_differences(old: dict[str, Any], new: dict[str, Any], ignored: set[str]) -> list[str]:

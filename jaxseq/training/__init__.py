@@ -1,6 +1,8 @@
 """Training: train step, loop, run folder, checkpoints, report."""
 
 from jaxseq.training.accumulation import accumulate
+from jaxseq.training.best import BestTracker
+from jaxseq.training.checkpoint_folder import StepChoice
 from jaxseq.training.checkpoints import Checkpoints, Restored
 from jaxseq.training.cli import check_outputs, check_repeated_flags, run_cli
 from jaxseq.training.environment import enable_compilation_cache
@@ -15,9 +17,10 @@ from jaxseq.training.errors import (
     TrainingError,
 )
 from jaxseq.training.interrupts import EXIT_INTERRUPTED, Interrupted
-from jaxseq.training.loop import TrainConfig, fit
+from jaxseq.training.loggers import LOGGERS, TensorBoardWriter, WandbConfig, WandbWriter, check_loggers
+from jaxseq.training.loop import fit
 from jaxseq.training.losses import CrossEntropy, cross_entropy
-from jaxseq.training.metrics import JsonLinesWriter, TensorBoardWriter, read_json_lines
+from jaxseq.training.metrics import JsonLinesWriter, read_json_lines
 from jaxseq.training.optimizer import OptimizerConfig, make_optimizer
 from jaxseq.training.protocols import Aux, Batches, Evaluate, Loss, StreamBatches, Writer
 from jaxseq.training.provenance import Provenance
@@ -26,15 +29,19 @@ from jaxseq.training.run import Run
 from jaxseq.training.run_files import RunFiles, read_json
 from jaxseq.training.saved_run import SavedRun, read_run
 from jaxseq.training.scheduled_sampling import scheduled_sampling
-from jaxseq.training.settings import check_numbers, from_json, resumable_field, to_json
+from jaxseq.training.settings import STEP_SCHEDULE, check_numbers, from_json, resumable_field, to_json
 from jaxseq.training.state import Ema, ParameterInfo, TrainState, create_state, parameter_table
 from jaxseq.training.step import make_train_step
+from jaxseq.training.train_config import TrainConfig
 from jaxseq.training.truncation import Truncation, TruncationMode
 
 __all__ = [
     "EXIT_INTERRUPTED",
+    "LOGGERS",
+    "STEP_SCHEDULE",
     "Aux",
     "Batches",
+    "BestTracker",
     "CheckpointError",
     "CheckpointMismatchError",
     "CheckpointWarning",
@@ -56,6 +63,7 @@ __all__ = [
     "RunFolderError",
     "RunLockedError",
     "SavedRun",
+    "StepChoice",
     "StreamBatches",
     "TensorBoardWriter",
     "TrainConfig",
@@ -63,8 +71,11 @@ __all__ = [
     "TrainingError",
     "Truncation",
     "TruncationMode",
+    "WandbConfig",
+    "WandbWriter",
     "Writer",
     "accumulate",
+    "check_loggers",
     "check_numbers",
     "check_outputs",
     "check_repeated_flags",

@@ -19,8 +19,10 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 from jaxseq import terminal
 from jaxseq.terminal import printable, shorten
+from jaxseq.training.config_files import read_config, take_config
 from jaxseq.training.errors import TrainingError
 from jaxseq.training.interrupts import EXIT_INTERRUPTED, ending_signals
+from jaxseq.training.loggers import check_loggers
 from jaxseq.training.settings import check_numbers
 
 C = TypeVar("C")
@@ -32,6 +34,9 @@ OUT_OF_MEMORY = re.compile(r"(.*out of memory|RESOURCE_EXHAUSTED)[:,]?\s*", re.I
 LOWER = "lower batch_size, length, features or beams"
 EMPTY_PATH = Path("")
 """What an empty text is read as where a path is asked for: ``check_values`` refuses this object."""
+
+CONFIG_HELP = """
+--config FILE: values for the options from a .yaml file or a run's config.json; other options override them."""
 
 PATH_RULE = ConstructorRegistry()
 """For ``tyro.cli``: paths from texts, and ``EMPTY_PATH`` from the empty one, which would be the working folder."""
@@ -79,6 +84,7 @@ def run_cli(
             check_repeated_flags(sys.argv[1:], repeatable)
             made = parse_arguments(config, description)
             check_values(made)
+            check_loggers(made)
             main(made)
             sys.stdout.flush()
         except KeyboardInterrupt:
@@ -142,14 +148,17 @@ def parse_arguments(config: type[C], description: str | None) -> C:
     """The config that tyro reads from the command line; its messages show the arguments' control characters escaped.
 
     Raises:
-        ValueError: a value that a dataclass of the config refuses.
+        ValueError: a value that a dataclass of the config refuses, or a file of --config that cannot be used.
         SystemExit: after the help, or a message of tyro's.
     """
-    options: dict[str, Any] = {"description": description, "registry": PATH_RULE}
+    file, words = take_config(sys.argv[1:])
+    options: dict[str, Any] = {"description": f"{description or ''}\n{CONFIG_HELP}", "registry": PATH_RULE}
+    if file is not None:
+        options["default"] = read_config(file, config)
     nothing = io.StringIO()
     try:
         with contextlib.redirect_stdout(nothing), contextlib.redirect_stderr(nothing):
-            return tyro.cli(config, **options)
+            return tyro.cli(config, args=words, **options)
     except SystemExit as error:
         refused = _refused_value(error)
         if refused is not None:
@@ -158,7 +167,7 @@ def parse_arguments(config: type[C], description: str | None) -> C:
     # tyro formats its help and its messages for terminals itself.
     outputs = [cast(TextIO, getattr(stream, "unescaped", stream)) for stream in (sys.stdout, sys.stderr)]
     with contextlib.redirect_stdout(outputs[0]), contextlib.redirect_stderr(outputs[1]):
-        tyro.cli(config, args=[printable(word) for word in sys.argv[1:]], **options)
+        tyro.cli(config, args=[printable(word) for word in words], **options)
     sys.exit(code)
 
 

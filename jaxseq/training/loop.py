@@ -4,76 +4,34 @@ import collections
 import copy
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Generic
 
 import jax
 import numpy as np
 import optax
 
+from jaxseq.files import JSON
+from jaxseq.training.best import BestTracker
+from jaxseq.training.checkpoint_folder import BEST
 from jaxseq.training.checkpoints import Checkpoints
 from jaxseq.training.console import ProgressDisplay, format_devices, format_parameters
 from jaxseq.training.errors import CheckpointError, CheckpointWarning, ConfigMismatchError, NonfiniteError
 from jaxseq.training.interrupts import EXIT_INTERRUPTED, Interrupted, SignalHandler
-from jaxseq.training.metrics import JsonLinesWriter, MetricAccumulator, TensorBoardWriter
+from jaxseq.training.loggers import make_loggers
+from jaxseq.training.metrics import JsonLinesWriter, MetricAccumulator
 from jaxseq.training.nonfinite import NonfiniteLog
-from jaxseq.training.processes import is_primary
+from jaxseq.training.processes import from_primary, is_primary
 from jaxseq.training.protocols import B, Batches, Evaluate, Loss, Writer
 from jaxseq.training.run import Run
-from jaxseq.training.settings import check_numbers, resumable_field
 from jaxseq.training.state import TrainState, copy_buffers, init_ema, parameter_table
 from jaxseq.training.step import Metrics, count_tokens, make_train_step
 from jaxseq.training.throughput import Throughput
-from jaxseq.training.truncation import Truncation, TruncationMode
+from jaxseq.training.train_config import TrainConfig
+from jaxseq.training.truncation import Truncation
 from jaxseq.training.watchdog import Watchdog
 
 IN_FLIGHT = 2
 """Steps that are dispatched to the device before the host reads the metrics of an earlier one."""
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """The length of training, truncation, averaging, and the intervals of logging, evaluation and checkpoints."""
-
-    steps: int | None = 1000
-    """Training steps; None for the default of the experiment's model."""
-    truncation: TruncationMode = "zero"
-    """The carry at the start of a chunk: initial (zero), the previous chunk's (carry), or recomputed (recompute)."""
-    ema_decay: float | None = None
-    """Decay per update of a moving average of the parameters, which is then used for evaluation. The average does not
-    contain the initial parameters: it is divided by 1 - ema_decay**updates, as Adam's moments are."""
-    log_every: int = resumable_field(10)
-    checkpoint_every: int = resumable_field(100)
-    max_to_keep: int = resumable_field(3)
-    """Number of checkpoints kept."""
-    eval_every: int | None = resumable_field(None)
-    max_consecutive_nonfinite: int = resumable_field(10)
-    """Training stops with an error after so many consecutive steps whose loss, gradient or update is not finite."""
-    tensorboard: bool = resumable_field(False)
-    hang_factor: float | None = resumable_field(20.0)
-    """A step that takes so many times the median ends the process with exit code 76 (a watchdog); None for never."""
-    hang_seconds: float = resumable_field(60.0)
-    """The shortest time after which a step counts as hanging."""
-
-    def __post_init__(self) -> None:
-        check_numbers(self, "train")
-        for name in (
-            "steps",
-            "log_every",
-            "checkpoint_every",
-            "max_to_keep",
-            "eval_every",
-            "max_consecutive_nonfinite",
-        ):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"train {name} must be at least 1, not {value}")
-        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
-            raise ValueError(f"train ema_decay must be in [0, 1), not {self.ema_decay}")
-        if self.hang_factor is not None and not self.hang_factor > 1:
-            raise ValueError(f"train hang_factor must be above 1, not {self.hang_factor}")
-        if not self.hang_seconds > 0:
-            raise ValueError(f"train hang_seconds must be above 0, not {self.hang_seconds}")
 
 
 def fit(
@@ -88,6 +46,10 @@ def fit(
     writers: Sequence[Writer] = (),
 ) -> TrainState:
     """Train up to ``config.steps``, from the newest checkpoint of the run or from ``state``; returns the final state.
+
+    If ``config.patience`` evaluations in a row do not improve ``config.best_metric``, training ends before. The same
+    call on a run that has ended makes no further steps. The state that is returned is that of the last step, or of the
+    best evaluation (``config.final_parameters``).
 
     A resumed run ends bit for bit where an uninterrupted one does (same machine, versions and device count). On SIGINT
     and SIGTERM the step finishes, the state is saved and :class:`Interrupted` is raised (exit code EXIT_INTERRUPTED).
@@ -104,10 +66,11 @@ def fit(
 
     Raises:
         NonfiniteError: ``max_consecutive_nonfinite`` steps in a row were skipped; the last finite parameters are saved.
-        ValueError: ``config.steps`` is None.
+        ValueError: ``config.steps`` is None; ``config.best_metric`` without ``evaluate``, or no value of it.
         ConfigMismatchError: the run has already made more steps than ``config.steps``.
-        CheckpointError: the run's checkpoints are corrupted, or belong to another state, config, model or data; or the
-            last one could not be written, in two attempts.
+        CheckpointError: the run's checkpoints are corrupted, or belong to another state, config, model or data; the
+            last one could not be written, in two attempts; or the best one is asked for and cannot be loaded.
+        ImportError: a logger is not installed.
     """
     loop = _Loop(loss, state, optimizer, batches, run, config, evaluate, writers)
     try:
@@ -139,6 +102,8 @@ class _Loop(Generic[B]):
             raise ValueError("the state keeps a moving average, but train ema_decay is None")
         if config.steps is None:
             raise ValueError("train steps must be given, not None")
+        if config.best_metric is not None and evaluate is None:
+            raise ValueError(f"train best_metric={config.best_metric} needs an evaluation, but fit was given none")
         self.batches, self.run, self.config, self.evaluate = batches, run, config, evaluate
         self.num_steps = config.steps
         self.state = copy_buffers(state)
@@ -152,9 +117,11 @@ class _Loop(Generic[B]):
             provenance=run.provenance,
             accept_changes=run.files.accept_changes,
         )
-        board = [TensorBoardWriter(run.path / "tensorboard")] if config.tensorboard and is_primary() else []
         self.metrics = JsonLinesWriter(run.metrics)
-        self.writers: list[Writer] = [self.metrics, *board, *writers] if is_primary() else []
+        self.writers: list[Writer] = []
+        if is_primary():
+            self.writers = [self.metrics, *make_loggers(config.loggers, run.files, run.config, config.wandb), *writers]
+        self.best = self.make_tracker(None)
         self.progress = ProgressDisplay(self.num_steps)
         fingerprint = run.environment["data_fingerprint"]
         self.nonfinite = NonfiniteLog(run.path / "nonfinite.jsonl", fingerprint, write=is_primary())
@@ -178,9 +145,9 @@ class _Loop(Generic[B]):
             self.progress.start(self.step)
             self.throughput.start()
             first = True
-            if self.step < self.num_steps:
+            if self.step < self.num_steps and not self.out_of_patience:
                 self.run.delete_results()
-            while self.step < self.num_steps and not signals.stop_before(self.step):
+            while self.step < self.num_steps and not self.out_of_patience and not signals.stop_before(self.step):
                 self.make_step(first)
                 first = False
             saved = self.save_with_retry()
@@ -196,7 +163,8 @@ class _Loop(Generic[B]):
                     f"the parameters of step {self.step} could not be saved in {self.run.checkpoints} (see the warning "
                     "above); the same command resumes from the checkpoint before"
                 )
-        return self.state
+            self.print_end()
+            return self.final_state()
 
     def restore(self) -> None:
         """Load the newest checkpoint, if there is one, and delete the metrics after it."""
@@ -206,6 +174,7 @@ class _Loop(Generic[B]):
             self.saved_step = self.step
             self.tokens, self.throughput.seconds = meta["tokens"], meta["train_seconds"]
             self.accumulator = MetricAccumulator(meta["window"])
+            self.restore_best(meta.get(BEST))
         if self.step > self.num_steps:
             raise ConfigMismatchError(f"{self.run.path} is at step {self.step}, past train steps {self.num_steps}")
         for writer in self.writers:
@@ -216,6 +185,54 @@ class _Loop(Generic[B]):
             told = f"{self.run.metrics} was changed: it differs from what the run wrote up to step {self.step}"
             warnings.warn(told, CheckpointWarning, stacklevel=4)
         self.state = self.truncation.prepare(self.state, self.step)
+
+    def make_tracker(self, content: JSON) -> BestTracker | None:
+        config = self.config
+        if config.best_metric is None:
+            return None
+        return BestTracker(config.best_metric, config.best_mode, config.min_improvement, content)
+
+    def restore_best(self, content: JSON) -> None:
+        """Go on from the best evaluation of a checkpoint's ``meta``, if its checkpoint is there."""
+        self.best = self.make_tracker(content)
+        if self.best is None or self.best.step is None or from_primary(lambda: self.best_is_there()):
+            return
+        told = f"the best checkpoint, of step {self.best.step}, is missing in {self.run.checkpoints}"
+        warnings.warn(f"{told}; the best of the evaluations from now on is kept", CheckpointWarning, stacklevel=5)
+        self.best.forget(self.best.step)
+
+    def best_is_there(self) -> bool:
+        return self.best is not None and self.best.step in self.checkpoints.steps()
+
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether training ends because of early stopping."""
+        return self.best is not None and self.config.patience is not None and self.best.stale >= self.config.patience
+
+    def print_end(self) -> None:
+        """Print the best evaluation, and whether training ended early."""
+        if self.best is None or self.best.step is None:
+            return
+        if self.out_of_patience and self.step < self.num_steps:
+            self.progress.print(
+                f"stopped early at step {self.step} of {self.num_steps}: {self.best.metric} has not improved in the "
+                f"last {self.best.stale} evaluations (train.patience {self.config.patience})"
+            )
+        self.progress.print(f"best {self.best.metric}: {self.best.value:.6g} at step {self.best.step}")
+
+    def final_state(self) -> TrainState:
+        """The state of the last step, or of the best evaluation."""
+        if self.best is None or self.config.final_parameters == "last" or self.best.step == self.step:
+            return self.state
+        if self.best.step is None:
+            raise CheckpointError(f"no evaluation gave a finite {self.best.metric}, so no parameters are the best")
+        with self.watchdog.paused():
+            restored = self.checkpoints.restore(self.state, self.best.step)
+        if restored is None:
+            raise CheckpointError(
+                f"the best checkpoint, of step {self.best.step}, is missing in {self.run.checkpoints}"
+            )
+        return restored.state
 
     def print_summary(self) -> None:
         """Print devices, parameters and data before the first compilation."""
@@ -257,7 +274,11 @@ class _Loop(Generic[B]):
             self.log()
         if self.evaluate is not None and config.eval_every and self.step % config.eval_every == 0:
             self.run_evaluation(self.evaluate)
-        if last or self.step % config.checkpoint_every == 0:
+        if self.out_of_patience and not last:
+            last = True
+            if self.step % config.log_every:
+                self.log()
+        if (last or self.step % config.checkpoint_every == 0) and self.saved_step != self.step:
             self.save()
 
     def drain_metrics(self, in_flight: int) -> None:
@@ -306,16 +327,22 @@ class _Loop(Generic[B]):
         shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         self.progress.print(f"evaluation at step {self.step}: {shown}")
         self.throughput.start()
+        if self.best is not None and self.best.update(self.step, values):
+            self.save()
 
     def save(self) -> None:
         self.drain_metrics(0)
         self.throughput.lap()
+        if self.saved_step != self.step and not self.checkpoints.wait() and self.best is not None:
+            self.best.forget(self.saved_step)
         meta = {
             "tokens": self.tokens,
             "train_seconds": self.throughput.seconds,
             "window": copy.deepcopy(self.accumulator.content),
             "metrics": self.metrics.sha256(),
         }
+        if self.best is not None:
+            meta[BEST] = copy.deepcopy(self.best.content)
         with self.watchdog.paused():
             self.checkpoints.save(self.step, self.state, meta)
         self.saved_step = self.step

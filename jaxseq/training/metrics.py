@@ -1,4 +1,4 @@
-"""Metrics: JSON lines always, TensorBoard on request, and the summary between two log lines."""
+"""Metrics: JSON lines, and the summary between two log lines."""
 
 import hashlib
 import json
@@ -8,10 +8,13 @@ import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from jaxseq.files import JSON, parse_json, read_regular, write_atomic
 from jaxseq.training.errors import CheckpointMismatchError
+
+METRICS = "metrics.jsonl"
+"""The file of a run's metrics."""
 
 
 class JsonLinesWriter:
@@ -83,38 +86,6 @@ def _parse(line: str) -> dict[str, JSON] | None:
 def _to_plain(value: object) -> JSON:
     value = value.item() if hasattr(value, "item") else value
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-class TensorBoardWriter:
-    """Writes scalars for TensorBoard; raises ImportError if tensorboardX is not installed."""
-
-    def __init__(self, folder: str | os.PathLike):
-        try:
-            from tensorboardX import SummaryWriter
-        except ImportError:
-            raise ImportError("TensorBoard needs tensorboardX: pip install 'jaxseq[tensorboard]'") from None
-        self._open = lambda purge: SummaryWriter(str(folder), purge_step=purge)
-        self._writer: Any = None
-
-    def write(self, step: int, metrics: Mapping[str, object]) -> None:
-        """Record the scalars; strings and missing values are ignored."""
-        self._writer = self._writer or self._open(None)
-        for name, value in metrics.items():
-            number = _to_plain(value)
-            if isinstance(number, int | float):
-                self._writer.add_scalar(name, number, step)
-        self._writer.flush()
-
-    def rewind(self, step: int) -> None:
-        """Begin a new event file that hides what earlier ones hold after ``step``."""
-        self.close()
-        self._writer = self._open(step + 1)
-
-    def close(self) -> None:
-        """Close the event file."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
 
 
 class _Content(TypedDict):

@@ -27,6 +27,7 @@ class OptimizerConfig:
     """An optimizer, its learning-rate schedule, clipping and accumulation."""
 
     name: OptimizerName = "adamw"
+    """The update rule; sgd with b1 as its momentum."""
     learning_rate: float | None = 1e-3
     """The peak, reached after the warm-up; None for the default of the experiment's model."""
     schedule: ScheduleName = "cosine"

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from jaxseq.files import JSON
-from jaxseq.training.settings import config_differences, from_json, resumable_fields, to_json
+from jaxseq.training.settings import EXTENSIBLE, RESUMABLE, config_differences, from_json, marked_fields, to_json
 
 
 class Provenance(NamedTuple):
@@ -84,10 +84,12 @@ def _part_text(stored: JSON) -> str:
 def changes(earlier: JSON, config: object) -> list[str]:
     """The differences between a config that was written earlier, None for none, and ``config``.
 
-    Fields that the earlier config lacks, because they were added later, have their defaults.
+    Fields that the earlier config lacks, because they were added later, have their defaults. The number of training
+    steps, which a run may extend (``training.extension``), is not compared.
     """
     if earlier is None:
         return []
     with contextlib.suppress(ValueError, TypeError):  # another class of config: every difference is listed
         earlier = to_json(from_json(type(config), earlier))
-    return config_differences(earlier, to_json(config), resumable_fields(config))
+    ignored = {*marked_fields(config, RESUMABLE), *marked_fields(config, EXTENSIBLE)}
+    return config_differences(earlier, to_json(config), ignored)

@@ -2,14 +2,18 @@
 
 import contextlib
 import os
+import warnings
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
 
 from jaxseq.files import JSON
+from jaxseq.training.checkpoint_folder import entries
 from jaxseq.training.environment import describe_environment, enable_compilation_cache
-from jaxseq.training.errors import ConfigMismatchError, RunFolderError, RunLockedError
-from jaxseq.training.metrics import read_json_lines
+from jaxseq.training.errors import CheckpointWarning, ConfigMismatchError, RunFolderError, RunLockedError
+from jaxseq.training.extension import compare_steps
+from jaxseq.training.loggers import check_loggers
+from jaxseq.training.metrics import METRICS, read_json_lines
 from jaxseq.training.processes import from_primary, is_primary
 from jaxseq.training.provenance import Provenance, changes
 from jaxseq.training.run_files import CHECKSUMS, RunFiles
@@ -53,7 +57,9 @@ class Run:
 
         Args:
             path: the run folder.
-            config: a dataclass; it must equal the folder's ``config.json`` except in its resumable fields.
+            config: a dataclass; it must equal the folder's ``config.json`` except in its resumable fields. The
+                number of training steps may change where the run goes on as one of that number does
+                (``training.extension``).
             fingerprint: identifies the data, for example by a hash.
             allow_config_change: accept another config or model, other data and changed files, and print the
                 differences.
@@ -62,8 +68,10 @@ class Run:
             RunFolderError: the folder contains other files.
             RunLockedError: another process uses the folder.
             ConfigMismatchError: the folder was made with another config or other data, or its environment.json is
-                missing beside checkpoints. Nothing is overwritten.
+                missing beside checkpoints, or the run has made more steps than the new number. Nothing is overwritten.
+            ImportError: a logger of the config is not installed. Nothing is created.
         """
+        check_loggers(config)
         enable_compilation_cache()
         folder = Path(path).expanduser().absolute()
         files = RunFiles(folder, accept_changes=allow_config_change)
@@ -91,7 +99,7 @@ class Run:
     @property
     def metrics(self) -> Path:
         """The file of the metrics."""
-        return self.path / "metrics.jsonl"
+        return self.path / METRICS
 
     def define_model(self, parts: Mapping[str, object]) -> None:
         """Name what the parameters mean besides the config: a vocabulary, the SHA-256 of a file of code.
@@ -150,7 +158,10 @@ class Run:
 def _enter(files: RunFiles, config: object, fingerprint: str) -> dict[str, JSON]:
     """Check a locked folder against the config, write its first files, and return the environment."""
     folder = files.folder
-    differences = changes(files.read(CONFIG, verify=False), config)
+    earlier = files.read(CONFIG, verify=False)
+    saved = entries(folder / CHECKPOINTS)
+    extension = compare_steps(earlier, config, saved[-1].step if saved else 0)
+    differences = changes(earlier, config) + extension.jumps
     known = files.read(ENVIRONMENT)
     if known is None and any((folder / CHECKPOINTS).glob("*")):
         differences.append(f"{ENVIRONMENT}, which tells the data of the checkpoints: present -> missing")
@@ -168,6 +179,10 @@ def _enter(files: RunFiles, config: object, fingerprint: str) -> dict[str, JSON]
     environment = describe_environment(fingerprint)
     environment["earlier"] = _history(known or {}, environment)
     files.write(ENVIRONMENT, environment)
+    for told in extension.jumps:
+        warnings.warn(told, CheckpointWarning, stacklevel=6)
+    if extension.continuous:
+        print("\n".join(extension.continuous), flush=True)
     if differences:
         print("resuming with a changed config:\n  " + "\n  ".join(differences), flush=True)
     return environment

@@ -24,9 +24,11 @@ class SavedRun:
     """A run folder that is only read, so that it can be used while its run trains; made by :func:`read_run`."""
 
     path: Path
+    """The run folder."""
     config: dict[str, JSON]
     """The contents of ``config.json``."""
     files: RunFiles
+    """Its JSON files, which are verified when they are read."""
 
     def config_as(self, kind: type[C]) -> C:
         """The config as an instance of a dataclass, by :func:`from_json`; newer fields take their defaults.

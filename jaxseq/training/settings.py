@@ -20,6 +20,11 @@ T = TypeVar("T")
 RESUMABLE = "jaxseq_resumable"
 """The metadata key of :func:`resumable_field`."""
 
+EXTENSIBLE = "jaxseq_extensible"
+"""The metadata key of a number of training steps, which may change under the conditions of ``training.extension``."""
+
+STEP_SCHEDULE = "jaxseq_step_schedule"
+"""The metadata key of a field whose effect at a step, if it is not 0, depends on the number of training steps."""
 
 ANY_NUMBER = "jaxseq_any_number"
 """The metadata key of a field that ``check_numbers`` passes over: ``field(metadata={ANY_NUMBER: True})``."""
@@ -136,7 +141,8 @@ def from_json(kind: Any, json: JSON, name: str = "config") -> Any:
 
     ``kind`` may be built of dataclasses, ``Literal``, unions, tuples, lists, dicts, sets, paths, enums, numbers,
     strings, and ``Any``, which takes the JSON as it is. A dataclass field that the JSON lacks takes its default, so
-    that a config that was written before the field existed can still be read.
+    that a config that was written before the field existed can still be read. A dataclass may have a static method
+    ``upgrade_json(json) -> json`` that translates what its older versions wrote.
 
     Raises:
         ValueError: a value of another type, a missing field without a default, or an unknown field; the message names
@@ -202,6 +208,7 @@ def _dataclass_from_json(kind: Any, json: dict[str, JSON], name: str) -> Any:
     fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
     if json.get("kind") == kind.__name__ and "kind" not in fields:
         json = {key: value for key, value in json.items() if key != "kind"}
+    json = getattr(kind, "upgrade_json", dict)(json)
     missing = [key for key, field in fields.items() if key not in json and _required(field)]
     unknown = [key for key in json if key not in fields]
     if missing or unknown:
@@ -239,16 +246,30 @@ def _type_hints(kind: type) -> dict[str, Any]:
         return {field.name: field.type for field in dataclasses.fields(kind)}
 
 
-def resumable_fields(config: object, prefix: str = "") -> set[str]:
+def resumable_fields(config: object) -> set[str]:
     """The dotted names of the fields that were declared by :func:`resumable_field`."""
-    names: set[str] = set()
+    return set(marked_fields(config, RESUMABLE))
+
+
+def marked_fields(config: object, mark: str, prefix: str = "") -> dict[str, Any]:
+    """The values of the fields whose metadata has a key, by dotted name; also those of fields of fields."""
+    found: dict[str, Any] = {}
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         for field in dataclasses.fields(config):
-            name = f"{prefix}{field.name}"
-            if field.metadata.get(RESUMABLE):
-                names.add(name)
-            names |= resumable_fields(getattr(config, field.name), f"{name}.")
-    return names
+            name, value = f"{prefix}{field.name}", getattr(config, field.name)
+            if field.metadata.get(mark):
+                found[name] = value
+            found |= marked_fields(value, mark, f"{name}.")
+    return found
+
+
+def parts_of(config: object, kind: type[T]) -> list[T]:
+    """The instances of a dataclass among the fields of a config and their fields."""
+    if isinstance(config, kind):
+        return [config]
+    if not dataclasses.is_dataclass(config):
+        return []
+    return [part for field in dataclasses.fields(config) for part in parts_of(getattr(config, field.name), kind)]
 
 
 def flatten(json: JSON, prefix: str = "") -> dict[str, JSON]:

@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny_training import Config, digest, train
+from tiny_training import Config, digest, initial_params, train
 
-from jaxseq.training import EXIT_INTERRUPTED, Checkpoints, read_json_lines
+from jaxseq.training import EXIT_INTERRUPTED, Checkpoints, read_json_lines, read_run
 
 SCRIPT = Path(__file__).parent / "resumed_training.py"
 STEPS = Config().train.steps
@@ -32,9 +32,9 @@ def expected(tmp_path_factory, environment):
     return end
 
 
-def start(folder, environment, stop=None, number=signal.SIGKILL, delay=0.0):
+def start(folder, environment, stop=None, number=signal.SIGKILL, delay=0.0, options=()):
     """Run the script; it gets a signal `delay` seconds after its metrics have reached the step `stop`."""
-    command = [sys.executable, "-W", "error", str(SCRIPT), str(folder)]
+    command = [sys.executable, "-W", "error", str(SCRIPT), str(folder), *options]
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -67,6 +67,19 @@ def test_killed_at_three_points_it_ends_bit_for_bit_the_same(tmp_path, environme
     assert start(tmp_path, environment) == (expected, 0)
     steps = [row["step"] for row in read_json_lines(tmp_path / "metrics.jsonl")]
     assert steps == sorted(set(steps)) and steps[-1] == STEPS
+
+
+@pytest.mark.full
+def test_killed_at_three_points_it_keeps_the_best_of_a_run_that_nobody_disturbs(tmp_path, environment, expected):
+    options, found = ["best"], []
+    for point in (4, 9, 14):
+        ended = start(tmp_path / "killed", environment, stop=point, delay=point / 500, options=options)
+        assert ended == (None, -signal.SIGKILL)
+    for name in ("killed", "whole"):
+        assert start(tmp_path / name, environment, options=options) == (expected, 0)
+        restored = read_run(tmp_path / name).restore_parameters(initial_params(), step="best")
+        found.append((digest(restored.state), restored.meta["best"]))
+    assert found[0] == found[1]
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxseq.training import CheckpointMismatchError, JsonLinesWriter, TensorBoardWriter, Writer, read_json_lines
+from jaxseq.training import CheckpointMismatchError, JsonLinesWriter, read_json_lines
 from jaxseq.training.metrics import MetricAccumulator
 
 
@@ -94,27 +94,6 @@ def test_a_window_without_a_finite_loss_has_none():
     accumulator.add(step_metrics(math.inf, 1, 0), 3)
     row = accumulator.flush()
     assert row["loss"] is None and row["bits_per_token"] is None
-
-
-def test_tensorboard_writes_events_or_says_what_is_missing(tmp_path, monkeypatch):
-    pytest.importorskip("tensorboardX")
-    board = TensorBoardWriter(tmp_path / "board")
-    assert isinstance(board, Writer)
-    board.rewind(2)
-    board.write(3, {"loss": 0.5, "name": "x", "none": None})
-    board.close()
-    assert any(p.stat().st_size > 50 for p in (tmp_path / "board").iterdir())
-
-    real = builtins.__import__
-
-    def without(name, *arguments, **options):
-        if name == "tensorboardX":
-            raise ImportError(name)
-        return real(name, *arguments, **options)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ImportError, match=r"jaxseq\[tensorboard\]"):
-        TensorBoardWriter(tmp_path)
 
 
 def test_a_full_disk_is_warned_of_once_and_the_next_line_is_whole(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """A config, written as JSON and read again."""
 
+import ast
 import dataclasses
 import enum
 import json
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jaxseq import training
 from jaxseq.training import OptimizerConfig, TrainConfig, from_json, to_json
 
 
@@ -139,3 +141,20 @@ def test_a_config_written_before_fields_existed_reads_with_their_defaults(absent
 def test_what_a_config_itself_refuses_is_refused():
     with pytest.raises(ValueError, match="steps"):
         from_json(TrainConfig, to_json(TrainConfig(steps=3)) | {"steps": -1})
+
+
+def fields_without_help(file):
+    """The fields of a file's dataclasses that no docstring follows, which --help shows."""
+    missing = []
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef) and any("dataclass" in ast.unparse(made) for made in node.decorator_list):
+            for row, after in zip(node.body, [*node.body[1:], None], strict=True):
+                described = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+                if isinstance(row, ast.AnnAssign) and not described:
+                    missing.append(f"{file.name}: {node.name}.{ast.unparse(row.target)}")
+    return missing
+
+
+def test_every_field_of_a_dataclass_of_training_has_help():
+    files = sorted(Path(training.__file__).parent.glob("*.py"))
+    assert [row for file in files for row in fields_without_help(file)] == []
