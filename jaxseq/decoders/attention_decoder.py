@@ -44,7 +44,7 @@ class AttentionDecoder(MemoryDecoder):
         if captured:
             time = xs.ndim - 2
             states = jax.tree.map(lambda leaf: jnp.moveaxis(leaf.squeeze(time + 1), 0, time), states)
-            keep_last(self, STATES, "core", states.get(STATES, {}))
+            keep_last(self, STATES, STATES, {"core": states.get(STATES, {})})
         record(self, MEMORY_ATTENTION, lambda: jnp.moveaxis(weights, 0, -2))
         return carry, jnp.moveaxis(ys, 0, -2)
 

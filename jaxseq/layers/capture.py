@@ -97,7 +97,10 @@ def capture_states(
     leaves = jax.tree_util.tree_leaves_with_path(
         collections.get(STATES, {}), is_leaf=lambda leaf: isinstance(leaf, StepStates)
     )
-    found = {jax.tree_util.keystr(path[:-1], simple=True, separator="/"): leaf for path, leaf in leaves}
+    found = {}
+    for path, leaf in leaves:
+        names = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+        found["/".join(name for name in names if name != STATES)] = leaf
     return {path: found[path] for path in sorted(found, key=_numerical_order)}
 
 

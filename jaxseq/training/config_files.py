@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import tyro
 import yaml
 
 from jaxseq.files import JSON, parse_json, read_regular
@@ -22,7 +23,8 @@ SUFFIXES = (".json", ".yaml", ".yml")
 def read_config(path: Path, kind: type[C]) -> C:
     """The config of an experiment with the fields that a file sets; the others have their defaults.
 
-    The file is an object of fields, nested as the dataclasses are::
+    The file is an object of fields, nested as the dataclasses are; a field that the command line has without a prefix
+    may stand without one, too::
 
         core: rglru,attention:window=64
         train: {steps: 500}
@@ -35,6 +37,8 @@ def read_config(path: Path, kind: type[C]) -> C:
             one that the dataclass refuses. Names the file.
         OSError: the file cannot be read.
     """
+    while typing.get_origin(kind) is typing.Annotated:  # tyro's options of the command line
+        kind = typing.get_args(kind)[0]
     if path.suffix not in SUFFIXES:
         raise ValueError(f"config {path}: the suffix is {path.suffix!r}, not one of {', '.join(SUFFIXES)}")
     text = read_regular(path).decode("utf-8")
@@ -45,7 +49,7 @@ def read_config(path: Path, kind: type[C]) -> C:
     if not isinstance(given, dict):
         raise ValueError(f"config {path} must hold fields and values, not {json.dumps(given, default=str)[:60]}")
     try:
-        return from_json(kind, _merged(_defaults(kind), given, kind))
+        return from_json(kind, _merged(_defaults(kind), _nested(given, kind), kind))
     except (ValueError, TypeError) as error:
         raise ValueError(f"config {path}: {error}") from None
 
@@ -85,6 +89,27 @@ def _defaults(kind: type) -> dict[str, JSON]:
         f.name for f in fields if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
     }
     return {name: value for name, value in made.items() if name not in required}
+
+
+def _nested(given: dict[str, Any], kind: type) -> dict[str, Any]:
+    """The given fields, with those of parts whose prefix the command line omits moved into these parts."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    parts = {
+        name: {field.name for _, part in _choices(hint).values() for field in dataclasses.fields(part)}
+        for name, hint in hints.items()
+        if tyro.conf.OmitArgPrefixes in getattr(hint, "__metadata__", ())
+    }
+    made = dict(given)
+    for name in [name for name in given if name not in hints]:
+        for part, fields in parts.items():
+            if name in fields:
+                inner = made.get(part, {})
+                inner = {"kind": inner} if isinstance(inner, str) else inner
+                if not isinstance(inner, dict) or name in inner:
+                    raise ValueError(f"{name} is set twice: in {part} and without it")
+                made[part] = inner | {name: made.pop(name)}
+                break
+    return made
 
 
 def _merged(defaults: dict[str, JSON], given: dict[str, Any], kind: Any) -> dict[str, JSON]:
