@@ -68,11 +68,11 @@ def test_a_language_model_repeats_the_list_and_gives_attention_its_block():
 def test_encoders_and_decoders_take_lists():
     encoder = make_encoder("lstm,transformer", 8, 2, feed_forward=16)
     blocks = [part for part in encoder.encoders if isinstance(part, EncoderBlock)]
-    attends = [isinstance(part.mixer, SelfAttention) for part in blocks]
+    attends = [isinstance(part.encoder, SelfAttention) for part in blocks]
     assert attends == [False, True, False, True]
     decoder = make_decoder("transformer", "gru,attention:window=4,transformer", 8)
-    assert [type(part.core) for part in decoder.blocks] == [GRU, Attention, Attention]
-    assert decoder.blocks[1].core.window == 4
+    assert [type(part.core) for part in decoder.decoders] == [GRU, Attention, Attention]
+    assert decoder.decoders[1].core.window == 4
     assert TransformerTranslator(encoder="lstm,transformer", decoder="gru").cores == ("lstm", "gru")
     with pytest.raises(ValueError, match="positions=concat needs self-attention on both sides"):
         TransformerTranslator(encoder="lstm,transformer", positions="concat")
@@ -82,6 +82,6 @@ def test_a_captioner_takes_other_cores_than_its_own():
     assert CaptionerConfig().cores == ("lstm",) and CaptionerConfig(decoder="transformer").cores == ()
     config = CaptionerConfig(core="gru,attention:window=4", features=8)
     assert config.cores == ("gru", "attention:window=4")
-    assert [type(part.core) for part in config.build(9).decoder.blocks] == [GRU, Attention]
+    assert [type(part.core) for part in config.build(9).decoder.decoders] == [GRU, Attention]
     with pytest.raises(ValueError, match="decoder=rnn does not take transformer"):
         CaptionerConfig(decoder="rnn", core="lstm,transformer")
