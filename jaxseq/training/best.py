@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Mapping
-from typing import Literal, TypedDict
+from typing import Literal, TypedDict, cast
 
 from jaxseq.files import JSON
+from jaxseq.training.errors import CheckpointMismatchError
 from jaxseq.training.processes import from_primary
 
 BestMode = Literal["min", "max"]
@@ -43,7 +44,7 @@ class BestTracker:
         }  # fmt: skip
         self._earlier: list[tuple[int | None, float | None]] = []
         if isinstance(content, dict) and (content.get("metric"), content.get("mode")) == (metric, mode):
-            self.content |= content  # type: ignore[typeddict-item]
+            self.content = _checked(content)
 
     @property
     def step(self) -> int | None:
@@ -95,3 +96,12 @@ class BestTracker:
         if not math.isfinite(value) or than is None:
             return math.isfinite(value)
         return value < than - margin if self.mode == "min" else value > than + margin
+
+
+def _checked(content: dict[str, JSON]) -> _Content:
+    """A stored state, whose checkpoint may come from somebody else."""
+    kinds = {"step": int, "value": float, "reference": float, "stale": int}
+    right = all(type(content.get(name)) is kind or content.get(name) is None for name, kind in kinds.items())
+    if content.keys() != _Content.__annotations__.keys() or not right or content["stale"] is None:
+        raise CheckpointMismatchError(f"the best evaluation is stored as {content}, which this version cannot read")
+    return cast(_Content, dict(content))

@@ -18,10 +18,14 @@ from jaxseq.training.settings import EXTENSIBLE, STEP_SCHEDULE, flatten, marked_
 
 
 class Extension(NamedTuple):
-    """Changed numbers of steps: those that are as if the run had started with them, and those that are not."""
+    """Changed numbers of steps, one line each."""
 
     continuous: list[str]
+    """The run goes on as if it had been started with the new number."""
     jumps: list[str]
+    """The learning rate, or another value that depends on the number of steps, jumps."""
+    unknown: list[str]
+    """The config does not tell the learning rate."""
 
 
 def learning_rate(config: OptimizerConfig, steps: int, step: int) -> float:
@@ -48,7 +52,7 @@ def compare_steps(earlier: JSON, config: object, reached: int) -> Extension:
     Raises:
         ConfigMismatchError: the run has made more steps than the new number.
     """
-    stored, extension = flatten(earlier) if isinstance(earlier, dict) else {}, Extension([], [])
+    stored, extension = flatten(earlier) if isinstance(earlier, dict) else {}, Extension([], [], [])
     for name, steps in marked_fields(config, EXTENSIBLE).items():
         before = stored.get(name, steps)
         if before == steps:
@@ -56,30 +60,28 @@ def compare_steps(earlier: JSON, config: object, reached: int) -> Extension:
         if type(before) is int and type(steps) is int and steps < reached:
             raise ConfigMismatchError(f"{name}: {before} -> {steps}: the run is at step {reached}, past {name} {steps}")
         told = f"{name}: {before} -> {steps}"
-        reason = _jump(config, before, steps, reached)
-        if reason is None:
-            extension.continuous.append(f"{told}: the learning rate goes on as in a run of {steps} steps")
+        optimizers = parts_of(config, OptimizerConfig)
+        if reached == 0:
+            extension.continuous.append(told)
+        elif len(optimizers) != 1 or optimizers[0].learning_rate is None or type(before) is not int or steps is None:
+            extension.unknown.append(told)
+        elif (reason := _jump(config, optimizers[0], before, steps, reached)) is not None:
+            extension.jumps.append(f"{told}: {reason}")
         else:
-            extension.jumps.append(f"{told}{reason}")
+            extension.continuous.append(f"{told}: the learning rate goes on as in a run of {steps} steps")
     return extension
 
 
-def _jump(config: object, before: JSON, after: int | None, reached: int) -> str | None:
+def _jump(config: object, optimizer: OptimizerConfig, before: int, after: int, reached: int) -> str | None:
     """What is not as in a run of the new number of steps; None if everything is."""
-    if reached == 0:
-        return None
-    optimizers = parts_of(config, OptimizerConfig)
-    if type(before) is not int or after is None or len(optimizers) != 1 or optimizers[0].learning_rate is None:
-        return ""
-    optimizer = optimizers[0]
     # The schedules agree up to some update, if at all, so that a few steps tell whether they do up to the one reached.
     steps = (reached, reached // 2, reached // 4)
     old, new = ([learning_rate(optimizer, length, step) for step in steps] for length in (before, after))
     if old != new:
         return (
-            f": with the schedule {optimizer.schedule}, the learning rate jumps from {old[0]:.3g} to {new[0]:.3g} at "
+            f"with the schedule {optimizer.schedule}, the learning rate jumps from {old[0]:.3g} to {new[0]:.3g} at "
             f"step {reached} (peak {optimizer.learning_rate:.3g}), and the steps before had other rates than in a run "
             f"of {after} steps; the schedules constant and inverse_sqrt can be extended"
         )
     scheduled = [name for name, value in marked_fields(config, STEP_SCHEDULE).items() if value]
-    return f": {', '.join(scheduled)} at a step depends on the number of steps" if scheduled else None
+    return f"{', '.join(scheduled)} at a step depends on the number of steps" if scheduled else None

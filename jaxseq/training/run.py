@@ -161,7 +161,7 @@ def _enter(files: RunFiles, config: object, fingerprint: str) -> dict[str, JSON]
     earlier = files.read(CONFIG, verify=False)
     saved = entries(folder / CHECKPOINTS)
     extension = compare_steps(earlier, config, saved[-1].step if saved else 0)
-    differences = changes(earlier, config) + extension.jumps
+    differences = changes(earlier, config) + extension.unknown + extension.jumps
     known = files.read(ENVIRONMENT)
     if known is None and any((folder / CHECKPOINTS).glob("*")):
         differences.append(f"{ENVIRONMENT}, which tells the data of the checkpoints: present -> missing")

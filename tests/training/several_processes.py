@@ -95,14 +95,18 @@ def main(folder: Path, mesh: str, steps: int) -> None:
         checkpoint_every=2,
         ema_decay=0.9,
         hang_seconds=float(os.environ.get("HANG", "60")),
+        **({"best_metric": "score", "eval_every": 3} if "BEST" in os.environ else {}),
     )
+    scores = iter([[3.0, 1.0, 2.0], [1.0, 2.0, 3.0]][jax.process_index() % 2])  # the first process decides
     optimizer = training.make_optimizer(training.OptimizerConfig("adamw", learning_rate=0.02, warmup_steps=0), 100)
     with training.Run.open(folder, config, fingerprint="text", allow_config_change=True) as run, placement.ambient():
         params = placement.build(initial, jax.random.key(0))
         state = training.create_state(params, optimizer, carry=jnp.zeros((B, F)), key=jax.random.key(1), ema=True)
         state = placement.place(state)
         print(placement.describe(state, B), flush=True)
-        state = training.fit(placement.loss(loss), state, optimizer, placement.batches(batches), run, config)
+        options = {"evaluate": lambda params: {"score": next(scores)}} if "BEST" in os.environ else {}
+        placed = placement.batches(batches)
+        state = training.fit(placement.loss(loss), state, optimizer, placed, run, config, **options)
         state = state._replace(key=jax.random.key_data(state.key))
         host = placement.to_host(state)
     leaves = jax.tree.leaves(host)

@@ -14,6 +14,7 @@ from tiny_training import Config, Stream, digest, initial_params, train
 from jaxseq.training import (
     BestTracker,
     CheckpointError,
+    CheckpointMismatchError,
     Checkpoints,
     CheckpointWarning,
     TrainConfig,
@@ -246,6 +247,13 @@ def test_a_state_of_another_metric_or_mode_is_not_used():
     assert BestTracker("x", "min", 0.5, tracker.content).step == 3
     assert BestTracker("y", "min", 0.0, tracker.content).step is None
     assert BestTracker("x", "max", 0.0, tracker.content).step is None
+
+
+@pytest.mark.parametrize("change", [{"step": "3"}, {"value": [1.0]}, {"stale": None}, {"reference": True}, {"more": 1}])
+def test_a_state_that_is_none_is_refused(change):
+    content = BestTracker("x", "min", 0.0).content | change
+    with pytest.raises(CheckpointMismatchError, match="the best evaluation is stored as"):
+        BestTracker("x", "min", 0.0, content)
 
 
 def test_what_failed_to_be_written_gives_way_to_the_best_before():

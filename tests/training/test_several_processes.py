@@ -114,6 +114,15 @@ def test_killed_and_started_again_by_the_launcher_it_ends_bit_for_bit_the_same(t
 
 
 @pytest.mark.full
+def test_all_processes_keep_what_is_the_best_for_the_first(tmp_path, start, whole):
+    _, err = start(tmp_path / "run", 2, 2, BEST=1)
+    store = Checkpoints(tmp_path / "run" / "checkpoints")
+    assert digest(err) == whole[1] and store.best_step() == 6 and 3 not in store.steps()
+    manifest = json.loads((tmp_path / "run" / "checkpoints" / f"{STEPS:08d}" / "manifest.json").read_text())
+    assert manifest["body"]["meta"]["best"]["value"] == 1.0
+
+
+@pytest.mark.full
 def test_a_checkpoint_of_two_processes_goes_on_in_one(tmp_path, start, whole):
     folder = tmp_path / "run"
     shorten(whole[0], folder, 6)
