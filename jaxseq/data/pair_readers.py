@@ -38,9 +38,9 @@ def read_pairs(
     """Read the pairs of a user's UTF-8 file, or of two aligned files; ``.gz`` files are decompressed.
 
     - ``.tsv``, ``.txt``: columns separated by tabs. ``columns`` are the source's and the target's, by number (from 1)
-      or by the name in the header line: ``(2, 4)``, ``("english", "german")``. Without them a table has two columns (and
-      perhaps the attribution of files made for Anki), or a header line with the names source and target. ``header``
-      says whether the first line is a header; ``"auto"`` decides by its words (``pair_columns``).
+      or by the name in the header line: ``(2, 4)``, ``("english", "german")``. Without them a table has two columns
+      (and perhaps the attribution of files made for Anki), or a header line with the names source and target.
+      ``header`` says whether the first line is a header; ``"auto"`` decides by its words (``pair_columns``).
     - ``.jsonl``: one object per line, with the fields ``columns``, by default ``("source", "target")``.
     - two files of any name: line i of ``target_path`` is the target of line i of ``path``.
 
@@ -50,8 +50,8 @@ def read_pairs(
     Raises:
         FileNotFoundError: a file does not exist.
         ValueError: no valid pair (names the first invalid line, and the columns of a table of more than two), an
-            unknown suffix (lists the known ones), files with different numbers of lines (names both), ``columns`` or ``header``
-            that the file does not have, ``max_pairs`` below 1, or what ``readers.read_bytes`` refuses.
+            unknown suffix (lists the known ones), files with different numbers of lines (names both), ``columns`` or
+            ``header`` that the file does not have, ``max_pairs`` below 1, or what ``readers.read_bytes`` refuses.
         OSError: a file cannot be read; names it.
     """
     if max_pairs is not None and max_pairs < 1:
