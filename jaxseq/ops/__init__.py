@@ -19,7 +19,7 @@ from jaxseq.ops.convolution import (
     convolve_2d,
     depthwise_2d,
 )
-from jaxseq.ops.implementations import used_implementations
+from jaxseq.ops.implementations import Choice, explain_implementations, used_implementations
 from jaxseq.ops.layer_norm import layer_norm
 from jaxseq.ops.linear import (
     ChunkwiseImplementation,
@@ -55,6 +55,7 @@ from jaxseq.ops.smooth_max import hardmax, smooth_max, soft_argmax
 __all__ = [
     "AttentionImplementation",
     "Cell",
+    "Choice",
     "ChunkwiseImplementation",
     "ConvolutionImplementation",
     "DepthwiseImplementation",
@@ -75,6 +76,7 @@ __all__ = [
     "delta_rule",
     "delta_rule_reference",
     "depthwise_2d",
+    "explain_implementations",
     "gru_reset_before",
     "hardmax",
     "images",
