@@ -23,6 +23,7 @@ __all__ = [
     "decoders",
     "decoding",
     "distribution",
+    "doctor",
     "encoders",
     "files",
     "launch",

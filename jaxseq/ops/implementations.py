@@ -69,13 +69,13 @@ def used_implementations(function: Callable, *args: Any, **kwargs: Any) -> dict[
 def explain_implementations(function: Callable, *args: Any, **kwargs: Any) -> dict[str, tuple[Choice, ...]]:
     """The choices that ops make in ``function`` for these arguments: the implementation of each, and why.
 
-    Arguments as those of ``used_implementations``. The function is traced, not executed. A choice inside a function
-    that ``jax.jit`` has traced before for the same shapes is not made again, and is missing.
+    Arguments as those of ``used_implementations``; the result may be anything. The function is traced, not executed. A
+    choice inside a function that ``jax.jit`` has traced before for the same shapes is not made again, and is missing.
     """
     found: dict[str, list[Choice]] = {}
     token = _CHOICES.set(found)
     try:
-        jax.make_jaxpr(lambda *args, **kwargs: function(*args, **kwargs))(*args, **kwargs)
+        jax.make_jaxpr(lambda *args, **kwargs: (function(*args, **kwargs), None)[1])(*args, **kwargs)
     finally:
         _CHOICES.reset(token)
     return {op: tuple(choices) for op, choices in sorted(found.items())}
