@@ -70,6 +70,7 @@ class Config:
     buckets: int = 2
     """Number of padded batch shapes; each batch contains pairs of similar length."""
     label_smoothing: float = 0.0
+    """Probability of the target that is spread evenly over the vocabulary, from 0 to below 1."""
     scheduled_sampling: float = 0.0
     """Scheduled sampling: probability at the end of training that the decoder reads its own token instead of the
     target's; it rises linearly from 0 (Bengio et al. 2015)."""

@@ -49,6 +49,7 @@ class CaptionerConfig:
     """
 
     decoder: CaptionDecoder = "attention"
+    """Kind of decoder: rnn and lstm see the image once, attention and transformer at every word."""
     encoder: str = "small"
     """A name in jaxseq.encoders.image.BACKBONES."""
     pretrained: bool | None = None
@@ -77,6 +78,7 @@ class CaptionerConfig:
     dropout: float = 0.0
     """Dropout rate of the embedded words, of the sublayers and of the decoder's output."""
     precision: Precision = "float32"
+    """Dtypes: float32 throughout, or bfloat16 for activations and products and float32 for parameters and sums."""
 
     def __post_init__(self) -> None:
         if self.decoder not in get_args(CaptionDecoder):
