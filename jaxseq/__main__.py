@@ -72,6 +72,7 @@ def main() -> None:
     if command == ("doctor",):
         sys.argv = sys.argv[:1] + sys.argv[2:]
         runpy.run_module("jaxseq.doctor", run_name="__main__")
+        return
     script = experiments_folder() / f"{command[-1].replace('-', '_')}.py"
     sys.argv = [str(script), *sys.argv[1 + len(command) :]]
     runpy.run_path(str(script), run_name="__main__")

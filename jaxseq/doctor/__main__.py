@@ -9,6 +9,7 @@ interrupted. Nothing is changed but the compilation cache; the checkpoint is wri
 """
 
 import argparse
+import contextlib
 import json
 import sys
 import time
@@ -41,8 +42,9 @@ def checks() -> tuple[Check, ...]:
         return import_module("jaxseq.doctor.storage").CacheEvents().counts
 
     def begin_counting() -> Iterator[Finding]:
-        events()
-        import_module("jaxseq.training").enable_compilation_cache()
+        with contextlib.suppress(ImportError):  # of which the check of the cache tells
+            events()
+            import_module("jaxseq.training").enable_compilation_cache()
         yield from ()
 
     return (
@@ -53,10 +55,10 @@ def checks() -> tuple[Check, ...]:
         Check("cores", later("machine", "check_cores"), needs_jax=False),
         Check("variables", later("machine", "check_variables"), needs_jax=False),
         Check("disk", later("machine", "check_folders"), needs_jax=False),
+        Check("malloc", later("machine", "check_malloc"), needs_jax=False),
         Check("text", later("machine", "check_text"), needs_jax=False),
         Check("start", later("machine", "check_start"), needs_jax=False),
         Check("devices", later("machine", "check_devices")),
-        Check("malloc", later("storage", "check_malloc")),
         Check("cache", begin_counting),
         Check("xla flag", later("arithmetic", "check_sums"), quick=False),
         Check("arithmetic", later("arithmetic", "check_arithmetic"), quick=False),

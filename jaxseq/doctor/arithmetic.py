@@ -48,16 +48,26 @@ def probes() -> tuple[Probe, ...]:
 
 
 def check_arithmetic() -> Iterator[Finding]:
-    """Every probe on the first device of each kind, in float32 and bfloat16: one finding for each device and dtype."""
-    firsts = {(device.platform, device.device_kind): device for device in reversed(jax.local_devices())}
+    """Every probe on the first device of each kind, in float32 and bfloat16, and the first probe on all the others."""
+    devices = jax.local_devices()
+    firsts = {(device.platform, device.device_kind): device for device in reversed(devices)}
     for device in firsts.values():
         for dtype, tolerance in TOLERANCES.items():
-            name = f"arithmetic {device.platform}"
             errors = {probe.name: worst_error(probe, dtype, device) for probe in probes()}
-            wrong = {op: error for op, error in errors.items() if not error <= tolerance}
-            listed = ", ".join(f"{op} {error:.1g}" for op, error in (wrong or errors).items())
-            found = f"{dtype} on {device}, relative errors against float64: {listed} (at most {tolerance:g})"
-            yield Finding("fail", name, f"WRONG: {found}", ADVICE) if wrong else Finding("ok", name, found)
+            yield judged(f"{dtype} on {device}", device.platform, errors, tolerance)
+    others = [device for device in devices if device not in firsts.values()]
+    if others:
+        errors = {str(device): worst_error(probes()[0], "float32", device) for device in others}
+        yield judged(f"float32 {probes()[0].name} on the others", others[0].platform, errors, TOLERANCES["float32"])
+
+
+def judged(what: str, platform: str, errors: dict[str, float], tolerance: float) -> Finding:
+    """The finding about some errors: it lists those above the tolerance, or all if none is."""
+    wrong = {name: error for name, error in errors.items() if not error <= tolerance}
+    listed = ", ".join(f"{name} {error:.1g}" for name, error in (wrong or errors).items())
+    found = f"{what}, relative errors against float64: {listed} (at most {tolerance:g})"
+    name = f"arithmetic {platform}"
+    return Finding("fail", name, f"WRONG: {found}", ADVICE) if wrong else Finding("ok", name, found)
 
 
 def worst_error(probe: Probe, dtype: str, device: Any) -> float:

@@ -66,8 +66,9 @@ def isolated(check: Check) -> Iterator[Finding]:
         try:
             yield from check.run()
         except Exception as error:  # whatever a driver, a library or a file system raises
-            text = f"{type(error).__name__}: {error}"
-            yield Finding("fail", check.name, text, "if the line does not tell the cause, report it with this output")
+            missing = error.name if isinstance(error, ModuleNotFoundError) else None
+            advice = f"pip install {missing}" if missing else "if the line does not tell the cause, report this output"
+            yield Finding("fail", check.name, f"{type(error).__name__}: {error}", advice)
 
 
 def one_line(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Checks of the machine: how JAX starts, devices that it does not use, cores, memory, variables, disk, terminal."""
+"""Checks of the machine: how JAX starts, devices that it does not use, cores, memory, variables, disk, malloc, text."""
 
 import glob
 import locale
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from jaxseq.doctor.check import Finding
 from jaxseq.doctor.packages import version_of
+from jaxseq.malloc import set_malloc_options
 
 START = "import jaxseq, jax; print(*[f'{d.platform}:{d.device_kind}' for d in jax.devices()], sep=';')"
 START_TIMEOUT_S = 120
@@ -206,6 +207,19 @@ def check_folders() -> Iterator[Finding]:
     """Free disk of the working folder, the compilation cache and temporary files."""
     cache = os.environ.get("JAXSEQ_COMPILATION_CACHE") or str(Path.home() / ".cache" / "jaxseq" / "xla")
     yield from check_disk([("here", Path.cwd()), ("cache", Path(cache)), ("temporary", Path(tempfile.gettempdir()))])
+
+
+def check_malloc() -> Iterator[Finding]:
+    """Whether freed memory is kept for the next step (``jaxseq.malloc``)."""
+    if set_malloc_options():
+        yield Finding("ok", "malloc", "freed memory is kept and used again")
+        return
+    names = [name for name in os.environ if name.startswith("MALLOC_") or name in ("JAXSEQ_MALLOC", "GLIBC_TUNABLES")]
+    if names:
+        advice = "unset them, unless they are faster: a training step on a CPU may take 1.4 times as long"
+        yield Finding("warn", "malloc", f"left alone because of {', '.join(sorted(names))}", advice)
+    else:
+        yield Finding("ok", "malloc", "not applicable: the C library is not glibc")
 
 
 def check_text() -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""Checks of what is kept: options of malloc, the compilation cache, and a checkpoint that is written, read, damaged."""
+"""Checks of what is kept: the compilation cache, and a checkpoint that is written, read and damaged."""
 
 import os
 import tempfile
@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxseq.doctor.check import Finding
-from jaxseq.malloc import set_malloc_options
 from jaxseq.training import CheckpointError, Checkpoints, enable_compilation_cache
 
 HIT, REQUEST = "/jax/compilation_cache/cache_hits", "/jax/compilation_cache/compile_requests_use_cache"
@@ -28,19 +27,6 @@ class CacheEvents:
     def _count(self, event: str, **_: object) -> None:
         if event in self.counts:
             self.counts[event] += 1
-
-
-def check_malloc() -> Iterator[Finding]:
-    """Whether freed memory is kept for the next step (``jaxseq.malloc``)."""
-    if set_malloc_options():
-        yield Finding("ok", "malloc", "freed memory is kept and used again")
-        return
-    names = [name for name in os.environ if name.startswith("MALLOC_") or name in ("JAXSEQ_MALLOC", "GLIBC_TUNABLES")]
-    if names:
-        advice = "unset them, unless they are faster: a training step on a CPU may take 1.4 times as long"
-        yield Finding("warn", "malloc", f"left alone because of {', '.join(sorted(names))}", advice)
-    else:
-        yield Finding("ok", "malloc", "not applicable: the C library is not glibc")
 
 
 def check_cache(counts: Mapping[str, int]) -> Iterator[Finding]:
