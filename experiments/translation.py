@@ -4,6 +4,7 @@
     python experiments/translation.py model:transformer task:dates --target iso --run runs/iso
     python experiments/translation.py task:names --target fr --run runs/names
     python experiments/translation.py task:files --pairs mine.tsv --tokens bpe --run runs/mine       # your own pairs
+    python experiments/translation.py task:files --pairs tatoeba.tsv --columns 2,4 --run runs/tatoeba
     python experiments/translation.py task:files --pairs text.en --pairs-target text.de --run runs/aligned
 
 The same command again resumes a run that was stopped. task: and model: choose a task and a model, and stand before

@@ -23,7 +23,7 @@ class Finding:
         name: what was looked at.
         found: what was found, in one line.
         advice: what to do, in one line; empty if the status is ok.
-        seconds: the time that the check took, shared by its findings.
+        seconds: the time from the start of the check to this finding.
     """
 
     status: Status
@@ -55,8 +55,9 @@ def run_checks(checks: Iterable[Check]) -> Iterator[Finding]:
         begin = time.perf_counter()
         for finding in isolated(check):
             started &= check.name != "start" or finding.status != "fail"
-            line = {"found": one_line(finding.found), "advice": one_line(finding.advice)}
-            yield dataclasses.replace(finding, **line, seconds=round(time.perf_counter() - begin, 3))
+            found, advice = one_line(finding.found), one_line(finding.advice)
+            seconds = round(time.perf_counter() - begin, 3)
+            yield dataclasses.replace(finding, found=found, advice=advice, seconds=seconds)
 
 
 def isolated(check: Check) -> Iterator[Finding]:

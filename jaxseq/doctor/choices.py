@@ -26,7 +26,7 @@ def check_choices() -> Iterator[Finding]:
 def typical_calls() -> dict[str, list[tuple[str, Any, tuple]]]:
     """For each op with implementations some calls: what they are, the function and the shapes of its arguments."""
     width, causal = HEADS * SIZE, ops.masks.causal()
-    array = jax.ShapeDtypeStruct
+    array: Any = jax.ShapeDtypeStruct
     vectors = array((BATCH, LENGTH, HEADS, SIZE), jnp.float32)
     half, one = array(vectors.shape, jnp.bfloat16), array((BATCH, 1, HEADS, SIZE), jnp.float32)
     sequence, state = array((BATCH, LENGTH, width), jnp.float32), array((BATCH, width), jnp.float32)

@@ -206,7 +206,10 @@ def check_disk(folders: Sequence[tuple[str, Path]]) -> Iterator[Finding]:
 def check_folders() -> Iterator[Finding]:
     """Free disk of the working folder, the compilation cache and temporary files."""
     cache = os.environ.get("JAXSEQ_COMPILATION_CACHE") or str(Path.home() / ".cache" / "jaxseq" / "xla")
-    yield from check_disk([("here", Path.cwd()), ("cache", Path(cache)), ("temporary", Path(tempfile.gettempdir()))])
+    temporary = Path(tempfile.gettempdir())
+    yield from check_disk(
+        [("the working folder", Path.cwd()), ("the cache", Path(cache)), ("temporary files", temporary)]
+    )
 
 
 def check_malloc() -> Iterator[Finding]:

@@ -80,7 +80,7 @@ def check_extras() -> Iterator[Finding]:
     for name, wanted, extra in requirements():
         if extra is not None and extra not in HIDDEN_EXTRAS:
             extras.setdefault(extra, []).append((name, wanted))
-    there, missing, old = [], [], []
+    there, missing, old = list[str](), list[str](), []
     for extra, packages in sorted(extras.items()):
         versions = [(name, wanted, version_of(name)) for name, wanted in packages]
         (missing if any(version is None for *_, version in versions) else there).append(extra)

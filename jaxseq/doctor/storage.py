@@ -44,7 +44,7 @@ def check_cache(counts: Mapping[str, int]) -> Iterator[Finding]:
         yield Finding("warn", "cache", f"{folder} cannot be written: {error.strerror}", advice)
         return
     sizes = [entry.stat().st_size for entry in os.scandir(folder) if entry.is_file()]
-    found = f"{folder}, {len(sizes):,} files, {sum(sizes) / 2**20:,.0f} MiB"
+    found = f"{folder}, {len(sizes):,} files, {sum(sizes) / 2**20:,.1f} MiB"
     asked = counts[REQUEST]
     if asked:
         found += f"; {counts[HIT]} of the {asked} programs of these checks came from it"
@@ -78,7 +78,7 @@ def check_checkpoints() -> Iterator[Finding]:
             detected = True
         checkpoints.close()
     if detected:
-        found = f"written and read again in {seconds:.1f} s; with a flipped bit it is refused"
+        found = f"written and read again in {seconds:.2f} s; with a flipped bit it is refused"
         yield Finding("ok", "checkpoint", found)
     else:
         yield Finding("fail", "checkpoint", "a checkpoint with a flipped bit is loaded", advice)

@@ -121,7 +121,7 @@ def test_a_checkpoint_goes_round_and_damage_that_is_not_seen_fails(monkeypatch):
 def test_a_cache_that_cannot_be_written_is_a_warning(monkeypatch, tmp_path):
     (tmp_path / "a").write_bytes(bytes(3 * 2**20))
     for folder, status, said in [
-        (tmp_path, "ok", "1 files, 3 MiB; 2 of the 5 programs"),
+        (tmp_path, "ok", "1 files, 3.0 MiB; 2 of the 5 programs"),
         (tmp_path / "a", "warn", "cannot be written: Not a directory"),
         (None, "warn", "off"),
     ]:
