@@ -130,7 +130,8 @@ def table_layout(first: Sequence[str], columns: Columns | None, header: Header) 
 def suggestion(lines: Sequence[Sequence[str]]) -> str:
     """What to do about a table of more than two columns: those of its first line, and the first two that hold text."""
     first = lines[0]
-    texts = [place for place in range(len(first)) if not all(_is_number(cells, place) for cells in lines)]
+    rows = lines[1:] or lines  # the first may be a header
+    texts = [place for place in range(len(first)) if not all(_is_number(cells, place) for cells in rows)]
     source, target = texts[:2] if len(texts) > 1 else (0, 1)
     shown = ", ".join(f"{place + 1} {_shortened(cell)}" for place, cell in enumerate(first[:8]))
     more = f" and {len(first) - 8} more" if len(first) > 8 else ""

@@ -15,7 +15,7 @@ from jaxseq.doctor.check import Finding
 from jaxseq.doctor.packages import version_of
 from jaxseq.malloc import set_malloc_options
 
-START = "import jaxseq, jax; print(*[f'{d.platform}:{d.device_kind}' for d in jax.devices()], sep=';')"
+START = "import sys; sys.path.append({folder!r}); import jaxseq, jax; print(*jax.devices())"
 START_TIMEOUT_S = 120
 LOW_DISK = 2 * 2**30
 NO_DISK = 100 * 2**20
@@ -33,15 +33,13 @@ SLOW = {
 def check_start() -> Iterator[Finding]:
     """Import jaxseq and JAX and list the devices in another process: XLA may end it, as at a flag it does not know."""
     folder = str(Path(__file__).resolve().parents[2])
-    paths = os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH", "")]))
     try:
         done = subprocess.run(
-            [sys.executable, "-c", START],
+            [sys.executable, "-c", START.format(folder=folder)],
             capture_output=True,
             text=True,
             errors="replace",
             timeout=START_TIMEOUT_S,
-            env=os.environ | {"PYTHONPATH": paths},
         )
     except subprocess.TimeoutExpired:
         advice = "a driver or another process holds the device: try JAX_PLATFORMS=cpu, then look at the driver"
@@ -146,27 +144,35 @@ def check_cores() -> Iterator[Finding]:
             yield Finding("ok", "memory", found)
 
 
+def control_groups(root: str = "/sys/fs/cgroup") -> list[str]:
+    """The folders of the control group of this process and of those above it (cgroup v2), the highest last."""
+    match = re.search(r"^0::(/.*)$", _read("/proc/self/cgroup"), re.MULTILINE)
+    names = [name for name in (match[1] if match else "/").split("/") if name not in ("", "..")]
+    return ["/".join([root, *names[:count]]) for count in range(len(names), -1, -1)]
+
+
 def cpu_limit(root: str = "/sys/fs/cgroup") -> float | None:
-    """The cores whose time the control group grants, or None without a limit (cgroup v2, then v1)."""
-    words = _read(f"{root}/cpu.max").split()
-    if len(words) < 2:
-        words = [_read(f"{root}/cpu/cpu.cfs_quota_us").strip(), _read(f"{root}/cpu/cpu.cfs_period_us").strip()]
-    try:
-        quota, period = float(words[0]), float(words[1])
-    except ValueError:  # "max", or no such file
-        return None
-    return quota / period if quota > 0 and period > 0 else None
+    """The cores whose time the control groups grant, or None without a limit (cgroup v2 and v1)."""
+    texts = [_read(f"{folder}/cpu.max") for folder in control_groups(root)]
+    texts.append(" ".join(_read(f"{root}/cpu/cpu.cfs_{name}_us").strip() for name in ("quota", "period")))
+    found = [re.fullmatch(r"(\d+) (\d+)", text.strip()) for text in texts]  # "max" and -1: no limit
+    return min((int(m[1]) / int(m[2]) for m in found if m and int(m[1]) and int(m[2])), default=None)
 
 
 def free_memory(root: str = "/sys/fs/cgroup") -> int | None:
-    """Bytes that this process may still use: what the system has available, at most the rest of the control group."""
+    """Bytes that this process may still use: what the system has available, at most the rest of the control groups.
+
+    The cache of files, which the kernel gives back, does not count as used.
+    """
     match = re.search(r"MemAvailable:\s*(\d+) kB", _read("/proc/meminfo"))
     free = [int(match[1]) * 1024] if match else []
-    old = "memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"
-    for limit, used in (("memory.max", "memory.current"), old):
-        numbers = _read(f"{root}/{limit}").strip(), _read(f"{root}/{used}").strip()
-        if all(map(str.isdecimal, numbers)):
-            free.append(max(0, int(numbers[0]) - int(numbers[1])))
+    places = [(folder, "memory.max", "memory.current") for folder in control_groups(root)]
+    places.append((f"{root}/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"))
+    for folder, *names in places:
+        limit, used = (_read(f"{folder}/{name}").strip() for name in names)
+        if limit.isdecimal() and used.isdecimal():
+            cached = re.search(r"^(?:total_)?inactive_file (\d+)$", _read(f"{folder}/memory.stat"), re.MULTILINE)
+            free.append(max(0, int(limit) - int(used) + (int(cached[1]) if cached else 0)))
     return min(free, default=None)
 
 
@@ -205,7 +211,8 @@ def check_disk(folders: Sequence[tuple[str, Path]]) -> Iterator[Finding]:
 
 def check_folders() -> Iterator[Finding]:
     """Free disk of the working folder, the compilation cache and temporary files."""
-    cache = os.environ.get("JAXSEQ_COMPILATION_CACHE") or str(Path.home() / ".cache" / "jaxseq" / "xla")
+    names = ("JAXSEQ_COMPILATION_CACHE", "JAX_COMPILATION_CACHE_DIR")
+    cache = next(filter(None, map(os.environ.get, names)), str(Path.home() / ".cache" / "jaxseq" / "xla"))
     temporary = Path(tempfile.gettempdir())
     yield from check_disk(
         [("the working folder", Path.cwd()), ("the cache", Path(cache)), ("temporary files", temporary)]

@@ -54,6 +54,10 @@ def test_files_of_tatoeba_and_anki_are_read(tmp_path):
         ValueError, match=r"1: 4 columns for 2; the first line has the columns 1 '1276', .* --columns 2,4$"
     ):
         read_pairs(path)
+    named = write(tmp_path, "named.tsv", b"id\tenglish\tid\tgerman\n" + TATOEBA)
+    with pytest.raises(ValueError, match=r"the columns 1 'id', 2 'english', .* --columns 2,4$"):
+        read_pairs(named)
+    assert read_pairs(named, columns=(2, 4))[:2] == read_pairs(path, columns=(2, 4))[:2]
     assert read_pairs(path, columns=(4, 2)).pairs[1] == ("Ich muss gehen.", "I have to go.")
     with pytest.raises(ValueError, match=r"no pair in 2 lines; .*tatoeba\.tsv:1: 4 columns, none is number 5$"):
         read_pairs(path, columns=(2, 5))

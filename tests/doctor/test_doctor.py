@@ -134,6 +134,7 @@ def test_a_cache_that_cannot_be_written_is_a_warning(monkeypatch, tmp_path):
     ("files", "cores", "memory"),
     [
         ({"cpu.max": "150000 100000\n", "memory.max": "2000\n", "memory.current": "500\n"}, 1.5, 1500),
+        ({"memory.max": "2000", "memory.current": "1500", "memory.stat": "anon 1\ninactive_file 700\n"}, None, 1200),
         ({"cpu.max": "max 100000\n", "memory.max": "max\n", "memory.current": "500\n"}, None, None),
         ({"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4.0, None),
         ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None, None),
@@ -148,6 +149,18 @@ def test_limits_of_control_groups_are_read(tmp_path, files, cores, memory):
     assert machine.cpu_limit(str(tmp_path)) == cores
     free = machine.free_memory(str(tmp_path))
     assert free == memory if memory is not None else (free is None or free > 10_000)
+
+
+def test_limits_of_the_groups_above_count(tmp_path, monkeypatch):
+    inner = tmp_path / "slurm" / "job"
+    inner.mkdir(parents=True)
+    real = machine._read
+    own = lambda path: "0::/slurm/job\n" if path == "/proc/self/cgroup" else real(path)  # noqa: E731
+    monkeypatch.setattr(machine, "_read", own)
+    for folder, cpu, memory in [(inner, "max 100000", "max"), (inner.parent, "300000 100000", "5000")]:
+        for name, text in {"cpu.max": cpu, "memory.max": memory, "memory.current": "1000"}.items():
+            (folder / name).write_text(text + "\n")
+    assert (machine.cpu_limit(str(tmp_path)), machine.free_memory(str(tmp_path))) == (3.0, 4000)
 
 
 def test_a_limit_below_the_cores_is_a_warning(monkeypatch):
