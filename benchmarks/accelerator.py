@@ -205,8 +205,10 @@ def find_device() -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the parts, print what became of them; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--minutes", type=float, default=10.0, help="for all parts")
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=list(PARTS), help="parts to run (default: %(default)s)"
+    )
+    parser.add_argument("--minutes", type=float, default=10.0, help="minutes for all parts (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, on a CPU too")
     parser.add_argument("--results", type=Path, help="folder of the rows; --quick writes none without it")
     options = parser.parse_args(arguments)

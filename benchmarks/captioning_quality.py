@@ -56,8 +56,11 @@ class Options:
     """The decoders to run, the scenes, and the seeds."""
 
     decoders: tuple[Name, ...] = DECODERS
+    """Decoders to train."""
     designs: tuple[Design, ...] = ("default",)
+    """Designs of the scenes."""
     seeds: int = 3
+    """Number of seeds, from 0."""
     table: bool = False
     """Only print what was measured."""
 

@@ -260,15 +260,20 @@ def main() -> None:
     from harness import RESULTS, device_name, environment, parse_arguments
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--before", type=Path, default=HERE, help="a folder with another checkout")
+    parser.add_argument("--before", type=Path, default=HERE, help="a folder with another checkout; default: this one")
     parser.add_argument("--before-flags", help="XLA_FLAGS of the side before; default: those that jaxseq sets")
     parser.add_argument("--after-flags", help="XLA_FLAGS of the side after; default: those that jaxseq sets")
     for side in ("before", "after"):
         name = f"--{side}-environment"
-        parser.add_argument(name, nargs="+", default=[], metavar="NAME=VALUE", help=f"variables of the side {side}")
-    parser.add_argument("--name", default="checkouts", help="the name of the results")
-    parser.add_argument("--case", nargs="+", choices=[*CORE_CASES, *OTHERS, "steps"], default=[*CORE_CASES, *OTHERS])
-    parser.add_argument("--repeats", type=int, default=15)
+        parser.add_argument(
+            name, nargs="+", default=[], metavar="NAME=VALUE", help=f"variables of the side {side}; default: none"
+        )
+    parser.add_argument("--name", default="checkouts", help="the name of the results (default: %(default)s)")
+    cases = [*CORE_CASES, *OTHERS]
+    parser.add_argument(
+        "--case", nargs="+", choices=[*cases, "steps"], default=cases, help="cases; default: all but steps"
+    )
+    parser.add_argument("--repeats", type=int, default=15, help="timings of each side (default: %(default)s)")
     options = parse_arguments(parser)
     if not (options.before / "jaxseq" / "__init__.py").is_file():
         raise SystemExit(f"{options.before} holds no checkout of jaxseq")

@@ -223,10 +223,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one small model, few repeats, nothing written")
     parser.add_argument("--table", action="store_true", help="only print the rows that there are as tables")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--dtypes", nargs="+", default=["float32"], help="of parameters and computation")
-    parser.add_argument("--batches", nargs="+", type=int, default=[1, 32])
-    parser.add_argument("--budget", type=float, default=60, help="seconds a case, compilation and warm-up aside")
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=list(PARTS), help="parts to run (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--dtypes", nargs="+", default=["float32"], help="of parameters and computation (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--batches", nargs="+", type=int, default=[1, 32], help="sequences at once (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--budget", type=float, default=60, help="seconds a case without compilation (default: %(default)s)"
+    )
     options = parse_arguments(parser)
     if options.quick:
         case("transformer", Shape("attention", 2, 64, 256), "beam 4", 2, "float32", 16, 3)

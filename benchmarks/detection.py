@@ -305,7 +305,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the small backbone, few proposals, nothing written")
     parser.add_argument("--table", action="store_true", help="print the tables of the stored rows")
-    parser.add_argument("--budget", type=float, default=60.0, help="seconds of timing for each number of proposals")
+    parser.add_argument(
+        "--budget", type=float, default=60.0, help="seconds for each number of proposals (default: %(default)s)"
+    )
     options = parse_arguments(parser)
     stored = RESULTS / f"detection-{device_name()}.jsonl"
     if options.table:

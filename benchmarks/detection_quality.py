@@ -47,7 +47,9 @@ class Options:
     """The detectors to run, and the seeds."""
 
     detectors: tuple[Name, ...] = get_args(Name)
+    """Detectors to train."""
     seeds: int = 3
+    """Number of seeds, from 0."""
     table: bool = False
     """Only print what was measured."""
 

@@ -76,8 +76,8 @@ def errors() -> None:
 def main() -> None:
     """Runs what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--errors", action="store_true")
-    parser.add_argument("--core", choices=CORES)
+    parser.add_argument("--errors", action="store_true", help="print errors instead of times")
+    parser.add_argument("--core", choices=CORES, help="this core alone; default: all")
     parser.add_argument("--one", nargs=2, metavar=("CORE", "CALL"), help="one row, in this process")
     arguments = parser.parse_args()
     if arguments.errors:

@@ -140,7 +140,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="batch 1, few repeats, nothing written")
     parser.add_argument("--counts", action="store_true", help="parameters and FLOPs instead of times")
-    parser.add_argument("--budget", type=float, default=60.0, help="seconds of timing for each batch size")
+    parser.add_argument("--budget", type=float, default=60.0, help="seconds for each batch size (default: %(default)s)")
     options = parse_arguments(parser)
     if options.counts:
         counts()

@@ -175,7 +175,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few images, nothing written")
     parser.add_argument("--table", action="store_true", help="print what was measured")
-    parser.add_argument("--images", nargs="+", choices=[*SCENES, *CROPS], default=[*SCENES, *CROPS])
+    parser.add_argument(
+        "--images", nargs="+", choices=[*SCENES, *CROPS], default=[*SCENES, *CROPS], help="default: all"
+    )
     options = parse_arguments(parser)
     file = RESULTS / f"proposals-{device_name()}.jsonl"
     known = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []

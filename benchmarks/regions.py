@@ -163,8 +163,8 @@ def main() -> None:
     """Run the cases."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="batch 1, few repeats, nothing written")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8], help="images at once")
-    parser.add_argument("--budget", type=float, default=5.0, help="seconds of timing for each case")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8], help="images at once (default: %(default)s)")
+    parser.add_argument("--budget", type=float, default=5.0, help="seconds for each case (default: %(default)s)")
     chosen = parse_arguments(parser)
     options = {"repeats": 3 if chosen.quick else 15, "budget_s": chosen.budget, "warmup": 1}
     rows: list[Row] = []

@@ -270,11 +270,18 @@ def table(rows: Sequence[Row]) -> str:
 def main() -> None:
     """Measure what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--megabytes", nargs="+", type=float, default=[10.0, 1000.0], help="of parameters")
-    parser.add_argument("--turns", type=int, default=3, help="processes of each size and checkout")
-    parser.add_argument("--rounds", type=int, default=3, help="of each turn")
+    parser.add_argument(
+        "--megabytes", nargs="+", type=float, default=[10.0, 1000.0], help="of parameters (default: %(default)s)"
+    )
+    parser.add_argument("--turns", type=int, default=3, help="processes of each size (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of each turn (default: %(default)s)")
     parser.add_argument("--against", type=Path, help="another checkout, measured in turn")
-    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="on the disk that is measured")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path(tempfile.gettempdir()),
+        help="on the disk that is measured (default: %(default)s)",
+    )
     parser.add_argument("--table", action="store_true", help="print what was measured; run nothing")
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     options = parse_arguments(parser)

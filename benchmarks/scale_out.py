@@ -115,7 +115,7 @@ def tables(rows: list[Row]) -> None:
 def main() -> None:
     """Runs what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="parts to run (default: %(default)s)")
     parser.add_argument("--tables", action="store_true", help="print the tables of the stored rows; run nothing")
     options = parse_arguments(parser)
     stored = [json.loads(line) for line in OUTPUT.read_text().splitlines()] if OUTPUT.exists() else []

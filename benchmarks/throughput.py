@@ -207,9 +207,11 @@ def draw(rows: Sequence[Row], folder: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run, print, write, draw; or draw again what a file holds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", choices=PRESETS, default="quick", help="what is not given below comes from it")
+    parser.add_argument(
+        "--preset", choices=PRESETS, default="quick", help="gives what is not given below (default: %(default)s)"
+    )
     for name, kind in (("mixers", str), ("lengths", int), ("widths", int)):
-        parser.add_argument(f"--{name}", nargs="+", type=kind)
+        parser.add_argument(f"--{name}", nargs="+", type=kind, help="default: those of the preset")
     for name, known in (("dtypes", DTYPES), ("modes", MODES), ("axis", tuple(AXES))):
         parser.add_argument(f"--{name}", nargs="+", help=", ".join(known))
     parser.add_argument("--tokens", type=int, help="B times T along the axis of constant tokens")
@@ -217,7 +219,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, help="timings of each candidate at most")
     parser.add_argument("--check-length", type=int, help="positions whose outputs and gradients are checked")
     parser.add_argument("--peers", action="store_true", default=None, help="other libraries too, where installed")
-    parser.add_argument("--limit-s", type=float, default=float("inf"), help="seconds for all cases")
+    parser.add_argument(
+        "--limit-s", type=float, default=float("inf"), help="seconds for all cases (default: %(default)s)"
+    )
     parser.add_argument("--out", type=Path, help="the JSON lines")
     parser.add_argument("--append", action="store_true", help="keep the rows that are there")
     parser.add_argument("--figures", type=Path, help="folder for the figures")

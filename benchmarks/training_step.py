@@ -258,9 +258,9 @@ def show(rows: list[Row]) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--case", nargs="+", default=list(TIMED), help="names of cases")
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--precision", choices=POLICIES, default="float32")
+    parser.add_argument("--case", nargs="+", default=list(TIMED), help="names of cases (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=15, help="timings of each candidate (default: %(default)s)")
+    parser.add_argument("--precision", choices=POLICIES, default="float32", help="dtypes (default: %(default)s)")
     parser.add_argument("--only", nargs="+", choices=MAKERS, help="names of candidates; writes with --out alone")
     parser.add_argument("--profile", action="store_true", help="jaxseq's step by part")
     parser.add_argument("--out", type=Path, help="the JSON lines; by default a file of benchmarks/results")

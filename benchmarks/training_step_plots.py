@@ -46,7 +46,7 @@ def draw(rows: Sequence[dict[str, Any]], file: Path) -> Path:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the rows, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rows", type=Path)
+    parser.add_argument("rows", type=Path, help="the JSON lines of training_step.py")
     parser.add_argument("figure", type=Path, help="a PNG, SVG or PDF")
     options = parser.parse_args(arguments)
     rows = [json.loads(line) for line in options.rows.read_text().splitlines()]

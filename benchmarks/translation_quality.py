@@ -59,7 +59,9 @@ class Options:
     """The parts to run, and their seeds."""
 
     parts: tuple[Literal["dates", "hard", "bottleneck", "fusion"], ...] = ("dates", "hard", "bottleneck", "fusion")
+    """Groups of cases to run."""
     seeds: int = 3
+    """Number of seeds, from 0."""
     table: bool = False
     """Only print what was measured."""
 

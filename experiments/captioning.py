@@ -62,6 +62,7 @@ class Config:
     captions_per_image: int = 2
     """Captions of an image that are trained at once; the image is encoded once for all."""
     label_smoothing: float = 0.0
+    """Probability of the target that is spread evenly over the vocabulary, from 0 to below 1."""
     seed: int = 0
     """Draws parameters, batches and dropout."""
     search: OmitArgPrefixes[SearchConfig] = SearchConfig()

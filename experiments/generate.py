@@ -60,11 +60,17 @@ class Config:
     """Diverse beam search: the beams are divided into groups. A token is penalised by diversity for each beam of an
     earlier group that chose it."""
     diversity: float = 0.0
+    """The penalty of groups, in nats of log-probability."""
     temperature: float | None = None
+    """Sample, with logits divided by this number; without it, sampling uses 1."""
     top_k: int | None = None
+    """Sample from the k most probable tokens."""
     top_p: float | None = None
+    """Sample from the most probable tokens that together have this probability."""
     min_p: float | None = None
+    """Sample from tokens with at least this fraction of the largest probability."""
     typical_p: float | None = None
+    """Sample from the tokens nearest to the entropy that together have this probability (locally typical sampling)."""
     samples: int | None = None
     """Number of texts to sample for each prompt; default 1."""
     seed: int | None = None

@@ -137,6 +137,8 @@ def main(config: Config) -> dict[str, Any]:
             "held_out_overlap": corpus.overlap,
             "text_sha256": corpus.sha256,
             "near_copies_dropped": corpus.num_dropped,
+            "near_copies_dropped_characters": corpus.num_dropped_characters,
+            "near_copies_dropped_fraction": corpus.dropped_fraction,
             "train_characters": corpus.num_train_characters,
             "parameters": sum(p.size for p in jax.tree.leaves(params)),
             "steps": int(state.step),

@@ -34,6 +34,7 @@ class Config:
     run: Path
     """A run folder of translation.py."""
     text: tuple[str, ...] = ()
+    """Texts to translate."""
     file: Path | None = None
     """A UTF-8 file with one text per line, or a .jsonl file of objects with a field "source"; either may be .gz.
     Without --text and --file, texts are read from standard input."""

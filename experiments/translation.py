@@ -4,6 +4,7 @@
     python experiments/translation.py model:transformer task:dates --target iso --run runs/iso
     python experiments/translation.py task:names --target fr --run runs/names
     python experiments/translation.py task:files --pairs mine.tsv --tokens bpe --run runs/mine       # your own pairs
+    python experiments/translation.py task:files --pairs tatoeba.tsv --columns 2,4 --run runs/tatoeba
     python experiments/translation.py task:files --pairs text.en --pairs-target text.de --run runs/aligned
 
 The same command again resumes a run that was stopped. task: and model: choose a task and a model, and stand before
@@ -70,6 +71,7 @@ class Config:
     buckets: int = 2
     """Number of padded batch shapes; each batch contains pairs of similar length."""
     label_smoothing: float = 0.0
+    """Probability of the target that is spread evenly over the vocabulary, from 0 to below 1."""
     scheduled_sampling: float = dataclasses.field(default=0.0, metadata={STEP_SCHEDULE: True})
     """Scheduled sampling: probability at the end of training that the decoder reads its own token instead of the
     target's; it rises linearly from 0 (Bengio et al. 2015)."""

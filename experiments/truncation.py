@@ -66,7 +66,9 @@ class Echo:
     """Random tokens; each target is the token of ``lag`` steps ago."""
 
     lag: int = 8
+    """Steps between a token and the target that repeats it."""
     vocab_size: int = 4
+    """Number of different tokens."""
 
     def __post_init__(self) -> None:
         for name, least in {"lag": 1, "vocab_size": 2}.items():
@@ -85,6 +87,7 @@ class Text:
     """Characters of the embedded corpus, or of a file or folder."""
 
     text: Path | None = None
+    """A UTF-8 file, a .gz or a folder of files; the embedded corpus if not given."""
 
     def source(self) -> Source:
         """Random crops of the training documents and of the held-out ones."""

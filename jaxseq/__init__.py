@@ -24,6 +24,7 @@ __all__ = [
     "decoders",
     "decoding",
     "distribution",
+    "doctor",
     "encoders",
     "files",
     "launch",

@@ -10,6 +10,7 @@
     python -m jaxseq detect --run runs/fast --images photograph.jpg
     python -m jaxseq export --run runs/demo --out exported
     python -m jaxseq analyze errata --run runs/errata
+    python -m jaxseq doctor
     python -m jaxseq ablation --vary features=128 --run runs/ablation
 
 The options behind a command are those of its script, and COMMAND --help lists them. The scripts are meant to be read
@@ -39,6 +40,7 @@ COMMANDS = {
     ("analyze", "gradient-flow"): "measure how gradients flow through recurrence and attention",
     ("analyze", "complexity"): "measure the complexity of attention, recurrence and convolution against theory",
     ("ablation",): "change one field of an experiment at a time, and compare over seeds",
+    ("doctor",): "check this machine and installation, with advice",
     ("path",): "print the folder of the scripts",
 }
 GROUPS = ("train", "analyze")
@@ -68,6 +70,10 @@ def main() -> None:
             sys.exit(f"error: {NAME} path takes no options, not {printable(' '.join(sys.argv[2:]))}")
         with standard_outputs():
             print(experiments_folder())
+        return
+    if command == ("doctor",):
+        sys.argv = sys.argv[:1] + sys.argv[2:]
+        runpy.run_module("jaxseq.doctor", run_name="__main__")
         return
     script = experiments_folder() / f"{command[-1].replace('-', '_')}.py"
     sys.argv = [str(script), *sys.argv[1 + len(command) :]]

@@ -14,6 +14,7 @@ LEVELS = {"typing": 0, "precision": 1, "ops": 2, "layers": 3, "cores": 4, "encod
 LEVELS |= {
     "testing": 7,
     "pipelines": 8,
+    "doctor": 9,
     "__main__": 9,
     "xla_flags": 0,
     "malloc": 0,

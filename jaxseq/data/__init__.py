@@ -8,6 +8,7 @@ from jaxseq.data.corpus import Corpus, embedded_corpus, text_corpus
 from jaxseq.data.lagged_echo import LaggedEcho
 from jaxseq.data.memory_tasks import Addition, CopyMemory, MemoryBatch, TemporalOrder
 from jaxseq.data.packing import HeldOutDocuments, PackedDocuments
+from jaxseq.data.pair_columns import Header, parse_columns
 from jaxseq.data.pair_readers import PairReading, read_pairs, read_texts, text_pairs
 from jaxseq.data.pairs import BucketedPairs, BucketedSources, PairBatch, SourceBatch
 from jaxseq.data.parallel import ParallelCorpus, parallel_corpus, split_pairs
@@ -38,6 +39,7 @@ __all__ = [
     "CopyMemory",
     "Corpus",
     "Dataset",
+    "Header",
     "HeldOutDocuments",
     "LaggedEcho",
     "MemoryBatch",
@@ -63,6 +65,7 @@ __all__ = [
     "name_pairs",
     "number_pairs",
     "parallel_corpus",
+    "parse_columns",
     "random_strings",
     "read_folder",
     "read_lines",

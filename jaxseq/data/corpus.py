@@ -33,11 +33,12 @@ class Corpus:
     Attributes:
         train: the documents to train on.
         held_out: the documents held out.
-        num_dropped: the number of near duplicates dropped.
+        num_dropped: the number of near duplicates dropped: documents, or blocks if the text is split by block.
         overlap: the fraction of held-out 50-character n-grams that occur in the training part.
         sha256: the hash of both parts.
         description: the origin of the text, in words.
         skipped: a message for everything in a folder that was passed over.
+        num_dropped_characters: the number of characters in the near duplicates.
     """
 
     train: tuple[str, ...]
@@ -47,6 +48,7 @@ class Corpus:
     sha256: str
     description: str
     skipped: tuple[str, ...] = ()
+    num_dropped_characters: int = 0
 
     @property
     def num_train_characters(self) -> int:
@@ -58,14 +60,22 @@ class Corpus:
         """The number of characters held out (the divisor of bits per character)."""
         return sum(map(len, self.held_out))
 
+    @property
+    def dropped_fraction(self) -> float:
+        """The fraction of the characters read that are in near duplicates."""
+        kept = self.num_train_characters + self.num_held_out_characters
+        return self.num_dropped_characters / max(1, kept + self.num_dropped_characters)
+
     def summary(self) -> str:
-        """Sizes, overlap and hash, in a few lines."""
-        share = self.num_held_out_characters / (self.num_train_characters + self.num_held_out_characters)
+        """Sizes, what near duplicates were dropped, overlap and hash, in a few lines."""
+        kept = self.num_train_characters + self.num_held_out_characters
+        share, lost = self.num_held_out_characters / kept, self.num_dropped_characters
+        dropped = f" ({lost:,} of {kept + lost:,} characters, {self.dropped_fraction:.1%})" if lost else ""
         lines = [
             f"text: {self.description}",
             f"  {self.num_train_characters:,} characters in {len(self.train)} documents to train on, "
             f"{self.num_held_out_characters:,} ({share:.1%}) in {len(self.held_out)} held out",
-            f"  {self.num_dropped} near duplicates dropped; "
+            f"  {self.num_dropped} near duplicates dropped{dropped}; "
             f"held-out {splitting.NGRAM_LENGTH}-character n-grams in the training part: {self.overlap:.2%}",
             f"  sha256 {self.sha256}",
         ]
@@ -152,7 +162,7 @@ def _split_by_document(
     return _corpus(
         [documents[index] for index in split.train],
         [documents[index] for index in split.held_out],
-        num_dropped=len(split.dropped),
+        dropped=[documents[index] for index in split.dropped],
         description=description,
         skipped=skipped,
     )
@@ -192,7 +202,8 @@ def _split_by_block(
         else:
             side.append(block)
         previous = (owner, index, index in chosen)
-    return _corpus(train, held_out, num_dropped=len(blocks) - len(kept), description=description, skipped=skipped)
+    dropped = [texts[index] for index in sorted(set(range(len(texts))) - set(kept))]
+    return _corpus(train, held_out, dropped=dropped, description=description, skipped=skipped)
 
 
 def cut_in_blocks(text: str, *, size: int) -> list[str]:
@@ -220,7 +231,7 @@ def cut_in_blocks(text: str, *, size: int) -> list[str]:
 
 
 def _corpus(
-    train: list[str], held_out: list[str], *, num_dropped: int, description: str, skipped: tuple[str, ...]
+    train: list[str], held_out: list[str], *, dropped: list[str], description: str, skipped: tuple[str, ...]
 ) -> Corpus:
     digest = hashlib.sha256()
     for part in (train, held_out):
@@ -231,7 +242,8 @@ def _corpus(
     corpus = Corpus(
         train=tuple(train),
         held_out=tuple(held_out),
-        num_dropped=num_dropped,
+        num_dropped=len(dropped),
+        num_dropped_characters=sum(map(len, dropped)),
         overlap=splitting.ngram_overlap(train, held_out),
         sha256=digest.hexdigest(),
         description=description,

@@ -1,4 +1,4 @@
-"""Readers of users' pairs: a table of two columns, JSON lines, or two files aligned line by line.
+"""Readers of users' pairs: two columns of a table, JSON lines, or two files aligned line by line.
 
 Lines end as in ``readers``. Invalid lines are skipped and reported: ``file:line: reason``.
 """
@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from jaxseq.data.pair_columns import Columns, Header, Layout, field_names, suggestion, table_layout
 from jaxseq.data.parallel import HELD_OUT_FRACTION, ParallelCorpus, parallel_corpus, split_pairs
 from jaxseq.data.readers import decode_line, read_bytes, read_lines, split_lines, suffix_of
 from jaxseq.files import given_path, parse_json
@@ -19,24 +20,28 @@ Pair = tuple[str, str]
 
 
 class PairReading(NamedTuple):
-    """The pairs of a file, in order, and a message for each skipped line."""
+    """The pairs of a file, in order, a message for each skipped line, and the columns that were read, in words."""
 
     pairs: tuple[Pair, ...]
     skipped: tuple[str, ...]
+    layout: str = ""
 
 
 def read_pairs(
     path: str | Path,
     target_path: str | Path | None = None,
     *,
-    source_field: str = "source",
-    target_field: str = "target",
+    columns: Columns | None = None,
+    header: Header = "auto",
     max_pairs: int | None = None,
 ) -> PairReading:
     """Read the pairs of a user's UTF-8 file, or of two aligned files; ``.gz`` files are decompressed.
 
-    - ``.tsv``, ``.txt``: two columns separated by a tab.
-    - ``.jsonl``: one object per line, with the fields ``source_field`` and ``target_field``.
+    - ``.tsv``, ``.txt``: columns separated by tabs. ``columns`` are the source's and the target's, by number (from 1)
+      or by the name in the header line: ``(2, 4)``, ``("english", "german")``. Without them a table has two columns
+      (and perhaps the attribution of files made for Anki), or a header line with the names source and target.
+      ``header`` says whether the first line is a header; ``"auto"`` decides by its words (``pair_columns``).
+    - ``.jsonl``: one object per line, with the fields ``columns``, by default ``("source", "target")``.
     - two files of any name: line i of ``target_path`` is the target of line i of ``path``.
 
     Invalid lines (another number of columns, an empty side, broken JSON, a field that is missing or given twice, not
@@ -44,22 +49,27 @@ def read_pairs(
 
     Raises:
         FileNotFoundError: a file does not exist.
-        ValueError: no valid pair (names the first invalid line), an unknown suffix (lists the known ones), files with
-            different numbers of lines (names both), ``max_pairs`` below 1, or what ``readers.read_bytes`` refuses.
+        ValueError: no valid pair (names the first invalid line, and the columns of a table of more than two), an
+            unknown suffix (lists the known ones), files with different numbers of lines (names both), ``columns`` or
+            ``header`` that the file does not have, ``max_pairs`` below 1, or what ``readers.read_bytes`` refuses.
         OSError: a file cannot be read; names it.
     """
     if max_pairs is not None and max_pairs < 1:
         raise ValueError(f"max_pairs must be at least 1, not {max_pairs}")
     path = given_path(path)
+    described, hint, suffix = "", "", suffix_of(path)
+    if target_path is not None or suffix in JSON_LINES:
+        _check_no_table(path if target_path is None else f"{path} and {target_path}", columns, header, target_path)
     if target_path is not None:
         found = _aligned((path, given_path(target_path)))
     else:
         lines = split_lines(read_bytes(path))
-        suffix = suffix_of(path)
         if suffix in TABLES:
-            found = _table(path, lines)
+            layout = _layout(path, lines, columns, header)
+            found, described = _table(path, lines, layout), layout.describe()
+            hint = _hint(lines) if columns is None else ""
         elif suffix in JSON_LINES:
-            found = _json_lines(path, lines, (source_field, target_field))
+            found = _json_lines(path, lines, field_names(columns))
         else:
             raise ValueError(
                 f"{path}: unknown suffix {suffix!r}; known: {', '.join(TABLES + JSON_LINES)}, each also with .gz; "
@@ -75,8 +85,9 @@ def read_pairs(
         if len(pairs) == max_pairs:
             break
     if not pairs:
-        raise ValueError(f"{path}: no pair in {len(skipped)} lines" + "".join(f"; {line}" for line in skipped[:1]))
-    return PairReading(tuple(pairs), tuple(skipped))
+        first = "".join(f"; {line}" for line in skipped[:1])
+        raise ValueError(f"{path}: no pair in {len(skipped)} lines{first}{hint}")
+    return PairReading(tuple(pairs), tuple(skipped), described)
 
 
 def read_texts(path: str | Path, *, field: str = "source") -> tuple[str, ...]:
@@ -110,21 +121,23 @@ def text_pairs(
     held_out_fraction: float = HELD_OUT_FRACTION,
     held_out_path: str | Path | tuple[str | Path, str | Path] | None = None,
     seed: int = 0,
-    source_field: str = "source",
-    target_field: str = "target",
+    columns: Columns | None = None,
+    header: Header = "auto",
     max_pairs: int | None = None,
 ) -> ParallelCorpus:
     """A parallel corpus of users' files (``read_pairs``), with a random part or another file held out.
 
     All pairs of ``held_out_path`` (a file, or two aligned files) are held out; training pairs with one of their
     sources are dropped. Without it, ``split_pairs`` holds out ``held_out_fraction``. ``max_pairs`` applies to ``path``.
+    ``columns`` and ``header`` are those of both files; the description of the corpus tells which columns were read.
 
     Raises:
         FileNotFoundError: a file does not exist.
         ValueError: as ``read_pairs`` and ``split_pairs``.
     """
-    reading = read_pairs(path, target_path, source_field=source_field, target_field=target_field, max_pairs=max_pairs)
+    reading = read_pairs(path, target_path, columns=columns, header=header, max_pairs=max_pairs)
     description = " and ".join(str(file) for file in (path, target_path) if file is not None)
+    description += f" ({reading.layout})" * bool(reading.layout)
     if held_out_path is None:
         return split_pairs(
             reading.pairs,
@@ -134,7 +147,7 @@ def text_pairs(
             skipped=reading.skipped,
         )
     files = (held_out_path,) if isinstance(held_out_path, str | Path) else held_out_path
-    held_out = read_pairs(*files, source_field=source_field, target_field=target_field)
+    held_out = read_pairs(*files, columns=columns, header=header) if len(files) == 1 else read_pairs(*files)
     return parallel_corpus(
         reading.pairs,
         held_out.pairs,
@@ -161,13 +174,42 @@ def _aligned(paths: tuple[Path, Path]) -> Iterator[Pair | str]:
             yield texts[0], texts[1]
 
 
-def _table(path: Path, lines: Sequence[bytes]) -> Iterator[Pair | str]:
+def _check_no_table(name: object, columns: Columns | None, header: Header, target_path: object) -> None:
+    if header != "auto":
+        raise ValueError(f"{name}: header={header!r} is for a table; these lines have no header")
+    if columns is not None and target_path is not None:
+        raise ValueError(
+            f"{name}: columns={','.join(map(str, columns))} is for a single file, not for two aligned ones"
+        )
+
+
+def _layout(path: Path, lines: Sequence[bytes], columns: Columns | None, header: Header) -> Layout:
+    first = _cells(lines[0]) if lines else []
+    named = columns is not None and any(isinstance(column, str) for column in columns)
+    alone = header == "auto" and len(lines) < 2 and not named  # a header line without lines below it is a pair
+    try:
+        return table_layout(first, columns, "no" if alone else header)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _hint(lines: Sequence[bytes]) -> str:
+    """How to choose columns, if the first lines have more than two."""
+    cells = [_cells(line) for line in lines[:20] if line.strip()]
+    return f"; {suggestion(cells)}" if cells and all(len(line) > 2 for line in cells) else ""
+
+
+def _cells(line: bytes) -> list[str]:
+    return line.decode("utf-8", "replace").split("\t")
+
+
+def _table(path: Path, lines: Sequence[bytes], layout: Layout) -> Iterator[Pair | str]:
     for number, line in enumerate(lines, 1):
+        if number == 1 and layout.header is not None:
+            continue
         try:
-            columns = decode_line(line).split("\t")
-            if len(columns) != 2:
-                raise ValueError(f"{len(columns)} column{'s' * (len(columns) > 1)} for 2")
-            yield _filled(columns[0], "source"), _filled(columns[1], "target")
+            source, target = layout.pair(decode_line(line).split("\t"))
+            yield _filled(source, "source"), _filled(target, "target")
         except ValueError as error:
             yield f"{path}:{number}: {error}"
 

@@ -53,7 +53,7 @@ class CaptionerConfig:
     """
 
     decoder: CaptionDecoder = "attention"
-    """The kind of decoder."""
+    """Kind of decoder: rnn and lstm see the image once, attention and transformer at every word."""
     core: str | None = None
     """Other cores than the decoder's own: a name in jaxseq.cores.CORES, FILE.py:CLASS, transformer (self-attention; not
     for rnn and lstm), or a list of several with options: lstm,attention:window=32."""
@@ -85,6 +85,7 @@ class CaptionerConfig:
     dropout: float = 0.0
     """Dropout rate of the embedded words, of the sublayers and of the decoder's output."""
     precision: Precision = "float32"
+    """Dtypes: float32 throughout, or bfloat16 for activations and products and float32 for parameters and sums."""
 
     def __post_init__(self) -> None:
         if self.decoder not in get_args(CaptionDecoder):

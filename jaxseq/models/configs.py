@@ -32,9 +32,9 @@ class LanguageModelConfig:
     core_options: tuple[str, ...] = ()
     """Further fields of a single core: num_heads=8 peepholes=True."""
     features: int = 256
-    """The width of the embedding and of every layer."""
+    """Width of the embedding and of each core."""
     layers: int = 1
-    """The number of layers; of a list of cores, the number of times that it is repeated."""
+    """Number of cores, one above the other; of a list of cores, the number of times that it is repeated."""
     block: Literal["auto", "none", "pre", "post"] = "auto"
     """Residual blocks with a norm before or after each core; auto: pre for attention or several layers, else none."""
     feed_forward: int | None = None
@@ -42,7 +42,9 @@ class LanguageModelConfig:
     tied: bool = False
     """Use the transposed embedding as the head."""
     dropout: float = 0.1
+    """Dropout rate of the embedding, the blocks and the output, from 0 to below 1."""
     precision: Precision = "float32"
+    """Dtypes: float32 throughout, or bfloat16 for activations and products and float32 for parameters and sums."""
 
     def __post_init__(self) -> None:
         check_fields(self, {"features": 1, "layers": 1, "feed_forward": 0})
@@ -133,6 +135,7 @@ class RNNTranslator:
     bridge: Literal["initial", "zero"] = "initial"
     """The decoder's initial state: a projection of the summary, or zeros (which needs a fusion)."""
     features: int = 128
+    """Width of the embeddings, the encoder and the decoder."""
     layers: int = 1
     """Layers of the encoder and of the decoder; of a list of cores, the number of times that it is repeated."""
     norm: Literal["pre", "post"] = "pre"
@@ -142,6 +145,7 @@ class RNNTranslator:
     dropout: float = 0.0
     """Dropout rate of embeddings, sublayers and the decoder's output; a few thousand pairs need 0.1 to 0.3."""
     precision: Precision = "float32"
+    """Dtypes: float32 throughout, or bfloat16 for activations and products and float32 for parameters and sums."""
 
     def __post_init__(self) -> None:
         check_fields(self, {"features": 2, "layers": 1})
@@ -185,6 +189,7 @@ class AttentionTranslator:
     bridge: Literal["initial", "zero"] = "initial"
     """The decoder's initial state: a projection of the source's summary, or zeros."""
     features: int = 128
+    """Width of the embeddings, the encoder and the decoder."""
     layers: int = 1
     """Layers of the encoder and of the decoder; of a list of cores, the number of times that it is repeated."""
     norm: Literal["pre", "post"] = "pre"
@@ -194,6 +199,7 @@ class AttentionTranslator:
     dropout: float = 0.0
     """Dropout rate of embeddings, sublayers and the decoder's output; a few thousand pairs need 0.1 to 0.3."""
     precision: Precision = "float32"
+    """Dtypes: float32 throughout, or bfloat16 for activations and products and float32 for parameters and sums."""
 
     def __post_init__(self) -> None:
         check_fields(self, {"features": 2, "layers": 1, "num_heads": 1})
@@ -232,12 +238,15 @@ class TransformerTranslator:
     attention: str = "multi_head"
     """The attention over the source: a name in jaxseq.layers.ATTENTIONS."""
     num_heads: int = 4
+    """Heads of self-attention and of multi_head attention over the source."""
     features: int = 64
+    """Width of the embeddings and of the blocks."""
     layers: int = 2
     """Blocks of the encoder and of the decoder; of a list of cores, the number of times that it is repeated."""
     feed_forward: int | None = None
     """Width of the feed-forward layers; 4 x features if not given."""
     norm: Literal["pre", "post"] = "pre"
+    """Position of the norm: before or after each sublayer."""
     positions: Literal["add", "concat", "rotary", "alibi", "relative", "none"] = "add"
     """add, concat: combination of sinusoids with the input of self-attention; others: positions in the attention."""
     scale_embeddings: bool = True
@@ -249,6 +258,7 @@ class TransformerTranslator:
     attention_dropout: float = 0.0
     """Dropout rate of the attention weights."""
     precision: Precision = "float32"
+    """Dtypes: float32 throughout, or bfloat16 for activations and products and float32 for parameters and sums."""
 
     def __post_init__(self) -> None:
         check_fields(self, {"features": 2, "layers": 1, "num_heads": 1, "feed_forward": 1})

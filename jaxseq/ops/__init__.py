@@ -19,7 +19,7 @@ from jaxseq.ops.convolution import (
     convolve_2d,
     depthwise_2d,
 )
-from jaxseq.ops.implementations import used_implementations
+from jaxseq.ops.implementations import Choice, explain_implementations, used_implementations
 from jaxseq.ops.layer_norm import layer_norm
 from jaxseq.ops.linear import (
     ChunkwiseImplementation,
@@ -56,6 +56,7 @@ from jaxseq.ops.smooth_max import hardmax, smooth_max, soft_argmax
 __all__ = [
     "AttentionImplementation",
     "Cell",
+    "Choice",
     "ChunkwiseImplementation",
     "ConvolutionImplementation",
     "DepthwiseImplementation",
@@ -76,6 +77,7 @@ __all__ = [
     "delta_rule",
     "delta_rule_reference",
     "depthwise_2d",
+    "explain_implementations",
     "gate_values",
     "gru_reset_before",
     "hardmax",

@@ -1,12 +1,14 @@
 """The choice of an op's implementation, and a report of what a program runs.
 
 Each op lists the names of its implementations in one ``Literal`` and takes one of them as ``implementation``.
-``"auto"`` chooses by device, shapes and options; ``"reference"`` is the op's equation, written without optimisation.
+``"auto"`` chooses by device, shapes and options, and gives its reason; ``"reference"`` is the op's equation, written
+without optimisation.
 """
 
+import contextvars
 import re
 from collections.abc import Callable, Iterator
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr
@@ -14,8 +16,19 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 _SCOPE = re.compile(r"jaxseq\.(\w+)=([\w-]+)")
 
 
-def choose_implementation(op: str, implementation: str, known: Any, auto: Callable[[], str]) -> str:
-    """``implementation``, or what ``auto()`` returns for ``"auto"``.
+class Choice(NamedTuple):
+    """The implementation that a call takes, and why."""
+
+    implementation: str
+    reason: str
+
+
+_CHOICES: contextvars.ContextVar[dict[str, list[Choice]] | None] = contextvars.ContextVar("choices", default=None)
+"""The choices made inside ``explain_implementations``."""
+
+
+def choose_implementation(op: str, implementation: str, known: Any, auto: Callable[[], Choice]) -> str:
+    """``implementation``, or that of ``auto()`` for ``"auto"``.
 
     Raises:
       ValueError: ``implementation`` is not a name in the ``Literal`` type ``known``.
@@ -23,7 +36,11 @@ def choose_implementation(op: str, implementation: str, known: Any, auto: Callab
     names = get_args(known)
     if implementation not in names:
         raise ValueError(f"{op}: implementation={implementation!r}; known: {', '.join(names)}")
-    return auto() if implementation == "auto" else implementation
+    choice = auto() if implementation == "auto" else Choice(implementation, "it is asked for by name")
+    explained = _CHOICES.get()
+    if explained is not None and choice not in explained.setdefault(op, []):
+        explained[op].append(choice)
+    return choice.implementation
 
 
 def is_symbolic(*sizes: Any) -> bool:
@@ -55,6 +72,21 @@ def used_implementations(function: Callable, *args: Any, **kwargs: Any) -> dict[
         for op, implementation in _SCOPE.findall(str(equation.source_info.name_stack)):
             found.setdefault(op, set()).add(implementation)
     return {op: tuple(sorted(names)) for op, names in sorted(found.items())}
+
+
+def explain_implementations(function: Callable, *args: Any, **kwargs: Any) -> dict[str, tuple[Choice, ...]]:
+    """The choices that ops make in ``function`` for these arguments: the implementation of each, and why.
+
+    Arguments as those of ``used_implementations``; the result may be anything. The function is traced, not executed. A
+    choice inside a function that ``jax.jit`` has traced before for the same shapes is not made again, and is missing.
+    """
+    found: dict[str, list[Choice]] = {}
+    token = _CHOICES.set(found)
+    try:
+        jax.make_jaxpr(lambda *args, **kwargs: (function(*args, **kwargs), None)[1])(*args, **kwargs)
+    finally:
+        _CHOICES.reset(token)
+    return {op: tuple(choices) for op, choices in sorted(found.items())}
 
 
 def _equations(jaxpr: Jaxpr) -> Iterator[Any]:

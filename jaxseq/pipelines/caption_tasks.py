@@ -31,8 +31,11 @@ class Scenes:
 
     design: SceneDesign = field(default_factory=SceneDesign)
     train_images: int = 128_000
+    """Number of scenes to train on."""
     validation_images: int = 500
+    """Number of scenes for evaluations during training."""
     test_images: int = 1000
+    """Number of scenes that are scored at the end."""
 
     def __post_init__(self) -> None:
         check_minimum(self, train_images=1, validation_images=1, test_images=1)

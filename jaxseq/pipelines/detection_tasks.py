@@ -24,8 +24,11 @@ class DetectionScenes:
 
     design: SceneDesign = field(default_factory=lambda: DETECTION_SCENES)
     train_images: int = 4000
+    """Number of scenes to train on."""
     validation_images: int = 300
+    """Number of scenes for evaluations during training."""
     test_images: int = 500
+    """Number of scenes that are scored at the end."""
 
     def __post_init__(self) -> None:
         check_minimum(self, train_images=1, validation_images=1, test_images=1)

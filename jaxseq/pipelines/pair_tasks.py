@@ -142,10 +142,17 @@ class Files:
     length_extrapolation: ClassVar[int] = 1
 
     pairs: Path
-    """A .tsv or .txt file (two columns), a .jsonl file (fields source and target), or with pairs_target the source
-    side of two aligned files; each may be .gz."""
+    """A .tsv or .txt file (columns separated by tabs), a .jsonl file, or with pairs_target the source side of two
+    aligned files; each may be .gz."""
     pairs_target: Path | None = None
     """The target side of two aligned files."""
+    columns: str | None = None
+    """The columns of the source and of the target: numbers from 1 (2,4), or names in the header line or of the fields
+    of JSON lines (english,german). None: the two columns of a table, or the columns or fields named source and
+    target."""
+    header: data.Header = "auto"
+    """Whether the first line of a table names its columns. auto: if it has the names in columns, or if both cells are
+    names of languages or sides (en, German, source)."""
     held_out: Path | None = None
     """Pairs to evaluate on, in the same form; a tenth of the sources if not given."""
     held_out_target: Path | None = None
@@ -154,6 +161,8 @@ class Files:
     def __post_init__(self) -> None:
         if self.held_out_target is not None and self.held_out is None:
             raise ValueError(f"held_out_target={self.held_out_target} belongs to held_out, which is not given")
+        if self.columns is not None:
+            data.parse_columns(self.columns)
 
     def corpus(self, seed: int, num_held_out_pairs: int) -> data.ParallelCorpus:
         """Training and held-out pairs."""
@@ -161,7 +170,9 @@ class Files:
         held_out: Any = self.held_out
         if self.held_out_target is not None:
             held_out = self.held_out, self.held_out_target
-        return data.text_pairs(self.pairs, self.pairs_target, held_out_path=held_out, seed=seed)
+        columns = None if self.columns is None else data.parse_columns(self.columns)
+        options: dict[str, Any] = {"columns": columns, "header": self.header, "held_out_path": held_out, "seed": seed}
+        return data.text_pairs(self.pairs, self.pairs_target, **options)
 
     def longer_pairs(self, seed: int, num_pairs: int) -> Pairs:
         """No pairs: the task has no longer ones."""

@@ -194,7 +194,11 @@ def test_a_book_that_repeats_itself_is_trained_on_once(tmp_path):
     corpus = text_corpus(path)
     assert corpus.num_dropped > 0
     assert corpus.overlap < 0.2
-    assert corpus.num_train_characters + corpus.num_held_out_characters < 2 * len(chapter)
+    kept = corpus.num_train_characters + corpus.num_held_out_characters
+    assert kept < 2 * len(chapter)
+    assert kept + corpus.num_dropped_characters == 4 * len(chapter)
+    assert corpus.dropped_fraction == corpus.num_dropped_characters / (4 * len(chapter))
+    assert f"({4 * len(chapter) - kept:,} of {4 * len(chapter):,} characters" in corpus.summary()
 
 
 def test_a_folder_is_split_by_file(tmp_path):

@@ -45,7 +45,7 @@ def test_pairs_come_back_as_they_were_written(tmp_path, kind, packed):
     for start in ("", "\ufeff"):
         for end, last in [("\n", "\n"), ("\r\n", "\r\n"), ("\n", "")]:
             files = files_of(tmp_path, kind, PAIRS, start=start, end=end, last=last, packed=packed)
-            assert read_pairs(*files) == (tuple(PAIRS), ())
+            assert read_pairs(*files)[:2] == (tuple(PAIRS), ())
             assert read_pairs(*map(str, files)).pairs == tuple(PAIRS)
 
 
@@ -53,7 +53,8 @@ def test_pairs_come_back_as_they_were_written(tmp_path, kind, packed):
 @settings(deadline=None, max_examples=80)
 def test_any_pairs_come_back(tmp_path_factory, pairs, kind):
     folder = tmp_path_factory.getbasetemp()
-    assert read_pairs(*files_of(folder, kind, pairs)) == (tuple(pairs), ())
+    header = {} if kind in ("jsonl", "aligned") else {"header": "no"}
+    assert read_pairs(*files_of(folder, kind, pairs), **header)[:2] == (tuple(pairs), ())
 
 
 @pytest.mark.parametrize(
@@ -123,15 +124,15 @@ def test_aligned_files_of_different_numbers_of_lines_are_refused_with_both(tmp_p
 
 def test_the_fields_of_json_lines_are_given_by_name(tmp_path):
     path = write(tmp_path, "file.jsonl", b'{"en": "a", "de": "b"}\n')
-    assert read_pairs(path, source_field="de", target_field="en").pairs == (("b", "a"),)
+    assert read_pairs(path, columns=("de", "en")).pairs == (("b", "a"),)
     with pytest.raises(ValueError, match="no field 'source'"):
         read_pairs(path)
 
 
 def test_no_more_than_limit_pairs_are_read(tmp_path):
     path = write(tmp_path, "file.tsv", b"bad\n" + b"a\tb\n" * 5 + b"bad\n")
-    assert [len(part) for part in read_pairs(path, max_pairs=3)] == [3, 1]
-    assert [len(part) for part in read_pairs(path, max_pairs=9)] == [5, 2]
+    assert [len(part) for part in read_pairs(path, max_pairs=3)[:2]] == [3, 1]
+    assert [len(part) for part in read_pairs(path, max_pairs=9)[:2]] == [5, 2]
     with pytest.raises(ValueError, match="max_pairs must be at least 1, not 0"):
         read_pairs(path, max_pairs=0)
 

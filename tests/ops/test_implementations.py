@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxseq import ops
-from jaxseq.ops.implementations import implementation_scope, used_implementations
+from jaxseq.ops.implementations import explain_implementations, implementation_scope, used_implementations
 
 
 @jax.custom_vjp
@@ -103,3 +103,25 @@ def test_an_lstm_takes_the_name_that_it_is_given(unchecked: None) -> None:
         assert ops.lstm_implementation(state, xs, R, implementation=name) == name
     with pytest.raises(ValueError, match="lstm: implementation='fast'; known: auto, fused, reference, cudnn"):
         ops.lstm_implementation(state, xs, R, implementation="fast")
+
+
+@pytest.mark.parametrize("name", op_calls())
+def test_every_choice_has_a_reason(name: str, unchecked: None) -> None:
+    _, op, args = op_calls()[name]
+    (choice,) = explain_implementations(op, *args)[name]
+    assert used_implementations(op, *args) == {name: (choice.implementation,)} and choice.reason
+    (forced,) = explain_implementations(jax.jit(lambda *a: op(*a, implementation="reference")), *args)[name]
+    assert forced == ("reference", "it is asked for by name")
+    assert explain_implementations(jnp.sin, jnp.ones(2)) == {}
+
+
+def test_the_reason_names_what_decided(unchecked: None) -> None:
+    x = jax.ShapeDtypeStruct((1, 2048, 2, 64), jnp.float32)
+    reasons = {
+        length: explain_implementations(
+            ops.attention, jax.ShapeDtypeStruct((1, length, 2, 64), x.dtype), x, x, mask=ops.masks.causal(offset=2047)
+        )["attention"][0]
+        for length in (1, 2048)
+    }
+    assert jax.default_backend() != "cpu" or reasons[1] == ("decode", "fewer queries (1) than 16, on cpu")
+    assert reasons[2048] == ("tiles", "2048 queries and 2048 keys are more than 1024") or jax.default_backend() != "cpu"

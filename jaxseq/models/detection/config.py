@@ -49,6 +49,7 @@ class DetectorConfig:
     context: int | None = None
     """Pixels around the box in a warped region on each side, by default 16/227 of crop_size; read by rcnn."""
     precision: Precision = "float32"
+    """Dtypes: float32 throughout, or bfloat16 for activations and products and float32 for parameters and sums."""
 
     def __post_init__(self) -> None:
         for name, known in {"model": get_args(DetectorName), "pooling": (None, *get_args(Pooling))}.items():

@@ -22,7 +22,7 @@ from jaxseq.ops.attention.reference import (
 from jaxseq.ops.attention.ring import gathered_attention, ring_attention
 from jaxseq.ops.attention.tiles import NARROW_WINDOW, attention_tiles, choose_plan
 from jaxseq.ops.attention.unrolled import tiles_are_static
-from jaxseq.ops.implementations import choose_implementation, implementation_scope, is_symbolic, unavailable
+from jaxseq.ops.implementations import Choice, choose_implementation, implementation_scope, is_symbolic, unavailable
 from jaxseq.ops.sequence_axis import SequenceAxis, find_sequence_axis, find_tensor_axis
 from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array, Float, Key
@@ -96,9 +96,7 @@ def attention(
         "attention",
         implementation,
         AttentionImplementation,
-        lambda: attention_implementation(
-            query, key, value, mask, bias=bias, soft_cap=soft_cap, dropout_rate=dropout_rate
-        ),
+        lambda: _attention_choice(query, key, value, mask, bias, soft_cap, dropout_rate),
     )
     if chosen == "cudnn":
         reason = why_not_cudnn(query, key, value, mask, bias, soft_cap, dropout_rate)
@@ -195,23 +193,43 @@ def attention_implementation(
     call; the reference for few scores or few queries (a decoding step), for
     which a CPU takes "decode"; on a CPU the unrolled form for short sequences; else tiles.
     """
+    return _attention_choice(query, key, value, mask, bias, soft_cap, dropout_rate).implementation
+
+
+def _attention_choice(
+    query: Array, key: Array, value: Array, mask: Mask | None, bias: Any, soft_cap: float | None, dropout_rate: float
+) -> Choice:
     T, S = query.shape[-3], key.shape[-3]
     if is_symbolic(T, S):
-        return "reference"
-    if why_not_cudnn(query, key, value, mask, bias, soft_cap, dropout_rate) is None:
-        return "cudnn"
-    if T < TILES_MIN_QUERIES < S and jax.default_backend() == "cpu":
-        return "decode"
-    if T < TILES_MIN_QUERIES or T * S <= REFERENCE_MAX_SCORES:
-        return "reference"
-    return "unrolled" if jax.default_backend() == "cpu" and _takes_unrolled(query, key, mask) else "tiles"
+        return Choice("reference", "the number of queries or keys is free")
+    no_cudnn = why_not_cudnn(query, key, value, mask, bias, soft_cap, dropout_rate)
+    if no_cudnn is None:
+        return Choice("cudnn", "cuDNN can do this call")
+    on_cpu = jax.default_backend() == "cpu"
+    if T < TILES_MIN_QUERIES:
+        few = f"fewer queries ({T}) than {TILES_MIN_QUERIES}"
+        return Choice("decode", f"{few}, on cpu") if on_cpu and S > TILES_MIN_QUERIES else Choice("reference", few)
+    if T * S <= REFERENCE_MAX_SCORES:
+        return Choice("reference", f"{T * S} scores a head are at most {REFERENCE_MAX_SCORES}")
+    if not on_cpu:
+        return Choice("tiles", f"not cuDNN: {no_cudnn}")
+    no_unrolled = _why_not_unrolled(query, key, mask)
+    if no_unrolled is None:
+        return Choice("unrolled", f"{T} queries and {S} keys are few enough, on cpu")
+    return Choice("tiles", no_unrolled)
 
 
-def _takes_unrolled(query: Array, key: Array, mask: Mask | None) -> bool:
-    """Whether a CPU computes the call faster without loops: it is short, and the mask leaves no more tiles empty."""
+def _why_not_unrolled(query: Array, key: Array, mask: Mask | None) -> str | None:
+    """None if a CPU computes the call faster without loops: it is short, and the mask leaves no more tiles empty."""
     (T, N), S = query.shape[-3:-1], key.shape[-3]
     window = None if mask is None else mask.visibility().window
-    narrow = window is not None and window <= min(NARROW_WINDOW, max(T, S) // 4)
     longest = UNROLLED_MAX_LENGTH if tiles_are_static(mask, T, S) else UNROLLED_MAX_LENGTH // 2
-    wide = at_least_float32(query.dtype) == query.dtype
-    return wide and not narrow and max(T, S) <= longest and N * T * S <= UNROLLED_MAX_SCORES
+    if at_least_float32(query.dtype) != query.dtype:
+        return f"the dtype is {query.dtype}, on cpu"
+    if window is not None and window <= min(NARROW_WINDOW, max(T, S) // 4):
+        return f"the window of {window} keys leaves most tiles empty"
+    if max(T, S) > longest:
+        return f"{T} queries and {S} keys are more than {longest}"
+    if N * T * S > UNROLLED_MAX_SCORES:
+        return f"{N * T * S} scores of all heads are more than {UNROLLED_MAX_SCORES}"
+    return None

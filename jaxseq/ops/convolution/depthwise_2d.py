@@ -11,7 +11,7 @@ from jax.interpreters import ad, batching, mlir
 
 from jaxseq.ops.batch_shards import vary_alike
 from jaxseq.ops.convolution.convolution_2d import edges
-from jaxseq.ops.implementations import choose_implementation, implementation_scope
+from jaxseq.ops.implementations import Choice, choose_implementation, implementation_scope
 from jaxseq.ops.rows import sum_rows
 from jaxseq.precision import at_least_float32
 from jaxseq.typing import Array, Float
@@ -48,7 +48,8 @@ def depthwise_2d(
         raise ValueError(f"images ({images.dtype}) and kernel ({kernel.dtype}) must share one dtype")
     if stride < 1:
         raise ValueError(f"stride={stride} must be at least 1")
-    auto = "shifted" if jax.default_backend() == "cpu" else "reference"
+    platform = jax.default_backend()
+    auto = Choice("shifted" if platform == "cpu" else "reference", f"the default device is {platform}")
     chosen = choose_implementation("depthwise_2d", implementation, DepthwiseImplementation, lambda: auto)
     *batch, height, width, channels = images.shape
     pads = edges((height, width), kernel.shape[:2], stride, padding)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxseq.ops import segments
-from jaxseq.ops.implementations import choose_implementation, implementation_scope, is_symbolic
+from jaxseq.ops.implementations import Choice, choose_implementation, implementation_scope, is_symbolic
 from jaxseq.ops.linear.across_devices import AcrossDevices
 from jaxseq.ops.linear.associative import associative
 from jaxseq.ops.linear.chunkwise_delta_rule import chunkwise_delta_rule
@@ -66,7 +66,7 @@ def linear_recurrence(
         raise ValueError(f"a ({a.dtype}), b ({b.dtype}) and state ({state.dtype}) must share one dtype")
     segments.check("linear_recurrence", segment_ids, a.shape[:-1])
     chosen = choose_implementation(
-        "linear_recurrence", implementation, LinearRecurrenceImplementation, lambda: linear_recurrence_implementation(a)
+        "linear_recurrence", implementation, LinearRecurrenceImplementation, lambda: _linear_recurrence_choice(a)
     )
     if a.shape[-2] == 0:
         return state, b
@@ -92,7 +92,16 @@ def linear_recurrence_implementation(a: Inexact[Array, "*B T F"]) -> str:
     A CPU has few lanes: the loop moves the fewest bytes and wins at every shape (docs/performance.md). On an
     accelerator a step of a loop takes longer than a pass over a sequence: log T passes, unless there is only one step.
     """
-    return "loop" if jax.default_backend() == "cpu" or a.shape[-2] == 1 else "associative"
+    return _linear_recurrence_choice(a).implementation
+
+
+def _linear_recurrence_choice(a: Array) -> Choice:
+    platform = jax.default_backend()
+    if platform == "cpu":
+        return Choice("loop", "the default device is cpu")
+    if a.shape[-2] == 1:
+        return Choice("loop", "there is one step")
+    return Choice("associative", f"the default device is {platform}, and there are {a.shape[-2]} steps")
 
 
 def linear_attention(
@@ -262,7 +271,12 @@ def _over_ranks(
 
 
 def _choose_chunkwise(op: str, implementation: str, steps: int, reference_max_steps: int) -> str:
-    auto = "reference" if is_symbolic(steps) or steps <= reference_max_steps else "chunkwise"
+    if is_symbolic(steps):
+        auto = Choice("reference", "the number of steps is free")
+    else:
+        few = steps <= reference_max_steps
+        reason = f"{steps} steps are {'at most' if few else 'more than'} {reference_max_steps}"
+        auto = Choice("reference" if few else "chunkwise", reason)
     return choose_implementation(op, implementation, ChunkwiseImplementation, lambda: auto)
 
 

@@ -8,7 +8,7 @@ import jax
 from jax.tree_util import Partial
 
 from jaxseq.ops import segments
-from jaxseq.ops.implementations import choose_implementation, implementation_scope, is_symbolic, unavailable
+from jaxseq.ops.implementations import Choice, choose_implementation, implementation_scope, is_symbolic, unavailable
 from jaxseq.ops.recurrence.cells import Cell
 from jaxseq.ops.recurrence.pipeline import recurrence_across_devices
 from jaxseq.ops.recurrence.pointwise import reads_h, trace_cell, without_h
@@ -145,7 +145,11 @@ def _choose(
             raise ValueError(f"output_projection of shape {output_projection.shape}: the cell must not read h itself")
     if implementation in ("auto", "fused"):
         traced, reason = trace_cell(cell, state, gates)
-    auto = "reference" if traced is None or is_symbolic(steps) else "fused"
+    auto = Choice("fused", "the cell is of floats of one dtype")
+    if traced is None:
+        auto = Choice("reference", f"the cell uses {reason}")
+    elif is_symbolic(steps):
+        auto = Choice("reference", "the number of steps is free")
     chosen = choose_implementation("recurrence", implementation, RecurrenceImplementation, lambda: auto)
     if chosen == "fused" and traced is None:
         raise unavailable("recurrence", "fused", f"it needs a cell of floats of one dtype, but this one uses {reason}")

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxseq.ops.implementations import choose_implementation, implementation_scope, unavailable
+from jaxseq.ops.implementations import Choice, choose_implementation, implementation_scope, unavailable
 from jaxseq.ops.recurrence.api import recurrence_with_projection
 from jaxseq.ops.recurrence.cells import LSTMState, lstm
 from jaxseq.typing import Array, Float, SegmentIds
@@ -41,14 +41,12 @@ def lstm_implementation(
       ValueError: an unknown implementation.
     """
 
-    def auto() -> str:
-        if (
-            xs.ndim < 3
-            or why_not_cudnn(state, xs, R, segment_ids=segment_ids, peepholes=peepholes, projected=projected)
-            is not None
-        ):
-            return "fused"
-        return "fused" if _trial_failed() else "cudnn"
+    def auto() -> Choice:
+        reason = why_not_cudnn(state, xs, R, segment_ids=segment_ids, peepholes=peepholes, projected=projected)
+        if xs.ndim < 3:
+            reason = "there is no batch dimension"
+        reason = reason or _trial_failed()
+        return Choice("cudnn", "cuDNN can do this call") if reason is None else Choice("fused", f"not cuDNN: {reason}")
 
     return choose_implementation("lstm", implementation, LSTMImplementation, auto)
 

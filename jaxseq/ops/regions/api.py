@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxseq.ops.implementations import choose_implementation, implementation_scope, unavailable
+from jaxseq.ops.implementations import Choice, choose_implementation, implementation_scope, unavailable
 from jaxseq.ops.regions.align_gather import align_gather
 from jaxseq.ops.regions.align_matmul import align_matmul
 from jaxseq.ops.regions.align_max import align_max
@@ -69,7 +69,11 @@ def roi_align(
         raise ValueError(f"roi_align: sampling_ratio={sampling_ratio} must be at least 1, or None")
     if reduction not in get_args(Reduction):
         raise ValueError(f"roi_align: reduction={reduction!r}; known: {', '.join(get_args(Reduction))}")
-    auto = "matmul" if jax.default_backend() == "tpu" and reduction == "mean" else "gather"
+    platform = jax.default_backend()
+    auto = Choice(
+        "matmul" if platform == "tpu" and reduction == "mean" else "gather",
+        f"the default device is {platform}, and the reduction is {reduction!r}",
+    )
     chosen = choose_implementation("roi_align", implementation, RoiAlignImplementation, lambda: auto)
     if chosen == "matmul" and reduction == "max":
         raise unavailable("roi_align", chosen, "reduction='max' is not a sum")
@@ -116,7 +120,8 @@ def roi_max_pool(
       ValueError: shapes do not fit, an option is out of its range, or the implementation is unknown.
     """
     _check("roi_max_pool", features, boxes, size, scale)
-    chosen = choose_implementation("roi_max_pool", implementation, RoiMaxPoolImplementation, lambda: "gather")
+    auto = Choice("gather", "it is the only one")
+    chosen = choose_implementation("roi_max_pool", implementation, RoiMaxPoolImplementation, lambda: auto)
     empty, boxes = _sound(boxes, scale)
 
     def pool(features: Array, boxes: Array, empty: Array) -> Array:

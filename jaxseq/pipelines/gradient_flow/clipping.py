@@ -21,13 +21,19 @@ class Clipping:
     """Runs of plain gradient descent over seeds, for each learning rate with and without clipping."""
 
     learning_rates: tuple[float, ...] = (0.03, 0.3)
+    """Learning rates of plain gradient descent."""
     clip_norm: float = 1.0
     """The norm above which a gradient is scaled to it."""
     seeds: int = 4
+    """Number of runs of each setting."""
     length: int = 30
+    """Positions of a sequence."""
     features: int = 32
+    """Units of the Elman network."""
     batch_size: int = 20
+    """Sequences in a batch."""
     steps: int = 1500
+    """Training steps of each run."""
 
     def __post_init__(self) -> None:
         counts = {"learning_rates": len(self.learning_rates), "seeds": self.seeds, "steps": self.steps}

@@ -25,10 +25,15 @@ class ForgetBias:
     """LSTMs that differ in the initial forget bias alone, on the addition task."""
 
     biases: tuple[float, ...] = (-1.0, 0.0, 1.0, 2.0, 4.0)
+    """Initial biases of the forget gate."""
     length: int = 100
+    """Positions of a sequence."""
     features: int = 32
+    """Units of the LSTM."""
     batch_size: int = 32
+    """Sequences in a batch."""
     steps: int = 300
+    """Training steps for each bias."""
     every: int = 10
     """Steps between two points of a curve."""
     learning_rate: float = 3e-3

@@ -28,7 +28,9 @@ class HeatMaps:
     length: int = 50
     """Positions of a sequence."""
     features: int = 32
+    """Units of each core."""
     batch_size: int = 32
+    """Sequences in a batch."""
     probes: int = 128
     """Held-out sequences over which the gradient's norm is averaged."""
     steps: int = 400

@@ -20,11 +20,15 @@ class Mixers:
     cores: tuple[str, ...] = ("elman", "gru", "lstm", "mingru", "attention")
     """Names of the table of cores."""
     addition_length: int = 50
+    """Positions of a sequence of the addition task."""
     copy_blank: int = 20
     """Blanks between the ten symbols and the cue."""
     features: int = 32
+    """Units of each core."""
     batch_size: int = 32
+    """Sequences in a batch."""
     steps: int = 800
+    """Training steps of each core on each task."""
     every: int = 25
     """Steps between two points of a curve."""
     learning_rate: float = 1e-2

@@ -27,6 +27,7 @@ class SingularValues:
     largest: tuple[float, ...] = (0.7, 1.5, 4.0)
     """Largest singular values sigma_max of the recurrent matrix."""
     features: int = 32
+    """Units of the networks with Gaussian matrices."""
     length: int = 60
     """Positions, and the largest lag."""
     sequences: int = 4
@@ -36,6 +37,7 @@ class SingularValues:
     radius: float = 0.7
     """The chain's only eigenvalue."""
     coupling: float = 0.5
+    """The weight between neighbours in the chain."""
 
     def __post_init__(self) -> None:
         check_counts("singular_values", features=self.features, length=self.length, sequences=self.sequences)
