@@ -5,6 +5,7 @@ from jaxseq.plotting.attention_maps import draw_attention_maps
 from jaxseq.plotting.comparisons import ComparisonRow, MeanInterval, draw_comparisons
 from jaxseq.plotting.curves import Curve, CurvePanel, draw_curves
 from jaxseq.plotting.detections import BoxedDetections, BoxedObjects, BoxOutcomes, draw_detections
+from jaxseq.plotting.grids import GridTable, draw_grids
 from jaxseq.plotting.heat_maps import HeatMap, draw_heat_maps
 from jaxseq.plotting.labels import Labels, missing_characters, text_label, token_labels
 from jaxseq.plotting.length_curves import CurvePoint, draw_length_curves
@@ -52,6 +53,7 @@ __all__ = [
     "Curve",
     "CurvePanel",
     "CurvePoint",
+    "GridTable",
     "HeatMap",
     "Labels",
     "MeanInterval",
@@ -63,6 +65,7 @@ __all__ = [
     "draw_comparisons",
     "draw_curves",
     "draw_detections",
+    "draw_grids",
     "draw_heads",
     "draw_heat_maps",
     "draw_length_curves",
