@@ -94,9 +94,9 @@ def _draw(figure: Any, axes: Any, metric: str, table: GridTable) -> None:
         families = text_label(" ".join(values)).families
         axis.set_ticks(range(len(values)), [label.texts[0] for label in made], parse_math=False, family=families)
     for row, column in np.ndindex(table.means.shape):
-        dark = norm(table.means[row, column]) > 0.55
-        style: dict[str, Any] = {"color": "white" if dark else INK, "ha": "center", "va": "center", "fontsize": 8}
-        axes.text(column, row, table.text(row, column), **style)
+        text = table.text(row, column)
+        color = SOFT if not text else "white" if norm(table.means[row, column]) > 0.55 else INK
+        axes.text(column, row, text or "no value", color=color, ha="center", va="center", fontsize=8)
     row, column = table.base
     axes.add_patch(Rectangle((column - 0.48, row - 0.46), 0.96, 0.92, fill=False, edgecolor=RED, linewidth=1.8))
     bar = figure.colorbar(image, ax=axes, shrink=0.9, pad=0.02)
