@@ -46,8 +46,8 @@ class HeatMap(NamedTuple):
 def draw_heat_maps(maps: Sequence[HeatMap], file: str | Path, *, title: str = "", columns: int = 3) -> Path:
     """Draw heat maps, ``columns`` side by side, with one colour scale for all of them.
 
-    A logarithmic scale spans at most ``DECADES`` powers of ten below the largest value; lower ones, zeros too, have the
-    colour of its lower end, which is then an arrow. Values that are not finite are grey, as a legend says.
+    A logarithmic scale spans at most ``DECADES`` powers of ten below the largest value; lower ones, zeros too, are
+    white, as its label says. Values that are not finite are grey, as a legend says.
 
     Args:
         maps: what to draw; all of them with the same ``log`` and ``unit``.
@@ -84,8 +84,9 @@ def draw_heat_maps(maps: Sequence[HeatMap], file: str | Path, *, title: str = ""
     for axes in grid[len(maps) :]:
         axes.set_axis_off()
     below = maps[0].log and any((matrix < norm.vmin).any() for matrix in values)
-    bar = figure.colorbar(image, ax=grid.tolist(), shrink=0.9, pad=0.02, extend="min" if below else "neither")
-    bar.set_label(maps[0].unit, fontsize=9, color=SOFT)
+    bar = figure.colorbar(image, ax=grid.tolist(), shrink=0.9, pad=0.02)
+    note = f"  (white: {norm.vmin:.1g} or less)" if below else ""
+    bar.set_label(f"{maps[0].unit}{note}", fontsize=9, color=SOFT, parse_math=False)
     bar.ax.tick_params(labelsize=8, colors=SOFT, length=0)
     bar.outline.set_visible(False)
     if not all(np.isfinite(matrix).all() for matrix in values):

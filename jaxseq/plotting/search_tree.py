@@ -63,7 +63,7 @@ def draw_search_tree(nodes: Sequence[Node], file: str | Path, name: Callable[[in
     figure_format(file)
     heights = dict(_heights(nodes))
     depth = max((node.depth for node in nodes), default=0) + 1
-    size = (max(4.2, 1.2 + 1.55 * depth), 1.3 + 0.34 * max(len(heights), 2))
+    size = (max(5.0, 1.2 + 1.55 * depth), 1.3 + 0.34 * max(len(heights), 2))
     figure = make_figure(*size)
     axes = figure.subplots()
     axes.set_axis_off()
