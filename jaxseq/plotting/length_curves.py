@@ -43,6 +43,7 @@ def draw_length_curves(
     *,
     metric: str = "exact_match",
     trained_length: int | float | None = None,
+    unit: str = "tokens",
 ) -> Path:
     """Draw one curve per model: a score against the mean source length of a bin, named at the curve's right end.
 
@@ -51,6 +52,7 @@ def draw_length_curves(
         file: the PNG, SVG or PDF to write.
         metric: ``"exact_match"``, drawn with bands of 95 % intervals, or ``"bleu"``, without points where it is None.
         trained_length: the longest source trained on, marked by a dashed line.
+        unit: the unit of the lengths, for the title of the axis.
 
     Returns:
         The file.
@@ -72,7 +74,7 @@ def draw_length_curves(
 
     figure = make_figure(6.4, 3.8)
     axes = figure.subplots()
-    prepare_axes(axes, title, x_label="source length, tokens", y_label=METRICS[metric], title_pad=18)
+    prepare_axes(axes, title, x_label=f"source length, {unit}", y_label=METRICS[metric], title_pad=18)
     _set_scales(axes, top)
     for rows, color in zip(curves.values(), CYCLE, strict=False):
         x = [row.mean_length for row in rows]
