@@ -1,7 +1,8 @@
 """The figures of the throughput benchmark, from its rows alone (matplotlib, extra ``plots``, when they are drawn).
 
 One panel a family of mixers; full attention is in every panel, the other families' curves are pale behind it, and the
-fastest scan at the longest length is the thick one. A circle is where a mixer passes attention.
+fastest scan at the longest length is the thick one. A circle is where a mixer passes attention. A legend is below
+the panels; a mixer's name stands at the end of its curve.
 """
 
 import io
@@ -34,7 +35,7 @@ def draw_figures(rows: Sequence[Row], folder: Path) -> list[Path]:
             families = _families(members)
             columns = 2 if len(families) > 1 else 1
             lines = math.ceil(len(families) / columns)
-            figure = make_figure(5.4 * columns, 3.5 * lines + 0.5, dpi=100)
+            figure = make_figure(5.4 * columns, 3.5 * lines + 0.9, dpi=100)
             figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)
             grid = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
             draw(figure, list(grid.flat), panel, members, families)
@@ -129,6 +130,32 @@ def _curves(
         _mark_failures(axes, rows, names, colours, span[0])
     for axes in grid[len(families) :]:
         axes.set_visible(False)
+    kept = [name for names in families.values() for name in names]
+    peers = any(": " in name for name in kept if name in lines)
+    failed = any("error" in row and row["name"] in kept for row in rows)
+    passed = crossed and any(crossings(lines[n], lines[base]) for n in lines if base in lines and n != base)
+    parts = {"base": base in lines, "best": best is not None, "others": len(families) > 1, "peers": peers}
+    _legend(grid[0].figure, parts | {"band": crossed, "passed": passed, "failed": failed})
+
+
+def _legend(figure: Any, parts: dict[str, bool]) -> None:
+    """What the lines, the band and the marks are, for those that the figure has; below the panels."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    ring = {"linestyle": "", "marker": "o", "markersize": 8, "markerfacecolor": "white", "markeredgewidth": 1.8}
+    entries = {
+        "base": Line2D([], [], color=RED, linewidth=2.6, linestyle=(0, (4, 2)), label="full attention, in every panel"),
+        "best": Line2D([], [], color=SOFT, linewidth=2.6, label="the fastest scan at the longest length"),
+        "others": Line2D([], [], color=EDGE, linewidth=1, label="mixers of the other panels"),
+        "peers": Line2D([], [], color=SOFT, linewidth=1.6, linestyle=(0, (1, 1.2)), label="another library"),
+        "band": Patch(color=SOFT, alpha=0.25, linewidth=0, label="interquartile range of the timings"),
+        "passed": Line2D([], [], color=SOFT, **ring, label="passes attention at this length"),
+        "failed": Line2D([], [], color=SOFT, linestyle="", marker="x", markersize=6, label="no figure, and why"),
+    }
+    shown = [entry for name, entry in entries.items() if parts[name]]
+    figure.legend(handles=shown, loc="outside lower left", ncols=4, frameon=False, fontsize=8, labelcolor=SOFT,
+                  columnspacing=1.4, handlelength=3.2)  # fmt: skip
 
 
 def _best_scan(rows: Sequence[Row], lines: dict[str, Curve], base: str | None) -> str | None:
@@ -150,7 +177,7 @@ def _colours(names: Sequence[str], base: str | None) -> dict[str, str]:
 def _prepare(axes: Any, title: str, lengths: Sequence[int], unit: str) -> None:
     from matplotlib.ticker import EngFormatter, FixedLocator, NullLocator
 
-    prepare_axes(axes, title, x_label="length T", y_label=unit, title_size=10, title_pad=6, tick_size=8.5)
+    prepare_axes(axes, title, x_label="length T, tokens", y_label=unit, title_size=10, title_pad=6, tick_size=8.5)
     axes.tick_params(labelbottom=True, labelleft=True)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
@@ -267,9 +294,25 @@ def _roofline(figure: Any, grid: list[Any], panel: Panel, rows: Sequence[Row], f
             axes.plot(x, y, color=colours.get(name, RED), linewidth=0.8, zorder=2)
             axes.scatter(x, y, s=sizes, color=colours.get(name, RED), label=name, zorder=3, linewidths=0)
         axes.legend(frameon=False, fontsize=8, labelcolor=SOFT, loc="lower right", ncols=2, handletextpad=0.2,
-                    columnspacing=0.8)  # fmt: skip
+                    columnspacing=0.8, markerscale=0.6)  # fmt: skip
     for axes in grid[len(families) :]:
         axes.set_visible(False)
+    _roofline_legend(figure, lengths)
+
+
+def _roofline_legend(figure: Any, lengths: Sequence[int]) -> None:
+    """The ceilings, and the areas of the points of the shortest and of the longest length."""
+    from matplotlib.lines import Line2D
+
+    ceiling = "ceiling: the lesser of the matmul rate, and the copy rate times FLOP a byte (both measured)"
+    entries = [Line2D([], [], color=SOFT, linewidth=1.4, label=ceiling)]
+    for index in sorted({0, len(lengths) - 1}):
+        size = math.sqrt(12 + 14 * index)
+        entries.append(Line2D([], [], color=SOFT, linestyle="", marker="o", markersize=size, markeredgewidth=0,
+                              label=f"T = {lengths[index]:,}"))  # fmt: skip
+    entries.append(Line2D([], [], color=SOFT, linewidth=0.8, label="one mixer, by length"))
+    figure.legend(handles=entries, loc="outside lower left", ncols=4, frameon=False, fontsize=8, labelcolor=SOFT,
+                  columnspacing=1.4)  # fmt: skip
 
 
 def _calls(row: Row) -> float:

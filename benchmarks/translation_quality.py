@@ -126,7 +126,8 @@ def curves(seeds: int) -> None:
             texts = [row["found"] for row in rows], [row["target"] for row in rows]
             scores[label] = analysis.scores_by_length(lengths, *texts, edges=edges)
         picture = f"translation-{name.replace(' ', '-')}"
-        plotting.draw_length_curves(scores, FIGURES / f"{picture}.png", trained_length=trained)
+        file = FIGURES / f"{picture}.png"
+        plotting.draw_length_curves(scores, file, trained_length=trained, unit="characters")
         kept = {label: [dataclasses.asdict(row) for row in part] for label, part in scores.items()}
         (RESULTS / f"{picture}-{device_name()}.json").write_text(json.dumps(kept) + "\n")
 

@@ -46,7 +46,9 @@ def main(config: Config) -> dict[str, Any]:
     trained = pipelines.load(config.run, step=config.step, averaged=config.averaged, **access)
     made = pipelines.export_model(trained, config.out, length=config.length, platforms=config.platforms)
     size = sum(file.stat().st_size for file in config.out.iterdir())
-    print(f"{made['kind']} of step {made['step']}: {len(made['parameters'])} arrays, {size / 1e6:.1f} MB in {config.out}")
+    print(
+        f"{made['kind']} of step {made['step']}: {len(made['parameters'])} arrays, {size / 1e6:.1f} MB in {config.out}"
+    )
     for name, program in made["programs"].items():
         print(f"  {program['file']}: {name}({', '.join(program['arguments'])}) -> {', '.join(program['results'])}")
     print(f"free axes: {', '.join(made['free_axes'])} (b: batch, t: time, s: time of the source)")

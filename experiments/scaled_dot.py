@@ -268,11 +268,11 @@ def draw(
     axis = "size D of queries and keys"
     scores = [
         CurvePanel("Variance of the scores", variance, axis, "variance", log_x=True, log_y=True),
-        CurvePanel(f"Entropy of the weights, {config.num_keys} keys", entropies, axis, "nats", log_x=True),
+        CurvePanel(f"Entropy of the weights, {config.num_keys} keys", entropies, axis, "nats", True, band="quartiles"),
     ]
     derivatives = [
-        CurvePanel("Derivative of the weights by the scores", gradients, axis, "norm", log_x=True, log_y=True),
-        CurvePanel("Derivative by x", by_t, "sharpness t", "norm", log_x=True, log_y=True),
+        CurvePanel("Derivative of the weights by the scores", gradients, axis, "norm", True, True, "quartiles"),
+        CurvePanel("Derivative by x", by_t, "sharpness t", "norm", log_x=True, log_y=True, band="quartiles"),
     ]
     return {
         "Variance and entropy with the scale 1/sqrt(D) and without it": draw_curves(

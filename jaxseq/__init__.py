@@ -44,6 +44,7 @@ __all__ = [
     "xla_flags",
 ]
 
+
 def __getattr__(name: str) -> typing.Any:
     """Import a subpackage, or the function ``load``, on first use (PEP 562)."""
     if name == "load":

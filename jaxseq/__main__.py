@@ -12,6 +12,7 @@
     python -m jaxseq analyze errata --run runs/errata
     python -m jaxseq doctor
     python -m jaxseq ablation --vary features=128 --run runs/ablation
+    python -m jaxseq compare runs/gru runs/lstm --out runs/comparison
 
 The options behind a command are those of its script, and COMMAND --help lists them. The scripts are meant to be read
 and copied; python -m jaxseq path prints where they are.
@@ -41,6 +42,8 @@ COMMANDS = {
     ("analyze", "complexity"): "measure the complexity of attention, recurrence and convolution against theory",
     ("ablation",): "change one field of an experiment at a time, and compare over seeds",
     ("doctor",): "check this machine and installation, with advice",
+    ("ablation",): "change one field of an experiment at a time, or a grid of them, and compare over seeds",
+    ("compare",): "compare run folders: curves, tables, the fields that differ",
     ("path",): "print the folder of the scripts",
 }
 GROUPS = ("train", "analyze")

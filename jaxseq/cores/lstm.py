@@ -78,7 +78,7 @@ class LSTM(StateCore):
         chosen: Any = lstm_implementation(state, xs, weights.R, **fits, implementation=asked)
         if chosen == "cudnn":
             return cudnn_lstm(state, xs, *weights, **fits)
-        if asked == "auto":  # fused, or the plain scan where the number of steps is symbolic
+        if self.implementation == "auto":  # fused, or the plain scan where the number of steps is free
             chosen = "auto"
         return run_cell(self, self._cell(), state, xs, weights, implementation=chosen, **options)
 

@@ -65,7 +65,9 @@ def run_cell(
 
     def gates() -> dict[str, Array]:
         x = project(xs, weights.kernel, weights.bias, weights.R.shape[2])
-        return {name: value[..., None, :] for name, value in gate_values(cell, state, x[..., 0, :, :], weights.R).items()}
+        return {
+            name: value[..., None, :] for name, value in gate_values(cell, state, x[..., 0, :, :], weights.R).items()
+        }
 
     record_gates(core, gates)
     return recurrence_with_projection(cell, state, xs, *weights, **options)

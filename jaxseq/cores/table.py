@@ -87,7 +87,9 @@ def check_options(cores: str, options: Sequence[str]) -> None:
       ValueError: it is.
     """
     if options and len(split_cores(cores)) > 1:
-        raise ValueError(f"core options {' '.join(options)} of several cores {cores}: write NAME:field=value in the list")
+        raise ValueError(
+            f"core options {' '.join(options)} of several cores {cores}: write NAME:field=value in the list"
+        )
 
 
 def _split(text: str, separator: str) -> list[str]:

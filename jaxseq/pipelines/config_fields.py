@@ -45,6 +45,16 @@ def configure(kind: type[C], settings: Mapping[str, str], **changes: Any) -> C:
     return made
 
 
+def field_path(config: object, name: str) -> str:
+    """The dotted name of the field of a config that ``configure`` sets by ``name``: ``train.steps`` for ``steps``.
+
+    Raises:
+        ValueError: an unknown or ambiguous name.
+    """
+    values = _init_values(config)
+    return name if name in values else _find(name, _paths(values))
+
+
 def parse(kind: Any, text: str, name: str) -> Any:
     """The value of this type that tyro reads from a text; raises ValueError, which names the field and the text."""
     field = name.rpartition(".")[2]

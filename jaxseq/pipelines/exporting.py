@@ -137,7 +137,9 @@ def _check_equal(name: str, want: Any, got: Any) -> None:
             raise ValueError(f"the exported program differs from the model: {name} {jax.tree_util.keystr(path)}")
 
 
-def _describe(trained: Trained, made: dict[str, tuple[Program, bytes]], reason: str | None, out: Path) -> dict[str, JSON]:
+def _describe(
+    trained: Trained, made: dict[str, tuple[Program, bytes]], reason: str | None, out: Path
+) -> dict[str, JSON]:
     """The contents of ``architecture.json``."""
     pipeline, vocabulary = trained.pipeline, trained.vocabulary
     vocabularies = vocabulary._asdict() if hasattr(vocabulary, "_asdict") else {"outputs": vocabulary}

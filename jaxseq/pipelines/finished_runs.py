@@ -1,8 +1,11 @@
-"""Read finished runs of one experiment and compare them, if they differ from the first in one field of the config."""
+"""Read finished runs of one experiment and compare them with the first, the base.
+
+A run differs from the base in one field of the config, or in several fields of a grid.
+"""
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -67,32 +70,81 @@ def one_field(label: str, differences: Sequence[str]) -> str:
 
 def field_label(field: str, config: dict[str, Any]) -> str:
     """``field=value`` as ``configure`` would read it; of a dataclass, the name of its class."""
-    value: Any = config
-    for part in field.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    if isinstance(value, dict):
-        value = value.get("kind")
+    value = field_value(field, config)
     return f"{field}={shlex.join(map(str, value)) if isinstance(value, list) else value}"
 
 
-def group_by_variant(runs: Sequence[FinishedRun], allow_other_data: bool = False) -> tuple[RunsByVariant, list[str]]:
-    """Group runs by label and seed; the first run's config is the base. Also returns notes for the reader.
+def field_value(field: str, config: dict[str, Any]) -> Any:
+    """The value of a dotted field; of a dataclass, the name of its class; None where there is no such field."""
+    value: Any = config
+    for part in field.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value.get("kind") if isinstance(value, dict) else value
+
+
+def settings_label(fields: Iterable[str], config: dict[str, Any]) -> str:
+    """``field=value`` for each of the fields, separated by spaces."""
+    return " ".join(field_label(field, config) for field in fields)
+
+
+def base_label(grid: Sequence[str], differing: Iterable[str], config: dict[str, Any]) -> str:
+    """The base's values of the fields of the grid, and of other fields that differ in the order of the config."""
+    others = [*dict.fromkeys(name for name in differing if name not in grid)]
+    known = [*flatten(config)]
+    places = {
+        name: next((i for i, path in enumerate(known) if f"{path}.".startswith(f"{name}.")), 0) for name in others
+    }
+    return settings_label([*grid, *sorted(others, key=lambda name: (places[name], name))], config) or "base"
+
+
+def variant_label(told: str, differences: Sequence[str], config: dict[str, Any], grid: Sequence[str] = ()) -> str:
+    """The label of a config that differs from the base: its field, or all fields of the grid that it belongs to.
+
+    Args:
+        told: what to call the config in an error.
+        differences: its ``field_differences`` to the base.
+        config: the config as JSON.
+        grid: the dotted names of the fields that may differ together.
 
     Raises:
-        ValueError: a run on other data than the base's or with more than one other field, or one run twice.
+        ValueError: it differs in several fields that are not all of the grid, or in none.
+    """
+    names = [line.partition(": ")[0] for line in differences]
+    if names and {*names} <= {*grid}:
+        return settings_label(grid, config)
+    return field_label(one_field(told, differences), config)
+
+
+def group_by_variant(
+    runs: Sequence[FinishedRun], allow_other_data: bool = False, grid: Sequence[str] = ()
+) -> tuple[RunsByVariant, list[str]]:
+    """Group runs by label and seed; the first run's config is the base. Also returns notes for the reader.
+
+    The base is labelled by its values of all fields that differ between the runs (``features=64 dropout=0.1``), a
+    variant by ``variant_label``.
+
+    Args:
+        runs: finished runs of one experiment.
+        allow_other_data: also compare runs on other data than the base's.
+        grid: the dotted names of the fields that may differ together.
+
+    Raises:
+        ValueError: a run on other data than the base's or with other fields than ``variant_label`` takes, or one run
+            twice.
     """
     groups: RunsByVariant = {}
     ignored = set[str]().union(*(run.ignored for run in runs))
-    for run in runs:
-        differences, label = field_differences(runs[0].config, run.config, ignored), "base"
-        if differences:
-            label = field_label(one_field(str(run.folder), differences), run.config)
+    differences = [field_differences(runs[0].config, run.config, ignored) for run in runs]
+    fields = [line.partition(": ")[0] for lines in differences for line in lines]
+    base = base_label(grid, fields, runs[0].config)
+    for run, lines in zip(runs, differences, strict=True):
+        label = variant_label(str(run.folder), lines, run.config, grid) if lines else base
         twin = groups.setdefault(label, {}).setdefault(run.config["seed"], run)
         if twin is not run:
             raise ValueError(f"{twin.folder} and {run.folder} are runs of the same config and seed ({label})")
     notes = []
     for label, group in groups.items():
-        pairs = [(groups["base"][seed], run) for seed, run in group.items() if seed in groups["base"]]
+        pairs = [(groups[base][seed], run) for seed, run in group.items() if seed in groups[base]]
         if not pairs:
             notes.append(f"{label} has no seed in common with the base: no differences, and data not compared")
         notes += [f"{label}: {note}" for pair in pairs if (note := _data_note(*pair, allow_other_data))]
@@ -135,6 +187,11 @@ def compare_runs(
             raise ValueError(f"{name} is not a number in the results of every run; known: {known}")
     spread = {name: {v for one in made.values() for v in one.values.values()} for name, made in comparisons.items()}
     return comparisons, list(metrics) or [name for name in spread if len(spread[name]) > 1][:4] or [*comparisons][:1]
+
+
+def mark_base(comparisons: dict[str, analysis.Comparison]) -> dict[str, analysis.Comparison]:
+    """The comparisons with ``(base)`` behind the label of the first."""
+    return {label if row else f"{label} (base)": made for row, (label, made) in enumerate(comparisons.items())}
 
 
 def _numbers(results: dict[str, Any]) -> dict[str, float]:

@@ -78,7 +78,9 @@ def load(
     if len(kinds) != 1:
         files = ", ".join(kind.file for kind in PIPELINES)
         found = "none" if not kinds else "several"
-        raise training.RunFolderError(f"{saved.path} holds no trained model of an experiment: of {files} it has {found}")
+        raise training.RunFolderError(
+            f"{saved.path} holds no trained model of an experiment: of {files} it has {found}"
+        )
     access = RunAccess(tuple(core), trust, accept_changes)
     loaded = load_run(run, kinds[0], access, step=step, averaged=averaged)
     pipeline: Any = loaded.pipeline

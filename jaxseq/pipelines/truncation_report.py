@@ -105,7 +105,9 @@ def draw_truncation_losses(
         loss_curves[name] = Curve([cuts[0], cuts[-1]], [value, value], dashed=True)
     length = f"cut, tokens ({cuts[-1]}: full back-propagation)"
     panels = [
-        CurvePanel("held-out loss after equal tokens", loss_curves, length, "nats per token", log_x=True),
+        CurvePanel(
+            "held-out loss after equal tokens", loss_curves, length, "nats per token", log_x=True, band="95 % interval"
+        ),
         CurvePanel("training time", time_curves, length, "microseconds per token", log_x=True),
     ]
     return draw_curves(panels, file, title=title)

@@ -119,9 +119,7 @@ def _permitted(name: str, access: RunAccess, folder: Path) -> str:
     return given[0] if given else name
 
 
-def _check_code(
-    name: str, chosen: str, part: str, access: RunAccess, stored: Mapping[str, JSON], folder: Path
-) -> None:
+def _check_code(name: str, chosen: str, part: str, access: RunAccess, stored: Mapping[str, JSON], folder: Path) -> None:
     """Check that a file is the one that the run was trained with."""
     label = Path(name).name
     try:

@@ -17,6 +17,9 @@ MAX_CELL, MAX_SIDE, WIDTH, GAP = 0.26, 15.0, 11.0, 0.3
 
 FONT_SIZE = 9.0
 
+DESCRIBED = 6
+"""The greatest number of heat maps that the description of a figure names."""
+
 Weights: TypeAlias = Float[np.ndarray | Array, "..."]
 
 
@@ -73,6 +76,8 @@ def draw_heads(
 def draw_alignments(alignments: Sequence[Alignment], file: str | Path) -> Path:
     """Draw several heat maps in one figure (PNG, SVG or PDF), in reading order, with one colour scale from 0 to 1.
 
+    The axes are titled: source tokens are read, target tokens are written. The figure's description names the texts.
+
     Raises:
         ValueError: no alignment, or as ``draw_alignment``.
         ImportError: matplotlib is not installed.
@@ -94,7 +99,17 @@ def draw_alignments(alignments: Sequence[Alignment], file: str | Path) -> Path:
         extent: Any = axes.get_tightbbox(renderer)
         panels.append(_Panel(axes, *size, *(float(edge) / figure.dpi for edge in extent.extents)))
     _arrange(figure, panels)
-    return save_figure(figure, file)
+    return save_figure(figure, file, _describe(alignments))
+
+
+def _describe(alignments: Sequence[Alignment]) -> str:
+    texts = []
+    for each in alignments[:DESCRIBED]:
+        source, target = ("".join(tokens) for tokens in (each.source_tokens, each.target_tokens))
+        name = f"{each.title}: " if each.title else ""
+        texts.append(f"{name}{textwrap.shorten(target, 60)} from {textwrap.shorten(source, 60)}")
+    more = [f"and {len(alignments) - DESCRIBED} more"] if len(alignments) > DESCRIBED else []
+    return f"Attention weights from 0 to 1, target tokens (rows) by source tokens (columns): {'; '.join(texts + more)}."
 
 
 class _Panel(NamedTuple):
@@ -138,6 +153,9 @@ def _draw(axes: Any, alignment: Alignment, table: np.ndarray, shades: Any) -> tu
         upright = axis is axes.yaxis or all(len(text) <= 1 for text in made.texts)
         for label in axis.get_ticklabels():
             label.set(family=made.families, fontsize=font, color=INK, parse_math=False, rotation=0 if upright else 90)
+    axes.set_xlabel("source (read)", fontsize=8, color=SOFT, labelpad=5)
+    axes.xaxis.set_label_position("top")
+    axes.set_ylabel("target (written)", fontsize=8, color=SOFT, labelpad=5)
     axes.tick_params(length=0, pad=4)
     if cell > 0.1:
         axes.set_xticks(np.arange(1, table.shape[1]) - 0.5, minor=True)
@@ -163,10 +181,10 @@ def _arrange(figure: Any, panels: list[_Panel]) -> None:
         places.append((x - panel.left, y + panel.top - panel.height))
         x, row_height, width = x + across + GAP, max(row_height, down), max(width, x + across)
     first = panels[0]
-    bar = min(1.5, max(0.8, first.height))
+    bar = min(1.5, max(1.0, first.height))
     bar_top = first.top - first.height
     height = max(y + row_height, bar_top + bar + 0.1)
-    total = width + 1.1 * GAP + 0.12 + 0.35 + GAP, height + GAP
+    total = width + 1.1 * GAP + 0.12 + 0.6 + GAP, height + GAP
     figure.set_size_inches(total)
     margin = GAP / 2
 
@@ -176,7 +194,8 @@ def _arrange(figure: Any, panels: list[_Panel]) -> None:
 
     for panel, (left, top) in zip(panels, places, strict=True):
         panel.axes.set_position(box(left, top, panel.width, panel.height))
-    axes = figure.add_axes(box(width + 1.1 * GAP, bar_top, 0.12, bar))
+    axes = figure.add_axes(box(width + 1.1 * GAP, bar_top, 0.12, bar), label="<colorbar>")
     colors = figure.colorbar(panels[0].axes.images[0], cax=axes, ticks=(0, 0.5, 1))
     colors.outline.set_color(EDGE)
+    colors.set_label("attention weight", fontsize=8, color=SOFT)
     axes.tick_params(labelsize=7.5, colors=SOFT, length=0, pad=3)

@@ -53,7 +53,7 @@ def draw_attention_maps(
     columns, rows = min(COLUMNS, panels), math.ceil(panels / COLUMNS)
     lines = [piece for note in notes for piece in textwrap.wrap(note, 24 * max(columns, 3), subsequent_indent="    ")]
     height, below = PANEL * pixels.shape[0] / pixels.shape[1], TITLE_LINE * len(lines)
-    width, bar = PANEL * max(columns, 3), 0.0 if maps is None else 0.55
+    width, bar = PANEL * max(columns, 3), 0.0 if maps is None else 0.75
     step = height + 1.6 * TITLE_LINE
     total = rows * step + below + 0.15
     figure = make_figure(width + bar, total, layout="none")
@@ -72,17 +72,20 @@ def draw_attention_maps(
             title = word if len(word) <= LONGEST else word[: LONGEST - 1] + ELLIPSIS
             shown = _panel(axes(index + 1), pixels, title, table, largest)
         scale = figure.add_axes(
-            ((width + 0.08) / (width + bar), 1 - step / total, 0.09 / (width + bar), 0.8 * height / total)
+            ((width + 0.08) / (width + bar), 1 - step / total, 0.09 / (width + bar), 0.8 * height / total),
+            label="<colorbar>",
         )
         colours = figure.colorbar(shown, cax=scale, ticks=(0, largest))
         scale.set_yticklabels(["0", f"{largest:.2g}"])
         colours.outline.set_color(EDGE)
+        colours.set_label("attention weight", fontsize=7.5, color=SOFT, labelpad=2)
         scale.tick_params(labelsize=7.5, colors=SOFT, length=0, pad=3)
     for index, line in enumerate(lines):
         made = text_label(line)
         place = 1 - (rows * step + 0.12 + TITLE_LINE * (index + 0.5)) / total
         figure.text(0.05 / width, place, made.texts[0], fontsize=9, color=SOFT, family=made.families, parse_math=False)
-    return save_figure(figure, file)
+    about = "" if maps is None else ", and the image at each word under a veil that is thin where the attention is high"
+    return save_figure(figure, file, " ".join([f"An image with the caption: {caption}{about}.", *notes]))
 
 
 def _panel(axes: Any, pixels: np.ndarray, title: str, table: np.ndarray | None = None, largest: float = 1.0) -> Any:

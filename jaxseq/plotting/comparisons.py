@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 from jaxseq.plotting.labels import text_label
 from jaxseq.plotting.style import BLUE, INK, PALE, RED, SOFT, figure_format, make_figure, prepare_axes, save_figure
 
-MAX_NAME = 40
+MAX_NAME = 48
 """Names of variants are cut after this many characters."""
 
 
@@ -59,7 +59,7 @@ def draw_comparisons(
 ) -> Path:
     """Draw a dot per seed and a bar per 95 % interval: values at the left, differences to the base at the right.
 
-    Variants whose difference excludes 0 are red.
+    Variants whose difference excludes 0 are red. A legend explains the marks, colours and lines.
 
     Args:
         comparisons: by the metric's name, the comparisons of all variants (``analysis.compare_to_base``); the first
@@ -78,8 +78,8 @@ def draw_comparisons(
     variants = [[*rows] for rows in comparisons.values()]
     if not variants or any(names != variants[0] for names in variants):
         raise ValueError(f"each metric needs the same variants; these have {variants}")
-    figure = make_figure(9.6, 0.7 + len(variants) * (0.9 + 0.36 * len(variants[0])))
-    heading = text_label(f"{title}: dots are seeds, bars 95 % intervals of the mean; red: excludes 0")
+    figure = make_figure(9.6, 1.0 + len(variants) * (0.9 + 0.36 * len(variants[0])))
+    heading = text_label(title)
     style: dict[str, Any] = {"ha": "left", "size": 11, "color": INK, "parse_math": False, "family": heading.families}
     figure.suptitle(heading.texts[0], x=0.01, **style)
     panels = figure.subplots(len(variants), 2, sharey=True, squeeze=False)
@@ -91,7 +91,23 @@ def draw_comparisons(
             color = RED if made.difference is not None and made.difference.excludes_zero else BLUE
             _draw_row(left, row, made.values, made.estimate, color)
             _draw_row(right, row, made.differences, made.difference, color)
+    _legend(figure)
     return save_figure(figure, file)
+
+
+def _legend(figure: Any) -> None:
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    entries = [
+        Line2D([], [], color=SOFT, linestyle="", marker=".", markersize=7, label="a seed"),
+        Line2D([], [], color=SOFT, linewidth=2, marker="|", markersize=9, label="mean and its 95 % interval"),
+        Patch(color=RED, label="the difference excludes 0"),
+        Patch(color=BLUE, label="it does not, or is not known"),
+        Line2D([], [], color=PALE, linewidth=1.4, label="mean of the base (left), no difference (right)"),
+    ]
+    figure.legend(handles=entries, loc="outside lower left", ncols=5, frameon=False, fontsize=8, labelcolor=SOFT,
+                  handlelength=1.4, columnspacing=1.2)  # fmt: skip
 
 
 def _prepare_panel(axes: Any, title: str, names: Sequence[str], reference: float) -> None:

@@ -37,7 +37,10 @@ class Curve(NamedTuple):
 
 
 class CurvePanel(NamedTuple):
-    """Curves by name in one pair of axes; the names are the legend, the labels state units."""
+    """Curves by name in one pair of axes; the names are the legend, the labels state units.
+
+    ``band`` is what the bands are (``"95 % interval"``), for the legend.
+    """
 
     title: str
     curves: Mapping[str, Curve]
@@ -45,6 +48,7 @@ class CurvePanel(NamedTuple):
     y_label: str = ""
     log_x: bool = False
     log_y: bool = False
+    band: str = "from low to high"
 
 
 def draw_curves(panels: Sequence[CurvePanel], file: str | Path, *, title: str = "", columns: int = 2) -> Path:
@@ -105,6 +109,7 @@ def _draw(axes: Any, panel: CurvePanel, colors: Mapping[str, str]) -> None:
         axes.set_xscale("log")
     if panel.log_y:
         axes.set_yscale("log")
+    banded = False
     for name, curve in panel.curves.items():
         x, y = (np.asarray(values, np.float64) for values in (curve.x, curve.y))
         kept = np.isfinite(x) & np.isfinite(y) & ((x > 0) | (not panel.log_x)) & ((y > 0) | (not panel.log_y))
@@ -117,6 +122,7 @@ def _draw(axes: Any, panel: CurvePanel, colors: Mapping[str, str]) -> None:
         if curve.low is not None and curve.high is not None:
             low, high = (np.asarray(values, np.float64)[kept] for values in (curve.low, curve.high))
             axes.fill_between(x[kept], low, high, color=colors[name], alpha=0.14, linewidth=0)
+            banded = True
     if panel.log_x or panel.log_y:
         axes.minorticks_off()
     places = sorted({float(x) for curve in panel.curves.values() for x in curve.x if math.isfinite(x) and x > 0})
@@ -125,9 +131,20 @@ def _draw(axes: Any, panel: CurvePanel, colors: Mapping[str, str]) -> None:
         axes.set_xticks(places, [f"{x:g}" for x in places])
     elif not panel.log_x and all(x.is_integer() for x in places):
         axes.xaxis.get_major_locator().set_params(integer=True)
-    if len(panel.curves) > 1:
-        beside = {} if within else {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
-        legend = axes.legend(fontsize=8, labelcolor=SOFT, handlelength=2.2, labelspacing=0.3, **beside)
-        legend.get_frame().set(alpha=0.8, linewidth=0)
-        for text in legend.get_texts():
-            text.set_parse_math(False)
+    if len(panel.curves) > 1 or banded:
+        _legend(
+            axes, panel.band if banded else "", {} if within else {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
+        )
+
+
+def _legend(axes: Any, band: str, place: dict[str, Any]) -> None:
+    """The names of the curves, and what the bands are."""
+    from matplotlib.patches import Patch
+
+    handles, names = axes.get_legend_handles_labels()
+    if band:
+        handles, names = [*handles, Patch(color=SOFT, alpha=0.25, linewidth=0)], [*names, band]
+    legend = axes.legend(handles, names, fontsize=8, labelcolor=SOFT, handlelength=2.2, labelspacing=0.3, **place)
+    legend.get_frame().set(alpha=0.8, linewidth=0)
+    for text in legend.get_texts():
+        text.set_parse_math(False)

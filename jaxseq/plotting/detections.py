@@ -15,8 +15,8 @@ COLUMNS, WIDTH, WIDEST, TALLEST = 4, 9.2, 4.6, 1.5
 GAP, TITLE, LEGEND = 0.08, 0.22, 0.32
 """Inches between panels, of a title, and of the legend."""
 
-MOST, LONGEST, SIZE = 96, 20, 6.5
-"""The greatest number of images, of characters of a name, and the points of a label."""
+MOST, LONGEST, SIZE, DESCRIBED = 96, 20, 6.5, 8
+"""The greatest number of images, of characters of a name, the points of a label, and the images of a description."""
 
 
 @runtime_checkable
@@ -135,7 +135,23 @@ def draw_detections(
             labels = _draw_found(axes, found[index], class_names, known) + labels
         _write(axes, labels)
     _legend(figure, objects, found is not None, outcomes is not None)
-    return save_figure(figure, file)
+    return save_figure(figure, file, _describe(len(images), objects, found, class_names))
+
+
+def _describe(
+    count: int,
+    objects: Sequence[BoxedObjects] | None,
+    found: Sequence[BoxedDetections] | None,
+    names: Sequence[str],
+) -> str:
+    """The number of images, and the classes in each of the first ones."""
+    parts = []
+    for index in range(min(count, DESCRIBED)):
+        for word, lists in (("objects", objects), ("detections", found)):
+            if lists is not None:
+                shown = [names[int(kind)] for kind in lists[index].classes][:LONGEST]
+                parts.append(f"image {index + 1}, {word}: {', '.join(shown) or 'none'}")
+    return f"{count} image{'' if count == 1 else 's'} with boxes. {'; '.join(parts)}."
 
 
 def _panels(sizes: Sequence[tuple[int, int]], titled: bool) -> tuple[Any, Iterator[Any]]:
@@ -279,15 +295,18 @@ def _legend(figure: Any, objects: Sequence[BoxedObjects] | None, found: bool, ju
     entries = []
     if objects is not None:
         entries.append((Line2D([], [], color=SOFT, linestyle=DASHED, linewidth=1.4), "object"))
+        if any(np.any(each.ignored) for each in objects):
+            entries.append((Line2D([], [], color=EDGE, linestyle=DASHED, linewidth=1.4), "ignored object"))
     if found:
-        entries.append((Line2D([], [], color=CYCLE[0], linewidth=2), "correct detection" if judged else "detection"))
+        told = "correct detection" if judged else "detection"
+        entries.append((Line2D([], [], color=CYCLE[0], linewidth=2), f"{told}, a colour for each class"))
     if judged:
         entries.append((Line2D([], [], color=CYCLE[0], linewidth=0.9), "✗ wrong detection"))
     if not entries:
         return
     lines, texts = zip(*entries, strict=True)
     figure.legend(
-        lines, texts, loc="lower left", ncols=3, frameon=False, fontsize=8, labelcolor=SOFT, borderaxespad=0.3
+        lines, texts, loc="lower left", ncols=4, frameon=False, fontsize=8, labelcolor=SOFT, borderaxespad=0.3
     )
 
 

@@ -14,6 +14,7 @@ from jaxseq.plotting.style import (
     figure_format,
     make_figure,
     prepare_axes,
+    require_matplotlib,
     save_figure,
     sequential_colormap,
 )
@@ -45,8 +46,8 @@ class HeatMap(NamedTuple):
 def draw_heat_maps(maps: Sequence[HeatMap], file: str | Path, *, title: str = "", columns: int = 3) -> Path:
     """Draw heat maps, ``columns`` side by side, with one colour scale for all of them.
 
-    A logarithmic scale spans at most ``DECADES`` powers of ten below the largest value. Values that are not finite are
-    grey.
+    A logarithmic scale spans at most ``DECADES`` powers of ten below the largest value; lower ones, zeros too, are
+    white, as its label says. Values that are not finite are grey, as a legend says.
 
     Args:
         maps: what to draw; all of them with the same ``log`` and ``unit``.
@@ -67,6 +68,9 @@ def draw_heat_maps(maps: Sequence[HeatMap], file: str | Path, *, title: str = ""
     if len({(each.log, each.unit) for each in maps}) != 1:
         raise ValueError(f"heat maps on one scale must agree in log and unit: {[(m.log, m.unit) for m in maps]}")
     values = [_values(each) for each in maps]
+    require_matplotlib()
+    from matplotlib.patches import Patch
+
     norm = _norm(values, maps[0].log)
     columns = min(columns, len(maps))
     rows = math.ceil(len(maps) / columns)
@@ -79,10 +83,15 @@ def draw_heat_maps(maps: Sequence[HeatMap], file: str | Path, *, title: str = ""
         image = _draw(axes, each, matrix, norm, colors)
     for axes in grid[len(maps) :]:
         axes.set_axis_off()
+    below = maps[0].log and any((matrix < norm.vmin).any() for matrix in values)
     bar = figure.colorbar(image, ax=grid.tolist(), shrink=0.9, pad=0.02)
-    bar.set_label(maps[0].unit, fontsize=9, color=SOFT)
+    note = f"  (white: {norm.vmin:.1g} or less)" if below else ""
+    bar.set_label(f"{maps[0].unit}{note}", fontsize=9, color=SOFT, parse_math=False)
     bar.ax.tick_params(labelsize=8, colors=SOFT, length=0)
     bar.outline.set_visible(False)
+    if not all(np.isfinite(matrix).all() for matrix in values):
+        entry = Patch(color=MUTED, label="not finite")
+        figure.legend(handles=[entry], loc="outside lower right", frameon=False, fontsize=8, labelcolor=SOFT)
     return save_figure(figure, file)
 
 

@@ -43,6 +43,7 @@ def draw_length_curves(
     *,
     metric: str = "exact_match",
     trained_length: int | float | None = None,
+    unit: str = "tokens",
 ) -> Path:
     """Draw one curve per model: a score against the mean source length of a bin, named at the curve's right end.
 
@@ -51,6 +52,7 @@ def draw_length_curves(
         file: the PNG, SVG or PDF to write.
         metric: ``"exact_match"``, drawn with bands of 95 % intervals, or ``"bleu"``, without points where it is None.
         trained_length: the longest source trained on, marked by a dashed line.
+        unit: the unit of the lengths, for the title of the axis.
 
     Returns:
         The file.
@@ -72,7 +74,7 @@ def draw_length_curves(
 
     figure = make_figure(6.4, 3.8)
     axes = figure.subplots()
-    prepare_axes(axes, title, x_label="source length", y_label=METRICS[metric], title_pad=18)
+    prepare_axes(axes, title, x_label=f"source length, {unit}", y_label=METRICS[metric], title_pad=18)
     _set_scales(axes, top)
     for rows, color in zip(curves.values(), CYCLE, strict=False):
         x = [row.mean_length for row in rows]
@@ -82,6 +84,8 @@ def draw_length_curves(
             axes.fill_between(x, lows, highs, color=color, alpha=0.14, linewidth=0)
     if trained_length is not None:
         _mark_trained_length(axes, trained_length)
+    if metric == "exact_match":
+        _legend(axes)
     _name_curves(axes, {name: getattr(rows[-1], metric) / top for name, rows in curves.items()})
     return save_figure(figure, file)
 
@@ -91,6 +95,13 @@ def _set_scales(axes: Any, top: int | float) -> None:
 
     axes.set_ylim(-0.03 * top, 1.03 * top)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _legend(axes: Any) -> None:
+    from matplotlib.patches import Patch
+
+    axes.legend(handles=[Patch(color=SOFT, alpha=0.25, linewidth=0, label="95 % interval")], loc="best",
+                frameon=False, fontsize=8, labelcolor=SOFT)  # fmt: skip
 
 
 def _mark_trained_length(axes: Any, length: int | float) -> None:

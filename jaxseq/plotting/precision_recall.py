@@ -120,7 +120,7 @@ def _legend(figure: Any, named: Sequence[PrecisionCurve]) -> None:
     legend = figure.legend(
         loc="outside right upper",
         frameon=False,
-        title="AP, class (objects)",
+        title="AP, class (objects)\n• last correct detection",
         title_fontproperties={"size": 8},
         prop={"size": 8, "family": list(families)},
         labelcolor=SOFT,

@@ -7,6 +7,9 @@ from typing import Any, Protocol, runtime_checkable
 from jaxseq.plotting.labels import text_label
 from jaxseq.plotting.style import BLUE, INK, MUTED, RED, SOFT, figure_format, make_figure, save_figure
 
+PRUNED = (0, (2, 2))
+"""The line style of branches that were pruned."""
+
 
 @runtime_checkable
 class Node(Protocol):
@@ -45,8 +48,8 @@ def draw_search_tree(nodes: Sequence[Node], file: str | Path, name: Callable[[in
     """Draw the tree to a file and return its path.
 
     Branches on the way to a result are red, the result with its rank; other branches that were kept are blue, pruned
-    ones grey and dashed. The width of a branch grows with the probability of its token. Needs matplotlib (extra
-    ``plots``).
+    ones grey and dashed, as a legend says. The width of a branch grows with the probability of its token. Needs
+    matplotlib (extra ``plots``).
 
     Args:
         nodes: the nodes, parents before children.
@@ -60,7 +63,7 @@ def draw_search_tree(nodes: Sequence[Node], file: str | Path, name: Callable[[in
     figure_format(file)
     heights = dict(_heights(nodes))
     depth = max((node.depth for node in nodes), default=0) + 1
-    size = (1.2 + 1.55 * depth, 0.9 + 0.34 * max(len(heights), 2))
+    size = (max(5.0, 1.2 + 1.55 * depth), 1.3 + 0.34 * max(len(heights), 2))
     figure = make_figure(*size)
     axes = figure.subplots()
     axes.set_axis_off()
@@ -71,9 +74,38 @@ def draw_search_tree(nodes: Sequence[Node], file: str | Path, name: Callable[[in
     axes.text(-0.05, heights[-1], "start", color=SOFT, fontsize=8, va="center", ha="right")
     axes.set_xlim(-0.5, depth + 0.9)
     axes.set_ylim(min(heights.values(), default=0) - 0.7, 0.9)
-    title = "token: probability (log-probability of the hypothesis); dashed: pruned; #: rank of a result"
+    title = "token, below it: probability (log-probability of the hypothesis, nats), #rank of a result"
     axes.set_title(title, loc="left", fontsize=7, color=SOFT)
-    return save_figure(figure, file)
+    _legend(figure)
+    return save_figure(figure, file, _describe(nodes, name))
+
+
+def _legend(figure: Any) -> None:
+    from matplotlib.lines import Line2D
+
+    entries = [
+        Line2D([], [], color=RED, linewidth=1.8, label="on the way to a result"),
+        Line2D([], [], color=BLUE, linewidth=1.8, label="kept"),
+        Line2D([], [], color=MUTED, linewidth=1.2, linestyle=PRUNED, label="pruned"),
+        Line2D([], [], color=SOFT, linewidth=0.9, label="probability 0.1"),
+        Line2D([], [], color=SOFT, linewidth=2.7, label="probability 0.9"),
+    ]
+    figure.legend(handles=entries, loc="outside lower left", ncols=3, frameon=False, fontsize=7, labelcolor=SOFT,
+                  handlelength=2.2, columnspacing=1.2)  # fmt: skip
+
+
+def _describe(nodes: Sequence[Node], name: Callable[[int], str]) -> str:
+    """The size of the tree, and its results, best first."""
+    texts = []
+    for node in sorted((node for node in nodes if node.rank is not None), key=lambda node: node.rank or 0):
+        tokens, index = [name(node.token)], node.parent
+        while index >= 0:
+            tokens.append(name(nodes[index].token))
+            index = nodes[index].parent
+        texts.append(
+            f"#{(node.rank or 0) + 1} {' '.join(reversed(tokens))} (log-probability {node.log_probability:.2f})"
+        )
+    return f"The tree of a beam search with {len(nodes)} nodes; results: {'; '.join(texts) or 'none'}."
 
 
 def _draw_branch(
@@ -94,7 +126,7 @@ def _draw_branch(
         [y0, y0, y, y],
         color=color,
         linewidth=0.7 + 2.2 * node.probability,
-        linestyle=(0, (2, 2)) if pruned else "-",
+        linestyle=PRUNED if pruned else "-",
         solid_joinstyle="round",
         zorder=1 if pruned else 2,
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jaxseq.files import write_output
+from jaxseq.plotting.descriptions import describe_figure, one_line
 
 INK, SOFT, GRID = "#20242a", "#667080", "#e8eaed"
 """Colours of titles and text, of labels and ticks, and of grid lines."""
@@ -33,6 +34,10 @@ METADATA: dict[str, dict[str, None]] = {
     "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
 }
 """The formats of figures, and what matplotlib would write into them that changes with the time or the version."""
+
+
+DESCRIPTION = {"png": "Description", "svg": "Description", "pdf": "Subject"}
+"""The names of the metadata that hold a figure's description."""
 
 
 def require_matplotlib() -> Any:
@@ -115,10 +120,11 @@ def figure_format(file: str | Path) -> str:
     return suffix
 
 
-def save_figure(figure: Any, file: str | Path) -> Path:
+def save_figure(figure: Any, file: str | Path, description: str = "") -> Path:
     """Write a figure as PNG, SVG or PDF, by the suffix, and return its path.
 
-    The same figure always gives the same bytes: no date, no version of matplotlib, no random ids.
+    The same figure always gives the same bytes: no date, no version of matplotlib, no random ids. The file holds what
+    the figure shows in words, for those who do not see it: ``description``, or what ``describe_figure`` makes of it.
 
     Raises:
         ValueError: another suffix, or a folder.
@@ -126,6 +132,7 @@ def save_figure(figure: Any, file: str | Path) -> Path:
     """
     kind, matplotlib, content = figure_format(file), require_matplotlib(), io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "jaxseq"}):
-        figure.savefig(content, format=kind, metadata=METADATA[kind])
+        told = {DESCRIPTION[kind]: one_line(description or describe_figure(figure))}
+        figure.savefig(content, format=kind, metadata=METADATA[kind] | told)
     write_output(Path(file), content.getvalue())
     return Path(file)

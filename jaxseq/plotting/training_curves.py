@@ -7,6 +7,7 @@ from typing import Any
 
 from jaxseq.plotting.style import (
     BLUE,
+    DASHED,
     GRID,
     INK,
     PALE,
@@ -66,6 +67,11 @@ def points(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float], l
     return [float(x) for x, _ in pairs], [float(y) for _, y in pairs]
 
 
+def window_of(count: int) -> int:
+    """The window of the running mean of so many values; below 2, there is none."""
+    return count // 40
+
+
 def running_mean(values: Sequence[float], window: int) -> list[float]:
     """The centred mean over about ``window`` values; the window shrinks symmetrically towards both ends."""
     means = []
@@ -105,7 +111,7 @@ def _loss(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     x, held_out = points(rows, "evaluation/loss")
     if x:
         axes.plot(x, held_out, color=RED, linewidth=1.4, marker="o", markersize=3, label="held out")
-        axes.legend(frameon=False, fontsize=9, labelcolor=SOFT)
+    _legend(axes)
 
 
 def _held_out(axes: Any, rows: Sequence[Mapping[str, Any]], name: str) -> None:
@@ -116,6 +122,7 @@ def _held_out(axes: Any, rows: Sequence[Mapping[str, Any]], name: str) -> None:
 def _learning_rate(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     axes.plot(*points(rows, "learning_rate"), color=BLUE, linewidth=1.6)
     axes.set_ylim(bottom=0)
+    axes.set_ylabel("learning rate", fontsize=9, color=SOFT)
 
 
 def _gradient_norm(axes: Any, rows: Sequence[Mapping[str, Any]], clip_norm: float | None) -> None:
@@ -127,17 +134,25 @@ def _gradient_norm(axes: Any, rows: Sequence[Mapping[str, Any]], clip_norm: floa
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.yaxis.set_minor_locator(NullLocator())
-    _curve(axes, tokens, norms, "gradient norm")
+    _curve(axes, tokens, norms, "norm")
     if clip_norm:
-        axes.axhline(clip_norm, color=RED, linewidth=1, linestyle=(0, (4, 3)), label=f"clipped above {clip_norm:g}")
-        axes.legend(frameon=False, fontsize=9, labelcolor=SOFT)
+        axes.axhline(clip_norm, color=RED, linewidth=1, linestyle=DASHED, label=f"clipped above {clip_norm:g}")
+    axes.set_ylabel("norm of the gradient", fontsize=9, color=SOFT)
+    _legend(axes)
 
 
 def _curve(axes: Any, x: list[float], y: list[float], label: str) -> None:
     """The running mean over pale values; a short run shows the values alone."""
-    window = len(y) // 40
+    window = window_of(len(y))
     if window < 2:
         axes.plot(x, y, color=BLUE, linewidth=1.6, label=label)
         return
-    axes.plot(x, y, color=PALE, linewidth=0.8)
-    axes.plot(x, running_mean(y, window), color=BLUE, linewidth=1.6, label=label)
+    axes.plot(x, y, color=PALE, linewidth=0.8, label=f"{label}, as logged")
+    means = running_mean(y, window)
+    axes.plot(x, means, color=BLUE, linewidth=1.6, label=f"{label}, running mean of {window // 2 * 2 + 1} log lines")
+
+
+def _legend(axes: Any) -> None:
+    """A legend on a light ground, so that it is read over curves."""
+    legend = axes.legend(fontsize=9, labelcolor=SOFT, handlelength=1.8)
+    legend.get_frame().set(alpha=0.85, linewidth=0)

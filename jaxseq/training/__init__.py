@@ -24,7 +24,7 @@ from jaxseq.training.metrics import JsonLinesWriter, read_json_lines
 from jaxseq.training.optimizer import OptimizerConfig, make_optimizer
 from jaxseq.training.protocols import Aux, Batches, Evaluate, Loss, StreamBatches, Writer
 from jaxseq.training.provenance import Provenance
-from jaxseq.training.report import write_report
+from jaxseq.training.report import PageTable, write_report, write_tables
 from jaxseq.training.run import Run
 from jaxseq.training.run_files import RunFiles, read_json
 from jaxseq.training.saved_run import SavedRun, read_run
@@ -55,6 +55,7 @@ __all__ = [
     "Loss",
     "NonfiniteError",
     "OptimizerConfig",
+    "PageTable",
     "ParameterInfo",
     "Provenance",
     "Restored",
@@ -95,4 +96,5 @@ __all__ = [
     "scheduled_sampling",
     "to_json",
     "write_report",
+    "write_tables",
 ]

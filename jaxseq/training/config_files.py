@@ -85,9 +85,7 @@ def _defaults(kind: type) -> dict[str, JSON]:
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         object.__setattr__(blank, field.name, None if default is dataclasses.MISSING else default)
     made: dict[str, JSON] = to_json(blank)
-    required = {
-        f.name for f in fields if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    }
+    required = {f.name for f in fields if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING}
     return {name: value for name, value in made.items() if name not in required}
 
 

@@ -23,7 +23,7 @@ from jaxseq.models.configs import LanguageModelConfig
 from jaxseq.pipelines.config_fields import configure
 
 ROOT = Path(__file__).resolve().parents[2]
-DRAW = plotting.draw_comparisons
+DRAW, DRAW_GRIDS = plotting.draw_comparisons, plotting.draw_grids
 
 EXPERIMENT = '''
 """Results without a model: a known effect of each field, and noise that all configs of a seed have in common."""
@@ -127,6 +127,7 @@ def fake(tmp_path, monkeypatch) -> Path:
 
     monkeypatch.setattr(ablation, "execute", execute)
     monkeypatch.setattr(plotting, "draw_comparisons", lambda *_, **options: options["title"])
+    monkeypatch.setattr(plotting, "draw_grids", lambda *_, **options: options["title"])
     return write(tmp_path)
 
 
@@ -163,7 +164,8 @@ def single(fake: Path, folder: str, base: str) -> Path:
 def test_every_variant_is_the_base_with_one_field_changed(fake):
     report = ablate(fake, "width=4,6", "train.steps=20", "names=a b,", base="rate=.25", seeds=2)
     configs = {v["label"]: v for v in report["variants"]}
-    assert list(configs) == ["base", "width=6", "train.steps=20", "names=a b"]
+    assert list(configs) == ["width=4 names= train.steps=10", "width=6", "train.steps=20", "names=a b"]
+    assert [variant["base"] for variant in configs.values()] == [True, False, False, False]
     assert [(v["field"], v["value"]) for v in report["variants"][1:]] == [
         ("width", 6), ("train.steps", 20), ("names", ["a", "b"]),
     ]  # fmt: skip
@@ -261,6 +263,78 @@ def test_values_are_read_by_the_type_of_their_field(field, text, value, fake):
     assert (config == value and type(config) is type(value)) or (field == "hidden" and config == 4)
 
 
+def folders(fake: Path) -> list[str]:
+    """The folders of the variants that were run."""
+    return sorted(path.name for path in (fake.parent / "runs").iterdir() if path.is_dir())
+
+
+def test_a_grid_is_all_combinations_over_seeds_and_an_extended_one_makes_the_missing_runs(fake, monkeypatch):
+    grid = ("width=4,6", "train.steps=10,20")
+    report = ablate(fake, grid=grid, seeds=2)
+    assert [variant["label"] for variant in report["variants"]] == [
+        "width=4 train.steps=10", "width=4 train.steps=20", "width=6 train.steps=10", "width=6 train.steps=20",
+    ]  # fmt: skip
+    assert [variant["settings"] for variant in report["variants"]][2] == {"train.steps": 10, "width": 6}
+    assert folders(fake) == ["base", "train.steps=20", "train.steps=20+width=6", "width=6"]
+    assert len(calls(fake)) == 8 and report["grid"] == ["width", "train.steps"]
+    table = (fake.parent / "runs/ablation.md").read_text()
+    assert "| | train.steps=10 | train.steps=20 |" in table and "| width=6 | " in table
+    assert "| width=4 train.steps=10 (base) | 2 |" in table
+    for more in (grid, ("train.steps=20,10", "width=6,4")):
+        assert by_label(ablate(fake, grid=more, seeds=2)) and len(calls(fake)) == 8
+    ablate(fake, grid=("width=4,6,8", "steps=10,20"), seeds=2)
+    assert calls(fake)[8:] == ["8 plain 0"] * 2 + ["8 plain 1"] * 2
+    report = ablate(fake, "width=6", "hidden=9", grid=(*grid, "flag=False,True"), seeds=1)
+    assert len(calls(fake)) == 12 + 1 + 4  # the base and its variants are known
+    assert [variant["label"] for variant in report["variants"]][:3] == [
+        "width=4 train.steps=10 flag=False hidden=4", "width=6 train.steps=10 flag=False", "hidden=9",
+    ]  # fmt: skip
+    assert len(report["variants"]) == 9
+
+
+@pytest.mark.parametrize(
+    ("grid", "words"),
+    [
+        (("width=5,6", "coupled=1,2"), ["width=5 coupled=2", "hidden: 4 -> 8", "coupled: 1 -> 2"]),
+        (("width=5", "width=6"), ["width", "twice"]),
+        (("steps=5", "train.steps=6"), ["train.steps", "twice"]),
+        (("widht=5",), ["widht", "width"]),
+        (("width=4", "batch=1"), ["grid width=4 grid batch=1", "nothing but the base"]),
+        (("width=5", "seed=1,2"), ["seed", "--seeds"]),
+        (("width=5", "mode=fancy"), ["mode", "fancy"]),
+        (("width=5", 'text="x'), ["grid", '"x']),
+    ],
+)
+def test_wrong_grids_are_named_and_nothing_is_run(grid, words, fake):
+    with pytest.raises(ValueError) as error:
+        ablate(fake, grid=grid)
+    assert all(word in str(error.value) for word in words), str(error.value)
+    assert not calls(fake) and not (fake.parent / "runs").exists()
+
+
+def test_a_dataclass_and_its_field_make_a_grid(fake):
+    report = ablate(fake, grid=("part=small,large", "part.size=1,3"), seeds=1)
+    assert [variant["label"] for variant in report["variants"]] == [
+        "part=Small part.size=1", "part=Small part.size=3", "part=Large part.size=1", "part=Large part.size=3",
+    ]  # fmt: skip
+    assert folders(fake) == ["base", "part.size=3", "part=Large", "part=Large+part.size=3"]
+
+
+def test_a_grid_of_which_the_base_is_no_cell_and_with_a_failed_run_is_drawn(fake, monkeypatch):
+    pytest.importorskip("matplotlib", reason="the plots extra is not installed")
+    tables = {}
+    monkeypatch.setattr(plotting, "draw_grids", lambda made, *_, **options: tables.update(made))
+    with pytest.raises(training.TrainingError, match="mode=broken width=10 seed 1"):
+        ablate(fake, grid=("mode=infinite,broken", "width=10,2"), seeds=2, metric=("score",))
+    made = tables["score"]
+    assert (made.rows, made.columns) == (("plain", "infinite", "broken"), ("2", "4", "10")) and made.base == (0, 1)
+    assert np.isnan(made.means).sum() == 6 and made.text(2, 0) and not made.text(0, 0)
+    file = DRAW_GRIDS(tables, fake.parent / "grid.png", title="$x$")
+    assert file.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match="means are"):
+        DRAW_GRIDS({"score": made._replace(rows=("a",))}, fake.parent / "no.png")
+
+
 def test_a_finished_run_is_not_run_again(fake):
     first = ablate(fake, "width=6", seeds=2)
     assert len(calls(fake)) == 4
@@ -284,7 +358,7 @@ def test_a_run_that_fails_is_told_and_loses_no_other(fake, capsys):
     report = json.loads((fake.parent / "runs/ablation.json").read_text())
     assert list(report["failed"]) == ["mode=broken seed 1"]
     assert {label: entry["estimate"]["n"] for label, entry in by_label(report).items()} == {
-        "base": 3, "mode=broken": 2, "width=6": 3,
+        "width=4 mode=plain": 3, "mode=broken": 2, "width=6": 3,
     }  # fmt: skip
     assert "failed: mode=broken seed 1: the disk is full" in capsys.readouterr().out
     (fake.parent / "mended").touch()
@@ -320,7 +394,7 @@ def test_only_seeds_in_common_are_paired(fake):
 def test_one_seed_has_no_interval_and_the_table_says_so(fake):
     ablate(fake, "width=6", seeds=1)
     table = (fake.parent / "runs/ablation.md").read_text()
-    assert "| base | 1 | 7.012 | none (one seed) |" in table
+    assert "| width=4 (base) | 1 | 7.012 | none (one seed) |" in table
     assert re.search(r"\| width=6 \| 1 \| 9.018 \| none \(one seed\) \| \+2.006 \| none \(one seed\) \|  \|", table)
 
 
@@ -484,7 +558,7 @@ def test_the_command_line_runs_processes_and_tells_failures(fake):
     done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=fake.parent)
     assert done.returncode == 1
     assert done.stderr.startswith("error: failed: mode=broken seed 1: the disk is full (exit code 1;"), done.stderr
-    assert "| base | 1 |" in done.stdout and "| width=6 | 1 |" in done.stdout
+    assert "| width=4 (base) | 1 |" in done.stdout and "| width=6 | 1 |" in done.stdout
     folder = fake.parent / "runs/mode=broken/seed1"
     assert "--single" in json.loads((folder / "environment.json").read_text())["command"]
     assert json.loads((folder / "config.json").read_text())["text"] == "a b"
@@ -557,4 +631,4 @@ def test_runs_of_the_language_model_are_compared(language_model_run, tmp_path):
 def test_a_mesh_is_a_setting_of_every_run() -> None:
     config = Config(mesh="data=-1", vary=("dropout=0.2",), smoke=True)
     made = ablation.variants_of(config, language_model.Config)
-    assert [settings["mesh"] for settings in made.values()] == ["data=-1", "data=-1"]
+    assert [made.base.settings["mesh"], *(one.settings["mesh"] for one in made.others)] == ["data=-1", "data=-1"]

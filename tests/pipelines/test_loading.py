@@ -49,9 +49,7 @@ def test_a_model_is_loaded_with_what_belongs_to_it(run):
 
 
 def test_every_kind_of_run_is_loaded_and_others_are_refused(tmp_path):
-    translated, captioned = (
-        jaxseq.load(make(tmp_path / make.__name__)) for make in (translation_run, captioning_run)
-    )
+    translated, captioned = (jaxseq.load(make(tmp_path / make.__name__)) for make in (translation_run, captioning_run))
     assert isinstance(translated.pipeline, pipelines.Translator) and translated.vocabulary.target.decode([2]) == "d"
     assert isinstance(captioned.pipeline, pipelines.Captioner) and captioned.params.keys() >= {"encoder", "decoder"}
     with pytest.raises(training.RunFolderError, match="is not a run folder"):
@@ -161,8 +159,10 @@ def test_every_core_is_exported_with_free_axes(name, symbolic_sizes):
     xs = jax.random.normal(jax.random.key(1), (3, 40, 8))
     carry = core.initial_carry((3,), 3)
     variables = jitted(core.init)(jax.random.key(0), carry, xs)
-    shape = lambda tree, *sizes: jax.tree.map(  # noqa: E731
-        lambda x: jax.ShapeDtypeStruct((*sizes, *x.shape[len(sizes) :]), x.dtype), tree
+    shape = (
+        lambda tree, *sizes: jax.tree.map(  # noqa: E731
+            lambda x: jax.ShapeDtypeStruct((*sizes, *x.shape[len(sizes) :]), x.dtype), tree
+        )
     )
     program = export.export(jax.jit(core.apply))(shape(variables), shape(carry, b), shape(xs, b, t))
     found, expected = program.call(variables, carry, xs), jitted(core.apply)(variables, carry, xs)

@@ -27,14 +27,15 @@ def test_a_name_has_one_colour_and_its_reference_the_same(tmp_path, figures):
     x = np.arange(1, 5)
     first = CurvePanel("$a", {"gru": Curve(x, x), "lstm": Curve(x, 2 * x)}, "lag [steps]", "norm", log_y=True)
     second = CurvePanel("b", {"lstm": Curve(x, x), "lstm bound": Curve(x, 3 * x, dashed=True)})
-    third = CurvePanel("c", {"lstm": Curve(x, x, low=x - 1, high=x + 1)})
+    third = CurvePanel("c", {"lstm": Curve(x, x, low=x - 1, high=x + 1)}, band="quartiles")
     assert draw_curves([first, second, third], tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     one, two, three, empty = figures[0].axes
     assert one.get_title(loc="left") == "$a" and one.get_yscale() == "log" and not empty.axison
     lstm = one.lines[1].get_color()
     assert lstm != one.lines[0].get_color()
     assert {line.get_color() for line in two.lines} | {three.lines[0].get_color()} == {lstm}
-    assert two.lines[1].get_linestyle() == "--" and len(three.collections) == 1 and three.get_legend() is None
+    assert two.lines[1].get_linestyle() == "--" and len(three.collections) == 1
+    assert [text.get_text() for text in three.get_legend().get_texts()] == ["lstm", "quartiles"]
 
 
 def test_points_that_an_axis_cannot_show_are_left_out(tmp_path, figures):

@@ -28,6 +28,8 @@ PRECISION = Made(name="cat", ap=0.5, precision=np.array([1.0, 0.5]), recall=np.a
 RECALL = Made(numbers=(1, 10), ious=(0.5, 0.9), recall=np.array([[0.2, 0.1], [0.6, 0.5]]), mean_number=8.0)
 ROWS = [{"tokens": n, "loss": 1.0 / n, "learning_rate": 0.1, "gradient_norm": 1.0} for n in (1, 2, 3)]
 CURVES = {"a": plotting.Curve([1, 2], [1.0, 2.0], low=[0.5, 1.0], high=[2.0, 3.0])}
+GRID = plotting.GridTable("a", "b", ("1", "$x$"), ("2",), np.array([[1.0], [2.0]]), np.array([[np.nan], [0.1]]), (0, 0))
+PANEL = plotting.RunPanel("Loss", {"a": plotting.RunCurve([1.0, 2.0], [3.0, 2.0])}, "tokens seen", "nats", noisy=True)
 
 DRAWINGS = {
     "draw_alignment": lambda file: plotting.draw_alignment(WEIGHTS, TOKENS, TOKENS, file, title="$a$"),
@@ -36,11 +38,13 @@ DRAWINGS = {
     "draw_comparisons": lambda file: plotting.draw_comparisons({"m": compare_to_base({"base": {0: 1.0}})}, file),
     "draw_curves": lambda file: plotting.draw_curves([plotting.CurvePanel("$p$", CURVES, "x", "y", log_x=True)], file),
     "draw_detections": lambda file: plotting.draw_detections([GREY], [OBJECTS], [FOUND], ["cat"], file),
+    "draw_grids": lambda file: plotting.draw_grids({"m": GRID}, file, title="$t$"),
     "draw_heads": lambda file: plotting.draw_heads(WEIGHTS[None], TOKENS, TOKENS, file),
     "draw_heat_maps": lambda file: plotting.draw_heat_maps([plotting.HeatMap("m", WEIGHTS, "x", "y")], file),
     "draw_length_curves": lambda file: plotting.draw_length_curves({"a": POINTS}, file, trained_length=7),
     "draw_precision_recall": lambda file: plotting.draw_precision_recall([PRECISION], file, mean=0.5),
     "draw_proposal_recall": lambda file: plotting.draw_proposal_recall({"a": RECALL}, file),
+    "draw_run_curves": lambda file: plotting.draw_run_curves([PANEL], file),
     "draw_search_tree": lambda file: plotting.draw_search_tree(NODES, file, TOKENS.__getitem__),
     "draw_training_curves": lambda file: draw_loss(file),
 }

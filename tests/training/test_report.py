@@ -90,7 +90,7 @@ def test_nothing_that_is_shown_becomes_markup(tmp_path, run):
     )
     text += "{{ 7 * 7 }} &#34;q&#34; &#39;r&#39;"
     assert page.count(f"<pre>\n{text}</pre>") == 1 and f'alt="{text}"' in page
-    assert page.count(text) == 11
+    assert page.count(text) == 12
     assert "&lt;lstm&gt;" in write_report(run, samples=[ATTACK]).read_text()
 
 

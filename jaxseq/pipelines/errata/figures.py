@@ -46,7 +46,7 @@ def four_term_panel() -> CurvePanel:
     names = {"product of four terms": 1.0, "the same, with 2 R": 2.0}
     lags = np.arange(1, recurrence.MAX_LAG + 1)
     curves = {name: _quartiles(lags, recurrence.four_term_errors(scale)[0]) for name, scale in names.items()}
-    return CurvePanel("E3: d c_t / d c_s of LSTMs", curves, "lag t - s", "relative error")
+    return CurvePanel("E3: d c_t / d c_s of LSTMs", curves, "lag t - s", "relative error", band="quartiles")
 
 
 def bound_panel() -> CurvePanel:
@@ -68,7 +68,8 @@ def soft_argmax_panel() -> CurvePanel:
     found = [attention.soft_argmax_errors(t) for t in sharpness.tolist()]
     norms, errors = (np.stack([row[index] for row in found], axis=1) for index in (0, 1))
     curves = {"gradient": _quartiles(sharpness, norms), "error of t i s (1 - s)": _quartiles(sharpness, errors)}
-    return CurvePanel("E1: soft argmax of 6 numbers", curves, "sharpness t", "norm", log_x=True, log_y=True)
+    title = "E1: soft argmax of 6 numbers"
+    return CurvePanel(title, curves, "sharpness t", "norm", log_x=True, log_y=True, band="quartiles")
 
 
 def encoding_panel() -> CurvePanel:
