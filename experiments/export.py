@@ -42,8 +42,9 @@ class Config:
 
 def main(config: Config) -> dict[str, Any]:
     """Load, export, print; returns the contents of architecture.json."""
-    access = {"core": config.access.core, "trust": config.access.trust, "accept_changes": config.access.accept_changes}
-    trained = pipelines.load(config.run, step=config.step, averaged=config.averaged, **access)
+    access = config.access
+    permitted: dict[str, Any] = {"core": access.core, "trust": access.trust, "accept_changes": access.accept_changes}
+    trained = pipelines.load(config.run, step=config.step, averaged=config.averaged, **permitted)
     made = pipelines.export_model(trained, config.out, length=config.length, platforms=config.platforms)
     size = sum(file.stat().st_size for file in config.out.iterdir())
     print(

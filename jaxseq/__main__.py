@@ -40,7 +40,6 @@ COMMANDS = {
     ("analyze", "truncation"): "measure the bias and the final loss of truncated back-propagation",
     ("analyze", "gradient-flow"): "measure how gradients flow through recurrence and attention",
     ("analyze", "complexity"): "measure the complexity of attention, recurrence and convolution against theory",
-    ("ablation",): "change one field of an experiment at a time, and compare over seeds",
     ("doctor",): "check this machine and installation, with advice",
     ("ablation",): "change one field of an experiment at a time, or a grid of them, and compare over seeds",
     ("compare",): "compare run folders: curves, tables, the fields that differ",

@@ -125,7 +125,8 @@ class RNNTranslator:
     default_learning_rate: ClassVar[float] = 3e-3
 
     encoder: str = "lstm"
-    """A name in jaxseq.cores.CORES, FILE.py:CLASS, transformer, or a list of several with options: lstm,conv:width=3."""
+    """A name in jaxseq.cores.CORES, FILE.py:CLASS, transformer, or a list of several with options:
+    lstm,conv:kernel_size=3."""
     decoder: str = "lstm"
     """A name in jaxseq.cores.CORES, FILE.py:CLASS, or a list of several with options: lstm,attention:window=32."""
     bidirectional: bool = True
@@ -175,7 +176,8 @@ class AttentionTranslator:
     default_learning_rate: ClassVar[float] = 3e-3
 
     encoder: str = "lstm"
-    """A name in jaxseq.cores.CORES, FILE.py:CLASS, transformer, or a list of several with options: lstm,conv:width=3."""
+    """A name in jaxseq.cores.CORES, FILE.py:CLASS, transformer, or a list of several with options:
+    lstm,conv:kernel_size=3."""
     decoder: str = "lstm"
     """A name in jaxseq.cores.CORES with a state h, FILE.py:CLASS, or a list of several, one of them with a state h."""
     bidirectional: bool = True

@@ -129,7 +129,7 @@ class Detector(Pipeline):
         self._outputs = jax.jit(partial(_region_outputs, self.model)) if isinstance(self.model, RCNN) else None
 
     @property
-    def vocabulary(self) -> tuple[str, ...]:  # type: ignore[override]
+    def vocabulary(self) -> tuple[str, ...]:
         """The names of the classes."""
         return self.class_names
 

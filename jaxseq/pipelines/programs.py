@@ -89,8 +89,8 @@ def _language_model(generator: TextGenerator, params: PyTree, sizes: Sizes) -> I
         return (generator.initial_carry(tokens.shape),)
 
     def step(params: PyTree, carry: Any, tokens: Array) -> tuple[Any, ...]:
-        carry, logits = model.apply({"params": params}, carry, tokens[..., None])
-        return carry, logits[..., 0, :]
+        after: Any = model.apply({"params": params}, carry, tokens[..., None])
+        return after[0], after[1][..., 0, :]
 
     def forward(params: PyTree, carry: Any, tokens: Array, segment_ids: Array) -> tuple[Any, ...]:
         after: Any = model.apply({"params": params}, carry, tokens, segment_ids)
@@ -125,8 +125,8 @@ def _encoder_decoder(
         return model.apply(variables, encoded, rows, context, method="initial_carry"), encoded
 
     def step(params: PyTree, carry: Any, tokens: Array, encoded: Any) -> tuple[Any, ...]:
-        carry, logits = model.apply({"params": params}, carry, tokens[..., None], None, encoded, method="decode")
-        return carry, logits[..., 0, :]
+        after: Any = model.apply({"params": params}, carry, tokens[..., None], None, encoded, method="decode")
+        return after[0], after[1][..., 0, :]
 
     def forward(params: PyTree, *inputs: Any) -> tuple[Any, ...]:
         *source, tokens, segment_ids = inputs
@@ -137,8 +137,8 @@ def _encoder_decoder(
     yield "start", Program(start, (params, *source), ("params", *names), ("carry", "encoded"))
     arguments = "params", "carry", "tokens", "encoded"
     yield "step", Program(step, (params, carry, _ints(b), encoded), arguments, ("carry", "logits"))
-    shapes, arguments = (params, *source, _ints(b, t), _ints(b, t)), ("params", *names, "tokens", "segment_ids")
-    yield "forward", Program(forward, shapes, arguments, ("logits",))
+    shapes, inputs = (params, *source, _ints(b, t), _ints(b, t)), ("params", *names, "tokens", "segment_ids")
+    yield "forward", Program(forward, shapes, inputs, ("logits",))
 
 
 def _detector(detector: Detector, params: PyTree, sizes: Sizes) -> Iterator[tuple[str, Program]]:

@@ -75,7 +75,7 @@ class Translator(Pipeline):
         self._alignment = jax.jit(partial(alignment, self.model))
 
     @property
-    def vocabulary(self) -> Vocabularies:  # type: ignore[override]
+    def vocabulary(self) -> Vocabularies:
         """Both vocabularies."""
         return Vocabularies(self.source, self.target)
 

@@ -123,7 +123,7 @@ def _check_code(name: str, chosen: str, part: str, access: RunAccess, stored: Ma
     """Check that a file is the one that the run was trained with."""
     label = Path(name).name
     try:
-        now = stored_part(*_code_sha256(chosen).values(), part)
+        now = stored_part(_code_sha256(chosen)[chosen], part)
     except (OSError, ValueError) as error:
         where = "" if chosen in access.core else f"; if it is elsewhere now, name it: --core FOLDER/{label}"
         raise training.RunFolderError(f"{folder} uses the core {name!r}: {error}{where}") from None

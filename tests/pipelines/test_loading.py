@@ -77,7 +77,7 @@ def test_cores_in_files_within_a_list_run_only_where_they_are_named(tmp_path):
     assert jaxseq.load(run, core=(one, two)).step == jaxseq.load(run, trust=True).step == 1
     assert pipelines.core_flags([f"gru,{one}:num_heads=2", two]) == f" --core {one} {two}"
     (tmp_path / "two.py").write_text("raise RuntimeError")
-    with pytest.raises(training.RunFolderError, match="two.py differs from the file"):
+    with pytest.raises(training.RunFolderError, match=r"two.py differs from the file"):
         jaxseq.load(run, trust=True)
 
 
@@ -147,6 +147,11 @@ def test_a_core_that_needs_the_number_of_steps_is_exported_with_a_fixed_one(tmp_
     assert made["programs"]["forward"]["arguments"]["tokens"]["shape"] == ["b", 6]
 
 
+def sized(tree, *sizes):
+    """The shapes of arrays with other leading sizes."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((*sizes, *x.shape[len(sizes) :]), x.dtype), tree)
+
+
 FREE = ("lstm", "mamba2", "attention")
 OTHERS = [pytest.param(name, marks=pytest.mark.full) for name in cores.CORES if name not in FREE]
 
@@ -159,16 +164,11 @@ def test_every_core_is_exported_with_free_axes(name, symbolic_sizes):
     xs = jax.random.normal(jax.random.key(1), (3, 40, 8))
     carry = core.initial_carry((3,), 3)
     variables = jitted(core.init)(jax.random.key(0), carry, xs)
-    shape = (
-        lambda tree, *sizes: jax.tree.map(  # noqa: E731
-            lambda x: jax.ShapeDtypeStruct((*sizes, *x.shape[len(sizes) :]), x.dtype), tree
-        )
-    )
-    program = export.export(jax.jit(core.apply))(shape(variables), shape(carry, b), shape(xs, b, t))
+    free = sized(variables), sized(carry, b), sized(xs, b, t)
+    program = export.export(jax.jit(core.apply))(*free)
     found, expected = program.call(variables, carry, xs), jitted(core.apply)(variables, carry, xs)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found, expected)
     if name == "lstm":
-        free = shape(variables), shape(carry, b), shape(xs, b, t)
         assert used_implementations(core.apply, *free)["recurrence"] == ("reference",)
 
 

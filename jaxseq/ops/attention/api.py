@@ -189,9 +189,9 @@ def attention_implementation(
 ) -> str:
     """The implementation that ``"auto"`` takes for this call on the default device, for reports.
 
-    The reference where ``jax.export`` leaves the number of queries or keys free; cuDNN where it can compute exactly this
-    call; the reference for few scores or few queries (a decoding step), for
-    which a CPU takes "decode"; on a CPU the unrolled form for short sequences; else tiles.
+    The reference where ``jax.export`` leaves the number of queries or keys free; cuDNN where it can compute exactly
+    this call; the reference for few scores or few queries (a decoding step), for which a CPU takes "decode"; on a CPU
+    the unrolled form for short sequences; else tiles.
     """
     return _attention_choice(query, key, value, mask, bias, soft_cap, dropout_rate).implementation
 
