@@ -134,6 +134,10 @@ class ScheduledBatches:
         """That of the pairs."""
         return self.pairs.fingerprint
 
+    def shape_steps(self, step: int) -> list[int]:
+        """Those of the pairs."""
+        return self.pairs.shape_steps(step)
+
     def __call__(self, step: int, rows: np.ndarray | None = None) -> ScheduledBatch:
         """The batch of this step, or some of its rows."""
         return ScheduledBatch(self.pairs(step, rows), np.float32(self.rate * step / max(1, self.steps - 1)))
