@@ -168,9 +168,10 @@ class Step(NamedTuple):
             return self(parameters, inputs, known)[0]
 
         rows = []
-        for k, reads in enumerate(self.reads):
-            unit = [jnp.ones_like(a) if i == k else jnp.zeros_like(a) for i, a in enumerate(inputs)]
-            slopes = jax.jvp(state, tuple(inputs), tuple(unit))[1]
+        for k, (input_k, reads) in enumerate(zip(inputs, self.reads, strict=True)):
+            # The other inputs are constants: tangents of zeros would be multiplied and added up, which XLA keeps.
+            of_one = lambda a, k=k: state(*inputs[:k], a, *inputs[k + 1 :])  # noqa: E731
+            slopes = jax.jvp(of_one, (input_k,), (jnp.ones_like(input_k),))[1]
             rows.append(tuple(s if read else None for s, read in zip(slopes, reads, strict=True)))
         return tuple(rows)
 
