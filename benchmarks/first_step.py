@@ -1,24 +1,28 @@
 """What passes before the first step: compilations and seconds of the README's first block, and of experiments.
 
-    python benchmarks/first_step.py                                # all cases, about ten minutes on 2 CPU cores
-    python benchmarks/first_step.py --cases demo --checkout ../before --label before
+    python benchmarks/first_step.py --against ../before            # all cases, about 15 minutes on 2 CPU cores
+    python benchmarks/first_step.py --cases demo,gradients
     python benchmarks/first_step.py --table                        # what was measured, in Markdown
 
 Each case runs three times in processes of its own: with an empty compilation cache (cold), the same command again in
 another run folder (warm), and with another number of steps (steps). The case ablation counts all processes that it
 starts. ``programs`` are those that JAX asks XLA for, ``compiled`` those of them that the cache does not have. CPU seconds
 of a process and its children are counted from its start, imports included; they depend less than those of the clock on
-what else the machine does. The first step ends when its metrics are read. Rows go to
-benchmarks/results/first_step-DEVICE.jsonl, and replace those of the same label, case and run.
+what else the machine does. The first step ends when its metrics are read. The checkout ``--against``, labelled before,
+takes turns with this one, labelled after. The case gradients compiles the gradient of a GRU and an LSTM (32 rows, 128
+steps, 256 units) here and in flax's ``nn.RNN``, in turn in one process, and has CPU seconds of its phases, the least of
+seven. Rows go to benchmarks/results/first_step-DEVICE.jsonl, and replace those of the same label, case and run.
 """
 
 import argparse
 import contextlib
 import importlib.util
+import itertools
 import json
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -30,6 +34,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 STEPS, OTHER_STEPS = 20, 30
 RUNS = ("cold", "warm", "steps")
+LABELS = ("before", "after")
+IDENTITY = ("case", "run", "label", "cell", "name")
+"""The fields that tell a row from others."""
 WARMUP = ["--optimizer.warmup-steps", "5"]
 """Shorter than the runs: the decay of the learning rate depends on their length."""
 ABLATION = (
@@ -42,6 +49,7 @@ CASES: dict[str, list[str]] = {
     "demo": ["--train.steps", "{steps}", *WARMUP],
     "translation": ["--train.steps", "{steps}", *WARMUP],
     "captioning": ["--train.steps", "{steps}", *WARMUP, "--cache", "{cache}"],
+    "gradients": [],
     "ablation": [word for part in ABLATION for word in part],
 }
 """The arguments of an experiment, without its run folder. The blocks of the README have none."""
@@ -99,6 +107,9 @@ def child(case: str, checkout: Path, output: Path, began: float, arguments: list
     from jaxseq.training.metrics import MetricAccumulator
 
     assert Path(jaxseq.__file__).is_relative_to(checkout), jaxseq.__file__
+    if case == "gradients":
+        measure_gradients(output)
+        return
     counter = Counter(began)
     MetricAccumulator.add = counter.mark_first_step(MetricAccumulator.add)  # type: ignore[method-assign]
     inner: list[dict[str, float]] = []
@@ -154,7 +165,7 @@ def run_experiment(case: str, checkout: Path, arguments: list[str], inner: list[
     run_cli(module.main, config, module.__doc__, **options)
 
 
-def measure(case: str, checkout: Path, arguments: list[str], log: Path) -> dict[str, float]:
+def measure(case: str, checkout: Path, arguments: list[str], log: Path) -> Any:
     """The counts of a case in a process of its own.
 
     Raises:
@@ -169,31 +180,74 @@ def measure(case: str, checkout: Path, arguments: list[str], log: Path) -> dict[
         if done.returncode:
             lines = log.read_text(errors="replace").strip().splitlines()
             raise RuntimeError(f"{case}: exit code {done.returncode}: {lines[-1] if lines else ''} ({log})")
-        counts: dict[str, float] = json.loads(output.read_text())
-        return counts
+        return json.loads(output.read_text())
 
 
-def measure_case(case: str, checkout: Path, label: str, kept: Path) -> Iterator[dict[str, Any]]:
-    """The rows of the three runs of a case."""
-    folder = kept / label / case
-    folder.mkdir(parents=True, exist_ok=True)
-    os.environ["JAXSEQ_COMPILATION_CACHE"] = str(folder / "xla")
-    for run in RUNS:
-        steps = OTHER_STEPS if run == "steps" else STEPS
-        given = [word.format(steps=steps, cache=kept / "features") for word in CASES[case]]
-        if case.startswith("readme"):
-            if run == "steps":
-                continue
-            # The block is no run, which would open the cache.
-            os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder / "xla")
-            os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-        else:
-            given += ["--run", str(folder / run)]
-        counts = measure(case, checkout, given, folder / f"{run}.txt")
-        row = {"case": case, "run": run, "label": label, "steps": steps}
-        yield row | {name: round(value, 3) if isinstance(value, float) else value for name, value in counts.items()}
-    for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
-        os.environ.pop(name, None)
+def measure_gradients(output: Path) -> None:
+    """CPU seconds of tracing, lowering and compiling each gradient, and the lines of its program."""
+    import flax.linen as nn
+    import jax
+    import jax.numpy as jnp
+
+    from jaxseq.cores import CORES
+
+    xs = jnp.ones((32, 128, 256))
+
+    def ours(name: str) -> tuple[Callable, tuple]:
+        core = CORES[name](features=256)
+        carry = core.initial_carry((32,))
+        variables = jax.jit(core.init)(jax.random.key(0), carry, xs)
+        return lambda v, xs: jnp.sum(core.apply(v, carry, xs)[1] ** 2), (variables, xs)  # type: ignore[operator]
+
+    def flax(cell: Any) -> tuple[Callable, tuple]:
+        rnn = nn.RNN(cell(256))
+        variables = jax.jit(rnn.init)(jax.random.key(0), xs)
+        return lambda v, xs: jnp.sum(rnn.apply(v, xs) ** 2), (variables, xs)  # type: ignore[operator]
+
+    programs = {("gru", "jaxseq"): ours("gru"), ("gru", "flax"): flax(nn.GRUCell)}
+    programs |= {("lstm", "jaxseq"): ours("lstm"), ("lstm", "flax"): flax(nn.OptimizedLSTMCell)}
+    seconds: dict[tuple[str, str], list[list[float]]] = {key: [] for key in programs}
+    lines: dict[tuple[str, str], int] = {}
+    for _ in range(7):
+        for key, (loss, arguments) in programs.items():
+            jax.clear_caches()
+            times = [time.process_time()]
+            traced = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).trace(*arguments)
+            times.append(time.process_time())
+            lowered = traced.lower()
+            times.append(time.process_time())
+            compiled = lowered.compile()
+            times.append(time.process_time())
+            lines[key] = compiled.as_text().count(" = ")
+            seconds[key].append([after - before for before, after in itertools.pairwise(times)])
+    rows = []
+    for (cell, name), measured in seconds.items():
+        phases = dict(zip(("trace_s", "lower_s", "backend_s"), map(min, zip(*measured, strict=True)), strict=True))
+        rows.append(
+            {"cell": cell, "name": name, **phases, "cpu_s": min(map(sum, measured)), "instructions": lines[cell, name]}
+        )
+    output.write_text(json.dumps(rows))
+
+
+def measure_case(case: str, checkouts: dict[str, Path], kept: Path) -> Iterator[dict[str, Any]]:
+    """The rows of the runs of a case; the checkouts take turns."""
+    for label in checkouts:
+        shutil.rmtree(kept / label / case, ignore_errors=True)
+        (kept / label / case).mkdir(parents=True)
+    for run in ("cold",) if case == "gradients" else RUNS[:2] if case.startswith("readme") else RUNS:
+        for label, checkout in checkouts.items():
+            folder, steps = kept / label / case, OTHER_STEPS if run == "steps" else STEPS
+            cache = "" if case == "gradients" else str(folder / "xla")
+            os.environ |= {"JAXSEQ_COMPILATION_CACHE": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+            os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
+            if case.startswith("readme"):  # the block is no run, which would open the cache
+                os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
+            given = [word.format(steps=steps, cache=kept / "features") for word in CASES[case]]
+            given += [] if case in ("readme", "readme-unjitted", "gradients") else ["--run", str(folder / run)]
+            counts = measure(case, checkout, given, folder / f"{run}.txt")
+            for found in counts if isinstance(counts, list) else [counts]:
+                row = {"case": case, "run": run, "label": label, "steps": steps, **found}
+                yield {name: round(value, 3) if isinstance(value, float) else value for name, value in row.items()}
 
 
 def results_file() -> Path:
@@ -209,25 +263,27 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
 
 
 def format_table(rows: list[dict[str, Any]]) -> str:
-    """The rows in Markdown: what is before the first step, and the whole run."""
+    """The rows in Markdown: what is before the first step, and the whole run; then the gradients."""
     lines = [
         "| case | run | compiled programs | CPU s to the first step | CPU s in all |",
         "|---|---|---|---|---|",
     ]
 
-    def cell(found: list[dict[str, Any] | None], name: str) -> str:
-        values = [None if row is None or name not in row else row[name] for row in found]
+    def cell(found: list[dict[str, Any]], name: str) -> str:
+        values = [row.get(name) for row in found]
         return " → ".join("-" if v is None else f"{v:.1f}" if isinstance(v, float) else str(v) for v in values)
 
     for case in CASES:
-        for run in RUNS:
-            found = [
-                next((row for row in rows if (row["case"], row["run"], row["label"]) == (case, run, label)), None)
-                for label in ("before", "after")
-            ]
-            if any(found):
+        for run in RUNS if case != "gradients" else ():
+            labels = {row["label"]: row for row in rows if (row["case"], row["run"]) == (case, run)}
+            found = [labels[label] for label in LABELS if label in labels]
+            if found:
                 cells = [cell(found, name) for name in ("compiled", "first_cpu_s", "cpu_s")]
                 lines.append(f"| {case} | {run} | {' | '.join(cells)} |")
+    lines += ["", "| gradient | trace s | lower s | XLA s | CPU s | instructions |", "|---|---|---|---|---|---|"]
+    for row in (row for row in rows if row["case"] == "gradients"):
+        seconds = " | ".join(f"{row[name]:.2f}" for name in ("trace_s", "lower_s", "backend_s", "cpu_s"))
+        lines.append(f"| {row['cell']}, {row['name']} ({row['label']}) | {seconds} | {row['instructions']:,} |")
     return "\n".join(lines)
 
 
@@ -241,8 +297,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", default=",".join(CASES), help="names, separated by commas: " + ", ".join(CASES))
-    parser.add_argument("--checkout", type=Path, default=ROOT, help="the checkout that is measured")
-    parser.add_argument("--label", choices=("before", "after"), default="after", help="the name of its rows")
+    parser.add_argument("--against", type=Path, help="another checkout that takes turns with this one")
     parser.add_argument("--keep", type=Path, help="keep run folders, caches and outputs in this folder")
     parser.add_argument("--table", action="store_true", help="print what was measured, and measure nothing")
     options = parse_arguments(parser)
@@ -250,16 +305,16 @@ def main() -> None:
     if unknown:
         parser.error(f"unknown case {unknown[0]!r}; known: {', '.join(CASES)}")
     file = results_file()
-    if not options.table:
-        with contextlib.ExitStack() as stack:
-            kept = options.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            for case in options.cases.split(","):
-                for row in measure_case(case, options.checkout.resolve(), options.label, kept.resolve()):
-                    print(json.dumps(row), flush=True)
-                    same = [(row[name]) for name in ("case", "run", "label")]
-                    rows = [old for old in read_rows(file) if [old[n] for n in ("case", "run", "label")] != same]
-                    rows.append(row | environment())
-                    file.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    checkouts = {"before": options.against, "after": ROOT} if options.against else {"after": ROOT}
+    checkouts = {label: path.resolve() for label, path in checkouts.items()}
+    with contextlib.ExitStack() as stack:
+        kept = options.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        for case in [] if options.table else options.cases.split(","):
+            for row in measure_case(case, checkouts, kept.resolve()):
+                print(json.dumps(row), flush=True)
+                rows = [old for old in read_rows(file) if any(old.get(n) != row.get(n) for n in IDENTITY)]
+                rows.append(row | environment())
+                file.write_text("".join(json.dumps(one) + "\n" for one in rows))
     print(format_table(read_rows(file)))
 
 

@@ -148,6 +148,7 @@ def main(config: Config) -> dict[str, Any]:
     if config.smoke:
         config = smoke(config)
     placement = distribution.Placement.on(config.mesh)
+    training.enable_compilation_cache()
     pipelines.check_user_cores(config.model.cores, config.model.features)
     corpus = config.task.corpus(config.split_seed, 32 if config.smoke else 1000)
     print(corpus.summary(), flush=True)
@@ -157,7 +158,7 @@ def main(config: Config) -> dict[str, Any]:
     pairs = translator.encode_pairs(corpus.train)
     batches = data.BucketedPairs(pairs, config.batch_size, num_buckets=config.buckets, seed=config.seed, **ends)
     print(f"batches of {config.batch_size}: shapes {batches.shapes}, {batches.fill_ratio:.0%} filled", flush=True)
-    key, init_key = jax.random.split(jax.random.key(config.seed))
+    key, init_key = ops.split_key(jax.random.key(config.seed))
     arrays = inputs(batches(0))
     optimizer = training.make_optimizer(config.optimizer, config.train.steps)
 

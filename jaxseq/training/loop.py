@@ -247,13 +247,10 @@ class _Loop(Generic[B]):
         """Compile the programs for these batches; the time of it is in no speed, and nothing that hangs."""
         self.drain_metrics(0)
         self.throughput.lap()
-        count = 0
         with self.watchdog.paused():
+            count = self.train_step.compile(self.state, batches)
             for batch in batches:
-                if not self.train_step.is_compiled(batch):
-                    self.train_step.compile(self.state, batch)
-                    self.truncation.compile(self.state, batch)
-                    count += 1
+                self.truncation.compile(self.state, batch)
         shapes = f"{count} shapes" if count > 1 else "1 shape"
         self.progress.print(f"compiled {shapes} of batches in {self.throughput.pass_over():.1f} s")
 

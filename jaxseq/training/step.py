@@ -5,7 +5,8 @@ smaller than half of its last digit is lost: below 2**-9 of the parameter in bfl
 parameters in float32 and compute in 16 bits (``jaxseq.precision.POLICIES``).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Generic, TypeAlias, final
 
 import jax
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxseq.ops.row_groups import count_cores
 from jaxseq.training.accumulation import has_updated
 from jaxseq.training.optimizer import Hyperparameters, Optimizer, find_update_stats
 from jaxseq.training.protocols import Aux, B, Loss
@@ -77,10 +79,20 @@ class TrainStep(Generic[B]):
         """Whether ``compile`` has compiled a program for batches of this shape."""
         return _shapes(batch) in self._compiled
 
-    def compile(self, state: TrainState, batch: B) -> None:
-        """Compile the program for batches of this shape, which the next call uses; the state is not changed."""
-        self.lower(state, batch).compile()
-        self._compiled.add(_shapes(batch))
+    def compile(self, state: TrainState, batches: Sequence[B]) -> int:
+        """Compile the programs for batches of these shapes, which the next calls use; the state is not changed.
+
+        One process compiles several programs side by side; several processes keep to the same order.
+
+        Returns:
+            The number of shapes that were not compiled.
+        """
+        new = {shapes: batch for batch in batches if (shapes := _shapes(batch)) not in self._compiled}
+        lowered = [self.lower(state, batch) for batch in new.values()]
+        with ThreadPoolExecutor(min(count_cores(), max(len(new), 1)) if jax.process_count() == 1 else 1) as pool:
+            list(pool.map(lambda program: program.compile(), lowered))
+        self._compiled.update(new)
+        return len(new)
 
     def num_programs(self) -> int:
         """The number of programs that calls have used."""
@@ -178,7 +190,8 @@ def make_train_step(
 def count_tokens(batch: PyTree) -> Int[Array, ""]:
     """The real positions of a batch: where ``segment_ids`` is not 0, or else the size of its first array."""
     if hasattr(batch, "segment_ids") and batch.segment_ids is not None:
-        return jnp.count_nonzero(batch.segment_ids)
+        count = np.count_nonzero if isinstance(batch.segment_ids, np.ndarray) else jnp.count_nonzero
+        return jnp.asarray(count(batch.segment_ids), jnp.int32)
     leaves = jax.tree.leaves(batch)
     return jnp.asarray(np.size(leaves[0]) if leaves else 0, jnp.int32)
 
