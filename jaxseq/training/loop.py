@@ -240,8 +240,8 @@ class _Loop(Generic[B]):
 
     def compile_steps(self) -> None:
         """Compile the programs for all shapes of batches to come, as far as ``batches`` tells them."""
-        known = self.batches.shape_steps(self.step) if isinstance(self.batches, ShapedBatches) else [self.step]
-        self.compile_for([self.batches(step) for step in known if step < self.num_steps])
+        steps = read_shape_steps(self.batches, self.step, self.num_steps)
+        self.compile_for([self.batches(step) for step in steps])
 
     def compile_for(self, batches: Sequence[B]) -> None:
         """Compile the programs for these batches; the time of it is in no speed, and nothing that hangs."""
@@ -350,3 +350,9 @@ class _Loop(Generic[B]):
                 return True
             self.save()
             return self.checkpoints.wait()
+
+
+def read_shape_steps(batches: Batches[B], start: int, end: int) -> list[int]:
+    """A step of each shape of batch from ``start`` to ``end`` that ``batches`` tells; else the first step."""
+    known = batches.shape_steps(start) if isinstance(batches, ShapedBatches) else [start]
+    return [step for step in known if step < end]

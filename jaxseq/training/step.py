@@ -135,7 +135,6 @@ def make_train_step(
             metric that is not a scalar; a metric with the name of one of the step's own; a state with a moving average
             without ``ema_decay``.
     """
-
     hyperparameters = optimizer.hyperparameters if isinstance(optimizer, Optimizer) else None
 
     def train_step(
