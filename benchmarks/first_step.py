@@ -6,8 +6,8 @@
 
 Each case runs three times in processes of its own: with an empty compilation cache (cold), the same command again in
 another run folder (warm), and with another number of steps (steps). The case ablation counts all processes that it
-starts. ``programs`` are those that JAX asks XLA for, ``compiled`` those of them that the cache does not have. CPU seconds
-of a process and its children are counted from its start, imports included; they depend less than those of the clock on
+starts. ``programs`` are those that JAX asks XLA for, ``compiled`` those of them that the cache lacks. CPU seconds of a
+process and its children are counted from its start, imports included; they depend less than those of the clock on
 what else the machine does. The first step ends when its metrics are read. The checkout ``--against``, labelled before,
 takes turns with this one, labelled after. The case gradients compiles the gradient of a GRU and an LSTM (32 rows, 128
 steps, 256 units) here and in flax's ``nn.RNN``, in turn in one process, and has CPU seconds of its phases, the least of
