@@ -109,11 +109,12 @@ def main(config: Config) -> dict[str, Any]:
     if config.smoke:
         config = smoke(config)
     placement = distribution.Placement.on(config.mesh)
+    training.enable_compilation_cache()
     pipelines.check_user_cores(config.model.cores, config.model.features)
     corpus = config.task.corpus(config.split_seed, config.cache)
     print(corpus.summary(), flush=True)
     captioner, backbone, weights = make_captioner(config, corpus)
-    key, init_key = jax.random.split(jax.random.key(config.seed))
+    key, init_key = ops.split_key(jax.random.key(config.seed))
     arrays = captioner.blank(), np.zeros((1, 1), np.int32)
     optimizer = training.make_optimizer(config.optimizer, config.train.steps)
 

@@ -129,6 +129,7 @@ def main(config: Config) -> dict[str, Any]:
     if config.smoke:
         config = smoke(config)
     placement = distribution.Placement.on(config.mesh)
+    training.enable_compilation_cache()
     check_libraries(config)
     corpus = config.task.corpus(config.split_seed, config.cache)
     print(corpus.summary(), flush=True)
@@ -137,7 +138,7 @@ def main(config: Config) -> dict[str, Any]:
     options: dict[str, Any] = {"proposals": config.proposals, "num_proposals": config.num_proposals}
     options |= {"image_size": size, "resize": corpus.train.mode, "detection": config.detection}
     detector = Detector(config.detector, corpus.class_names, **options)
-    key, init_key = jax.random.split(jax.random.key(config.seed))
+    key, init_key = ops.split_key(jax.random.key(config.seed))
     optimizer = training.make_optimizer(config.optimizer, config.train.steps)
 
     init, blank, sizes = partial(initial_params, detector), detector.blank(), ("hidden", "pooled_size")

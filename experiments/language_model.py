@@ -96,6 +96,7 @@ def main(config: Config) -> dict[str, Any]:
     if config.smoke:
         config = smoke(config)
     placement = distribution.Placement.on(config.mesh)
+    training.enable_compilation_cache()
     pipelines.check_user_cores(config.model.cores, config.model.features, config.model.core_options)
     corpus = read(config)
     print(corpus.summary(), flush=True)
@@ -104,12 +105,12 @@ def main(config: Config) -> dict[str, Any]:
     batches = make_batches(config, [vocabulary.encode(text) for text in corpus.train], vocabulary.separator)
     generator = pipelines.TextGenerator(config.model, vocabulary, attention_lookback=config.length + config.context - 1)
     model = generator.model
-    key, init_key, sample_key = jax.random.split(jax.random.key(config.seed), 3)
+    key, init_key, sample_key = ops.split_key(jax.random.key(config.seed), 3)
     optimizer = training.make_optimizer(config.optimizer, config.train.steps)
 
     init = partial(initial_params, config, model)
     placement.check_memory(init, init_key, optimizer=optimizer, sizes=SIZES)  # before a folder is created
-    carry = model.initial_carry((config.batch_size,), config.context)
+    carry = jax.jit(partial(model.initial_carry, (config.batch_size,), config.context))()
 
     fingerprint = fingerprint_of(config, batches, corpus)
     change = config.allow_config_change

@@ -136,6 +136,10 @@ class ScheduledBatches:
         """That of the pairs."""
         return self.pairs.fingerprint
 
+    def shape_steps(self, step: int) -> list[int]:
+        """Those of the pairs."""
+        return self.pairs.shape_steps(step)
+
     def __call__(self, step: int, rows: np.ndarray | None = None) -> ScheduledBatch:
         """The batch of this step, or some of its rows."""
         return ScheduledBatch(self.pairs(step, rows), np.float32(self.rate * step / max(1, self.steps - 1)))
@@ -146,6 +150,7 @@ def main(config: Config) -> dict[str, Any]:
     if config.smoke:
         config = smoke(config)
     placement = distribution.Placement.on(config.mesh)
+    training.enable_compilation_cache()
     pipelines.check_user_cores(config.model.cores, config.model.features)
     corpus = config.task.corpus(config.split_seed, 32 if config.smoke else 1000)
     print(corpus.summary(), flush=True)
@@ -155,7 +160,7 @@ def main(config: Config) -> dict[str, Any]:
     pairs = translator.encode_pairs(corpus.train)
     batches = data.BucketedPairs(pairs, config.batch_size, num_buckets=config.buckets, seed=config.seed, **ends)
     print(f"batches of {config.batch_size}: shapes {batches.shapes}, {batches.fill_ratio:.0%} filled", flush=True)
-    key, init_key = jax.random.split(jax.random.key(config.seed))
+    key, init_key = ops.split_key(jax.random.key(config.seed))
     arrays = inputs(batches(0))
     optimizer = training.make_optimizer(config.optimizer, config.train.steps)
 

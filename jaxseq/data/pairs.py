@@ -126,6 +126,16 @@ class BucketedPairs:
         tokens[:, 0] = self.separator
         return PairBatch(source_tokens, source_segment_ids, tokens * segment_ids, targets, segment_ids)
 
+    def shape_steps(self, step: int) -> list[int]:
+        """For each of ``shapes``, the first step from ``step`` on that has it."""
+        found, start = dict[int, int](), check_step(step)
+        for later in range(start, start + 2 * self.steps_per_epoch):  # each epoch has all of them
+            epoch, place = divmod(later, self.steps_per_epoch)
+            found.setdefault(self.order(epoch)[place][0], later)
+            if len(found) == len(self.buckets):
+                break
+        return list(found.values())
+
     def order(self, epoch: int) -> list[tuple[int, np.ndarray]]:
         """The bucket of each batch of this epoch, and the batch's rows in the bucket (the last epoch is cached)."""
         if self._order[0] != epoch:

@@ -1,6 +1,7 @@
 """Batches as global arrays: each process makes the rows of its own devices, and the rows depend on no topology."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -49,6 +50,12 @@ class PlacedBatches:
         """That of the batches, which depends on no mesh."""
         made: str = self.inner.fingerprint  # type: ignore[attr-defined]
         return made
+
+    def shape_steps(self, step: int) -> Sequence[int]:
+        """For each shape of batch, the first step from ``step`` on that has it, if the batches tell more than one."""
+        tell = getattr(self.inner, "shape_steps", None)
+        steps: Sequence[int] = [step] if tell is None else tell(step)
+        return steps
 
     def __call__(self, step: int) -> PyTree:
         """The batch of this step, a tree of global arrays."""

@@ -20,6 +20,7 @@ from jaxseq.ops.convolution import (
     depthwise_2d,
 )
 from jaxseq.ops.implementations import Choice, explain_implementations, used_implementations
+from jaxseq.ops.keys import split_key
 from jaxseq.ops.layer_norm import layer_norm
 from jaxseq.ops.linear import (
     ChunkwiseImplementation,
@@ -103,5 +104,6 @@ __all__ = [
     "segments",
     "smooth_max",
     "soft_argmax",
+    "split_key",
     "used_implementations",
 ]

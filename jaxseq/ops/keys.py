@@ -4,7 +4,7 @@ Under ``jax.vmap`` a threefry key gives the same draws as alone. With rbg and un
 first key.
 """
 
-from functools import reduce
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,13 @@ def threefry_keys(keys: Key[Array, "*B"]) -> Key[Array, "*B"]:
     return jax.vmap(convert)(flat).reshape(keys.shape)
 
 
+@partial(jax.jit, static_argnames="count")
+def split_key(key: Key[Array, ""], count: int = 2) -> tuple[Key[Array, ""], ...]:
+    """The keys of ``jax.random.split(key, count)`` one by one, by one compiled program."""
+    return tuple(jax.random.split(key, count))
+
+
+@partial(jax.jit, static_argnames="count")
 def fold_in_each(keys: Key[Array, "*B"], count: int) -> Key[Array, "*B n"]:
     """``jax.random.fold_in(key, i)`` of every key, for i in ``range(count)``; the keys keep their implementation."""
     numbers, flat = jnp.arange(count, dtype=jnp.int32), keys.reshape(-1)

@@ -41,6 +41,7 @@ class TextGenerator(Pipeline):
     def __init__(self, config: LanguageModelConfig, vocabulary: data.Vocabulary, attention_lookback: int) -> None:
         self.config, self.vocabulary, self.attention_lookback = config, vocabulary, attention_lookback
         self.model = config.build(vocabulary.size, attention_lookback)
+        self._make_carry = jax.jit(self.model.initial_carry, static_argnums=(0, 1))
 
     @classmethod
     def rebuild(cls, saved: training.SavedRun, described: JSON) -> "TextGenerator":
@@ -65,7 +66,8 @@ class TextGenerator(Pipeline):
 
     def initial_carry(self, batch_shape: tuple[int, ...]) -> Carry:
         """The initial carry, with room for ``attention_lookback`` earlier positions."""
-        return self.model.initial_carry(batch_shape, self.attention_lookback)
+        carry: Carry = self._make_carry(batch_shape, self.attention_lookback)
+        return carry
 
     def forward(self, params: PyTree) -> Partial:
         """The model as ``jaxseq.decoding`` takes it: ``(carry, tokens, segment_ids) -> (carry, logits)``."""
@@ -104,7 +106,7 @@ class TextGenerator(Pipeline):
         if not num_samples:
             return []
         separator = self.vocabulary.separator
-        first_tokens = jnp.full((num_samples,), separator, jnp.int32)
+        first_tokens = jnp.asarray(np.full((num_samples,), separator, np.int32))
         step, carry = decoding.step_of(self.forward(params)), self.initial_carry((num_samples,))
         limits: dict[str, Any] = {"max_length": max_length, "end_token": separator}
         if stop:

@@ -21,7 +21,7 @@ from jaxseq.training.loggers import make_loggers
 from jaxseq.training.metrics import JsonLinesWriter, MetricAccumulator
 from jaxseq.training.nonfinite import NonfiniteLog
 from jaxseq.training.processes import from_primary, is_primary
-from jaxseq.training.protocols import B, Batches, Evaluate, Loss, Writer
+from jaxseq.training.protocols import B, Batches, Evaluate, Loss, ShapedBatches, Writer
 from jaxseq.training.run import Run
 from jaxseq.training.state import TrainState, copy_buffers, init_ema, parameter_table
 from jaxseq.training.step import Metrics, count_tokens, make_train_step
@@ -147,6 +147,7 @@ class _Loop(Generic[B]):
             first = True
             if self.step < self.num_steps and not self.out_of_patience:
                 self.run.delete_results()
+                self.compile_steps()
             while self.step < self.num_steps and not self.out_of_patience and not signals.stop_before(self.step):
                 self.make_step(first)
                 first = False
@@ -254,10 +255,28 @@ class _Loop(Generic[B]):
         else:
             print(f"run folder: {self.run.path}", flush=True)
 
+    def compile_steps(self) -> None:
+        """Compile the programs for all shapes of batches to come, as far as ``batches`` tells them."""
+        steps = read_shape_steps(self.batches, self.step, self.num_steps)
+        self.compile_for([self.batches(step) for step in steps])
+
+    def compile_for(self, batches: Sequence[B]) -> None:
+        """Compile the programs for these batches; the time of it is in no speed, and nothing that hangs."""
+        self.drain_metrics(0)
+        self.throughput.lap()
+        with self.watchdog.paused():
+            count = self.train_step.compile(self.state, batches)
+            for batch in batches:
+                self.truncation.compile(self.state, batch)
+        shapes = f"{count} shapes" if count > 1 else "1 shape"
+        self.progress.print(f"compiled {shapes} of batches in {self.throughput.pass_over():.1f} s")
+
     def make_step(self, first: bool) -> None:
         """Make one step, then log, evaluate and save if they are due."""
         config = self.config
         batch = self.batches(self.step)
+        if not self.train_step.is_compiled(batch):
+            self.compile_for([batch])
         self.state, metrics = self.train_step(self.state, batch)
         self.pending.append((self.step, metrics))
         self.step += 1
@@ -265,8 +284,8 @@ class _Loop(Generic[B]):
         self.drain_metrics(0 if first else IN_FLIGHT)
         if first:
             seconds = self.throughput.lap()
-            self.throughput.reset()  # compilation does not count as speed
-            self.progress.print(f"first step, compiled and run: {seconds:.1f} s")
+            self.throughput.reset()  # it does not count as speed: memory and files are touched for the first time
+            self.progress.print(f"first step: {seconds:.2f} s")
         self.watchdog.step()
         self.progress.update(self.step)
         last = self.step == self.num_steps
@@ -358,3 +377,9 @@ class _Loop(Generic[B]):
                 return True
             self.save()
             return self.checkpoints.wait()
+
+
+def read_shape_steps(batches: Batches[B], start: int, end: int) -> list[int]:
+    """A step of each shape of batch from ``start`` to ``end`` that ``batches`` tells; else the first step."""
+    known = batches.shape_steps(start) if isinstance(batches, ShapedBatches) else [start]
+    return [step for step in known if step < end]

@@ -3,11 +3,17 @@
 The first transformation of the chain clips and keeps :class:`UpdateStats` in the optimizer state: the norm of the
 gradient before clipping, the number of clipped updates, and the learning rate, so that they can be logged from any
 optax state.
+
+The learning rate, its schedule and the weight decay are arguments of the compiled programs (:class:`Hyperparameters`)
+and no constants in them: a run with another number of steps or another learning rate takes its programs from the
+compilation cache.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from functools import partial
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +21,9 @@ import optax
 
 from jaxseq.training.accumulation import accumulate
 from jaxseq.training.settings import check_numbers
+from jaxseq.training.state import is_distributed
 from jaxseq.training.widening import global_norm, norm_dtype, with_widening
-from jaxseq.typing import Array, Float, Int, PyTree
+from jaxseq.typing import Array, Float, Int, PyTree, Scalar
 
 OptimizerName = Literal["adamw", "adam", "lion", "sgd"]
 ScheduleName = Literal["cosine", "linear", "constant", "inverse_sqrt"]
@@ -86,33 +93,87 @@ class UpdateStats(NamedTuple):
     clipped: Int[Array, ""]  # updates so far that clipping changed
 
 
+class Hyperparameters(NamedTuple):
+    """Numbers of an optimizer that a compiled step takes as arguments: Python numbers, or their tracers in the step.
+
+    As JAX's weakly typed scalars they take the dtype of the arrays that they meet.
+    """
+
+    learning_rate: float | Scalar
+    """The peak."""
+    end_fraction: float | Scalar
+    warmup_updates: int | Scalar
+    decay_updates: int | Scalar
+    """Updates from the peak to the end; at least 1."""
+    weight_decay: float | Scalar
+
+
+class Optimizer(optax.GradientTransformationExtraArgs):
+    """An optax optimizer whose ``update`` takes its hyperparameters as well, in ``update(..., hyperparameters=...)``.
+
+    Without that argument it uses ``hyperparameters``, its own, which are then constants in a jitted function.
+    """
+
+    hyperparameters: Hyperparameters
+
+
 def make_schedule(config: OptimizerConfig, updates: int) -> optax.Schedule:
     """The learning rate after n updates: ``peak (n + 1) / (warmup + 1)``, then the decay."""
+    return partial(_learning_rate, config.schedule, _hyperparameters(config, updates))
+
+
+def _hyperparameters(config: OptimizerConfig, updates: int) -> Hyperparameters:
     if config.learning_rate is None:
         raise ValueError("optimizer learning_rate must be given, not None")
-    peak, end = config.learning_rate, config.learning_rate * config.end_fraction
-    if config.schedule == "inverse_sqrt":
-        offset = config.warmup_steps + 1.0
-        return lambda n: peak * jnp.minimum((n + 1.0) / offset, jnp.sqrt(offset / (n + 1.0)))
-    decay = SCHEDULES[config.schedule](peak, end, max(updates - config.warmup_steps, 1))
-    if not config.warmup_steps:
-        return decay
-    warmup = optax.linear_schedule(peak / (config.warmup_steps + 1), peak, config.warmup_steps)
-    return optax.join_schedules([warmup, decay], [config.warmup_steps])
+    decay_updates = max(updates - config.warmup_steps, 1)
+    return Hyperparameters(
+        config.learning_rate, config.end_fraction, config.warmup_steps, decay_updates, config.weight_decay
+    )
 
 
-def make_optimizer(config: OptimizerConfig, steps: int | None) -> optax.GradientTransformationExtraArgs:
+def _learning_rate(name: ScheduleName, h: Hyperparameters, n: int | Int[Array, ""]) -> Scalar:
+    rising = h.learning_rate * ((n + 1.0) / (h.warmup_updates + 1.0))
+    passed = jnp.clip((n - h.warmup_updates) / h.decay_updates, 0.0, 1.0)
+    return jnp.where(n < h.warmup_updates, rising, h.learning_rate * DECAYS[name](passed, n, h))
+
+
+def make_optimizer(config: OptimizerConfig, steps: int | None) -> Optimizer:
     """An optax optimizer for ``steps`` training steps (``steps // accumulate_steps`` updates).
 
-    Its ``update(gradients, state, params, weight=...)`` takes the weight of the gradient, which counts if gradients
-    are accumulated. It computes in at least float32 (``with_widening``): updates of 16-bit parameters are float32.
+    Its ``update(gradients, state, params, weight=..., hyperparameters=...)`` takes the weight of the gradient, which
+    counts if gradients are accumulated. It computes in at least float32 (``with_widening``): updates of 16-bit
+    parameters are float32.
     """
     if steps is None:
         raise ValueError("train steps must be given, not None")
-    schedule = make_schedule(config, max(steps // config.accumulate_steps, 1))
-    clip = clip_and_track(schedule, config.clip_norm, config.clip_value)
-    chain = optax.chain(clip, OPTIMIZERS[config.name](config, schedule))
-    return with_widening(chain if config.accumulate_steps == 1 else accumulate(chain, config.accumulate_steps))
+    own = _hyperparameters(config, max(steps // config.accumulate_steps, 1))
+
+    def make(hyperparameters: Hyperparameters) -> optax.GradientTransformationExtraArgs:
+        schedule = partial(_learning_rate, config.schedule, hyperparameters)
+        clip = clip_and_track(schedule, config.clip_norm, config.clip_value)
+        chain = optax.chain(clip, OPTIMIZERS[config.name](config, schedule, hyperparameters.weight_decay))
+        return with_widening(chain if config.accumulate_steps == 1 else accumulate(chain, config.accumulate_steps))
+
+    def init(params: PyTree) -> PyTree:
+        def initial(hyperparameters: Hyperparameters, params: PyTree) -> PyTree:
+            return make(hyperparameters).init(params)
+
+        # Moments of distributed parameters have their shardings, which jit does not keep.
+        return (initial if is_distributed(params) else jax.jit(initial))(own, params)
+
+    def update(
+        gradients: PyTree,
+        state: PyTree,
+        params: PyTree = None,
+        *,
+        hyperparameters: Hyperparameters = own,
+        **extra: Any,
+    ) -> tuple[PyTree, PyTree]:
+        return make(hyperparameters).update(gradients, state, params, **extra)
+
+    optimizer = Optimizer(init, update)
+    optimizer.hyperparameters = own
+    return optimizer
 
 
 def clip_and_track(
@@ -161,29 +222,44 @@ def weight_decay_mask(params: PyTree) -> PyTree:
     return jax.tree.map(lambda x: x.ndim >= 2, params)
 
 
-def _sgd(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
-    decay = optax.add_decayed_weights(config.weight_decay, mask=weight_decay_mask)
+def _sgd(config: OptimizerConfig, rate: optax.Schedule, weight_decay: Any) -> optax.GradientTransformation:
+    decay = optax.add_decayed_weights(weight_decay, mask=weight_decay_mask)
     return optax.chain(decay, optax.sgd(rate, momentum=config.b1 or None))
 
 
-def _adamw(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
+def _adamw(config: OptimizerConfig, rate: optax.Schedule, weight_decay: Any) -> optax.GradientTransformation:
     c = config
-    return optax.adamw(rate, c.b1, c.b2, c.eps, weight_decay=c.weight_decay, mask=weight_decay_mask)
+    return optax.adamw(rate, c.b1, c.b2, c.eps, weight_decay=weight_decay, mask=weight_decay_mask)
 
 
-def _lion(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
-    return optax.lion(rate, config.b1, config.b2, weight_decay=config.weight_decay, mask=weight_decay_mask)
+def _lion(config: OptimizerConfig, rate: optax.Schedule, weight_decay: Any) -> optax.GradientTransformation:
+    return optax.lion(rate, config.b1, config.b2, weight_decay=weight_decay, mask=weight_decay_mask)
 
 
-OPTIMIZERS: dict[str, Callable[[OptimizerConfig, optax.Schedule], optax.GradientTransformation]] = {
+OPTIMIZERS: dict[str, Callable[[OptimizerConfig, optax.Schedule, Any], optax.GradientTransformation]] = {
     "adamw": _adamw,
-    "adam": lambda c, rate: optax.adam(rate, c.b1, c.b2, c.eps),
+    "adam": lambda c, rate, _: optax.adam(rate, c.b1, c.b2, c.eps),
     "lion": _lion,
     "sgd": _sgd,
 }
 
-SCHEDULES: dict[str, Callable[[float, float, int], optax.Schedule]] = {
-    "cosine": lambda peak, end, steps: optax.cosine_decay_schedule(peak, steps, alpha=end / peak),
-    "linear": lambda peak, end, steps: optax.linear_schedule(peak, end, steps),
-    "constant": lambda peak, end, steps: optax.constant_schedule(peak),
+
+def _cosine(passed: Scalar, n: Any, h: Hyperparameters) -> Scalar:
+    return h.end_fraction + (1 - h.end_fraction) * (0.5 + 0.5 * jnp.cos(math.pi * passed))
+
+
+def _linear(passed: Scalar, n: Any, h: Hyperparameters) -> Scalar:
+    return 1 - (1 - h.end_fraction) * passed
+
+
+def _inverse_sqrt(passed: Scalar, n: Any, h: Hyperparameters) -> Scalar:
+    return jnp.sqrt((h.warmup_updates + 1.0) / (n + 1.0))
+
+
+DECAYS: dict[str, Callable[[Scalar, Any, Hyperparameters], Scalar]] = {
+    "cosine": _cosine,
+    "linear": _linear,
+    "constant": lambda passed, n, h: jnp.ones_like(passed),
+    "inverse_sqrt": _inverse_sqrt,
 }
+"""Fractions of the peak after the warm-up, by the part of the decay that has passed and the number n of updates."""

@@ -1,6 +1,6 @@
 """The functions that a caller gives to training, as protocols."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from jaxseq.typing import Array, Carry, Key, PyTree, Scalar
@@ -50,6 +50,14 @@ class StreamBatches(Batches[B_out], Protocol[B_out]):
 
     def stream_start(self, step: int) -> int:
         """The step at which the sequences of this step's batch begin."""
+
+
+@runtime_checkable
+class ShapedBatches(Batches[B_out], Protocol[B_out]):
+    """Batches of several shapes, whose programs are compiled before the first step."""
+
+    def shape_steps(self, step: int) -> Sequence[int]:
+        """For each shape of batch, the first step from ``step`` on that has it."""
 
 
 @runtime_checkable

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -70,21 +71,25 @@ def create_state(
     if not is_key(key):
         raise TypeError(f"key must be a typed random key (jax.random.key(seed)), not {key!r}")
     state = TrainState(
-        step=jnp.zeros((), jnp.int32),
+        step=_zero(),
         params=params,
         opt_state=with_widening(optimizer).init(params),
         carry=carry,
         key=key,
         ema=init_ema(params) if ema else None,
-        nonfinite=jnp.zeros((), jnp.int32),
-        nonfinite_in_row=jnp.zeros((), jnp.int32),
+        nonfinite=_zero(),
+        nonfinite_in_row=_zero(),
     )
     return copy_buffers(state)
 
 
 def init_ema(params: PyTree) -> Ema:
     """The moving average before the first update."""
-    return Ema(widen(params), jnp.zeros((), jnp.int32))
+    return Ema(widen(params), _zero())
+
+
+def _zero() -> Int[Array, ""]:
+    return jnp.asarray(np.zeros((), np.int32))  # jnp.zeros compiles a program
 
 
 def update_ema(ema: Ema, params: PyTree, decay: float) -> Ema:
@@ -111,12 +116,10 @@ def copy_buffers(tree: PyTree) -> PyTree:
     """A copy in which no two leaves share a buffer, so that it can be donated, and no leaf is weakly typed."""
 
     def copy(leaf: PyTree) -> Array:
-        if is_key(leaf):
-            return jax.random.wrap_key_data(
-                jnp.array(jax.random.key_data(leaf), copy=True), impl=jax.random.key_impl(leaf)
-            )
-        leaf = jnp.asarray(leaf)
-        return jnp.array(leaf, dtype=leaf.dtype, copy=True)
+        if not is_key(leaf):
+            leaf = jnp.asarray(leaf)
+            leaf = leaf.astype(leaf.dtype) if leaf.weak_type else leaf
+        return jax.device_put(leaf, may_alias=False)  # compiles nothing, as a copy by jax.numpy does
 
     return jax.tree.map(copy, tree)
 
@@ -126,6 +129,12 @@ def shardings_of(tree: PyTree) -> PyTree | None:
     shardings = jax.tree.map(lambda leaf: leaf.sharding, tree)
     several = any(len(sharding.device_set) > 1 for sharding in jax.tree.leaves(shardings))
     return shardings if several else None
+
+
+def is_distributed(tree: PyTree) -> bool:
+    """Whether an array of the tree lies on several devices; False for tracers and shapes."""
+    arrays = [x for x in jax.tree.leaves(tree) if isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer)]
+    return any(len(x.sharding.device_set) > 1 for x in arrays)
 
 
 def replicated(shardings: PyTree) -> NamedSharding:

@@ -5,16 +5,18 @@ smaller than half of its last digit is lost: below 2**-9 of the parameter in bfl
 parameters in float32 and compute in 16 bits (``jaxseq.precision.POLICIES``).
 """
 
-from collections.abc import Callable, Mapping
-from typing import TypeAlias
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Generic, TypeAlias, final
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxseq.ops.row_groups import count_cores
 from jaxseq.training.accumulation import has_updated
-from jaxseq.training.optimizer import find_update_stats
+from jaxseq.training.optimizer import Hyperparameters, Optimizer, find_update_stats
 from jaxseq.training.protocols import Aux, B, Loss
 from jaxseq.training.state import Ema, TrainState, replicated, shardings_of, update_ema
 from jaxseq.training.widening import (
@@ -52,6 +54,57 @@ def step_key(key: Key[Array, ""], step: int | Int[Array, ""]) -> Key[Array, ""]:
     return jax.random.fold_in(key, step)
 
 
+@final
+class TrainStep(Generic[B]):
+    """A jitted ``(state, batch) -> (state, metrics)`` that donates the old state's buffers (``make_train_step``).
+
+    There is one compiled program for each shape of batch. The optimizer's hyperparameters are arguments of it.
+    """
+
+    def __init__(self, function: Any, hyperparameters: Hyperparameters | None):
+        self._function, self._hyperparameters = function, hyperparameters
+        self._compiled = set[Any]()
+
+    def __call__(self, state: TrainState, batch: B) -> tuple[TrainState, Metrics]:
+        """The state after the step, and the metrics of the step."""
+        result: tuple[TrainState, Metrics] = self._function(state, batch, self._hyperparameters)
+        return result
+
+    def lower(self, state: TrainState, batch: B) -> jax.stages.Lowered:
+        """The program for batches of this shape, as ``jax.jit(...).lower``; both may be ``jax.ShapeDtypeStruct``."""
+        lowered: jax.stages.Lowered = self._function.lower(state, batch, self._hyperparameters)
+        return lowered
+
+    def is_compiled(self, batch: B) -> bool:
+        """Whether ``compile`` has compiled a program for batches of this shape."""
+        return _shapes(batch) in self._compiled
+
+    def compile(self, state: TrainState, batches: Sequence[B]) -> int:
+        """Compile the programs for batches of these shapes, which the next calls use; the state is not changed.
+
+        One process compiles several programs side by side; several processes keep to the same order.
+
+        Returns:
+            The number of shapes that were not compiled.
+        """
+        new = {shapes: batch for batch in batches if (shapes := _shapes(batch)) not in self._compiled}
+        lowered = [self.lower(state, batch) for batch in new.values()]
+        with ThreadPoolExecutor(min(count_cores(), max(len(new), 1)) if jax.process_count() == 1 else 1) as pool:
+            list(pool.map(lambda program: program.compile(), lowered))
+        self._compiled.update(new)
+        return len(new)
+
+    def num_programs(self) -> int:
+        """The number of programs that calls have used."""
+        count: int = self._function._cache_size()
+        return count
+
+
+def _shapes(batch: PyTree) -> Any:
+    leaves, structure = jax.tree.flatten(batch)
+    return structure, tuple((np.shape(leaf), np.result_type(leaf).name) for leaf in leaves)
+
+
 def make_train_step(
     loss: Loss[B],
     optimizer: optax.GradientTransformation,
@@ -59,7 +112,7 @@ def make_train_step(
     keep_carry: bool = True,
     ema_decay: float | None = None,
     state: TrainState | None = None,
-) -> Callable[[TrainState, B], tuple[TrainState, Metrics]]:
+) -> TrainStep[B]:
     """A jitted ``(state, batch) -> (state, metrics)`` that donates the old state's buffers.
 
     A step leaves params, opt_state, carry and ema unchanged if its loss, its weight, its gradient norm or a new
@@ -82,12 +135,17 @@ def make_train_step(
             metric that is not a scalar; a metric with the name of one of the step's own; a state with a moving average
             without ``ema_decay``.
     """
+    hyperparameters = optimizer.hyperparameters if isinstance(optimizer, Optimizer) else None
 
-    def train_step(state: TrainState, batch: PyTree) -> tuple[TrainState, Metrics]:
+    def train_step(
+        state: TrainState, batch: PyTree, hyperparameters: Hyperparameters | None
+    ) -> tuple[TrainState, Metrics]:
+        given = {} if hyperparameters is None else {"hyperparameters": hyperparameters}
         gradient = jax.value_and_grad(loss, has_aux=True)
         (value, aux), gradients = gradient(state.params, state.carry, batch, step_key(state.key, state.step))
         weight, norm = _weight(aux, norm_dtype(gradients)), global_norm(gradients)
-        updates, opt_state = with_widening(optimizer).update(gradients, state.opt_state, state.params, weight=weight)
+        update = with_widening(optimizer).update
+        updates, opt_state = update(gradients, state.opt_state, state.params, weight=weight, **given)
         params = apply_updates(state.params, updates)
         updated = has_updated(opt_state)
         finite = jnp.isfinite(value) & jnp.isfinite(norm) & (weight >= 0) & jnp.isfinite(weight) & all_finite(params)
@@ -123,14 +181,16 @@ def make_train_step(
 
     shardings = None if state is None else shardings_of(state)
     if shardings is None:
-        return jax.jit(train_step, donate_argnums=0)
-    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, replicated(shardings)))
+        return TrainStep(jax.jit(train_step, donate_argnums=0), hyperparameters)
+    out_shardings = shardings, replicated(shardings)
+    return TrainStep(jax.jit(train_step, donate_argnums=0, out_shardings=out_shardings), hyperparameters)
 
 
 def count_tokens(batch: PyTree) -> Int[Array, ""]:
     """The real positions of a batch: where ``segment_ids`` is not 0, or else the size of its first array."""
     if hasattr(batch, "segment_ids") and batch.segment_ids is not None:
-        return jnp.count_nonzero(batch.segment_ids)
+        count = np.count_nonzero if isinstance(batch.segment_ids, np.ndarray) else jnp.count_nonzero
+        return jnp.asarray(count(batch.segment_ids), jnp.int32)
     leaves = jax.tree.leaves(batch)
     return jnp.asarray(np.size(leaves[0]) if leaves else 0, jnp.int32)
 

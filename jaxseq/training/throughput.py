@@ -26,6 +26,13 @@ class Throughput:
         self._window_seconds += passed
         return passed
 
+    def pass_over(self) -> float:
+        """Add the time since the last ``start`` or ``lap``, of a compilation, to the total alone; returns it."""
+        now = time.perf_counter()
+        passed, self._started = now - self._started, now
+        self.seconds += passed
+        return passed
+
     def add_step(self, tokens: int) -> None:
         """Count a finished step."""
         self._steps += 1

@@ -11,7 +11,7 @@ A sequence starts where ``batches.stream_start(step) == step``; there every mode
 """
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +48,11 @@ class Truncation:
         self.keep_carry = mode != "zero"
         self.initial_carry = copy_buffers(initial_carry)
         self._update_carry = jax.jit(make_carry_update(loss), out_shardings=shardings_of(self.initial_carry))
+
+    def compile(self, state: TrainState, batch: Any) -> None:
+        """Compile what ``prepare`` runs for batches of this shape, if its mode is ``recompute``."""
+        if self.mode == "recompute":
+            self._update_carry.lower(state.params, self.initial_carry, batch, state.key, 0).compile()
 
     def prepare(self, state: TrainState, step: int) -> TrainState:
         """The state with the carry that ``step`` starts from; the steps before it have been made."""

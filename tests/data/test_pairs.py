@@ -185,3 +185,18 @@ def test_evaluation_yields_every_source_exactly_once_and_says_which(sources, bat
     assert {batch.source_tokens.shape[1] for batch in batches} == set(data.shapes) and len(data.shapes) <= buckets
     again = list(data)
     assert all(np.array_equal(a.source_tokens, b.source_tokens) for a, b in zip(batches, again, strict=True))
+
+
+@given(PAIRS, st.integers(1, 4), st.integers(1, 3), st.integers(0, 20))
+@settings(max_examples=30, deadline=None)
+def test_the_first_step_of_each_shape_is_told(pairs, batch_size, num_buckets, start):
+    data = BucketedPairs(pairs, min(batch_size, len(pairs)), separator=0, num_buckets=num_buckets)
+
+    def shape(step):
+        return data(step).source_tokens.shape[1], data(step).tokens.shape[1]
+
+    told = data.shape_steps(start)
+    assert sorted(map(shape, told)) == sorted(data.shapes)
+    for step in told:
+        earlier = {shape(other) for other in range(start, step) if other not in told}
+        assert shape(step) not in earlier or len(set(data.shapes)) < len(data.shapes)

@@ -167,7 +167,7 @@ def test_a_step_is_traced_once():
     state = create_state(jnp.ones(2), optimizer, key=jax.random.key(0))
     for _ in range(3):
         state, _ = step(state, ())
-    assert step._cache_size() == 1
+    assert step.num_programs() == 1
 
 
 @pytest.mark.full

@@ -101,9 +101,17 @@ class _Chunk(NamedTuple):
 def _step(static: Static, weights: Weights, dtype: Any) -> Step:
     heads, _, _, size = weights.R.shape
     row = jax.ShapeDtypeStruct((heads * size,), dtype)
-    state = jax.tree.unflatten(static.state, [row] * static.state.num_leaves)
-    rebuild = functools.partial(jax.tree.unflatten, static.structure)
-    return trace_step(rebuild, weights.cell, static.gates, state)
+    cell = tuple(jax.ShapeDtypeStruct(p.shape, p.dtype, weak_type=jax.typeof(p).weak_type) for p in weights.cell)
+    config: Any = jax.config
+    context = config.jax_enable_x64, config.jax_numpy_dtype_promotion, jax.sharding.get_abstract_mesh()
+    return _trace_step(static.structure, static.state, static.gates, row, cell, context)
+
+
+@functools.lru_cache(maxsize=64)
+def _trace_step(structure: Any, state: Any, gates: int, row: Any, cell: tuple, context: tuple) -> Step:
+    """The step of a cell, traced once for the forward and the backward pass; ``context`` is what tracing depends on."""
+    rebuild = functools.partial(jax.tree.unflatten, structure)
+    return trace_step(rebuild, cell, gates, jax.tree.unflatten(state, [row] * state.num_leaves))
 
 
 def _slice_chunk(x: Array | None, at: Any, length: int) -> Any:

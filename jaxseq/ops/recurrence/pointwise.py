@@ -168,9 +168,10 @@ class Step(NamedTuple):
             return self(parameters, inputs, known)[0]
 
         rows = []
-        for k, reads in enumerate(self.reads):
-            unit = [jnp.ones_like(a) if i == k else jnp.zeros_like(a) for i, a in enumerate(inputs)]
-            slopes = jax.jvp(state, tuple(inputs), tuple(unit))[1]
+        for k, (input_k, reads) in enumerate(zip(inputs, self.reads, strict=True)):
+            # The other inputs are constants: tangents of zeros would be multiplied and added up, which XLA keeps.
+            of_one = lambda a, k=k: state(*inputs[:k], a, *inputs[k + 1 :])  # noqa: E731
+            slopes = jax.jvp(of_one, (input_k,), (jnp.ones_like(input_k),))[1]
             rows.append(tuple(s if read else None for s, read in zip(slopes, reads, strict=True)))
         return tuple(rows)
 
@@ -250,11 +251,12 @@ def first_non_pointwise(jaxpr: Any) -> str | None:
     return None
 
 
-def trace_step(rebuild: Callable[[Any], Callable], parameters: Sequence[Array], gates: int, state: Any) -> Step:
-    """The step of the cell ``rebuild(parameters)``; ``state`` holds a row's shapes."""
-    gate = (state[0],) * gates
-    raw = jax.make_jaxpr(lambda x, r, s: rebuild(parameters)(s, x, r))(gate, gate, state).jaxpr
-    summed = tuple(_reads_only_sum(raw, raw.invars[g], raw.invars[gates + g]) for g in range(gates))
+def trace_step(rebuild: Callable[[Any], Callable], parameters: Sequence[Any], gates: int, state: Any) -> Step:
+    """The step of the cell ``rebuild(parameters)``; ``parameters`` and ``state``, of a row, are shapes."""
+    gate, count = (state[0],) * gates, len(parameters)
+    raw = jax.make_jaxpr(lambda p, x, r, s: rebuild(p)(s, x, r))(parameters, gate, gate, state).jaxpr
+    x_and_r = raw.invars[count : count + 2 * gates]
+    summed = tuple(_reads_only_sum(raw, x_and_r[g], x_and_r[gates + g]) for g in range(gates))
     others = gate[: gates - sum(summed)]
 
     def equation(parameters: Any, z: tuple, r: tuple, s: Any) -> Any:
@@ -263,7 +265,7 @@ def trace_step(rebuild: Callable[[Any], Callable], parameters: Sequence[Array], 
         return rebuild(parameters)(s, z, r)
 
     closed = jax.make_jaxpr(equation)(parameters, gate, others, state)
-    jaxpr, count = closed.jaxpr, len(parameters)
+    jaxpr = closed.jaxpr
     ends = (*jaxpr.outvars, *jaxpr.invars)
     kept = tuple(
         i
