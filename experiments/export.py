@@ -9,6 +9,7 @@ forward, or detect. The batch axis is free, and the axes of time where the model
 and compared with the model. docs/export.md shows how to use the folder.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,10 +27,6 @@ class Config:
     """A run folder of any experiment that trains a model."""
     out: Path
     """The folder to write; it must not exist, or be empty."""
-    step: Literal["latest", "best"] | int = "latest"
-    """The checkpoint: the newest, that of the best train.best_metric, or a step."""
-    averaged: bool = True
-    """Export the moving average of the parameters, if the run keeps one."""
     length: int = 128
     """The length of the time axes of a model that does not allow free ones."""
     platforms: tuple[Literal["cpu", "cuda", "rocm", "tpu"], ...] = ()
@@ -42,9 +39,7 @@ class Config:
 
 def main(config: Config) -> dict[str, Any]:
     """Load, export, print; returns the contents of architecture.json."""
-    access = config.access
-    permitted: dict[str, Any] = {"core": access.core, "trust": access.trust, "accept_changes": access.accept_changes}
-    trained = pipelines.load(config.run, step=config.step, averaged=config.averaged, **permitted)
+    trained = pipelines.load(config.run, **dataclasses.asdict(config.access))
     made = pipelines.export_model(trained, config.out, length=config.length, platforms=config.platforms)
     size = sum(file.stat().st_size for file in config.out.iterdir())
     print(

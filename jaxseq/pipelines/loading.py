@@ -81,7 +81,6 @@ def load(
         raise training.RunFolderError(
             f"{saved.path} holds no trained model of an experiment: of {files} it has {found}"
         )
-    access = RunAccess(tuple(core), trust, accept_changes)
-    loaded = load_run(run, kinds[0], access, step=step, averaged=averaged)
+    loaded = load_run(run, kinds[0], RunAccess(step, averaged, tuple(core), trust, accept_changes))
     pipeline: Any = loaded.pipeline
     return Trained(pipeline.model, loaded.params, pipeline.vocabulary, saved.config, loaded.step, pipeline)

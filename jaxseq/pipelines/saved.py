@@ -13,7 +13,6 @@ from jaxseq import training
 from jaxseq.distribution import Placement
 from jaxseq.files import JSON
 from jaxseq.pipelines.user_cores import NO_ACCESS, RunAccess, permit_code
-from jaxseq.training.checkpoint_folder import StepChoice
 from jaxseq.typing import PyTree
 
 
@@ -84,18 +83,11 @@ class LoadedRun(Generic[P]):
     step: int
 
 
-def load_run(
-    folder: str | os.PathLike,
-    kind: type[P],
-    access: RunAccess = NO_ACCESS,
-    *,
-    step: StepChoice = "latest",
-    averaged: bool = True,
-) -> LoadedRun[P]:
+def load_run(folder: str | os.PathLike, kind: type[P], access: RunAccess = NO_ACCESS) -> LoadedRun[P]:
     """Rebuild the pipeline that a run saved, with the parameters of a checkpoint.
 
     Nothing is locked or written, so that a run can be used while it trains. Nothing of the folder is executed, unless
-    ``access`` permits a core in a file. ``step`` and ``averaged`` are as for ``SavedRun.restore_parameters``.
+    ``access`` permits a core in a file.
 
     Raises:
         RunFolderError: not a run folder, one without such a pipeline, one without a checkpoint, one whose files were
@@ -115,5 +107,5 @@ def load_run(
     except Exception as error:  # of any kind: the files may hold anything
         told = f"{type(error).__name__}: " * (not isinstance(error, ValueError)) + str(error)
         raise training.RunFolderError(f"{saved.path} holds no {kind.__name__}: {told}") from error
-    restored = saved.restore_parameters(shapes, definition, step=step, averaged=averaged)
+    restored = saved.restore_parameters(shapes, definition, step=access.step, averaged=access.averaged)
     return LoadedRun(pipeline, restored.state, restored.step)

@@ -11,13 +11,18 @@ from typing import Any
 from jaxseq import training
 from jaxseq.cores import core_name, make_core, split_cores
 from jaxseq.files import JSON, read_regular
+from jaxseq.training.checkpoint_folder import StepChoice
 from jaxseq.training.provenance import stored_part
 
 
 @dataclasses.dataclass(frozen=True)
 class RunAccess:
-    """Permissions for the use of a run folder, which may come from somebody else."""
+    """The checkpoint of a run folder that is used, and permissions: the folder may come from somebody else."""
 
+    step: StepChoice = "latest"
+    """The checkpoint: the newest valid one, that of the best train.best_metric, or that of a step."""
+    averaged: bool = True
+    """Use the moving average of the parameters, if the run keeps one."""
     core: tuple[str, ...] = ()
     """FILE.py:CLASS of each core of the run that is no part of jaxseq. Its code runs only if it is named here."""
     trust: bool = False
