@@ -35,12 +35,20 @@ def test_the_cell_of_ones_own_trains_as_pasted(tmp_path, capsys):
     assert np.isfinite(results["bits_per_character"])
 
 
+@pytest.mark.full
+def test_the_trained_model_is_loaded_as_pasted(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    main(small_language_model(tmp_path / "runs" / "demo", write_book(tmp_path), core="lstm"))
+    exec(compile(block("jaxseq.load"), "README.md", "exec"), {"__name__": "example"})
+    assert capsys.readouterr().out.splitlines()[-1].startswith("(1, 16, ")
+
+
 @pytest.mark.parametrize(
     "text",
     [
         pytest.param(text, marks=[pytest.mark.full] if FURTHER.search(text) else [], id=f"example {number}")
         for number, text in enumerate(BLOCKS)
-        if "class UGRNN" not in text
+        if "class UGRNN" not in text and "jaxseq.load" not in text
     ],
 )
 def test_an_example_runs_as_pasted(text):
