@@ -119,6 +119,8 @@ def copy_buffers(tree: PyTree) -> PyTree:
         if not is_key(leaf):
             leaf = jnp.asarray(leaf)
             leaf = leaf.astype(leaf.dtype) if leaf.weak_type else leaf
+        if not leaf.is_fully_addressable:  # of several processes
+            return leaf.copy()
         return jax.device_put(leaf, may_alias=False)  # compiles nothing, as a copy by jax.numpy does
 
     return jax.tree.map(copy, tree)
