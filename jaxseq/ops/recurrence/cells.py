@@ -247,7 +247,7 @@ class _ForcedCell:
         return self.equation(*own, state, *force_preactivations(self.constants, x, r))
 
 
-def force_preactivations(constants: tuple[tuple[int, float], ...], x: Gates, r: Gates) -> tuple[list, list]:
+def force_preactivations(constants: tuple[tuple[int, float], ...], x: Any, r: Any) -> tuple[list, list]:
     """``x`` and ``r`` with the sums of some gates, by position, replaced by constants."""
     x, r = list(x), list(r)
     for gate, value in constants:
