@@ -120,8 +120,8 @@ def main(config: Config) -> dict[str, Any]:
     text = "\n".join([f"# {title}\n", *tables, analysis.INTERVAL_METHOD, *(f"- {note}" for note in notes + told), ""])
     print("\n" + text, flush=True)
     rows = variant_rows(groups, comparisons)
-    report = {"experiment": config.experiment, "base": runs[0].config, "shown": shown, "notes": notes, "failed": failed}
-    report |= {"method": analysis.INTERVAL_METHOD, "grid": grid, "variants": rows}
+    report: dict[str, Any] = {"experiment": config.experiment, "base": runs[0].config, "shown": shown, "notes": notes}
+    report |= {"failed": failed, "method": analysis.INTERVAL_METHOD, "grid": grid, "variants": rows}
     report = training.to_json(report, "ablation")
     if config.run or not config.compare:
         folder.mkdir(parents=True, exist_ok=True)
