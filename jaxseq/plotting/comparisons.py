@@ -11,6 +11,9 @@ from jaxseq.plotting.style import BLUE, INK, PALE, RED, SOFT, figure_format, mak
 MAX_NAME = 48
 """Names of variants are cut after this many characters."""
 
+BASE = " (base)"
+"""The end of the base's name."""
+
 
 @runtime_checkable
 class MeanInterval(Protocol):
@@ -114,10 +117,16 @@ def _prepare_panel(axes: Any, title: str, names: Sequence[str], reference: float
     if math.isfinite(reference):
         axes.axvline(reference, color=PALE, linewidth=1, zorder=0)
     texts = [text_label(name).texts[0] for name in names]
-    texts = [text if len(text) <= MAX_NAME else f"{text[: MAX_NAME - 1]}…" for text in texts]
+    texts = [_cut(text) for text in texts]
     axes.set_yticks(range(len(names)), texts, parse_math=False, family=text_label(" ".join(names)).families)
     axes.set_ylim(len(names) - 0.4, -0.6)
     prepare_axes(axes, title, grid="x", title_size=9, title_color=SOFT, title_pad=6)
+
+
+def _cut(text: str) -> str:
+    """A name of at most ``MAX_NAME`` characters; that it is the base is never cut off."""
+    name, mark, _ = text.rpartition(BASE) if text.endswith(BASE) else (text, "", "")
+    return f"{name if len(name) <= MAX_NAME else f'{name[: MAX_NAME - 1]}…'}{mark}"
 
 
 def _draw_row(axes: Any, row: int, dots: Mapping[int, float], bar: MeanInterval | None, color: str) -> None:
