@@ -4,7 +4,7 @@ r"""Change one field of an experiment's config at a time, or a grid of fields, o
         --vary features=128 --vary dropout=0.0,0.3 --seeds 3 --metric bits_per_character --run runs/ablation
     python experiments/ablation.py --experiment translation --base "steps=600 learning_rate=3e-3" \
         --vary model=rnn,transformer --vary fusion=add --run runs/models
-    python experiments/ablation.py --base "core=gru features=32 optimizer.learning_rate=1e-2 train.steps=100 samples=0" \
+    python experiments/ablation.py --base "core=gru features=32 learning_rate=1e-2 train.steps=100 samples=0" \
         --grid features=32,64 --grid optimizer.learning_rate=1e-3,1e-2 --seeds 2 --run runs/grid
     python experiments/ablation.py --compare runs/a0 runs/a1 runs/b0 runs/b1 --metric bits_per_character
 

@@ -85,6 +85,7 @@ def draw_comparisons(
     heading = text_label(title)
     style: dict[str, Any] = {"ha": "left", "size": 11, "color": INK, "parse_math": False, "family": heading.families}
     figure.suptitle(heading.texts[0], x=0.01, **style)
+    excluded = False
     panels = figure.subplots(len(variants), 2, sharey=True, squeeze=False)
     for (metric, rows), (left, right) in zip(comparisons.items(), panels, strict=True):
         base, *_ = rows.values()
@@ -92,23 +93,26 @@ def draw_comparisons(
         _prepare_panel(right, f"{metric}: difference to the base", variants[0], 0.0)
         for row, made in enumerate(rows.values()):
             color = RED if made.difference is not None and made.difference.excludes_zero else BLUE
+            excluded = excluded or color == RED
             _draw_row(left, row, made.values, made.estimate, color)
             _draw_row(right, row, made.differences, made.difference, color)
-    _legend(figure)
+    _legend(figure, excluded)
     return save_figure(figure, file)
 
 
-def _legend(figure: Any) -> None:
+def _legend(figure: Any, excluded: bool) -> None:
+    """What the marks, the lines and the colours are."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    entries = [
+    entries: list[Any] = [
         Line2D([], [], color=SOFT, linestyle="", marker=".", markersize=7, label="a seed"),
-        Line2D([], [], color=SOFT, linewidth=2, marker="|", markersize=9, label="mean and its 95 % interval"),
-        Patch(color=RED, label="the difference excludes 0"),
-        Patch(color=BLUE, label="it does not, or is not known"),
-        Line2D([], [], color=PALE, linewidth=1.4, label="mean of the base (left), no difference (right)"),
+        Line2D([], [], color=SOFT, linewidth=2, marker="|", markersize=9, label="mean, 95 % interval"),
+        Line2D([], [], color=PALE, linewidth=1.4, label="the base's mean (left), 0 (right)"),
+        Patch(color=BLUE, label="the difference may be 0, or is unknown"),
     ]
+    if excluded:
+        entries.append(Patch(color=RED, label="it excludes 0"))
     figure.legend(handles=entries, loc="outside lower left", ncols=5, frameon=False, fontsize=8, labelcolor=SOFT,
                   handlelength=1.4, columnspacing=1.2)  # fmt: skip
 
