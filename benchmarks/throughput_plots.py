@@ -143,7 +143,13 @@ def _legend(figure: Any, parts: dict[str, bool]) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    ring = {"linestyle": "", "marker": "o", "markersize": 8, "markerfacecolor": "white", "markeredgewidth": 1.8}
+    ring: dict[str, Any] = {
+        "linestyle": "",
+        "marker": "o",
+        "markersize": 8,
+        "markerfacecolor": "white",
+        "markeredgewidth": 1.8,
+    }
     entries = {
         "base": Line2D([], [], color=RED, linewidth=2.6, linestyle=(0, (4, 2)), label="full attention, in every panel"),
         "best": Line2D([], [], color=SOFT, linewidth=2.6, label="the fastest scan at the longest length"),

@@ -4,8 +4,8 @@ r"""Change one field of an experiment's config at a time, or a grid of fields, o
         --vary features=128 --vary dropout=0.0,0.3 --seeds 3 --metric bits_per_character --run runs/ablation
     python experiments/ablation.py --experiment translation --base "steps=600 learning_rate=3e-3" \
         --vary model=rnn,transformer --vary fusion=add --run runs/models
-    python experiments/ablation.py --base "features=32 train.steps=100 samples=0" --grid features=32,64 \
-        --grid optimizer.learning_rate=1e-3,1e-2 --seeds 2 --metric bits_per_character --run runs/grid
+    python experiments/ablation.py --base "core=gru features=32 learning_rate=1e-2 train.steps=100 samples=0" \
+        --grid features=32,64 --grid optimizer.learning_rate=1e-3,1e-2 --seeds 2 --run runs/grid
     python experiments/ablation.py --compare runs/a0 runs/a1 runs/b0 runs/b1 --metric bits_per_character
 
 Every variant of --vary is the base with one field set to another value; --grid makes all combinations of its fields'
@@ -120,8 +120,8 @@ def main(config: Config) -> dict[str, Any]:
     text = "\n".join([f"# {title}\n", *tables, analysis.INTERVAL_METHOD, *(f"- {note}" for note in notes + told), ""])
     print("\n" + text, flush=True)
     rows = variant_rows(groups, comparisons)
-    report = {"experiment": config.experiment, "base": runs[0].config, "shown": shown, "notes": notes, "failed": failed}
-    report |= {"method": analysis.INTERVAL_METHOD, "grid": grid, "variants": rows}
+    report: dict[str, Any] = {"experiment": config.experiment, "base": runs[0].config, "shown": shown, "notes": notes}
+    report |= {"failed": failed, "method": analysis.INTERVAL_METHOD, "grid": grid, "variants": rows}
     report = training.to_json(report, "ablation")
     if config.run or not config.compare:
         folder.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ comparison.png and comparison.html (one self-contained file). For means and inte
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import tyro
 
@@ -24,7 +24,7 @@ from jaxseq.terminal import printable
 class Config:
     """The runs, and where the comparison is written."""
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    runs: tuple[Path, ...]
     """Run folders; others are named and skipped."""
     out: Path | None = None
     """Folder for comparison.md, .json, .png and .html; by default the tables are printed alone."""
@@ -69,4 +69,4 @@ def main(config: Config) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    training.run_cli(main, Config, __doc__, resumable=False)
+    training.run_cli(main, tyro.conf.PositionalRequiredArgs[Config], __doc__, resumable=False)

@@ -340,7 +340,7 @@ def write_report(
             figures[caption] = plotting.draw_alignments(alignments, folder / "alignments.png")
         points = [analysis.LengthScores(**row) for row in run.read("by_length.json")]
         trained = max(len(translator.source.encode(text)) for text, _ in corpus.train)
-        line = {"trained_length": trained} if config.task.length_extrapolation > 1 else {}
+        line: dict[str, Any] = {"trained_length": trained} if config.task.length_extrapolation > 1 else {}
         captions = {"exact_match": "Exact match against source length", "bleu": "BLEU against source length"}
         for metric, caption in captions.items():
             if any(getattr(point, metric) is not None for point in points):

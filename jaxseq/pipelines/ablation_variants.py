@@ -56,7 +56,7 @@ def make_variants(kind: type, base: Mapping[str, str], vary: Sequence[str], grid
         ValueError: a setting that ``configure`` refuses, a config that differs from the base in other fields than are
             named, a field twice in the grid, or nothing but the base.
     """
-    first = configure(kind, base)
+    first: Any = configure(kind, base)
     before = training.to_json(first)
     axes = [_split_values(word, "grid") for word in grid]
     fields = [field_path(first, field) for field, _ in axes]
@@ -114,10 +114,11 @@ def grid_tables(
 
     The base is in the table even if it is no cell of the grid; variants of other fields are not.
     """
+    rows, columns = grid
     configs = {label: next(iter(group.values())).config for label, group in groups.items()}
     base, *_ = configs
     inside = [label for label, config in configs.items() if label in (base, settings_label(grid, config))]
-    ticks = [_ticks(field, [configs[label] for label in inside]) for field in grid]
+    ticks = [tuple(_ticks(field, [configs[label] for label in inside])) for field in grid]
 
     def place(label: str) -> tuple[int, int]:
         row, column = (axis.index(_text(field, configs[label])) for field, axis in zip(grid, ticks, strict=True))
@@ -131,7 +132,7 @@ def grid_tables(
             found = made[label].estimate
             means[place(label)] = found.mean
             halves[place(label)] = np.nan if found.high is None else found.high - found.mean
-        tables[metric] = plotting.GridTable(*grid, *map(tuple, ticks), means, halves, place(base))
+        tables[metric] = plotting.GridTable(rows, columns, ticks[0], ticks[1], means, halves, place(base))
     return tables
 
 

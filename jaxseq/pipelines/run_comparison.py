@@ -95,7 +95,7 @@ def _experiment(command: Any) -> str:
     if name == "ablation":  # which executes the runs of another experiment
         named = [value for option, value in itertools.pairwise(words) if option == "--experiment"]
         name = Path(named[0]).stem if named else "language_model"
-    return name.replace("-", "_")
+    return printable(name.replace("-", "_"))
 
 
 def differing_settings(runs: Sequence[ComparedRun]) -> list[str]:

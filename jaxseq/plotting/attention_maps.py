@@ -71,21 +71,24 @@ def draw_attention_maps(
         for index, (word, table) in enumerate(zip(words, maps, strict=True)):
             title = word if len(word) <= LONGEST else word[: LONGEST - 1] + ELLIPSIS
             shown = _panel(axes(index + 1), pixels, title, table, largest)
-        scale = figure.add_axes(
-            ((width + 0.08) / (width + bar), 1 - step / total, 0.09 / (width + bar), 0.8 * height / total),
-            label="<colorbar>",
-        )
-        colours = figure.colorbar(shown, cax=scale, ticks=(0, largest))
-        scale.set_yticklabels(["0", f"{largest:.2g}"])
-        colours.outline.set_color(EDGE)
-        colours.set_label("attention weight", fontsize=7.5, color=SOFT, labelpad=2)
-        scale.tick_params(labelsize=7.5, colors=SOFT, length=0, pad=3)
+        place = ((width + 0.08) / (width + bar), 1 - step / total, 0.09 / (width + bar), 0.8 * height / total)
+        _scale(figure, shown, place, largest)
     for index, line in enumerate(lines):
         made = text_label(line)
         place = 1 - (rows * step + 0.12 + TITLE_LINE * (index + 0.5)) / total
         figure.text(0.05 / width, place, made.texts[0], fontsize=9, color=SOFT, family=made.families, parse_math=False)
     about = "" if maps is None else ", and the image at each word under a veil that is thin where the attention is high"
     return save_figure(figure, file, " ".join([f"An image with the caption: {caption}{about}.", *notes]))
+
+
+def _scale(figure: Any, shown: Any, place: tuple[float, float, float, float], largest: float) -> None:
+    """The scale of the veil, from 0 to the largest weight."""
+    axes = figure.add_axes(place, label="<colorbar>")
+    colours = figure.colorbar(shown, cax=axes, ticks=(0, largest))
+    axes.set_yticklabels(["0", f"{largest:.2g}"])
+    colours.outline.set_color(EDGE)
+    colours.set_label("attention weight", fontsize=7.5, color=SOFT, labelpad=2)
+    axes.tick_params(labelsize=7.5, colors=SOFT, length=0, pad=3)
 
 
 def _panel(axes: Any, pixels: np.ndarray, title: str, table: np.ndarray | None = None, largest: float = 1.0) -> Any:

@@ -11,6 +11,9 @@ from jaxseq.plotting.style import BLUE, INK, PALE, RED, SOFT, figure_format, mak
 MAX_NAME = 48
 """Names of variants are cut after this many characters."""
 
+BASE = " (base)"
+"""The end of the base's name."""
+
 
 @runtime_checkable
 class MeanInterval(Protocol):
@@ -82,6 +85,7 @@ def draw_comparisons(
     heading = text_label(title)
     style: dict[str, Any] = {"ha": "left", "size": 11, "color": INK, "parse_math": False, "family": heading.families}
     figure.suptitle(heading.texts[0], x=0.01, **style)
+    excluded = False
     panels = figure.subplots(len(variants), 2, sharey=True, squeeze=False)
     for (metric, rows), (left, right) in zip(comparisons.items(), panels, strict=True):
         base, *_ = rows.values()
@@ -89,23 +93,26 @@ def draw_comparisons(
         _prepare_panel(right, f"{metric}: difference to the base", variants[0], 0.0)
         for row, made in enumerate(rows.values()):
             color = RED if made.difference is not None and made.difference.excludes_zero else BLUE
+            excluded = excluded or color == RED
             _draw_row(left, row, made.values, made.estimate, color)
             _draw_row(right, row, made.differences, made.difference, color)
-    _legend(figure)
+    _legend(figure, excluded)
     return save_figure(figure, file)
 
 
-def _legend(figure: Any) -> None:
+def _legend(figure: Any, excluded: bool) -> None:
+    """What the marks, the lines and the colours are."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    entries = [
+    entries: list[Any] = [
         Line2D([], [], color=SOFT, linestyle="", marker=".", markersize=7, label="a seed"),
-        Line2D([], [], color=SOFT, linewidth=2, marker="|", markersize=9, label="mean and its 95 % interval"),
-        Patch(color=RED, label="the difference excludes 0"),
-        Patch(color=BLUE, label="it does not, or is not known"),
-        Line2D([], [], color=PALE, linewidth=1.4, label="mean of the base (left), no difference (right)"),
+        Line2D([], [], color=SOFT, linewidth=2, marker="|", markersize=9, label="mean, 95 % interval"),
+        Line2D([], [], color=PALE, linewidth=1.4, label="the base's mean (left), 0 (right)"),
+        Patch(color=BLUE, label="the difference may be 0, or is unknown"),
     ]
+    if excluded:
+        entries.append(Patch(color=RED, label="it excludes 0"))
     figure.legend(handles=entries, loc="outside lower left", ncols=5, frameon=False, fontsize=8, labelcolor=SOFT,
                   handlelength=1.4, columnspacing=1.2)  # fmt: skip
 
@@ -114,10 +121,16 @@ def _prepare_panel(axes: Any, title: str, names: Sequence[str], reference: float
     if math.isfinite(reference):
         axes.axvline(reference, color=PALE, linewidth=1, zorder=0)
     texts = [text_label(name).texts[0] for name in names]
-    texts = [text if len(text) <= MAX_NAME else f"{text[: MAX_NAME - 1]}…" for text in texts]
+    texts = [_cut(text) for text in texts]
     axes.set_yticks(range(len(names)), texts, parse_math=False, family=text_label(" ".join(names)).families)
     axes.set_ylim(len(names) - 0.4, -0.6)
     prepare_axes(axes, title, grid="x", title_size=9, title_color=SOFT, title_pad=6)
+
+
+def _cut(text: str) -> str:
+    """A name of at most ``MAX_NAME`` characters; that it is the base is never cut off."""
+    name, mark, _ = text.rpartition(BASE) if text.endswith(BASE) else (text, "", "")
+    return f"{name if len(name) <= MAX_NAME else f'{name[: MAX_NAME - 1]}…'}{mark}"
 
 
 def _draw_row(axes: Any, row: int, dots: Mapping[int, float], bar: MeanInterval | None, color: str) -> None:

@@ -37,6 +37,7 @@ def _describe_axes(axes: Any) -> str:
     labels = [label for label in (axes.get_ylabel(), axes.get_xlabel()) if label]
     about = " against ".join(labels)
     parts = [part for part in (title, about) if part]
+    parts = [about] if title and about.lower().startswith(title.lower()) else parts
     images = [f"{image.get_array().shape[0]} by {image.get_array().shape[1]} cells" for image in axes.get_images()]
     lines = [line for line in axes.get_lines() if len(line.get_xdata()) > 1]
     named = [text for line in lines if (text := _describe_line(line, axes.get_ylabel()))]
@@ -47,14 +48,15 @@ def _describe_axes(axes: Any) -> str:
 
 
 def _describe_line(line: Any, name: str) -> str:
-    """The name of a curve with its first and last value; empty for a curve without a name, such as a frame."""
+    """The name of a curve with its first and last value, if it has two; empty for a curve without a name."""
     label = str(line.get_label())
     label = name if label.startswith("_") else label
-    first, last = line.get_ydata()[0], line.get_ydata()[-1]
     try:
-        return f"{label} {float(first):.4g} to {float(last):.4g}" if label else ""
+        values = [float(value) for value in line.get_ydata()]
     except (TypeError, ValueError):
         return label
+    limit = line.get_linestyle() != "-" and min(values) == max(values)  # whose name tells its value
+    return label if limit or not label else f"{label} {values[0]:.4g} to {values[-1]:.4g}"
 
 
 def _sentence(text: str) -> str:

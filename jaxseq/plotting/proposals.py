@@ -75,11 +75,13 @@ def draw_proposal_recall(
     left.minorticks_off()
     overlaps = dict(zip(_chosen(len(ious)), DASHES, strict=False))
     amounts = {len(numbers) - 1 - place: dashes for place, dashes in zip(_chosen(len(numbers)), DASHES, strict=False)}
-    for color, table in zip(CYCLE, tables.values(), strict=False):
+    for color, (name, table) in zip(CYCLE, tables.items(), strict=False):
         for column, dashes in overlaps.items():
-            left.plot(numbers, table.recall[:, column], color=color, linestyle=dashes, marker="o", markersize=3)
+            style: dict[str, Any] = {"color": color, "linestyle": dashes, "marker": "o", "markersize": 3}
+            left.plot(numbers, table.recall[:, column], label=f"{name}, IoU {ious[column]:g}", **style)
         for row, dashes in amounts.items():
-            right.plot(ious, table.recall[row], color=color, linestyle=dashes, marker="o", markersize=3)
+            style = {"color": color, "linestyle": dashes, "marker": "o", "markersize": 3}
+            right.plot(ious, table.recall[row], label=f"{name}, {numbers[row]:,} proposals", **style)
     _dash_legend(left, {f"IoU {ious[index]:g}": dashes for index, dashes in overlaps.items()}, "upper left")
     named = {index: f"{numbers[index]:,} proposal{'' if numbers[index] == 1 else 's'}" for index in amounts}
     _dash_legend(right, {named[index]: dashes for index, dashes in amounts.items()}, "best")

@@ -13,8 +13,8 @@ from jaxseq.plotting.training_curves import running_mean, window_of
 WIDTH, HEIGHT, LINE = 5.2, 3.5, 0.19
 """Inches of a panel, and of a line of the legend."""
 
-LONGEST = 90
-"""Names of runs are cut after this many characters."""
+LONGEST, LONGEST_TITLE = 90, 36
+"""Names of runs, and titles of panels and axes, are cut after this many characters."""
 
 MOST = len(CYCLE) * len(DASHES)
 """Runs with a colour and a line style of their own; further ones are grey."""
@@ -72,12 +72,17 @@ def _style(index: int) -> dict[str, Any]:
     return {"color": CYCLE[index % len(CYCLE)], "linestyle": dashes, "linewidth": 1.5, "zorder": 2}
 
 
+def _short(text: str, most: int = LONGEST_TITLE) -> str:
+    text = text_label(text).texts[0]
+    return text if len(text) <= most else text[: most - 1] + ELLIPSIS
+
+
 def _draw(axes: Any, panel: RunPanel, styles: Mapping[str, dict[str, Any]]) -> None:
     from matplotlib.ticker import EngFormatter
 
     smooth = panel.noisy and any(window_of(len(curve.y)) > 1 for curve in panel.curves.values())
-    title = f"{panel.title}, running mean" if smooth else panel.title
-    prepare_axes(axes, title, x_label=panel.x_label, y_label=panel.y_label)
+    title = f"{_short(panel.title)}, running mean" if smooth else _short(panel.title)
+    prepare_axes(axes, title, x_label=_short(panel.x_label), y_label=_short(panel.y_label))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     visible = []
     for name, curve in panel.curves.items():
@@ -99,8 +104,7 @@ def _legend(figure: Any, names: list[str], styles: Mapping[str, dict[str, Any]])
     from matplotlib.lines import Line2D
 
     lines = [Line2D([], [], **styles[name]) for name in names[:MOST]]
-    texts = [text_label(name).texts[0] for name in names[:MOST]]
-    texts = [text if len(text) <= LONGEST else text[: LONGEST - 1] + ELLIPSIS for text in texts]
+    texts = [_short(name, LONGEST) for name in names[:MOST]]
     if len(names) > MOST:
         lines.append(Line2D([], [], **_style(MOST)))
         texts.append(f"{len(names) - MOST} more runs")

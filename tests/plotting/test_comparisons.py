@@ -29,3 +29,15 @@ def test_a_figure_of_other_variants_in_each_metric_is_refused(tmp_path):
         draw_comparisons({"a": a, "b": b}, tmp_path / "a.png")
     with pytest.raises(ValueError, match="the same variants"):
         draw_comparisons({}, tmp_path / "a.png")
+
+
+def test_a_long_name_is_cut_and_the_base_stays_marked(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib", reason="the plots extra is not installed")
+    from matplotlib.figure import Figure
+
+    saved, write = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **o: (saved.append(self), write(self, *a, **o))[1])
+    long = "field=" + "x" * 90
+    draw_comparisons({"m": compare_to_base({f"{long} (base)": {0: 1.0}, long: {0: 2.0}})}, tmp_path / "a.png")
+    base, other = (label.get_text() for label in saved[0].axes[0].get_yticklabels())
+    assert base.endswith("x… (base)") and other.endswith("x…") and len(other) == 48
