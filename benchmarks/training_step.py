@@ -77,7 +77,8 @@ def jaxseq_step(case: Case) -> Candidate:
         value, count = loss(params, batch, key)
         return value, training.Aux(carry, {}, count)
 
-    return _jax_candidate(training.make_train_step(with_empty_carry, optimizer), state, batch)
+    step = training.make_train_step(with_empty_carry, optimizer)
+    return _jax_candidate(jax.jit(lambda state, batch: step(state, batch), donate_argnums=0), state, batch)
 
 
 def _jax_candidate(step: Callable, state: Any, batch: Any) -> Candidate:

@@ -89,8 +89,12 @@ class TrainStep(Generic[B]):
         """
         new = {shapes: batch for batch in batches if (shapes := _shapes(batch)) not in self._compiled}
         lowered = [self.lower(state, batch) for batch in new.values()]
-        with ThreadPoolExecutor(min(count_cores(), max(len(new), 1)) if jax.process_count() == 1 else 1) as pool:
-            list(pool.map(lambda program: program.compile(), lowered))
+        if len(new) > 1 and jax.process_count() == 1:
+            with ThreadPoolExecutor(min(count_cores(), len(new))) as pool:
+                list(pool.map(lambda program: program.compile(), lowered))
+        else:
+            for program in lowered:
+                program.compile()
         self._compiled.update(new)
         return len(new)
 
