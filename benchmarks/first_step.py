@@ -74,12 +74,12 @@ class Counter:
         jax.monitoring.register_event_duration_secs_listener(self._duration)
         jax.monitoring.register_event_listener(self._event)
 
-    def _duration(self, event: str, seconds: float, **more: Any) -> None:
+    def _duration(self, event: str, duration_secs: float, **more: Any) -> None:
         for name, known in PHASES.items():
-            self.counts[name] += seconds if event == known else 0.0
+            self.counts[name] += duration_secs if event == known else 0.0
         if event == BACKEND:
             self.counts["programs"] += 1
-            self.named.append((round(seconds, 3), str(more.get("fun_name"))))
+            self.named.append((round(duration_secs, 3), str(more.get("fun_name"))))
 
     def _event(self, event: str, **more: Any) -> None:
         self.counts["hits"] += event == HIT
@@ -112,7 +112,7 @@ def child(case: str, checkout: Path, output: Path, began: float, arguments: list
         return
     counter = Counter(began)
     MetricAccumulator.add = counter.mark_first_step(MetricAccumulator.add)  # type: ignore[method-assign]
-    inner: list[dict[str, float]] = []
+    inner: list[dict[str, Any]] = []
     if case.startswith("readme"):
         run_readme(checkout, jitted=case == "readme")
     else:
@@ -120,7 +120,7 @@ def child(case: str, checkout: Path, output: Path, began: float, arguments: list
     end = counter.now()
     for name in ("programs", "hits", "compiled", *PHASES):
         end[name] += sum(row[name] for row in inner)
-    row = {**end, **{f"first_{name}": value for name, value in counter.first.items()}}
+    row: dict[str, Any] = {**end, **{f"first_{name}": value for name, value in counter.first.items()}}
     if inner:
         row["runs_compiled"] = [row["compiled"] for row in inner]
         row["runs_cpu_s"] = [round(row["cpu_s"], 2) for row in inner]
@@ -137,13 +137,14 @@ def run_readme(checkout: Path, *, jitted: bool) -> None:
     exec(compile(block, "README.md", "exec"), {})
 
 
-def run_experiment(case: str, checkout: Path, arguments: list[str], inner: list[dict[str, float]]) -> None:
+def run_experiment(case: str, checkout: Path, arguments: list[str], inner: list[dict[str, Any]]) -> None:
     """The experiment of a case; the runs of an ablation are measured by this program, too, and added to ``inner``."""
     name = EXPERIMENTS.get(case, case)
     file = checkout / "experiments" / f"{name}.py"
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None and spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    module: Any = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
     sys.argv = [str(file), *arguments]
     spec.loader.exec_module(module)
 
@@ -156,7 +157,7 @@ def run_experiment(case: str, checkout: Path, arguments: list[str], inner: list[
     from jaxseq.training import run_cli
 
     options: dict[str, Any] = {"repeatable": ("vary", "metric")} if name == "ablation" else {}
-    config = module.Config
+    config: Any = module.Config
     if name in ("translation", "captioning"):
         import tyro
 
@@ -194,10 +195,11 @@ def measure_gradients(output: Path) -> None:
     xs = jnp.ones((32, 128, 256))
 
     def ours(name: str) -> tuple[Callable, tuple]:
-        core = CORES[name](features=256)
+        make: Any = CORES[name]
+        core = make(features=256)
         carry = core.initial_carry((32,))
         variables = jax.jit(core.init)(jax.random.key(0), carry, xs)
-        return lambda v, xs: jnp.sum(core.apply(v, carry, xs)[1] ** 2), (variables, xs)  # type: ignore[operator]
+        return lambda v, xs: jnp.sum(core.apply(v, carry, xs)[1] ** 2), (variables, xs)
 
     def flax(cell: Any) -> tuple[Callable, tuple]:
         rnn = nn.RNN(cell(256))
@@ -296,7 +298,7 @@ def main() -> None:
     from harness import environment, parse_arguments
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", default=",".join(CASES), help="names, separated by commas: " + ", ".join(CASES))
+    parser.add_argument("--cases", default=",".join(CASES), help="names, separated by commas (default: %(default)s)")
     parser.add_argument("--against", type=Path, help="another checkout that takes turns with this one")
     parser.add_argument("--keep", type=Path, help="keep run folders, caches and outputs in this folder")
     parser.add_argument("--table", action="store_true", help="print what was measured, and measure nothing")

@@ -223,8 +223,9 @@ def part_of(path: str) -> tuple[str, str]:
 
 def _part(path: str) -> str:
     words = path.split("/")
-    modules = words[2:-1]
-    if not re.search(r"jvp\(\w*(LanguageModel|EncoderDecoder)", words[1]) or "head" in modules:
+    first = next(index for index, word in enumerate(words) if "jvp(" in word)  # behind the names of jitted functions
+    modules = words[first + 1 : -1]
+    if not re.search(r"jvp\(\w*(LanguageModel|EncoderDecoder)", words[first]) or "head" in modules:
         return "head and loss"
     if "embedding" in modules or "positions" in modules:
         return "embedding"
