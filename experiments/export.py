@@ -35,6 +35,8 @@ class Config:
 
     def __post_init__(self) -> None:
         training.check_numbers(self)
+        if self.length < 1:
+            raise ValueError(f"length must be at least 1, not {self.length}")
 
 
 def main(config: Config) -> dict[str, Any]:

@@ -30,6 +30,11 @@ class RunAccess:
     accept_changes: bool = False
     """Use files that differ from those that the run's parameters were saved with."""
 
+    def __post_init__(self) -> None:
+        named = self.step in ("latest", "best")
+        if not named and (isinstance(self.step, str | bool) or self.step < 0):
+            raise ValueError(f"step must be latest, best or at least 0, not {self.step}")
+
 
 NO_ACCESS = RunAccess()
 
