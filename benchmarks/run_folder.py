@@ -46,7 +46,7 @@ PARTS: dict[str, dict[str, tuple[str, ...]]] = {
         "manifest": ("make_manifest", "write_json"),
     },
     "restore": {
-        "manifest": ("read_manifest",),
+        "manifest": ("read_entry",),
         "hash files": ("verify_files",),
         "Orbax reads": ("read_arrays",),
         "hash leaves": ("verify_leaf",),

@@ -119,8 +119,8 @@ def copy_buffers(tree: PyTree) -> PyTree:
         if not is_key(leaf):
             leaf = jnp.asarray(leaf)
             leaf = leaf.astype(leaf.dtype) if leaf.weak_type else leaf
-        if not leaf.is_fully_addressable:  # of several processes
-            return leaf.copy()
+        if isinstance(leaf, jax.core.Tracer) or not jax.sharding.get_abstract_mesh().empty:
+            return leaf.copy()  # under a mesh also a copy to all of its devices
         return jax.device_put(leaf, may_alias=False)  # compiles nothing, as a copy by jax.numpy does
 
     return jax.tree.map(copy, tree)
