@@ -191,6 +191,8 @@ def make_runs(
             path, settings = folder / name / f"seed{seed}", settings | {"seed": str(seed)}
             made: Any = configure(kind, settings, run=path)
             asked, earlier = training.to_json(made), training.read_json(path.with_name(f"asked-{path.name}.json"))
+            if earlier:  # as this version writes it
+                earlier = training.to_json(training.from_json(kind, earlier))
             changes = field_differences(earlier or asked, asked, {"run"} | resumable_fields(made))
             if changes:
                 raise training.ConfigMismatchError(f"{path} was made with another config:\n  " + "\n  ".join(changes))
